@@ -1,0 +1,398 @@
+"""Fine-tune a pretrained ERNIE, ERNIE-M or BERT model into a single-label text classifier.
+
+    python train.py --model_name_or_path ernie-3.0-medium-zh --data_dir ./data/ --output_dir checkpoint --device gpu \\
+        --learning_rate 3e-5 --num_train_epochs 100 --early_stopping_patience 4 --max_seq_length 128 \\
+        --per_device_eval_batch_size 32 --per_device_train_batch_size 32 --do_train --do_eval \\
+        --metric_for_best_model accuracy --load_best_model_at_end --evaluation_strategy epoch --save_strategy epoch \\
+        --save_total_limit 1
+    python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py ... --device cpu
+    python -m paddle.distributed.launch --gpus 0,1 train.py ... --device gpu
+    python train.py options.json            # the same options as one JSON object; options after it take precedence
+
+Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (one label per line, line order = class id).
+Writes  output_dir/: config.json (labels, max_seq_length), model_state.pdparams, tokenizer files, label.txt,
+        train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/ to resume from.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from typing import Optional
+
+from utils import (Problems, TokenizedTexts, UserError, check_splits, complete_folder, is_main_rank, make_encoder, pad_batch,
+                   read_json, read_labelled, read_labels, run_script, tokenize)
+from modeling import (WEIGHTS, check_length, compare_labels, get_logger, guard_paddle_load, load_model, load_tokenizer,
+                      quiet_import, select_device)
+
+with quiet_import():
+    import paddle
+    from paddlenlp.trainer import EarlyStoppingCallback, PdArgumentParser, Trainer, TrainingArguments
+    from paddlenlp.trainer.trainer_utils import get_last_checkpoint
+
+import numpy as np
+
+GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
+RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(default="ernie-3.0-base-zh", metadata={"help": "Built-in model name or model folder."})
+    early_stopping_patience: int = field(default=4, metadata={"help": "Stop after so many evaluations without a better "
+                                                              "metric; 0 turns early stopping off."})
+    loss: str = field(default="cross_entropy", metadata={"help": "Loss function.", "choices": ["cross_entropy", "focal"]})
+    focal_gamma: float = field(default=2.0, metadata={"help": "Exponent of the focal loss."})
+    class_weights: str = field(default="none", metadata={"help": "balanced: weight classes by 1 / frequency.",
+                                                         "choices": ["none", "balanced"]})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Probability mass spread over all classes, 0 to 1."})
+
+
+@dataclass
+class DataArguments:
+    data_dir: str = field(default="./data/", metadata={"help": "Folder of the data files."})
+    train_file: str = field(default="train.txt", metadata={"help": "Training file in data_dir."})
+    dev_file: str = field(default="dev.txt", metadata={"help": "Development file in data_dir."})
+    label_file: str = field(default="label.txt", metadata={"help": "Label file in data_dir."})
+    max_seq_length: int = field(default=128, metadata={"help": "Longest text in tokens; longer texts are cut."})
+
+
+@dataclass
+class TrainArguments(TrainingArguments):
+    output_dir: str = field(default="checkpoint", metadata={"help": "Folder for the model and its checkpoints."})
+    device: Optional[str] = field(default=None, metadata={"help": "cpu, gpu, gpu:N, xpu or npu; the default is the GPU if "
+                                                          "there is one, else the CPU."})
+
+
+def parse_arguments():
+    """Options from the command line, or from a JSON file named first. Raises UserError."""
+    parser = PdArgumentParser((ModelArguments, DataArguments, TrainArguments), allow_abbrev=False,
+                              description="Train a text classifier.")
+    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"train.py: {message} (train.py --help lists all)"))
+    arguments = sys.argv[1:]
+    if arguments and arguments[0].endswith(".json"):
+        from_file = []
+        for name, value in read_json(arguments[0]).items():
+            if value is not None:
+                from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        arguments = from_file + arguments[1:]
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
+                                                              look_for_args_file=False)
+    except (ValueError, AssertionError) as error:  # from TrainingArguments' own checks
+        raise UserError(f"train.py: {error}") from None
+    if unknown:
+        raise UserError(f"train.py: unknown option {' '.join(unknown)} (train.py --help lists all)")
+    return parsed
+
+
+def check_arguments(model_args, data_args, args):
+    """Refuse what would only fail, or mean nothing, after hours of training."""
+    evaluates = args.evaluation_strategy.value != "no"
+    metrics = ["loss", "accuracy"] + [f"{kind}_{name}" for kind in ("micro", "macro") for name in ("precision", "recall", "f1")]
+    metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
+    if not (args.do_train or args.do_eval):
+        raise UserError("train.py: nothing to do, expected --do_train, --do_eval or both")
+    if metric and metric not in metrics:
+        raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
+    if args.do_train and metric and not evaluates:
+        raise UserError(f"--metric_for_best_model {metric} needs an evaluation during training, expected also --do_eval "
+                        "--evaluation_strategy epoch")
+    if not 0 <= model_args.label_smoothing < 1:
+        raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 to 1")
+    if model_args.focal_gamma < 0:
+        raise UserError(f"--focal_gamma {model_args.focal_gamma}: out of range, expected 0 or more")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
+    if args.fp16 and args.device.startswith("cpu"):
+        raise UserError("--fp16 needs a GPU, expected --device gpu (or training without --fp16)")
+
+
+def read_data(data_args, args):
+    """Read and check all data files. Returns labels, (train texts, label ids) and (dev texts, label ids)."""
+    train_path, dev_path, label_path = (os.path.join(data_args.data_dir, name) for name in
+                                        (data_args.train_file, data_args.dev_file, data_args.label_file))
+    problems, nothing = Problems(), ([], np.zeros(0, np.int64))
+    labels = read_labels(label_path, problems)
+    if problems.count:
+        problems.report()  # without sound labels every row would be reported
+    train = read_labelled(train_path, labels, problems, label_path) if args.do_train else nothing
+    dev = read_labelled(dev_path, labels, problems, label_path) if args.do_eval else nothing
+    if not problems.count:
+        check_splits(train_path, dev_path, train, dev, labels, problems)
+    problems.report()
+    return labels, train, dev
+
+
+class ClassificationLoss(paddle.nn.Layer):
+    """Cross entropy, optionally focal (Lin et al. 2017, arXiv:1708.02002), class-weighted and label-smoothed.
+
+    The mean over a batch is weighted by the weight of each text's own class. class_weights: float32 [num_classes] or None.
+    """
+
+    def __init__(self, class_weights=None, focal_gamma=0.0, label_smoothing=0.0):
+        super().__init__()
+        self.class_weights = None if class_weights is None else paddle.to_tensor(class_weights)
+        self.focal_gamma, self.label_smoothing = focal_gamma, label_smoothing
+
+    def forward(self, logits, labels):
+        """logits: float32 [batch, num_classes]; labels: int64 [batch]. Returns a scalar."""
+        num_classes = logits.shape[-1]
+        log_probs = paddle.nn.functional.log_softmax(logits.astype("float32"), axis=-1)  # (batch, num_classes)
+        target = paddle.nn.functional.one_hot(labels, num_classes)
+        target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        if self.focal_gamma:
+            target = target * (1 - log_probs.exp()) ** self.focal_gamma
+        losses = -(target * log_probs).sum(axis=-1)  # (batch,)
+        if self.class_weights is None:
+            return losses.mean()
+        weights = self.class_weights[labels]
+        return (losses * weights).sum() / weights.sum()
+
+
+def make_loss(model_args, label_ids, num_classes):
+    """The loss that the options ask for; `balanced` gives class c the weight n / (num_classes * n_c)."""
+    weights = None
+    if model_args.class_weights == "balanced" and len(label_ids):
+        counts = np.bincount(label_ids, minlength=num_classes)
+        weights = (len(label_ids) / (num_classes * np.maximum(counts, 1)) * (counts > 0)).astype(np.float32)
+    gamma = model_args.focal_gamma if model_args.loss == "focal" else 0.0
+    if weights is None and not gamma and not model_args.label_smoothing:
+        return paddle.nn.CrossEntropyLoss()
+    return ClassificationLoss(weights, gamma, model_args.label_smoothing)
+
+
+class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
+    """Batches of texts of like length, shuffled anew in every epoch.
+
+    Every rank draws the same order from (seed, epoch) and takes its share of each step, so that the ranks work on
+    batches of like length. Texts are repeated where the last step could not be shared out evenly.
+    """
+
+    def __init__(self, dataset, batch_size, seed, num_replicas, rank, drop_last):
+        super().__init__(dataset, batch_size, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
+        self.seed = seed
+
+    def __iter__(self):
+        random = np.random.default_rng([self.seed, self.epoch])
+        lengths, step = self.dataset.lengths, self.batch_size * self.nranks
+        order = random.permutation(len(lengths))
+        groups = [order[start:start + step * GROUP_BATCHES] for start in range(0, len(order), step * GROUP_BATCHES)]
+        order = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
+        for index in random.permutation(len(self)):
+            batch = order[index * step:(index + 1) * step]
+            if len(batch) % self.nranks:
+                batch = np.resize(batch, len(batch) + self.nranks - len(batch) % self.nranks)
+            yield batch[self.local_rank::self.nranks].tolist()
+
+    def __len__(self):
+        step = self.batch_size * self.nranks
+        return len(self.dataset) // step if self.drop_last else -(-len(self.dataset) // step)
+
+
+class ResumableEarlyStopping(EarlyStoppingCallback):
+    """Early stopping whose patience survives a resume: the library's callback would count from zero again."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        key = "eval_" + args.metric_for_best_model.replace("eval_", "", 1)
+        values = [entry[key] for entry in state.log_history if key in entry]
+        if values:
+            best = np.argmax(values) if args.greater_is_better else np.argmin(values)
+            self.early_stopping_patience_counter = len(values) - 1 - int(best)
+
+
+class ClassificationTrainer(Trainer):
+    """PaddleNLP's Trainer with length-grouped batches, checkpoints that are complete or absent, and exact resumption."""
+
+    def __init__(self, labels, **kwargs):
+        self.labels = labels
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self):
+        return LengthGroupedBatchSampler(
+            self.train_dataset, self.args.per_device_train_batch_size, self.args.seed, self.args.dataset_world_size,
+            self.args.dataset_rank, self.args.dataloader_drop_last)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._load_rng_state(checkpoint)  # the library does so only after skipping batches, not at the start of an epoch
+
+    def _save(self, output_dir=None, **kwargs):
+        super()._save(output_dir, **kwargs)
+        if self.args.should_save:
+            os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
+            with open(os.path.join(output_dir, "label.txt"), "w", encoding="utf-8") as file:
+                file.write("".join(label + "\n" for label in self.labels))
+
+    def _save_checkpoint(self, model, metrics=None):
+        """Write the checkpoint in a staging folder; its rename to checkpoint-N makes it visible, whole."""
+        output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
+        staging, final = os.path.join(output_dir, ".staging"), os.path.join(output_dir, name)
+        self.args.output_dir = staging
+        try:
+            super()._save_checkpoint(model, metrics=metrics)
+        finally:
+            self.args.output_dir = output_dir
+        if self.state.best_model_checkpoint == os.path.join(staging, name):
+            self.state.best_model_checkpoint = final
+        if self.args.should_save:
+            self.state.save_to_json(os.path.join(staging, name, "trainer_state.json"))
+            remove_folder(final)
+            os.replace(os.path.join(staging, name), final)
+            self._rotate_checkpoints(output_dir=output_dir)
+
+    def _rotate_checkpoints(self, use_mtime=False, output_dir=None):
+        """Keep the newest save_total_limit checkpoints, always with the best and the newest among them."""
+        limit = self.args.save_total_limit
+        if output_dir != self.args.output_dir or output_dir.endswith(".staging") or not limit or limit <= 0:
+            return  # called by the library before the checkpoint has its final place
+        folders = sorted(list_checkpoints(output_dir), key=lambda folder: int(folder.rsplit("-", 1)[1]))
+        best = self.state.best_model_checkpoint
+        kept = {folders[-1]} | ({best} if best in folders else set())
+        for folder in reversed(folders):
+            if len(kept) < limit:
+                kept.add(folder)
+            elif folder not in kept:
+                get_logger().info(f"Deleting older checkpoint [{folder}] due to args.save_total_limit")
+                remove_folder(folder)
+
+
+def list_checkpoints(output_dir):
+    """Paths of output_dir/checkpoint-N."""
+    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    return [os.path.join(output_dir, name) for name in names if name.startswith("checkpoint-") and name[11:].isdigit()]
+
+
+def remove_folder(folder):
+    """Remove a checkpoint; it loses its name first, so that a kill in between leaves no half checkpoint."""
+    if os.path.isdir(folder):
+        doomed = os.path.join(os.path.dirname(folder), f".deleted-{os.path.basename(folder)}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def find_resume_point(args):
+    """The checkpoint to resume from, or None. An unfinished run in output_dir is never overwritten without being asked."""
+    wanted = args.resume_from_checkpoint
+    if wanted:
+        folder = wanted if not list_checkpoints(wanted) else get_last_checkpoint(wanted)
+        missing = [name for name in RESUME_FILES if not os.path.isfile(os.path.join(folder, name))]
+        if missing:
+            raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N "
+                            "folder made by train.py (or the output_dir that holds some)")
+        return folder
+    old = list_checkpoints(args.output_dir)
+    if old and not args.overwrite_output_dir and not os.path.isfile(os.path.join(args.output_dir, "trainer_state.json")):
+        last = get_last_checkpoint(args.output_dir)
+        raise UserError(f"{args.output_dir}: holds {os.path.basename(last)} of a training that did not finish, expected "
+                        f"--resume_from_checkpoint {last} to go on with it, or --overwrite_output_dir to start anew")
+    return None
+
+
+def clear_leftovers(args, resume_point):
+    """Remove what an earlier run left: half-written staging folders, and before a new training its resume points."""
+    for name in os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []:
+        if name.startswith((".staging", ".deleted-")):
+            shutil.rmtree(os.path.join(args.output_dir, name), ignore_errors=True)
+    if resume_point is None:
+        for folder in list_checkpoints(args.output_dir):
+            get_logger().info(f"Deleting [{folder}] of the earlier training in {args.output_dir}")
+            remove_folder(folder)
+        if os.path.isfile(os.path.join(args.output_dir, "trainer_state.json")):
+            os.remove(os.path.join(args.output_dir, "trainer_state.json"))  # stands for a finished training
+
+
+def compute_metrics(prediction):
+    """Accuracy, micro and macro precision, recall and F1 from logits [num_texts, num_classes] and label ids."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    guesses, label_ids = prediction.predictions.argmax(axis=-1), prediction.label_ids
+    metrics = {"accuracy": accuracy_score(label_ids, guesses)}
+    for average in ("micro", "macro"):
+        scores = precision_recall_fscore_support(label_ids, guesses, average=average, zero_division=0)
+        metrics.update(zip((f"{average}_precision", f"{average}_recall", f"{average}_f1"), map(float, scores)))
+    return metrics
+
+
+def collate(rows, pad_id):
+    """{"input_ids": int64 [batch, longest], "labels": int64 [batch]}"""
+    return {"input_ids": pad_batch([row["input_ids"] for row in rows], pad_id),
+            "labels": np.array([row["labels"] for row in rows], dtype=np.int64)}
+
+
+def tokenize_split(split, encode, max_seq_length, name):
+    """Tokenize (texts, label ids) and say how many texts are cut."""
+    tokens = tokenize(split[0], encode, split[1], f"Tokenizing {name}")
+    full = int((tokens.lengths >= max_seq_length).sum())
+    if full:
+        get_logger().info(f"{full} of {len(tokens)} {name} texts fill max_seq_length {max_seq_length}; longer ones are cut.")
+    return tokens
+
+
+def sort_by_length(tokens):
+    """The same texts, longest first: the Trainer evaluates in the order given, so its batches are of like length."""
+    order = np.argsort(-tokens.lengths, kind="stable")
+    ids = np.concatenate([tokens[index]["input_ids"] for index in order])
+    return TokenizedTexts(ids, np.concatenate([[0], np.cumsum(tokens.lengths[order])]), tokens.labels[order])
+
+
+def main():
+    model_args, data_args, args = parse_arguments()
+    args.device = select_device(args.device)
+    check_arguments(model_args, data_args, args)
+    resume_point = find_resume_point(args) if args.do_train else None
+    labels, train, dev = read_data(data_args, args)
+    if args.do_eval and len(dev[0]) < args.dataset_world_size:
+        raise UserError(f"{data_args.dev_file}: {len(dev[0])} rows for {args.dataset_world_size} processes, expected at "
+                        "least one row per process")
+
+    guard_paddle_load()
+    paddle.seed(args.seed)
+    model = load_model(model_args.model_name_or_path, ignore_mismatched_sizes=True, num_labels=len(labels),
+                       id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)},
+                       max_seq_length=data_args.max_seq_length)
+    check_length(data_args.max_seq_length, model)
+    trained_labels = os.path.join(model_args.model_name_or_path, "label.txt")
+    if not args.do_train and os.path.isfile(trained_labels):
+        compare_labels(read_labels(trained_labels), labels, os.path.join(data_args.data_dir, data_args.label_file),
+                       model_args.model_name_or_path)
+    tokenizer = load_tokenizer(model_args.model_name_or_path)
+    encode = make_encoder(tokenizer, data_args.max_seq_length)
+    train_tokens = tokenize_split(train, encode, data_args.max_seq_length, "training") if args.do_train else None
+    dev_tokens = sort_by_length(tokenize_split(dev, encode, data_args.max_seq_length, "dev")) if args.do_eval else None
+
+    callbacks = []
+    if args.do_train and args.load_best_model_at_end and args.evaluation_strategy.value != "no" \
+            and model_args.early_stopping_patience > 0:
+        callbacks.append(ResumableEarlyStopping(model_args.early_stopping_patience))
+    elif args.do_train:
+        get_logger().info("Early stopping is off: it needs --evaluation_strategy and --load_best_model_at_end.")
+    if args.do_train and is_main_rank():
+        clear_leftovers(args, resume_point)
+    trainer = ClassificationTrainer(
+        labels, model=model, criterion=make_loss(model_args, train[1], len(labels)), args=args, tokenizer=tokenizer,
+        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
+        eval_dataset=dev_tokens, compute_metrics=compute_metrics, callbacks=callbacks)
+    if args.do_train:
+        metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
+        if is_main_rank():
+            with complete_folder(args.output_dir, marker="config.json") as staging:
+                trainer.save_model(staging)
+        trainer.log_metrics("train", metrics)
+        trainer.save_metrics("train", metrics)
+    if args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if args.do_train:
+        trainer.save_state()
+        get_logger().info(f"Model saved in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run_script(main)

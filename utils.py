@@ -1,0 +1,384 @@
+"""What the scripts share and needs no Paddle: process set-up, errors, the data contract, outputs, batching.
+
+Import this module before `paddle`: importing it prepares the process (see `prepare_process`). What needs Paddle stands in
+modeling.py; this module stays free of it, so that tools which only read data, and deployments, can use it.
+"""
+
+import array
+import contextlib
+import ctypes
+import difflib
+import functools
+import json
+import logging
+import os
+import pickletools
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+
+MAX_REPORTED = 20  # problems printed in full; the rest are only counted
+TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
+UNDECIDED = "undecided"  # what predict.py writes for answers below --threshold
+
+
+# ---------------------------------------------------------------- process set-up
+
+
+def prepare_process():
+    """Set what Paddle 2.6.2 needs before its first import; values that the user has set are left alone.
+
+    - zlib: libpaddle.so exports its own zlib symbols; where Python's zlib is a shared extension, decompression then
+      crashes (segfault in inflateReset2). Loading the system library first cures it. Linux only.
+    - OMP_NUM_THREADS: Paddle sets 1 unless it is set. All usable cores, shared out between the ranks of this machine.
+    - MKL_DEBUG_CPU_TYPE: the bundled MKL takes its slowest path on AMD CPUs; 5 selects AVX2, 7 AVX-512.
+    All three can go when Paddle no longer bundles zlib and MKL 2019.
+    """
+    if "paddle" in sys.modules:
+        return  # too late to change anything
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)
+    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", 1))
+    if "OMP_NUM_THREADS" not in (_launcher_environ() if "PADDLE_LOCAL_SIZE" in os.environ else os.environ):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
+    with contextlib.suppress(OSError):
+        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+            cpu = cpuinfo.read(4096)
+        if "AuthenticAMD" in cpu and "avx2" in cpu:
+            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "7" if "avx512bw" in cpu else "5")
+
+
+def _launcher_environ():
+    """Environment that `paddle.distributed.launch` was started with: its own import of Paddle sets OMP_NUM_THREADS=1
+    for the ranks, which must not be mistaken for the user's choice."""
+    try:
+        with open(f"/proc/{os.getppid()}/environ", "rb") as environ:
+            return {entry.split(b"=", 1)[0].decode("utf-8", "replace") for entry in environ.read().split(b"\0")}
+    except OSError:
+        return os.environ
+
+
+prepare_process()
+
+
+def is_main_rank():
+    """True in a single process and in rank 0 of `paddle.distributed.launch`."""
+    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
+# ---------------------------------------------------------------- errors
+
+
+class UserError(Exception):
+    """Something the user can mend. Printed without a traceback; the exit code is 2."""
+
+
+def run_script(main):
+    """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130."""
+    try:
+        main()
+    except UserError as error:
+        if is_main_rank():
+            print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+
+
+class Problems:
+    """Collects what is wrong in the user's files, so that all of it is reported at once."""
+
+    def __init__(self):
+        self.lines, self.count, self.warnings = [], 0, []
+
+    def add(self, path, line, wrong, expected):
+        """Note `path:line: wrong, expected ...`; line is 1-based, or None for the file as a whole."""
+        self.count += 1
+        if self.count <= MAX_REPORTED:
+            self.lines.append(f"{path}:{line}: {wrong}, expected {expected}" if line else
+                              f"{path}: {wrong}, expected {expected}")
+
+    def warn(self, path, line, wrong, expected):
+        """Note something that is reported but does not stop the run."""
+        self.warnings.append(f"warning: {path}:{line}: {wrong}, expected {expected}" if line else
+                             f"warning: {path}: {wrong}, expected {expected}")
+
+    def report(self):
+        """Print the warnings; raise UserError if there were errors."""
+        if self.warnings and is_main_rank():
+            more = len(self.warnings) - MAX_REPORTED
+            shown = self.warnings[:MAX_REPORTED] + ([f"... and {more} more warnings"] if more > 0 else [])
+            print("\n".join(shown), file=sys.stderr)
+        self.warnings = []
+        if self.count:
+            total = f"{self.count} problem{'s' if self.count > 1 else ''} found"
+            if self.count > MAX_REPORTED:
+                total += f", the first {MAX_REPORTED} are shown"
+            raise UserError("\n".join(self.lines + [total + "."]))
+
+
+# ---------------------------------------------------------------- the data contract
+
+
+def read_lines(path, problems, stream=None):
+    """Yield (line number from 1, text) for each sound line of a UTF-8 file; a BOM and CRLF are accepted.
+
+    Only LF ends a line. Missing and empty files, invalid UTF-8 and NUL are added to `problems` (such lines are not
+    yielded). `stream`: a binary stream to read instead of opening `path`, which then only names it in messages.
+    """
+    try:
+        lines = stream if stream is not None else open(path, "rb")
+    except FileNotFoundError:
+        return problems.add(path, None, "file not found", "a UTF-8 text file")
+    except OSError as error:
+        return problems.add(path, None, f"cannot be read ({error.strerror})", "a UTF-8 text file")
+    found = False
+    with lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1:
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    return problems.add(path, 1, "the file is UTF-16", "UTF-8 (save it again as UTF-8)")
+                line = line[3:] if line.startswith(b"\xef\xbb\xbf") else line
+                if not line:
+                    break  # nothing but a BOM
+            found = True
+            line = line[:-1] if line.endswith(b"\n") else line
+            line = line[:-1] if line.endswith(b"\r") else line
+            if b"\0" in line:
+                problems.add(path, number, "NUL character", "text without control bytes")
+                continue
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                hint = " (convert it: iconv -f GB18030 -t UTF-8)" if _decodes(line, "gb18030") else ""
+                problems.add(path, number, f"invalid UTF-8 at byte {error.start + 1}", f"UTF-8 text{hint}")
+    if not found:
+        problems.add(path, None, "file is empty", "at least one line")
+
+
+def _decodes(line, encoding):
+    with contextlib.suppress(UnicodeDecodeError):
+        line.decode(encoding)
+        return True
+    return False
+
+
+def read_labels(path, problems=None):
+    """Read label.txt: one label per line, line order = class id.
+
+    Returns the list of labels. Empty, duplicate, padded and tabbed labels are problems; without a `problems` to collect
+    them in, they raise UserError here.
+    """
+    own = problems is None
+    problems = Problems() if own else problems
+    before, seen = problems.count, {}
+    for number, label in read_lines(path, problems):
+        if not label.strip():
+            problems.add(path, number, "empty label", "one label per line")
+        elif label in seen:
+            problems.add(path, number, f"label {label!r} again (first in line {seen[label]})", "each label once")
+        elif label != label.strip() or "\t" in label:
+            problems.add(path, number, f"label {label!r} has a tab or blanks around it", f"{label.strip()!r}")
+        seen.setdefault(label, number)
+    if problems.count == before and len(seen) < 2:
+        problems.add(path, None, "only one label", "at least two labels")
+    if own:
+        problems.report()
+    return list(seen)
+
+
+def read_labelled(path, labels, problems, label_path="label.txt"):
+    """Read a `<text>\\t<label>` file.
+
+    Returns (texts: list of str, label_ids: int64 [num_texts]); unsound rows are added to `problems` and left out.
+    """
+    label2id = {label: index for index, label in enumerate(labels)}
+    texts, label_ids = [], array.array("q")
+    for number, line in read_lines(path, problems):
+        text, tab, label = line.partition("\t")
+        if not tab:
+            wrong = "empty line" if not line.strip() else f"no tab in {_shorten(line)!r}"
+            problems.add(path, number, wrong, "<text><tab><label>")
+        elif "\t" in label:
+            problems.add(path, number, f"{label.count(chr(9)) + 1} tabs", "exactly one tab: <text><tab><label>")
+        elif not text.strip():
+            problems.add(path, number, "empty text", "<text><tab><label>")
+        elif label not in label2id:
+            close = difflib.get_close_matches(label, labels, 1) if problems.count < MAX_REPORTED else []
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
+            problems.add(path, number, wrong, f"one of its {len(labels)} labels")
+        else:
+            texts.append(text)
+            label_ids.append(label2id[label])
+    return texts, np.frombuffer(label_ids, dtype=np.int64) if label_ids else np.zeros(0, np.int64)
+
+
+def read_texts(path, problems, stream=None):
+    """Yield the texts of an unlabelled file (one per line); empty lines and lines with a tab are problems."""
+    for number, text in read_lines(path, problems, stream):
+        if not text.strip():
+            problems.add(path, number, "empty line", "one text per line")
+        elif "\t" in text:
+            problems.add(path, number, "a tab", "one text per line, without a label")
+        else:
+            yield text
+
+
+def check_splits(train_path, dev_path, train, dev, labels, problems):
+    """Add the warnings that need whole files: a class without training rows, a text in both train and dev.
+
+    train, dev: (texts, label_ids) as `read_labelled` returns them.
+    """
+    counts = np.bincount(train[1], minlength=len(labels)) if len(train[1]) else np.zeros(len(labels), int)
+    for label, count in zip(labels, counts):
+        if count == 0:
+            problems.warn(train_path, None, f"class {label!r} has no training rows", "at least one row per class")
+    dev_lines = {}
+    for number, text in enumerate(dev[0], 1):
+        dev_lines.setdefault(text, number)
+    for number, text in enumerate(train[0], 1):
+        if text in dev_lines:
+            problems.warn(train_path, number, f"text {_shorten(text)!r} is also in {dev_path}:{dev_lines[text]}",
+                          "different texts in train and dev")
+
+
+def _shorten(text, length=40):
+    return text if len(text) <= length else text[:length] + "..."
+
+
+# ---------------------------------------------------------------- outputs
+
+
+@contextlib.contextmanager
+def complete_file(path, mode="w", **kwargs):
+    """Open a temporary file beside `path` for writing; it gets its final name only when the block ends well."""
+    path = os.path.abspath(path)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, part = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=os.path.dirname(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
+    try:
+        with open(handle, mode, encoding=None if "b" in mode else "utf-8", **kwargs) as output:
+            yield output
+        os.chmod(part, 0o666 & ~_umask())  # mkstemp makes files private
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        raise
+
+
+@contextlib.contextmanager
+def complete_folder(path, marker):
+    """Make a temporary folder; when the block ends well its files move into `path`, the file `marker` last.
+
+    The old marker is removed first: a folder that holds its marker is complete, whenever the process may be killed.
+    """
+    path = os.path.abspath(path)
+    try:
+        os.makedirs(path, exist_ok=True)
+        staging = tempfile.mkdtemp(prefix=".staging-", dir=path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
+    try:
+        yield staging
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(path, marker))
+        for name in sorted(os.listdir(staging), key=lambda name: (name == marker, name)):
+            os.replace(os.path.join(staging, name), os.path.join(path, name))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# ---------------------------------------------------------------- tokenization and batching
+
+
+class TokenizedTexts:
+    """Token ids of many texts, kept flat: 4 bytes a token, where a list of lists takes 40.
+
+    ids: int32 [num_tokens]; offsets: int64 [num_texts + 1]; labels: int64 [num_texts] or None.
+    """
+
+    def __init__(self, ids, offsets, labels=None):
+        self.ids, self.offsets, self.labels = ids, offsets, labels
+        self.lengths = np.diff(offsets)  # int64 [num_texts], special tokens included
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        """{"input_ids": int32 [length], "labels": int64 scalar (where there are labels)}"""
+        item = {"input_ids": self.ids[self.offsets[index]:self.offsets[index + 1]]}
+        if self.labels is not None:
+            item["labels"] = self.labels[index]
+        return item
+
+
+def make_encoder(tokenizer, max_seq_length):
+    """Return a function: list of str -> list of lists of token ids, special tokens included, cut to max_seq_length.
+
+    BERT and ERNIE vocabularies run in the `tokenizers` library with exactly PaddleNLP's ids; others in PaddleNLP.
+    """
+    if type(tokenizer).__name__ in ("BertTokenizer", "ErnieTokenizer"):
+        from wordpiece import build_fast_tokenizer
+
+        fast = build_fast_tokenizer(tokenizer)
+        fast.enable_truncation(max_seq_length)
+        return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(texts)]
+    return lambda texts: [tokenizer(text, max_length=max_seq_length, truncation=True)["input_ids"] for text in texts]
+
+
+def tokenize(texts, encode, labels=None, description="Tokenizing"):
+    """Tokenize a list of str with an encoder of `make_encoder`; returns TokenizedTexts."""
+    from tqdm import tqdm
+
+    ids, lengths = array.array("i"), array.array("q", [0])
+    with tqdm(total=len(texts), desc=description, unit=" texts", delay=2, leave=False) as progress:
+        for start in range(0, len(texts), TOKENIZE_CHUNK):
+            chunk = texts[start:start + TOKENIZE_CHUNK]
+            for encoded in encode(chunk):
+                ids.extend(encoded)
+                lengths.append(len(encoded))
+            progress.update(len(chunk))
+    return TokenizedTexts(np.frombuffer(ids, np.int32), np.cumsum(np.frombuffer(lengths, np.int64)), labels)
+
+
+def pad_batch(rows, pad_id):
+    """Pad a list of id sequences to the longest of them: int64 [len(rows), longest]."""
+    batch = np.full((len(rows), max(map(len, rows))), pad_id, dtype=np.int64)
+    for index, row in enumerate(rows):
+        batch[index, :len(row)] = row
+    return batch
+
+
+def sorted_batches(lengths, batch_size):
+    """Indices of the texts in batches of like length, longest first (so that too large a batch fails at once)."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def read_json(path):
+    """Read a JSON object; UserError where the file is missing or not one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found, expected a JSON file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}), expected a JSON object") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON {type(content).__name__}, expected an object")
+    return content
