@@ -75,6 +75,7 @@ def select_device(device):
     device: "cpu", "gpu", "gpu:1", "xpu", "npu" or None (the GPU if Paddle sees one, else the CPU, saying so).
     Raises UserError where the device does not exist.
     """
+    logger = get_logger()  # first: it imports Paddle without its warnings
     import paddle
 
     kind = (device or "").split(":")[0]
@@ -84,7 +85,7 @@ def select_device(device):
     if device is None:
         kind = device = "gpu" if gpus else "cpu"
         if not gpus and is_main_rank():
-            get_logger().info("No GPU seen by Paddle: using the CPU.")
+            logger.info("No GPU seen by Paddle: using the CPU.")
     if kind == "gpu" and not gpus:
         build = "this Paddle is a CPU build" if not paddle.is_compiled_with_cuda() else "Paddle sees no GPU"
         raise UserError(f"--device {device}: {build}, expected --device cpu, or `pip install -r requirements.txt` on a "
@@ -338,19 +339,17 @@ def compare_labels(trained, listed, path, folder):
 # ---------------------------------------------------------------- inference
 
 
-def predict_logits(checkpoint, tokens, batch_size, description=None):
+def predict_logits(checkpoint, tokens, batch_size, progress=None):
     """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
 
     Batches are formed by length. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and layer norm
-    use one thread only, whatever OMP_NUM_THREADS says. description: of the progress bar, None for no bar.
+    use one thread only, whatever OMP_NUM_THREADS says. progress: a tqdm bar to advance by the texts done, or None.
     """
     import paddle
     from threadpoolctl import threadpool_limits
-    from tqdm import tqdm
 
     device = paddle.get_device()
     logits = np.empty((len(tokens), len(checkpoint.labels)), dtype=np.float32)
-    bar = tqdm(total=len(tokens), desc=description, unit=" texts", delay=2, leave=False, disable=description is None)
 
     def prepare_thread():
         paddle.set_device(device)
@@ -360,17 +359,17 @@ def predict_logits(checkpoint, tokens, batch_size, description=None):
         rows = [tokens[index]["input_ids"] for index in indices]
         with paddle.no_grad():
             logits[indices] = checkpoint.model(paddle.to_tensor(pad_batch(rows, checkpoint.pad_id))).numpy()
-        bar.update(len(indices))
+        if progress is not None:
+            progress.update(len(indices))
 
     batches = sorted_batches(tokens.lengths, batch_size)
     threads = int(os.environ.get("OMP_NUM_THREADS", 1)) if device == "cpu" else 1
-    with bar:
-        if threads == 1:
-            for batch in batches:
-                run(batch)
-        else:
-            with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
-                list(pool.map(run, batches))
+    if threads == 1:
+        for batch in batches:
+            run(batch)
+    else:
+        with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
+            list(pool.map(run, batches))
     return logits
 
 

@@ -12,8 +12,8 @@ import functools
 import json
 import logging
 import os
-import pickletools
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -78,7 +78,11 @@ class UserError(Exception):
 
 
 def run_script(main):
-    """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130."""
+    """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130.
+
+    SIGTERM ends it as an exception would, so that unfinished files are removed.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except UserError as error:
@@ -282,6 +286,7 @@ def complete_folder(path, marker):
     The old marker is removed first: a folder that holds its marker is complete, whenever the process may be killed.
     """
     path = os.path.abspath(path)
+    is_new = not os.path.isdir(path)
     try:
         os.makedirs(path, exist_ok=True)
         staging = tempfile.mkdtemp(prefix=".staging-", dir=path)
@@ -295,6 +300,9 @@ def complete_folder(path, marker):
             os.replace(os.path.join(staging, name), os.path.join(path, name))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)  # stays where it holds the result
 
 
 def _umask():
@@ -327,16 +335,24 @@ class TokenizedTexts:
         return item
 
 
+def fast_tokenizer(tokenizer, max_seq_length):
+    """The `tokenizers` twin of a PaddleNLP BERT or ERNIE tokenizer, cutting at max_seq_length; None for other kinds."""
+    if type(tokenizer).__name__ not in ("BertTokenizer", "ErnieTokenizer"):
+        return None
+    from wordpiece import build_fast_tokenizer
+
+    fast = build_fast_tokenizer(tokenizer)
+    fast.enable_truncation(max_seq_length)
+    return fast
+
+
 def make_encoder(tokenizer, max_seq_length):
     """Return a function: list of str -> list of lists of token ids, special tokens included, cut to max_seq_length.
 
     BERT and ERNIE vocabularies run in the `tokenizers` library with exactly PaddleNLP's ids; others in PaddleNLP.
     """
-    if type(tokenizer).__name__ in ("BertTokenizer", "ErnieTokenizer"):
-        from wordpiece import build_fast_tokenizer
-
-        fast = build_fast_tokenizer(tokenizer)
-        fast.enable_truncation(max_seq_length)
+    fast = fast_tokenizer(tokenizer, max_seq_length)
+    if fast is not None:
         return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(texts)]
     return lambda texts: [tokenizer(text, max_length=max_seq_length, truncation=True)["input_ids"] for text in texts]
 

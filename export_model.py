@@ -1,0 +1,106 @@
+"""Export a trained classifier as a static graph, with all that a deployment needs beside it.
+
+    python export_model.py --params_path ./checkpoint/ --output_path ./export
+    python export_model.py --params_path ./checkpoint/ --output_path ./export --multilingual    # ERNIE-M
+
+Reads   params_path (made by train.py).
+Writes  output_path/: float32.pdmodel, float32.pdiparams, float32.pdiparams.info, tokenizer.json (where the tokenizer has
+        that form), vocab.txt and the other tokenizer files, label.txt, deploy.json (maximum length, input names, model
+        type). Inputs of the graph: input_ids, token_type_ids, int64 [batch, length]; ERNIE-M: input_ids only.
+        Output: logits float32 [batch, num_classes].
+The exported graph is run and compared with the checkpoint before anything appears in output_path.
+"""
+
+import argparse
+import json
+import os
+
+import numpy as np
+
+from utils import UserError, complete_folder, fast_tokenizer, pad_batch, run_script
+from modeling import get_logger, load_checkpoint, select_device
+
+TOLERANCE = 1e-4  # largest difference of logits between checkpoint and graph that is only rounding
+# texts of several lengths and kinds for the comparison; it needs no data folder
+PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀", "您好，请问一岁三个月的孩子可以吃这种药吗？" * 8]
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by train.py")
+    parser.add_argument("--output_path", default="./export", help="folder for the exported model")
+    parser.add_argument("--multilingual", action="store_true", help="the model is ERNIE-M (recognised without it, too)")
+    return parser.parse_args()
+
+
+def export_graph(model, multilingual, prefix):
+    """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info."""
+    import paddle
+
+    names = ["input_ids"] if multilingual else ["input_ids", "token_type_ids"]
+    spec = [paddle.static.InputSpec(shape=[None, None], dtype="int64", name=name) for name in names]
+    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
+    return names
+
+
+def run_graph(prefix, names, input_ids):
+    """Run the exported graph by Paddle Inference on the CPU. input_ids: int64 [batch, length]. Returns the logits."""
+    from paddle import inference
+
+    config = inference.Config(prefix + ".pdmodel", prefix + ".pdiparams")
+    config.disable_gpu()
+    config.disable_glog_info()
+    predictor = inference.create_predictor(config)
+    if set(predictor.get_input_names()) != set(names):
+        raise UserError(f"the exported graph has the inputs {predictor.get_input_names()}, expected {names}")
+    for name in names:
+        predictor.get_input_handle(name).copy_from_cpu(input_ids if name == "input_ids" else np.zeros_like(input_ids))
+    predictor.run()
+    return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+
+
+def probe_batches(checkpoint):
+    """PROBES as batches of several shapes: list of int64 [batch, length]."""
+    rows = checkpoint.encode(PROBES)
+    return [pad_batch(batch, checkpoint.pad_id) for batch in (rows, rows[:1], rows[2:3], rows[-1:])]
+
+
+def main():
+    args = parse_arguments()
+    get_logger()
+    import paddle
+
+    select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
+    checkpoint = load_checkpoint(args.params_path)
+    multilingual = checkpoint.model.config.model_type == "ernie_m"
+    if args.multilingual and not multilingual:
+        raise UserError(f"--multilingual: {args.params_path} holds a {checkpoint.model.config.model_type} model, expected "
+                        "an ERNIE-M model, or no --multilingual")
+    batches = probe_batches(checkpoint)
+    with paddle.no_grad():  # before the export: tracing replaces the model's own forward
+        expected = [checkpoint.model(paddle.to_tensor(batch)).numpy() for batch in batches]
+    with complete_folder(args.output_path, marker="deploy.json") as staging:
+        prefix = os.path.join(staging, "float32")
+        names = export_graph(checkpoint.model, multilingual, prefix)
+        difference = max(float(np.abs(run_graph(prefix, names, batch) - logits).max())
+                         for batch, logits in zip(batches, expected))
+        get_logger().info(f"Largest logit difference between checkpoint and exported graph: {difference:.2e}")
+        if not difference <= TOLERANCE:
+            raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
+                            f"{TOLERANCE:.0e}; nothing was exported")
+        checkpoint.tokenizer.save_pretrained(staging)
+        fast = fast_tokenizer(checkpoint.tokenizer, checkpoint.max_seq_length)
+        if fast is not None:
+            fast.save(os.path.join(staging, "tokenizer.json"))
+        with open(os.path.join(staging, "label.txt"), "w", encoding="utf-8") as file:
+            file.write("".join(label + "\n" for label in checkpoint.labels))
+        with open(os.path.join(staging, "deploy.json"), "w", encoding="utf-8") as file:
+            json.dump({"model_type": checkpoint.model.config.model_type, "max_seq_length": checkpoint.max_seq_length,
+                       "input_names": names, "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
+                       "model_file": "float32.pdmodel", "params_file": "float32.pdiparams"}, file, indent=2)
+    get_logger().info(f"Exported model saved in {args.output_path}")
+
+
+if __name__ == "__main__":
+    run_script(main)
