@@ -17,7 +17,7 @@ import os
 
 import numpy as np
 
-from utils import UserError, complete_folder, fast_tokenizer, pad_batch, run_script
+from utils import UserError, complete_folder, pad_batch, run_script
 from modeling import get_logger, load_checkpoint, select_device
 
 TOLERANCE = 1e-4  # largest difference of logits between checkpoint and graph that is only rounding
@@ -90,9 +90,8 @@ def main():
             raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
                             f"{TOLERANCE:.0e}; nothing was exported")
         checkpoint.tokenizer.save_pretrained(staging)
-        fast = fast_tokenizer(checkpoint.tokenizer, checkpoint.max_seq_length)
-        if fast is not None:
-            fast.save(os.path.join(staging, "tokenizer.json"))
+        if checkpoint.fast is not None:
+            checkpoint.fast.save(os.path.join(staging, "tokenizer.json"))
         with open(os.path.join(staging, "label.txt"), "w", encoding="utf-8") as file:
             file.write("".join(label + "\n" for label in checkpoint.labels))
         with open(os.path.join(staging, "deploy.json"), "w", encoding="utf-8") as file:

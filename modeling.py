@@ -5,7 +5,6 @@ Logits are float32 [num_texts, num_classes] in the order of the input.
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import pickletools
@@ -13,11 +12,12 @@ import sys
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, List, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from utils import (UserError, is_main_rank, make_encoder, pad_batch, read_json, read_labels, sorted_batches)
+from utils import (UserError, fast_tokenizer, is_main_rank, make_encoder, pad_batch, read_json, read_labels,
+                   sorted_batches)
 
 BUILT_IN_MODELS = (
     "ernie-3.0-xbase-zh", "ernie-3.0-base-zh", "ernie-3.0-medium-zh", "ernie-3.0-mini-zh", "ernie-3.0-micro-zh",
@@ -30,7 +30,7 @@ WEIGHTS = "model_state.pdparams"
 # ---------------------------------------------------------------- logger and device
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def get_logger():
     """PaddleNLP's logger: `[time] [    INFO] - text` on standard error, coloured only on a terminal."""
     with quiet_import():
@@ -141,7 +141,7 @@ def check_pickle(path):
         raise UserError(f"{path}: damaged or not a Paddle file ({error}), expected {expected}") from None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def guard_paddle_load():
     """Make every `paddle.load`, PaddleNLP's own calls included, check the pickle before it is read."""
     import paddle
@@ -272,8 +272,9 @@ class Checkpoint(NamedTuple):
 
     model: Any  # PaddleNLP sequence classifier in eval mode
     tokenizer: Any  # PaddleNLP tokenizer
+    fast: Any  # the same as a tokenizers.Tokenizer, or None where there is no such form
     encode: Callable  # list of str -> list of lists of token ids
-    labels: List[str]  # position = class id
+    labels: list[str]  # position = class id
     max_seq_length: int  # tokens, special tokens included
     pad_id: int
 
@@ -298,7 +299,10 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     model = load_model(folder, num_labels=len(labels))
     tokenizer = load_tokenizer(folder)
     length = check_length(max_seq_length or trained_length, model)
-    return Checkpoint(model, tokenizer, make_encoder(tokenizer, length), labels, length, tokenizer.pad_token_id)
+    saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
+    fast = fast_tokenizer(tokenizer, length, saved)
+    encode = make_encoder(tokenizer, fast, length)
+    return Checkpoint(model, tokenizer, fast, encode, labels, length, tokenizer.pad_token_id)
 
 
 def check_length(max_seq_length, model):

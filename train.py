@@ -20,8 +20,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Optional
 
-from utils import (Problems, TokenizedTexts, UserError, check_splits, complete_folder, is_main_rank, make_encoder, pad_batch,
-                   read_json, read_labelled, read_labels, run_script, tokenize)
+from utils import (Problems, TokenizedTexts, UserError, check_splits, complete_folder, fast_tokenizer, is_main_rank,
+                   make_encoder, pad_batch, read_json, read_labelled, read_labels, run_script, tokenize)
 from modeling import (WEIGHTS, check_length, compare_labels, get_logger, guard_paddle_load, load_model, load_tokenizer,
                       quiet_import, select_device)
 
@@ -89,7 +89,8 @@ def parse_arguments():
 def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, after hours of training."""
     evaluates = args.evaluation_strategy.value != "no"
-    metrics = ["loss", "accuracy"] + [f"{kind}_{name}" for kind in ("micro", "macro") for name in ("precision", "recall", "f1")]
+    metrics = ["loss", "accuracy"] + [f"{average}_{name}" for average in ("micro", "macro")
+                                      for name in ("precision", "recall", "f1")]
     metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
     if not (args.do_train or args.do_eval):
         raise UserError("train.py: nothing to do, expected --do_train, --do_eval or both")
@@ -208,8 +209,8 @@ class ResumableEarlyStopping(EarlyStoppingCallback):
 class ClassificationTrainer(Trainer):
     """PaddleNLP's Trainer with length-grouped batches, checkpoints that are complete or absent, and exact resumption."""
 
-    def __init__(self, labels, **kwargs):
-        self.labels = labels
+    def __init__(self, labels, fast, **kwargs):
+        self.labels, self.fast = labels, fast
         super().__init__(**kwargs)
 
     def _get_train_sampler(self):
@@ -227,6 +228,8 @@ class ClassificationTrainer(Trainer):
             os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
             with open(os.path.join(output_dir, "label.txt"), "w", encoding="utf-8") as file:
                 file.write("".join(label + "\n" for label in self.labels))
+            if self.fast is not None:
+                self.fast.save(os.path.join(output_dir, "tokenizer.json"))
 
     def _save_checkpoint(self, model, metrics=None):
         """Write the checkpoint in a staging folder; its rename to checkpoint-N makes it visible, whole."""
@@ -362,7 +365,8 @@ def main():
         compare_labels(read_labels(trained_labels), labels, os.path.join(data_args.data_dir, data_args.label_file),
                        model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path)
-    encode = make_encoder(tokenizer, data_args.max_seq_length)
+    fast = fast_tokenizer(tokenizer, data_args.max_seq_length)
+    encode = make_encoder(tokenizer, fast, data_args.max_seq_length)
     train_tokens = tokenize_split(train, encode, data_args.max_seq_length, "training") if args.do_train else None
     dev_tokens = sort_by_length(tokenize_split(dev, encode, data_args.max_seq_length, "dev")) if args.do_eval else None
 
@@ -375,7 +379,7 @@ def main():
     if args.do_train and is_main_rank():
         clear_leftovers(args, resume_point)
     trainer = ClassificationTrainer(
-        labels, model=model, criterion=make_loss(model_args, train[1], len(labels)), args=args, tokenizer=tokenizer,
+        labels, fast, model=model, criterion=make_loss(model_args, train[1], len(labels)), args=args, tokenizer=tokenizer,
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
         eval_dataset=dev_tokens, compute_metrics=compute_metrics, callbacks=callbacks)
     if args.do_train:
@@ -391,6 +395,8 @@ def main():
         trainer.save_metrics("eval", metrics)
     if args.do_train:
         trainer.save_state()
+        if is_main_rank():
+            shutil.rmtree(os.path.join(args.output_dir, ".staging"), ignore_errors=True)
         get_logger().info(f"Model saved in {args.output_dir}")
 
 

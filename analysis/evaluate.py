@@ -192,7 +192,7 @@ def draw_pictures(folder, labels, dev):
                           fontsize=7)
         axes.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.02), ylim=(0, 1.02),
                  title=f"Reliability, dev (expected calibration error {dev['expected_calibration_error']:.3f})")
-        axes.legend(loc="upper left")
+        axes.legend()
         figure.savefig(os.path.join(folder, "reliability.png"), bbox_inches="tight")
         pyplot.close(figure)
 

