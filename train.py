@@ -60,6 +60,8 @@ class DataArguments:
 @dataclass
 class TrainArguments(TrainingArguments):
     output_dir: str = field(default="checkpoint", metadata={"help": "Folder for the model and its checkpoints."})
+    report_to: Optional[list[str]] = field(default_factory=lambda: ["visualdl"], metadata={
+        "help": "Where the training curves go: visualdl (output_dir/runs), none, or others PaddleNLP knows."})
     device: Optional[str] = field(default=None, metadata={"help": "cpu, gpu, gpu:N, xpu or npu; the default is the GPU if "
                                                           "there is one, else the CPU."})
 
@@ -222,6 +224,12 @@ class ClassificationTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         self._load_rng_state(checkpoint)  # the library does so only after skipping batches, not at the start of an epoch
 
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            generator = paddle.framework.core.default_cpu_generator()
+            generator.manual_seed(generator.get_state().current_seed())
+
     def _save(self, output_dir=None, **kwargs):
         super()._save(output_dir, **kwargs)
         if self.args.should_save:
@@ -233,6 +241,10 @@ class ClassificationTrainer(Trainer):
 
     def _save_checkpoint(self, model, metrics=None):
         """Write the checkpoint in a staging folder; its rename to checkpoint-N makes it visible, whole."""
+        # Paddle 2.6.2 pickles of its CPU generator only the seed, not how far it has got: give it a new seed at every
+        # checkpoint, so that the seed says all. Can go when a loaded generator state draws what the saved one draws.
+        generator = paddle.framework.core.default_cpu_generator()
+        generator.manual_seed(generator.random())
         output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
         staging, final = os.path.join(output_dir, ".staging"), os.path.join(output_dir, name)
         self.args.output_dir = staging
@@ -345,6 +357,7 @@ def sort_by_length(tokens):
 
 
 def main():
+    get_logger()  # first, so that all of the log has its form
     model_args, data_args, args = parse_arguments()
     args.device = select_device(args.device)
     check_arguments(model_args, data_args, args)
