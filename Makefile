@@ -49,8 +49,15 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 
-bench: setup
-	$(RUN) tests/bench.py
+# PyTorch to compare with has an environment of its own (Python 3.10 or later); BENCH="--quick --skip_torch" does without
+BENCH_PYTHON ?= $(PYTHON)
+.venv-bench/.installed: requirements-bench.txt
+	$(BENCH_PYTHON) -m venv --clear .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet -r requirements-bench.txt
+	touch $@
+
+bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
+	$(RUN) tests/bench.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) .venv-bench build checkpoint export

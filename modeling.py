@@ -10,6 +10,7 @@ import os
 import pickletools
 import sys
 import tempfile
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, NamedTuple
@@ -257,14 +258,14 @@ def _prepared(model):
 def _mask_ernie_m_padding(model):
     """PaddleNLP 2.8.1's ERNIE-M masks id 0, which is [CLS], and attends to its padding (id 1), so that logits depend on
     the batch a text is in. Give it the mask of its padding. Can go when ErnieMModel compares with pad_token_id."""
-    forward, pad_id = model.forward, model.config.pad_token_id
+    forward, pad_id = type(model).forward, model.config.pad_token_id
 
-    def masked_forward(input_ids, attention_mask=None, **inputs):
+    def masked_forward(self, input_ids, attention_mask=None, **inputs):
         if attention_mask is None:
             attention_mask = (input_ids != pad_id).astype("float32")
-        return forward(input_ids, attention_mask=attention_mask, **inputs)
+        return forward(self, input_ids, attention_mask=attention_mask, **inputs)
 
-    model.forward = masked_forward
+    object.__setattr__(model, "forward", types.MethodType(masked_forward, model))  # PaddleNLP rewrites a plain assignment
 
 
 class Checkpoint(NamedTuple):

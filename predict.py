@@ -94,7 +94,7 @@ def write_rows(output, rows, args):
     if args.output_format == "jsonl":
         output.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     elif args.output_format == "csv":
-        csv.writer(output, lineterminator="\n").writerows(rows)
+        csv.writer(output).writerows(rows)  # its CR LF also makes it quote texts with a lone CR
     else:
         output.writelines("\t".join(row) + "\n" for row in rows)
 

