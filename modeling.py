@@ -250,22 +250,21 @@ def _explain_download(name):
 
 def _prepared(model):
     if type(model).__name__.startswith("ErnieM"):
-        _mask_ernie_m_padding(model)
+        # past Layer.__setattr__, where PaddleNLP would rewrite it
+        object.__setattr__(model, "forward", types.MethodType(_ernie_m_forward, model))
     model.eval()
     return model
 
 
-def _mask_ernie_m_padding(model):
-    """PaddleNLP 2.8.1's ERNIE-M masks id 0, which is [CLS], and attends to its padding (id 1), so that logits depend on
-    the batch a text is in. Give it the mask of its padding. Can go when ErnieMModel compares with pad_token_id."""
-    forward, pad_id = type(model).forward, model.config.pad_token_id
+def _ernie_m_forward(self, input_ids, attention_mask=None, **inputs):
+    """ERNIE-M's forward with the mask of its padding.
 
-    def masked_forward(self, input_ids, attention_mask=None, **inputs):
-        if attention_mask is None:
-            attention_mask = (input_ids != pad_id).astype("float32")
-        return forward(self, input_ids, attention_mask=attention_mask, **inputs)
-
-    object.__setattr__(model, "forward", types.MethodType(masked_forward, model))  # PaddleNLP rewrites a plain assignment
+    PaddleNLP 2.8.1's own default masks id 0, which is [CLS], and attends to the padding (id 1), so that logits depend on
+    the batch a text is in. Can go when ErnieMModel compares with pad_token_id.
+    """
+    if attention_mask is None:
+        attention_mask = (input_ids != self.config.pad_token_id).astype("float32")
+    return type(self).forward(self, input_ids, attention_mask=attention_mask, **inputs)
 
 
 class Checkpoint(NamedTuple):
