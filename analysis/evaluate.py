@@ -148,7 +148,7 @@ def train_baseline(train, dev, labels):
     from sklearn.linear_model import LogisticRegression
 
     get_logger().info("Training the baseline: character TF-IDF + logistic regression ...")
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2))
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True)
     classifier = LogisticRegression(C=10, max_iter=1000).fit(vectorizer.fit_transform(train[0]), train[1])
     probs = np.zeros((len(dev[0]), len(labels)), np.float32)  # a class without training rows keeps 0
     probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(dev[0]))

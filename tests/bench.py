@@ -5,12 +5,14 @@
     python tests/bench.py --kuake_dir folder --vocab vocab.txt --torch_python .venv-bench/bin/python --profile
 
 The models have the shapes of ERNIE 3.0 Nano and Medium and seeded random weights. Every measurement is a fresh process;
-the variants take turns (A B C A B C ...) and the best of --repeats counts, since other work only ever adds time.
+the variants take turns (A B C A B C ...) and the best of --repeats counts. Other work on the machine adds time, and far
+more to PyTorch, whose threads wait for each other (measured: its ratio of 1.3 became 6), so the bench also says how many
+cores other processes took: do not quote the ratios of a run that it calls disturbed.
 As it comes: PaddlePaddle and PaddleNLP without this suite's process set-up (only the zlib crash is cured), PaddleNLP's
 tokenizer, texts in file order (training: shuffled), padded to the longest of the batch by DataCollatorWithPadding.
 PyTorch: a BERT of the same shape with transformers' defaults and Trainer, batches by length, a thread per core.
-Training: the time between steps of each library's own Trainer loop, on batches spread evenly over the lengths of a
-whole epoch of the variant's own sampler, so that few steps stand for the epoch. Two processes: 32 texts a step each.
+Training: time between steps of each library's Trainer loop, on batches spread evenly over the lengths of an epoch of the
+variant's own sampler, so that few steps stand for the epoch. Two processes: 32 texts a step each.
 """
 
 import argparse
@@ -31,17 +33,15 @@ SHAPES = {
     "nano": {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1248},
     "medium": {"num_hidden_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}}
 SIZES = {"vocab_size": 40000, "max_position_embeddings": 2048, "type_vocab_size": 4}  # dropout is 0.1 unless given
-BATCH, MAX_LENGTH, SEED = 32, 128, 1
-WARM_UP, SAMPLE = 3, 320  # batches or steps before the clock starts; dev texts for Medium as it comes, which takes long
+BATCH, MAX_LENGTH, SEED, WARM_UP, SAMPLE = 32, 128, 1, 3, 320  # SAMPLE: dev texts for Medium as it comes, which is slow
 OPTIONS = {  # of all Trainers: nothing but steps
     "output_dir": "output", "learning_rate": 3e-5, "per_device_train_batch_size": BATCH, "seed": SEED,
     "per_device_eval_batch_size": BATCH, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-CORES = len(os.sched_getaffinity(0))
+CORES, MAX_FOREIGN = len(os.sched_getaffinity(0)), 0.1  # cores that other processes may take
 
 
-# ---------------------------------------------------------------- workers: each runs in a process of its own
-# stock, suite, torch return: tokenize (list of str -> rows with input_ids), predict (rows -> logits [num_texts,
-# num_classes]), the Trainer's class, its options, the class of its callbacks.
+# Workers, each in a process of its own. stock, suite and torch return: tokenize (list of str -> rows with input_ids),
+# predict (rows -> logits [num_texts, num_classes]), the Trainer's class, its options, the class of its callbacks.
 
 
 def stock(job):
@@ -50,7 +50,6 @@ def stock(job):
     import numpy as np
     import paddle
     from paddlenlp import data, trainer, transformers
-
     paddle.set_device("cpu")
     tokenizer = transformers.ErnieTokenizer.from_pretrained(job["folder"])
     model = transformers.ErnieForSequenceClassification.from_pretrained(job["folder"])
@@ -74,7 +73,6 @@ def suite(job):
     import paddle
     import train
     from paddlenlp import trainer
-
     modeling.select_device("cpu")
     saved = modeling.load_checkpoint(job["folder"], max_seq_length=MAX_LENGTH)
     options = {"model": saved.model, "criterion": paddle.nn.CrossEntropyLoss(), "labels": saved.labels,
@@ -89,7 +87,6 @@ def torch(job):
     """Hugging Face with PyTorch: a random BERT of the same shape."""
     import torch
     import transformers
-
     torch.set_num_threads(CORES)
     transformers.set_seed(SEED)
     config = transformers.BertConfig(num_labels=len(job["labels"]), **job["sizes"])
@@ -113,7 +110,6 @@ def make_model(job):
     import modeling
     import paddle
     from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
-
     modeling.select_device("cpu")
     paddle.seed(SEED)
     ErnieForSequenceClassification(ErnieConfig(
@@ -121,13 +117,11 @@ def make_model(job):
         initializer_range=0.1,  # five times the usual: else nearly all texts get the same class
         **job["sizes"])).save_pretrained(job["folder"])
     shutil.copyfile(job["vocab"], os.path.join(job["folder"], "vocab.txt"))
-    return {}
 
 
 def evaluation(job):
     """ms per text: all of the evaluation of job["dev"], its part after tokenization, tokenization of job["texts"]."""
     import numpy as np
-
     tokenize, predict, *_ = WORKERS[job["variant"]](job)
     predict(tokenize(job["dev"][:WARM_UP * BATCH]))
     start = time.perf_counter()
@@ -146,7 +140,6 @@ def evaluation(job):
 def training(job):
     """ms per text of training on job["texts"], also as a rank of several; with job["profile"] also the ops."""
     import numpy as np
-
     tokenize, _, trainer_class, options, callback_class = WORKERS[job["variant"]](job)
     rows, ends, profiler = tokenize(job["texts"]), [], None
     lengths = [len(row["input_ids"]) for row in rows]
@@ -156,7 +149,6 @@ def training(job):
         rows.labels = np.array(job["label_ids"])
     if job["profile"]:
         import paddle
-
         profiler = paddle.profiler.Profiler()
 
     class SpreadTrainer(trainer_class):
@@ -181,8 +173,8 @@ def training(job):
 
     SpreadTrainer(train_dataset=rows, callbacks=[Timing()], **options).train()
     assert len(ends) == WARM_UP + job["steps"], f"{len(ends)} steps"
-    result = {"ms": (ends[-1] - ends[WARM_UP - 1]) * 1000 / job["steps"] / BATCH / job["ranks"]}
-    return dict(result, ops=self_times(profiler, job["steps"])) if profiler else result
+    return {"ms": (ends[-1] - ends[WARM_UP - 1]) * 1000 / job["steps"] / BATCH / job["ranks"],
+            "ops": self_times(profiler, job["steps"]) if profiler else []}
 
 
 def self_times(profiler, steps):
@@ -202,7 +194,6 @@ def reading(job):
     """Seconds for read_labelled and tokenize of the file job["path"], and the peak memory of this process in GB."""
     tokenize, *_ = suite(job)
     import utils
-
     start, problems = time.perf_counter(), utils.Problems()
     texts, _ = utils.read_labelled(job["path"], job["labels"], problems)
     problems.report()
@@ -219,7 +210,7 @@ def run_worker(name, job_path):
     sys.path.insert(0, ROOT)
     with open(job_path, encoding="utf-8") as file:
         job = json.load(file)
-    result = WORKERS[name](job)
+    result = WORKERS[name](job) or {}
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
         with open(job["result"], "w", encoding="utf-8") as file:
             json.dump(result, file)
@@ -240,10 +231,18 @@ def parse_arguments():
         if not os.path.isfile(path):
             parser.error(f"{path}: not found, expected KUAKE-QIC's folder as --kuake_dir or KUAKE_QIC_DIR ("
                          f"{', '.join(FILES)}), and a vocab.txt as --vocab or ERNIE_VOCAB")
-    args.torch_python = os.path.abspath(args.torch_python)
+    args.torch_python, args.foreign_cores = os.path.abspath(args.torch_python), []
     args.with_torch = not args.skip_torch and os.path.isfile(args.torch_python)
     args.repeats = 1 if args.quick else max(1, args.repeats)
     return args
+
+
+def foreign_seconds():
+    """CPU seconds that this machine has spent on everything but finished workers."""
+    with open("/proc/stat", encoding="utf-8") as file:
+        user, nice, system, _, _, *rest = map(int, file.readline().split()[1:9])  # without idle and iowait
+    times = os.times()
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - times.children_user - times.children_system
 
 
 def work(args, job, name, **changes):
@@ -259,12 +258,14 @@ def work(args, job, name, **changes):
     if job["ranks"] > 1:
         command += f"-m paddle.distributed.launch --nproc_per_node {job['ranks']} --backend gloo --log_dir log".split()
     env = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")}
+    start, foreign = time.perf_counter(), foreign_seconds()
     done = subprocess.run(command + [os.path.abspath(__file__), "worker", name, file.name], env=env, text=True,
                           cwd=job["folder"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
     if done.returncode:
         sys.exit(f"{done.stdout[-5000:]}\nbench.py: the worker {name} failed with code {done.returncode}")
     with open(job["result"], encoding="utf-8") as file:
         result = json.load(file)
+    result["foreign_cores"] = (foreign_seconds() - foreign) / (time.perf_counter() - start)
     print(job["shape"], name, job["variant"], f"{job['ranks']} process(es):",
           *(f"{key} {value:.4g}" for key, value in result.items() if key != "ops"), file=sys.stderr, flush=True)
     return result
@@ -273,12 +274,13 @@ def work(args, job, name, **changes):
 def in_turns(args, job, name, *variants):
     """variants: changes of the job. Returns for each of them {figure: the smallest of all repeats}."""
     rounds = [[work(args, job, name, **changes) for changes in variants] for _ in range(args.repeats)]
-    return [{key: min(result[key] for result in results) for key in results[0]} for results in zip(*rounds)]
+    best = [{key: min(result[key] for result in results) for key in results[0]} for results in zip(*rounds)]
+    args.foreign_cores.append(max(result.get("foreign_cores", 0) for result in best))  # of the quietest repeats
+    return best
 
 
 def measure_shape(args, job, dev, rows, notes):
     import numpy as np
-
     size = SAMPLE if args.quick or job["shape"] == "medium" else len(dev)
     sample = sorted(random.Random(SEED).sample(range(len(dev)), size))
     best = in_turns(args, job, "evaluation", {"variant": "stock", "dev": [dev[index] for index in sample]},
@@ -342,9 +344,11 @@ def report(args, rows, notes):  # rows: [what, as it comes, this suite, PyTorch]
     for what, stock, suite, torch in rows:
         cells = (stock, suite, stock and stock / suite, torch, torch and torch / suite)
         print(line(what, *(f"{cell:.4g}" if cell else "-" for cell in cells)))
+    foreign = max(args.foreign_cores)
+    notes.append(f"other processes took up to {foreign:.2f} cores in the quietest repeats: "
+                 f"{'quiet enough' if foreign <= MAX_FOREIGN else 'DISTURBED, the ratios must not be quoted'}")
+    notes += [] if args.with_torch else [f"no PyTorch: --skip_torch, or no {args.torch_python} (make bench makes it)"]
     print("\n" + "\n".join(notes))
-    if not args.with_torch:
-        print(f"PyTorch left out: --skip_torch, or no {args.torch_python} (make bench makes it)")
 
 
 if __name__ == "__main__":

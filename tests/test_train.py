@@ -235,7 +235,7 @@ def test_two_processes_train_and_agree(tiny_data, tiny_model, tmp_path):
 
 def test_losses_are_what_their_formulas_say():
     import paddle
-    from train import ClassificationLoss
+    from training import ClassificationLoss
 
     random_state = np.random.default_rng(0)
     logits, labels = random_state.normal(size=(6, 3)).astype("float32"), np.array([0, 1, 2, 1, 1, 0])
@@ -262,7 +262,7 @@ def test_imbalance_options_train(tmp_path, tiny_model, tiny_data):
 
 
 def test_batches_group_lengths_shuffle_every_epoch_and_agree_on_all_ranks():
-    from train import LengthGroupedBatchSampler
+    from training import LengthGroupedBatchSampler
     from utils import TokenizedTexts
 
     lengths = np.random.default_rng(0).integers(3, 90, size=1001)

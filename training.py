@@ -1,0 +1,182 @@
+"""How train.py trains: PaddleNLP's Trainer with batches by length, whole checkpoints and exact resumption; losses, metrics."""
+
+import os
+import shutil
+
+from modeling import get_logger, quiet_import
+from utils import pad_batch
+
+with quiet_import():
+    import paddle
+    from paddlenlp.trainer import EarlyStoppingCallback, Trainer
+
+import numpy as np
+
+GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
+
+
+class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
+    """Batches of texts of like length, shuffled anew in every epoch.
+
+    Every rank draws the same order from (seed, epoch) and takes its share of each step, so that the ranks work on
+    batches of like length. Texts are repeated where the last step could not be shared out evenly.
+    """
+
+    def __init__(self, dataset, batch_size, seed, num_replicas, rank, drop_last):
+        super().__init__(dataset, batch_size, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
+        self.seed = seed
+
+    def __iter__(self):
+        random = np.random.default_rng([self.seed, self.epoch])
+        lengths, step = self.dataset.lengths, self.batch_size * self.nranks
+        order = random.permutation(len(lengths))
+        groups = [order[start:start + step * GROUP_BATCHES] for start in range(0, len(order), step * GROUP_BATCHES)]
+        order = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
+        for index in random.permutation(len(self)):
+            batch = order[index * step:(index + 1) * step]
+            if len(batch) % self.nranks:
+                batch = np.resize(batch, len(batch) + self.nranks - len(batch) % self.nranks)
+            yield batch[self.local_rank::self.nranks].tolist()
+
+    def __len__(self):
+        step = self.batch_size * self.nranks
+        return len(self.dataset) // step if self.drop_last else -(-len(self.dataset) // step)
+
+
+class ResumableEarlyStopping(EarlyStoppingCallback):
+    """Early stopping whose patience survives a resume: the library's callback would count from zero again."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        key = "eval_" + args.metric_for_best_model.replace("eval_", "", 1)
+        values = [entry[key] for entry in state.log_history if key in entry]
+        if values:
+            best = np.argmax(values) if args.greater_is_better else np.argmin(values)
+            self.early_stopping_patience_counter = len(values) - 1 - int(best)
+
+
+class ClassificationTrainer(Trainer):
+    """PaddleNLP's Trainer with length-grouped batches, checkpoints that are complete or absent, and exact resumption."""
+
+    def __init__(self, labels, fast, **kwargs):
+        self.labels, self.fast = labels, fast
+        super().__init__(**kwargs)
+
+    def _get_train_sampler(self):
+        return LengthGroupedBatchSampler(
+            self.train_dataset, self.args.per_device_train_batch_size, self.args.seed, self.args.dataset_world_size,
+            self.args.dataset_rank, self.args.dataloader_drop_last)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._load_rng_state(checkpoint)  # the library does so only after skipping batches, not at the start of an epoch
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            generator = paddle.framework.core.default_cpu_generator()
+            generator.manual_seed(generator.get_state().current_seed())
+
+    def _save(self, output_dir=None, **kwargs):
+        super()._save(output_dir, **kwargs)
+        if self.args.should_save:
+            os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
+            with open(os.path.join(output_dir, "label.txt"), "w", encoding="utf-8") as file:
+                file.write("".join(label + "\n" for label in self.labels))
+            if self.fast is not None:
+                self.fast.save(os.path.join(output_dir, "tokenizer.json"))
+
+    def _save_checkpoint(self, model, metrics=None):
+        """Write the checkpoint in a staging folder; its rename to checkpoint-N makes it visible, whole."""
+        # Paddle 2.6.2 pickles of its CPU generator only the seed, not how far it has got: give it a new seed at every
+        # checkpoint, so that the seed says all. Can go when a loaded generator state draws what the saved one draws.
+        generator = paddle.framework.core.default_cpu_generator()
+        generator.manual_seed(generator.random())
+        output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
+        staging, final = os.path.join(output_dir, ".staging"), os.path.join(output_dir, name)
+        self.args.output_dir = staging
+        try:
+            super()._save_checkpoint(model, metrics=metrics)
+        finally:
+            self.args.output_dir = output_dir
+        if self.state.best_model_checkpoint == os.path.join(staging, name):
+            self.state.best_model_checkpoint = final
+        if self.args.should_save:
+            self.state.save_to_json(os.path.join(staging, name, "trainer_state.json"))
+            remove_folder(final)
+            os.replace(os.path.join(staging, name), final)
+            self._rotate_checkpoints(output_dir=output_dir)
+
+    def _rotate_checkpoints(self, use_mtime=False, output_dir=None):
+        """Keep the newest save_total_limit checkpoints, always with the best and the newest among them."""
+        limit = self.args.save_total_limit
+        if output_dir != self.args.output_dir or output_dir.endswith(".staging") or not limit or limit <= 0:
+            return  # called by the library before the checkpoint has its final place
+        folders = sorted(list_checkpoints(output_dir), key=lambda folder: int(folder.rsplit("-", 1)[1]))
+        best = self.state.best_model_checkpoint
+        kept = {folders[-1]} | ({best} if best in folders else set())
+        for folder in reversed(folders):
+            if len(kept) < limit:
+                kept.add(folder)
+            elif folder not in kept:
+                get_logger().info(f"Deleting older checkpoint [{folder}] due to args.save_total_limit")
+                remove_folder(folder)
+
+
+def list_checkpoints(output_dir):
+    """Paths of output_dir/checkpoint-N."""
+    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    return [os.path.join(output_dir, name) for name in names if name.startswith("checkpoint-") and name[11:].isdigit()]
+
+
+def remove_folder(folder):
+    """Remove a checkpoint; it loses its name first, so that a kill in between leaves no half checkpoint."""
+    if os.path.isdir(folder):
+        doomed = os.path.join(os.path.dirname(folder), f".deleted-{os.path.basename(folder)}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+class ClassificationLoss(paddle.nn.Layer):
+    """Cross entropy, optionally focal (Lin et al. 2017, arXiv:1708.02002), class-weighted and label-smoothed.
+
+    The mean over a batch is weighted by the weight of each text's own class. class_weights: float32 [num_classes] or None.
+    """
+
+    def __init__(self, class_weights=None, focal_gamma=0.0, label_smoothing=0.0):
+        super().__init__()
+        self.class_weights = None if class_weights is None else paddle.to_tensor(class_weights)
+        self.focal_gamma, self.label_smoothing = focal_gamma, label_smoothing
+
+    def forward(self, logits, labels):
+        """logits: float32 [batch, num_classes]; labels: int64 [batch]. Returns a scalar."""
+        num_classes = logits.shape[-1]
+        log_probs = paddle.nn.functional.log_softmax(logits.astype("float32"), axis=-1)  # (batch, num_classes)
+        target = paddle.nn.functional.one_hot(labels, num_classes)
+        target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        if self.focal_gamma:
+            target = target * (1 - log_probs.exp()) ** self.focal_gamma
+        losses = -(target * log_probs).sum(axis=-1)  # (batch,)
+        if self.class_weights is None:
+            return losses.mean()
+        weights = self.class_weights[labels]
+        return (losses * weights).sum() / weights.sum()
+
+
+def compute_metrics(prediction):
+    """Accuracy, micro and macro precision, recall and F1 from logits [num_texts, num_classes] and label ids."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    guesses, label_ids = prediction.predictions.argmax(axis=-1), prediction.label_ids
+    metrics = {"accuracy": accuracy_score(label_ids, guesses)}
+    for average in ("micro", "macro"):
+        scores = precision_recall_fscore_support(label_ids, guesses, average=average, zero_division=0)
+        metrics.update(zip((f"{average}_precision", f"{average}_recall", f"{average}_f1"), map(float, scores)))
+    return metrics
+
+
+def collate(rows, pad_id):
+    """{"input_ids": int64 [batch, longest], "labels": int64 [batch]}"""
+    return {"input_ids": pad_batch([row["input_ids"] for row in rows], pad_id),
+            "labels": np.array([row["labels"] for row in rows], dtype=np.int64)}
