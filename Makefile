@@ -60,4 +60,4 @@ bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
 	$(RUN) tests/bench.py $(BENCH)
 
 clean:
-	rm -rf $(VENV) .venv-bench build checkpoint export
+	rm -rf $(VENV) .venv-bench build

@@ -75,8 +75,8 @@ def main():
     checkpoint = load_checkpoint(args.params_path)
     multilingual = checkpoint.model.config.model_type == "ernie_m"
     if args.multilingual and not multilingual:
-        raise UserError(f"--multilingual: {args.params_path} holds a {checkpoint.model.config.model_type} model, expected "
-                        "an ERNIE-M model, or no --multilingual")
+        raise UserError(f"--multilingual: the model type of {args.params_path} is {checkpoint.model.config.model_type}, "
+                        "expected an ERNIE-M model, or no --multilingual")
     batches = probe_batches(checkpoint)
     with paddle.no_grad():  # before the export: tracing replaces the model's own forward
         expected = [checkpoint.model(paddle.to_tensor(batch)).numpy() for batch in batches]

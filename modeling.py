@@ -174,18 +174,24 @@ def load_tokenizer(name_or_path):
         from paddlenlp import transformers
     if not os.path.isdir(name_or_path):
         with _explain_download(name_or_path):
-            return transformers.AutoTokenizer.from_pretrained(name_or_path)
+            return _without_paths(transformers.AutoTokenizer.from_pretrained(name_or_path))
     content = read_json(config_path(name_or_path))
     family = content.get("model_type") or (content.get("architectures") or [content.get("init_class") or ""])[0]
     family = family.lower().replace("_", "")
     for prefix, name in (("erniem", "ErnieMTokenizer"), ("ernie", "ErnieTokenizer"), ("bert", "BertTokenizer")):
         if family.startswith(prefix):
             try:
-                return getattr(transformers, name).from_pretrained(name_or_path)
+                return _without_paths(getattr(transformers, name).from_pretrained(name_or_path))
             except (OSError, ValueError, TypeError) as error:
                 raise UserError(f"{name_or_path}: its tokenizer cannot be read ({error}), expected vocab.txt (and "
                                 "sentencepiece.bpe.model for ERNIE-M)") from None
-    return transformers.AutoTokenizer.from_pretrained(name_or_path)
+    return _without_paths(transformers.AutoTokenizer.from_pretrained(name_or_path))
+
+
+def _without_paths(tokenizer):
+    """Forget the path that PaddleNLP would save in tokenizer_config.json: it tells where this machine keeps models."""
+    tokenizer.init_kwargs.pop("special_tokens_map_file", None)
+    return tokenizer
 
 
 def load_model(name_or_path, **config_changes):
@@ -237,7 +243,7 @@ def _explain_download(name):
         raise UserError(f"{name}: no such folder, expected {known}")
     try:
         yield
-    except Exception as error:  # PaddleNLP's downloader raises many kinds; the original is printed below
+    except (OSError, RuntimeError) as error:  # what PaddleNLP's downloader raises
         if name not in BUILT_IN_MODELS:
             raise UserError(f"{name}: neither a folder nor a model that could be downloaded, expected {known}") from None
         from paddlenlp.utils.env import MODEL_HOME

@@ -221,7 +221,7 @@ def main():
     if args.do_train and args.load_best_model_at_end and args.evaluation_strategy.value != "no" \
             and model_args.early_stopping_patience > 0:
         callbacks.append(ResumableEarlyStopping(model_args.early_stopping_patience))
-    elif args.do_train:
+    elif args.do_train and model_args.early_stopping_patience > 0:
         get_logger().info("Early stopping is off: it needs --evaluation_strategy and --load_best_model_at_end.")
     if args.do_train and is_main_rank():
         clear_leftovers(args, resume_point)
@@ -231,6 +231,9 @@ def main():
         eval_dataset=dev_tokens, compute_metrics=compute_metrics, callbacks=callbacks)
     if args.do_train:
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
+        if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+            get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "
+                                 "Use --evaluation_strategy epoch --save_strategy epoch, or smaller --eval_steps.")
         if is_main_rank():
             with complete_folder(args.output_dir, marker="config.json") as staging:
                 trainer.save_model(staging)

@@ -6,12 +6,12 @@
 
 The models have the shapes of ERNIE 3.0 Nano and Medium and seeded random weights. Every measurement is a fresh process;
 the variants take turns (A B C A B C ...) and the best of --repeats counts. Other work on the machine adds time, and far
-more to PyTorch, whose threads wait for each other (measured: its ratio of 1.3 became 6), so the bench also says how many
-cores other processes took: do not quote the ratios of a run that it calls disturbed.
+more to PyTorch, whose threads wait for each other (measured: its ratio of 1.3 became 5), so the bench also says how
+many cores other processes took: do not quote the ratios of a run that it calls disturbed.
 As it comes: PaddlePaddle and PaddleNLP without this suite's process set-up (only the zlib crash is cured), PaddleNLP's
 tokenizer, texts in file order (training: shuffled), padded to the longest of the batch by DataCollatorWithPadding.
 PyTorch: a BERT of the same shape with transformers' defaults and Trainer, batches by length, a thread per core.
-Training: time between steps of each library's Trainer loop, on batches spread evenly over the lengths of an epoch of the
+Training: time between steps of each library's Trainer, on batches spread evenly over the lengths of an epoch of the
 variant's own sampler, so that few steps stand for the epoch. Two processes: 32 texts a step each.
 """
 
@@ -37,13 +37,11 @@ BATCH, MAX_LENGTH, SEED, WARM_UP, SAMPLE = 32, 128, 1, 3, 320  # SAMPLE: dev tex
 OPTIONS = {  # of all Trainers: nothing but steps
     "output_dir": "output", "learning_rate": 3e-5, "per_device_train_batch_size": BATCH, "seed": SEED,
     "per_device_eval_batch_size": BATCH, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-CORES, MAX_FOREIGN = len(os.sched_getaffinity(0)), 0.1  # cores that other processes may take
+CORES = len(os.sched_getaffinity(0))
 
 
 # Workers, each in a process of its own. stock, suite and torch return: tokenize (list of str -> rows with input_ids),
 # predict (rows -> logits [num_texts, num_classes]), the Trainer's class, its options, the class of its callbacks.
-
-
 def stock(job):
     """Paddle as it comes."""
     ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)  # else Paddle may crash; the suite does it in utils.py
@@ -219,8 +217,7 @@ def run_worker(name, job_path):
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--kuake_dir", default=os.environ.get("KUAKE_QIC_DIR"), help="default: KUAKE_QIC_DIR")
-    parser.add_argument("--vocab", default=os.environ.get("ERNIE_VOCAB") or os.path.join(ROOT, "data", "vocab.txt"),
-                        help="vocab.txt of ERNIE 3.0; default: ERNIE_VOCAB, else data/vocab.txt")
+    parser.add_argument("--vocab", default=os.environ.get("ERNIE_VOCAB", f"{ROOT}/data/vocab.txt"), help="ERNIE_VOCAB")
     parser.add_argument("--torch_python", default=os.path.join(ROOT, ".venv-bench", "bin", "python"))
     parser.add_argument("--skip_torch", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per variant, the best counts; default: 3")
@@ -246,12 +243,10 @@ def foreign_seconds():
 
 
 def work(args, job, name, **changes):
-    """Run a worker in a new process, without the user's thread settings; returns its result, {} without PyTorch."""
+    """Run a worker in a new process, without the user's thread settings; returns its result."""
     job = {**job, **changes}
     job["options"] = dict(OPTIONS, max_steps=WARM_UP + job["steps"])
     job["result"] = os.path.join(job["folder"], f"{name}-{job['variant']}.json")
-    if job["variant"] == "torch" and not args.with_torch:
-        return {}
     with open(os.path.join(job["folder"], "job.json"), "w", encoding="utf-8") as file:
         json.dump(job, file)
     command = [args.torch_python if job["variant"] == "torch" else sys.executable]
@@ -272,8 +267,9 @@ def work(args, job, name, **changes):
 
 
 def in_turns(args, job, name, *variants):
-    """variants: changes of the job. Returns for each of them {figure: the smallest of all repeats}."""
-    rounds = [[work(args, job, name, **changes) for changes in variants] for _ in range(args.repeats)]
+    """variants: changes of the job. Returns for each {figure: the smallest of all repeats}, {} without PyTorch."""
+    rounds = [[{} if changes.get("variant") == "torch" and not args.with_torch else work(args, job, name, **changes)
+               for changes in variants] for _ in range(args.repeats)]
     best = [{key: min(result[key] for result in results) for key in results[0]} for results in zip(*rounds)]
     args.foreign_cores.append(max(result.get("foreign_cores", 0) for result in best))  # of the quietest repeats
     return best
@@ -295,8 +291,8 @@ def measure_shape(args, job, dev, rows, notes):
                  f"{1000 / best[0]['tokenize_ms']:.0f} and here {1000 / best[1]['tokenize_ms']:.0f} texts/s")
     stock, suite, torch, two = in_turns(args, job, "training", {"variant": "stock"}, {"variant": "suite"},
                                         {"variant": "torch"}, {"variant": "suite", "ranks": 2})
-    rows.append([f"{job['shape']}: training", stock["ms"], suite["ms"], torch.get("ms")])
-    rows.append([f"{job['shape']}:   this suite in two processes", stock["ms"], two["ms"], torch.get("ms")])
+    for what, own in (("training", suite), ("  this suite in two processes", two)):
+        rows.append([f"{job['shape']}: {what}", stock["ms"], own["ms"], torch.get("ms")])
 
 
 def main():
@@ -324,9 +320,9 @@ def main():
         notes.append(f"{count} lines: the limits of 60 s in all and 3 GB are {'kept' if kept else 'MISSED'}")
         if args.profile:
             ops = work(args, job, "training", steps=10, profile=True)["ops"]
-            total = sum(ms for _, _, ms in ops)
-            notes.append(f"a training step of Nano under the profiler, {total:.1f} ms: calls, self time of its events")
-            notes += [f"  {name:<40}{calls:7.1f} {ms:9.2f} ms {ms / total:6.1%}" for name, calls, ms in ops[:12]]
+            notes.append("a training step of Nano under the profiler: calls, self time, share of its events")
+            notes += [f"  {name:<40}{calls:7.1f} {ms:9.2f} ms {ms / sum(op[2] for op in ops):6.1%}"
+                      for name, calls, ms in ops[:12]]
     report(args, rows, notes)
 
 
@@ -344,9 +340,8 @@ def report(args, rows, notes):  # rows: [what, as it comes, this suite, PyTorch]
     for what, stock, suite, torch in rows:
         cells = (stock, suite, stock and stock / suite, torch, torch and torch / suite)
         print(line(what, *(f"{cell:.4g}" if cell else "-" for cell in cells)))
-    foreign = max(args.foreign_cores)
-    notes.append(f"other processes took up to {foreign:.2f} cores in the quietest repeats: "
-                 f"{'quiet enough' if foreign <= MAX_FOREIGN else 'DISTURBED, the ratios must not be quoted'}")
+    quiet = "quiet enough" if max(args.foreign_cores) <= 0.1 else "DISTURBED, the ratios must not be quoted"
+    notes.append(f"other processes took {max(args.foreign_cores):.2f} cores in the quietest repeats: {quiet}")
     notes += [] if args.with_torch else [f"no PyTorch: --skip_torch, or no {args.torch_python} (make bench makes it)"]
     print("\n" + "\n".join(notes))
 
