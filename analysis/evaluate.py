@@ -24,6 +24,7 @@ from utils import Problems, check_splits, complete_file, complete_folder, read_l
 from modeling import get_logger, load_checkpoint, predict_logits, select_device, softmax
 
 CALIBRATION_BINS = 10
+MATRIX_LABELS = 40  # up to so many classes the confusion matrix shows names and numbers, above only shades
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
              "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Heiti TC", "Arial Unicode MS")
 
@@ -169,10 +170,10 @@ def draw_pictures(folder, labels, dev):
     with matplotlib.rc_context({"font.sans-serif": fonts + ["DejaVu Sans"], "axes.unicode_minus": False}):
         matrix = np.array(dev["confusion_matrix"])
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        size = 2.5 + 0.55 * len(labels)
+        size = 2.5 + 0.55 * min(len(labels), MATRIX_LABELS)
         figure, axes = pyplot.subplots(figsize=(size + 1, size), dpi=120)
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        if len(labels) <= 40:
+        if len(labels) <= MATRIX_LABELS:
             for i, j in np.argwhere(matrix > 0):
                 axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=8,
                           color="white" if shares[i, j] > 0.5 else "black")
@@ -214,7 +215,7 @@ def write_report(folder, labels, train, dev, bad_cases, baseline, params_path):
         template = jinja2.Environment(loader=loader, autoescape=True).get_template("report_template.html")
         with open(os.path.join(staging, "report.html"), "w", encoding="utf-8") as file:
             file.write(template.render(
-                labels=labels, train=train, dev=dev, baseline=baseline, params_path=params_path, pictures=pictures,
+                labels=labels, matrix_labels=MATRIX_LABELS, train=train, dev=dev, baseline=baseline, params_path=params_path, pictures=pictures,
                 bad_cases=sorted(bad_cases, key=lambda case: -case["confidence"])))
 
 

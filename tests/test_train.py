@@ -304,6 +304,8 @@ def test_hugging_face_folder_with_real_weights(tmp_path):
     assert json.loads((tmp_path / "out/eval_results.json").read_text())["eval_accuracy"] == 1.0
     assert sorted((path.name, path.stat().st_mtime) for path in source.iterdir()) == before
     name = "embeddings.word_embeddings.weight"
+    export = run("export_model.py", "--params_path", tmp_path / "out", "--output_path", tmp_path / "export")
+    assert export.returncode == 0, export.stderr
     drift = np.abs(weights(tmp_path / "out")[f"bert.{name}"] - load_file(source / "model.safetensors")[name]).max()
     assert 0 <= drift < 0.01  # the real weights were the start
 
