@@ -147,10 +147,12 @@ def train_baseline(train, dev, labels):
     """Accuracy and macro-F1 on dev of character 1-2-gram TF-IDF + logistic regression (C=10) trained on train."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     get_logger().info("Training the baseline: character TF-IDF + logistic regression ...")
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True)
-    classifier = LogisticRegression(C=10, max_iter=1000).fit(vectorizer.fit_transform(train[0]), train[1])
+    with threadpool_limits(1):  # many short BLAS calls: more threads only wait for each other
+        classifier = LogisticRegression(C=10, max_iter=1000).fit(vectorizer.fit_transform(train[0]), train[1])
     probs = np.zeros((len(dev[0]), len(labels)), np.float32)  # a class without training rows keeps 0
     probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(dev[0]))
     metrics = score(dev[1], probs)

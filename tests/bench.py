@@ -28,7 +28,7 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FILES, STEPS = ("train.txt", "dev.txt", "label.txt"), {"nano": 40, "medium": 10}
+FILES, STEPS = ("train.txt", "dev.txt", "label.txt"), {"nano": 40, "medium": 4}
 SHAPES = {
     "nano": {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1248},
     "medium": {"num_hidden_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}}
