@@ -21,7 +21,8 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from utils import UNDECIDED, Problems, UserError, complete_file, is_main_rank, read_texts, run_script, tokenize
+from utils import (UNDECIDED, Problems, UserError, add_model_options, complete_file, is_main_rank, positive_int, read_texts,
+                   run_script, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device, softmax
 
 CHUNK = 8192  # texts in memory at a time; batches by length are formed within a chunk
@@ -30,23 +31,14 @@ CHUNK = 8192  # texts in memory at a time; batches by length are formed within a
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--device", help="cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")
-    parser.add_argument("--dataset_dir", default="./data", help="folder of data_file and label_file")
-    parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by train.py")
-    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
-    parser.add_argument("--batch_size", type=int, default=32, help="texts per batch")
+    add_model_options(parser)
     parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
-    parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the checkpoint")
     parser.add_argument("--output_file", default="output.txt", help="where the answers go; -: standard output")
     parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl"])
-    parser.add_argument("--top_k", type=int, default=1, help="how many classes to write per text (not in txt)")
+    parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
     parser.add_argument("--threshold", type=float, default=0.0,
                         help=f"answers with a lower probability are written as `{UNDECIDED}`")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error(f"--batch_size {args.batch_size}: expected 1 or more")
-    if args.top_k < 1:
-        parser.error(f"--top_k {args.top_k}: expected 1 or more")
     if args.top_k > 1 and args.output_format == "txt":
         parser.error("--top_k needs --output_format tsv, csv or jsonl: txt holds one label per text")
     if not 0 <= args.threshold <= 1:

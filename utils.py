@@ -4,6 +4,7 @@ Import this module before `paddle`: importing it prepares the process (see `prep
 modeling.py; this module stays free of it, so that tools which only read data, and deployments, can use it.
 """
 
+import argparse
 import array
 import contextlib
 import ctypes
@@ -90,6 +91,24 @@ def run_script(main):
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def add_model_options(parser):
+    """Add the options of the scripts that run a trained model on the files of a data folder."""
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")
+    parser.add_argument("--dataset_dir", default="./data", help="folder of the data files")
+    parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by train.py")
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the checkpoint")
+
+
+def positive_int(text):
+    """Type of options that count something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is out of range, expected 1 or more")
+    return number
 
 
 class Problems:

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import Problems, check_splits, complete_file, complete_folder, read_labelled, read_labels, run_script, tokenize
+from utils import (Problems, add_model_options, check_splits, complete_file, complete_folder, read_labelled, read_labels,
+                   run_script, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device, softmax
 
 CALIBRATION_BINS = 10
@@ -32,23 +33,15 @@ CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--device", help="cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")
-    parser.add_argument("--dataset_dir", default="./data", help="folder of the data files")
-    parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by train.py")
-    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
-    parser.add_argument("--batch_size", type=int, default=32, help="texts per batch")
+    add_model_options(parser)
     parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
     parser.add_argument("--dev_file", default="dev.txt", help="development file in dataset_dir")
-    parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the checkpoint")
     parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong dev texts go")
     parser.add_argument("--bad_case_confidence", action="store_true", help="add the column Confidence to bad_case_file")
     parser.add_argument("--report_dir", help="folder for metrics.json, pictures and report.html")
     parser.add_argument("--baseline", action="store_true",
                         help="also train character TF-IDF + logistic regression and print its accuracy")
-    args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error(f"--batch_size {args.batch_size}: expected 1 or more")
-    return args
+    return parser.parse_args()
 
 
 def read_splits(args, labels):
@@ -217,7 +210,8 @@ def write_report(folder, labels, train, dev, bad_cases, baseline, params_path):
         template = jinja2.Environment(loader=loader, autoescape=True).get_template("report_template.html")
         with open(os.path.join(staging, "report.html"), "w", encoding="utf-8") as file:
             file.write(template.render(
-                labels=labels, matrix_labels=MATRIX_LABELS, train=train, dev=dev, baseline=baseline, params_path=params_path, pictures=pictures,
+                labels=labels, matrix_labels=MATRIX_LABELS, train=train, dev=dev, baseline=baseline,
+                params_path=params_path, pictures=pictures,
                 bad_cases=sorted(bad_cases, key=lambda case: -case["confidence"])))
 
 
