@@ -10,6 +10,7 @@ import os
 import pickletools
 import sys
 import tempfile
+import threading
 import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from utils import (UserError, fast_tokenizer, is_main_rank, make_encoder, pad_batch, read_json, read_labels,
+from utils import (UserError, exit_on_sigterm, fast_tokenizer, is_main_rank, make_encoder, pad_batch, read_json, read_labels,
                    sorted_batches)
 
 BUILT_IN_MODELS = (
@@ -36,6 +37,8 @@ def get_logger():
     """PaddleNLP's logger: `[time] [    INFO] - text` on standard error, coloured only on a terminal."""
     with quiet_import():
         from paddlenlp.utils.log import logger
+    if threading.current_thread() is threading.main_thread():
+        exit_on_sigterm()
     if not sys.stderr.isatty():
         logger.handler.setFormatter(logging.Formatter("[%(asctime)-15s] [%(levelname)8s] - %(message)s"))
     return logger
@@ -215,8 +218,8 @@ def load_model(name_or_path, **config_changes):
                         f"and, for trained models, {WEIGHTS} or model.safetensors)")
     read_json(path)  # a damaged one is reported by its name
     files = set(os.listdir(name_or_path))
-    model_class = AutoModelForSequenceClassification._get_model_class_from_config(name_or_path, path)
     try:
+        model_class = AutoModelForSequenceClassification._get_model_class_from_config(name_or_path, path)
         if WEIGHTS in files or "model_state.pdparams.index.json" in files:
             return _prepared(model_class.from_pretrained(name_or_path, **config_changes))
         if "model.safetensors" in files:
@@ -300,15 +303,29 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     config = read_json(path)
     labels = _checkpoint_labels(folder, config, label_path)
     trained_length = config.get("max_seq_length", 128)
+    if not isinstance(trained_length, int):
+        raise UserError(f"{path}: max_seq_length is {trained_length!r}, expected a number of tokens")
     if max_seq_length is not None and max_seq_length != trained_length:
         get_logger().warning(f"--max_seq_length {max_seq_length} differs from the {trained_length} of the training.")
     model = load_model(folder, num_labels=len(labels))
+    _check_all_loaded(model, os.path.join(folder, WEIGHTS))
     tokenizer = load_tokenizer(folder)
-    length = check_length(max_seq_length or trained_length, model)
+    length = check_length(trained_length if max_seq_length is None else max_seq_length, model)
     saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
     fast = fast_tokenizer(tokenizer, length, saved)
     encode = make_encoder(tokenizer, fast, length)
     return Checkpoint(model, tokenizer, fast, encode, labels, length, tokenizer.pad_token_id)
+
+
+def _check_all_loaded(model, path):
+    """UserError if the weights file lacks parameters of the model: PaddleNLP would leave them random."""
+    import paddle
+
+    saved = paddle.load(path, return_numpy=True)
+    missing = [name for name in model.state_dict() if name not in saved]
+    if missing:
+        raise UserError(f"{path}: lacks {len(missing)} parameters of the model, {missing[0]} among them, expected the weights "
+                        "of a classifier made by train.py")
 
 
 def check_length(max_seq_length, model):
@@ -323,6 +340,8 @@ def check_length(max_seq_length, model):
 def _checkpoint_labels(folder, config, label_path):
     own_path = os.path.join(folder, "label.txt")
     if isinstance(config.get("id2label"), dict):
+        if not all(str(index).isdecimal() for index in config["id2label"]):
+            raise UserError(f"{folder}: the keys of id2label in its config.json are not class ids, expected 0, 1, 2, ...")
         id2label = {int(index): label for index, label in config["id2label"].items()}
         labels = [id2label.get(index) for index in range(len(id2label))]
     elif os.path.isfile(own_path) or (label_path and os.path.isfile(label_path)):
@@ -373,7 +392,7 @@ def predict_logits(checkpoint, tokens, batch_size, progress=None):
             progress.update(len(indices))
 
     batches = sorted_batches(tokens.lengths, batch_size)
-    threads = int(os.environ.get("OMP_NUM_THREADS", 1)) if device == "cpu" else 1
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 1))) if device == "cpu" else 1
     if threads == 1:
         for batch in batches:
             run(batch)

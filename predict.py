@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import (UNDECIDED, Problems, UserError, add_model_options, complete_file, is_main_rank, positive_int, read_texts,
-                   run_script, tokenize)
+                   refuse_overwriting, run_script, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device, softmax
 
 CHUNK = 8192  # texts in memory at a time; batches by length are formed within a chunk
@@ -130,11 +130,13 @@ def main():
         raise UserError("--data_file - and --output_file - work in a single process, expected files under "
                         "paddle.distributed.launch")
     data_path = "standard input" if from_stdin else os.path.join(args.dataset_dir, args.data_file)
+    refuse_overwriting(args.output_file, [data_path, os.path.join(args.dataset_dir, args.label_file)])
     total = None if from_stdin else count_texts(data_path)
     select_device(args.device)
     checkpoint = load_checkpoint(args.params_path, os.path.join(args.dataset_dir, args.label_file), args.max_seq_length)
     first = header(args)
     if to_stdout:
+        sys.stdout.reconfigure(encoding="utf-8", newline="")
         write_rows(sys.stdout, [first] if first else [], args)
         predict_chunks(args, checkpoint, data_path, total, sys.stdout)
         return

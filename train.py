@@ -32,7 +32,7 @@ with quiet_import():
 
 import numpy as np
 
-from training import (ClassificationLoss, ClassificationTrainer, ResumableEarlyStopping, collate, compute_metrics,
+from training import (ClassificationLoss, ClassificationTrainer, DropRemainder, ResumableEarlyStopping, collate, compute_metrics,
                       list_checkpoints, remove_folder)
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")
@@ -116,6 +116,11 @@ def check_arguments(model_args, data_args, args):
             raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
     if args.num_train_epochs <= 0 and args.max_steps <= 0:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
+    if args.unified_checkpoint:
+        raise UserError("--unified_checkpoint: not supported, expected training without it; the other scripts read "
+                        "model_state.pdparams")
+    if args.prediction_loss_only and metric not in ("", "loss"):
+        raise UserError(f"--prediction_loss_only: computes no {metric}, expected --metric_for_best_model loss")
     if args.fp16 and args.device.startswith("cpu"):
         raise UserError("--fp16 needs a GPU, expected --device gpu (or training without --fp16)")
 
@@ -202,6 +207,12 @@ def main():
     check_arguments(model_args, data_args, args)
     resume_point = find_resume_point(args) if args.do_train else None
     labels, train, dev = read_data(data_args, args)
+    label_path = os.path.join(data_args.data_dir, data_args.label_file)
+    if resume_point and os.path.isfile(os.path.join(resume_point, "label.txt")):
+        compare_labels(read_labels(os.path.join(resume_point, "label.txt")), labels, label_path, resume_point)
+    if args.do_train and args.dataloader_drop_last and len(train[0]) < args.per_device_train_batch_size * args.dataset_world_size:
+        raise UserError(f"--dataloader_drop_last: {len(train[0])} training rows do not fill one batch, expected a smaller "
+                        "--per_device_train_batch_size")
     if args.do_eval and len(dev[0]) < args.dataset_world_size:
         raise UserError(f"{data_args.dev_file}: {len(dev[0])} rows for {args.dataset_world_size} processes, expected at "
                         "least one row per process")
@@ -213,27 +224,26 @@ def main():
     model.config.max_seq_length = check_length(data_args.max_seq_length, model)  # for the scripts that load it later
     trained_labels = os.path.join(model_args.model_name_or_path, "label.txt")
     if not args.do_train and os.path.isfile(trained_labels):
-        compare_labels(read_labels(trained_labels), labels, os.path.join(data_args.data_dir, data_args.label_file),
-                       model_args.model_name_or_path)
+        compare_labels(read_labels(trained_labels), labels, label_path, model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path)
     fast = fast_tokenizer(tokenizer, data_args.max_seq_length)
     encode = make_encoder(tokenizer, fast, data_args.max_seq_length)
     train_tokens = tokenize_split(train, encode, data_args.max_seq_length, "training") if args.do_train else None
     dev_tokens = sort_by_length(tokenize_split(dev, encode, data_args.max_seq_length, "dev")) if args.do_eval else None
 
-    callbacks = []
+    callbacks = [DropRemainder()]
     if args.do_train and args.load_best_model_at_end and args.evaluation_strategy.value != "no" \
             and model_args.early_stopping_patience > 0:
         callbacks.append(ResumableEarlyStopping(model_args.early_stopping_patience))
     elif args.do_train and model_args.early_stopping_patience > 0:
         get_logger().info("Early stopping is off: it needs --evaluation_strategy and --load_best_model_at_end.")
-    if args.do_train and is_main_rank():
-        clear_leftovers(args, resume_point)
     trainer = ClassificationTrainer(
         labels, fast, model=model, criterion=make_loss(model_args, train[1], len(labels)), args=args, tokenizer=tokenizer,
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
         eval_dataset=dev_tokens, compute_metrics=compute_metrics, callbacks=callbacks)
     if args.do_train:
+        if is_main_rank():
+            clear_leftovers(args, resume_point)
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
         if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
             get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "

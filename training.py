@@ -8,7 +8,7 @@ from utils import pad_batch
 
 with quiet_import():
     import paddle
-    from paddlenlp.trainer import EarlyStoppingCallback, Trainer
+    from paddlenlp.trainer import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import numpy as np
 
@@ -53,6 +53,14 @@ class ResumableEarlyStopping(EarlyStoppingCallback):
         if values:
             best = np.argmax(values) if args.greater_is_better else np.argmin(values)
             self.early_stopping_patience_counter = len(values) - 1 - int(best)
+
+
+class DropRemainder(TrainerCallback):
+    """Forget the gradients of batches that gradient accumulation left over at the end of an epoch: the library carries them
+    into the next epoch, but not into its checkpoints, so that a resumed training would go another way."""
+
+    def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
+        optimizer.clear_grad()
 
 
 class ClassificationTrainer(Trainer):
@@ -156,7 +164,8 @@ class ClassificationLoss(paddle.nn.Layer):
         target = paddle.nn.functional.one_hot(labels, num_classes)
         target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
         if self.focal_gamma:
-            target = target * (1 - log_probs.exp()) ** self.focal_gamma
+            # clipped, since below gamma = 1 the power has an infinite slope at 0
+            target = target * paddle.clip(1 - log_probs.exp(), min=1e-6) ** self.focal_gamma
         losses = -(target * log_probs).sum(axis=-1)  # (batch,)
         if self.class_weights is None:
             return losses.mean()

@@ -81,16 +81,34 @@ def run_script(main):
 
     SIGTERM ends it as an exception would, so that unfinished files are removed.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    exit_on_sigterm()
     try:
         main()
     except UserError as error:
         if is_main_rank():
             print(error, file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        os._exit(1)  # the reader of our output has gone; anything more to write would fail again
+    except OSError as error:  # disk full, no permission, a folder in place of a file
+        place = error.filename or "writing failed"
+        print(f"{place}: {error.strerror or error}, expected a file that can be read or written and free space", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def exit_on_sigterm():
+    """Let SIGTERM end the process as an exception would; once more after importing Paddle, which takes the signal over."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def refuse_overwriting(output, inputs):
+    """UserError where an output file is one of the files that are read."""
+    for path in inputs:
+        if os.path.realpath(output) == os.path.realpath(path):
+            raise UserError(f"{output}: is an input of this run, expected another name for the output")
 
 
 def add_model_options(parser):

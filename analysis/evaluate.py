@@ -21,7 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
 from utils import (Problems, add_model_options, check_splits, complete_file, complete_folder, read_labelled, read_labels,
-                   run_script, tokenize)
+                   refuse_overwriting, run_script, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device, softmax
 
 CALIBRATION_BINS = 10
@@ -219,6 +219,8 @@ def main():
     args = parse_arguments()
     select_device(args.device)
     label_path = os.path.join(args.dataset_dir, args.label_file)
+    inputs = [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)] + [label_path]
+    refuse_overwriting(args.bad_case_file, inputs)
     if os.path.isfile(label_path):
         read_labels(label_path)  # a bad label.txt is reported before the model is loaded
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
@@ -236,7 +238,9 @@ def main():
     write_bad_cases(args.bad_case_file, bad_cases, args.bad_case_confidence)
     get_logger().info(f"Bad case in dev dataset saved in {args.bad_case_file}")
     baseline = None
-    if args.baseline:
+    if args.baseline and len(set(splits[0][1].tolist())) < 2:
+        get_logger().warning("No baseline: the training rows are all of one class, expected at least two.")
+    elif args.baseline:
         baseline = train_baseline(*splits, labels)
         get_logger().info(f"Baseline (character TF-IDF + logistic regression) | accuracy in dev dataset: "
                           f"{baseline['accuracy'] * 100:.2f}% | macro F1 score {baseline['macro_f1'] * 100:.2f} | "
