@@ -180,15 +180,14 @@ def load_tokenizer(name_or_path):
             return _without_paths(transformers.AutoTokenizer.from_pretrained(name_or_path))
     content = read_json(config_path(name_or_path))
     family = content.get("model_type") or (content.get("architectures") or [content.get("init_class") or ""])[0]
-    family = family.lower().replace("_", "")
-    for prefix, name in (("erniem", "ErnieMTokenizer"), ("ernie", "ErnieTokenizer"), ("bert", "BertTokenizer")):
-        if family.startswith(prefix):
-            try:
-                return _without_paths(getattr(transformers, name).from_pretrained(name_or_path))
-            except (OSError, ValueError, TypeError) as error:
-                raise UserError(f"{name_or_path}: its tokenizer cannot be read ({error}), expected vocab.txt (and "
-                                "sentencepiece.bpe.model for ERNIE-M)") from None
-    return _without_paths(transformers.AutoTokenizer.from_pretrained(name_or_path))
+    family = str(family).lower().replace("_", "")
+    names = {"erniem": "ErnieMTokenizer", "ernie": "ErnieTokenizer", "bert": "BertTokenizer"}
+    name = next((name for prefix, name in names.items() if family.startswith(prefix)), "AutoTokenizer")
+    try:
+        return _without_paths(getattr(transformers, name).from_pretrained(name_or_path))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{name_or_path}: its tokenizer cannot be read ({type(error).__name__}: {error}), expected vocab.txt, "
+                        "with the special tokens in it (and sentencepiece.bpe.model for ERNIE-M)") from None
 
 
 def _without_paths(tokenizer):
@@ -218,11 +217,16 @@ def load_model(name_or_path, **config_changes):
                         f"and, for trained models, {WEIGHTS} or model.safetensors)")
     read_json(path)  # a damaged one is reported by its name
     files = set(os.listdir(name_or_path))
+    shards = sorted(name for name in files if name.endswith((".safetensors.index.json", ".bin.index.json")))
+    if shards and WEIGHTS not in files:
+        raise UserError(f"{name_or_path}: its weights are in several files ({shards[0]}), expected one model.safetensors "
+                        "(transformers: model.save_pretrained(folder, max_shard_size=\"100GB\"))")
     try:
         model_class = AutoModelForSequenceClassification._get_model_class_from_config(name_or_path, path)
         if WEIGHTS in files or "model_state.pdparams.index.json" in files:
             return _prepared(model_class.from_pretrained(name_or_path, **config_changes))
         if "model.safetensors" in files:
+            _check_safetensors(os.path.join(name_or_path, "model.safetensors"))
             # PaddleNLP writes the converted weights beside the original: give it links in a folder that may be written
             with tempfile.TemporaryDirectory() as links:
                 for name in ("config.json", "model.safetensors"):
@@ -237,6 +241,17 @@ def load_model(name_or_path, **config_changes):
     except (KeyError, AttributeError, RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise UserError(f"{name_or_path}: the model cannot be built ({type(error).__name__}: {error}), expected the "
                         "complete folder of an ERNIE, ERNIE-M or BERT model") from error
+
+
+def _check_safetensors(path):
+    """UserError for a damaged file: PaddleNLP would try other formats on it and fail without a word."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}), expected the weights as transformers saves them") from None
 
 
 @contextlib.contextmanager
@@ -310,6 +325,7 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     model = load_model(folder, num_labels=len(labels))
     _check_all_loaded(model, os.path.join(folder, WEIGHTS))
     tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, model, folder)
     length = check_length(trained_length if max_seq_length is None else max_seq_length, model)
     saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
     fast = fast_tokenizer(tokenizer, length, saved)
@@ -328,6 +344,13 @@ def _check_all_loaded(model, path):
                         "of a classifier made by train.py")
 
 
+def check_vocabulary(tokenizer, model, folder):
+    """UserError if the tokenizer can give ids that the model has no embedding for."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"{folder}: its vocabulary has {len(tokenizer)} tokens where config.json says vocab_size "
+                        f"{model.config.vocab_size}, expected the vocabulary of this model")
+
+
 def check_length(max_seq_length, model):
     """Return max_seq_length if the model has that many positions; UserError otherwise."""
     positions = getattr(model.config, "max_position_embeddings", None) or 512
@@ -344,6 +367,8 @@ def _checkpoint_labels(folder, config, label_path):
             raise UserError(f"{folder}: the keys of id2label in its config.json are not class ids, expected 0, 1, 2, ...")
         id2label = {int(index): label for index, label in config["id2label"].items()}
         labels = [id2label.get(index) for index in range(len(id2label))]
+        if not all(isinstance(label, str) for label in labels):
+            raise UserError(f"{folder}: id2label in its config.json does not name every class, expected {{\"0\": label, ...}}")
     elif os.path.isfile(own_path) or (label_path and os.path.isfile(label_path)):
         labels = read_labels(own_path if os.path.isfile(own_path) else label_path)
         get_logger().warning(f"{folder}: its config names no labels; taking them from label.txt.")

@@ -21,8 +21,8 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from utils import (UNDECIDED, Problems, UserError, add_model_options, complete_file, is_main_rank, positive_int, read_texts,
-                   refuse_overwriting, run_script, tokenize)
+from utils import (UNDECIDED, Problems, UserError, add_model_options, check_output, complete_file, find_label_file,
+                   is_main_rank, positive_int, read_texts, run_script, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device, softmax
 
 CHUNK = 8192  # texts in memory at a time; batches by length are formed within a chunk
@@ -130,10 +130,15 @@ def main():
         raise UserError("--data_file - and --output_file - work in a single process, expected files under "
                         "paddle.distributed.launch")
     data_path = "standard input" if from_stdin else os.path.join(args.dataset_dir, args.data_file)
-    refuse_overwriting(args.output_file, [data_path, os.path.join(args.dataset_dir, args.label_file)])
+    if from_stdin and sys.stdin is None:
+        raise UserError("--data_file -: standard input is closed, expected texts there, one per line")
+    label_path = find_label_file(args)
+    check_output(args.output_file, [data_path, label_path])
     total = None if from_stdin else count_texts(data_path)
     select_device(args.device)
-    checkpoint = load_checkpoint(args.params_path, os.path.join(args.dataset_dir, args.label_file), args.max_seq_length)
+    checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
+    if args.top_k > len(checkpoint.labels):
+        raise UserError(f"--top_k {args.top_k}: the model has {len(checkpoint.labels)} classes, expected at most as many")
     first = header(args)
     if to_stdout:
         sys.stdout.reconfigure(encoding="utf-8", newline="")

@@ -22,12 +22,13 @@ from typing import Optional
 
 from utils import (Problems, TokenizedTexts, UserError, check_splits, complete_folder, fast_tokenizer, is_main_rank,
                    make_encoder, read_json, read_labelled, read_labels, run_script, tokenize)
-from modeling import (WEIGHTS, check_length, compare_labels, get_logger, guard_paddle_load, load_model, load_tokenizer,
-                      quiet_import, select_device)
+from modeling import (WEIGHTS, check_length, check_vocabulary, compare_labels, get_logger, guard_paddle_load, load_model,
+                      load_tokenizer, quiet_import, select_device)
 
 with quiet_import():
     import paddle
     from paddlenlp.trainer import PdArgumentParser, TrainingArguments
+    from paddlenlp.trainer.integrations import get_available_reporting_integrations
     from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 
 import numpy as np
@@ -114,6 +115,16 @@ def check_arguments(model_args, data_args, args):
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected a number of 0 or more")
+    if not 0 <= args.seed < 2**32:  # what numpy takes
+        raise UserError(f"--seed {args.seed}: out of range, expected 0 to {2**32 - 1}")
+    unknown = [name for name in args.report_to if name not in get_available_reporting_integrations()]
+    if unknown:  # asked for by name: a missing package would only show when the training begins
+        raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
+    if os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
+        raise UserError(f"--output_dir {args.output_dir}: is a file, expected the name of a folder")
     if args.num_train_epochs <= 0 and args.max_steps <= 0:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
     if args.unified_checkpoint:
@@ -131,10 +142,9 @@ def read_data(data_args, args):
                                         (data_args.train_file, data_args.dev_file, data_args.label_file))
     problems, nothing = Problems(), ([], np.zeros(0, np.int64))
     labels = read_labels(label_path, problems)
-    if problems.count:
-        problems.report()  # without sound labels every row would be reported
-    train = read_labelled(train_path, labels, problems, label_path) if args.do_train else nothing
-    dev = read_labelled(dev_path, labels, problems, label_path) if args.do_eval else nothing
+    known = [] if problems.count else labels  # with unsound labels only the form of the rows is checked
+    train = read_labelled(train_path, known, problems, label_path) if args.do_train else nothing
+    dev = read_labelled(dev_path, known, problems, label_path) if args.do_eval else nothing
     if not problems.count and args.do_train:
         check_splits(train_path, dev_path, train, dev, labels, problems)
     problems.report()
@@ -169,6 +179,23 @@ def find_resume_point(args):
         raise UserError(f"{args.output_dir}: holds {os.path.basename(last)} of a training that did not finish, expected "
                         f"--resume_from_checkpoint {last} to go on with it, or --overwrite_output_dir to start anew")
     return None
+
+
+def check_resume_point(folder, args, labels, label_path, model):
+    """UserError unless the checkpoint to resume from has the labels and the shape of this run, and epochs are left."""
+    saved_labels = os.path.join(folder, "label.txt")
+    if os.path.isfile(saved_labels):
+        compare_labels(read_labels(saved_labels), labels, label_path, folder)
+    config = read_json(os.path.join(folder, "config.json"))
+    for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                 "max_position_embeddings", "type_vocab_size"):
+        if name in config and config[name] != getattr(model.config, name, None):
+            raise UserError(f"--resume_from_checkpoint {folder}: {name} is {config[name]} there and "
+                            f"{getattr(model.config, name, None)} in the model, expected the --model_name_or_path it began with")
+    done = read_json(os.path.join(folder, "trainer_state.json")).get("epoch") or 0
+    if args.max_steps <= 0 and done > args.num_train_epochs:
+        raise UserError(f"--num_train_epochs {args.num_train_epochs}: {folder} has {done:g} epochs already, expected as many "
+                        "or more")
 
 
 def clear_leftovers(args, resume_point):
@@ -208,8 +235,6 @@ def main():
     resume_point = find_resume_point(args) if args.do_train else None
     labels, train, dev = read_data(data_args, args)
     label_path = os.path.join(data_args.data_dir, data_args.label_file)
-    if resume_point and os.path.isfile(os.path.join(resume_point, "label.txt")):
-        compare_labels(read_labels(os.path.join(resume_point, "label.txt")), labels, label_path, resume_point)
     if args.do_train and args.dataloader_drop_last and len(train[0]) < args.per_device_train_batch_size * args.dataset_world_size:
         raise UserError(f"--dataloader_drop_last: {len(train[0])} training rows do not fill one batch, expected a smaller "
                         "--per_device_train_batch_size")
@@ -221,11 +246,14 @@ def main():
     paddle.seed(args.seed)
     model = load_model(model_args.model_name_or_path, ignore_mismatched_sizes=True, num_labels=len(labels),
                        id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
+    if resume_point:
+        check_resume_point(resume_point, args, labels, label_path, model)
     model.config.max_seq_length = check_length(data_args.max_seq_length, model)  # for the scripts that load it later
     trained_labels = os.path.join(model_args.model_name_or_path, "label.txt")
     if not args.do_train and os.path.isfile(trained_labels):
         compare_labels(read_labels(trained_labels), labels, label_path, model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path)
+    check_vocabulary(tokenizer, model, model_args.model_name_or_path)
     fast = fast_tokenizer(tokenizer, data_args.max_seq_length)
     encode = make_encoder(tokenizer, fast, data_args.max_seq_length)
     train_tokens = tokenize_split(train, encode, data_args.max_seq_length, "training") if args.do_train else None

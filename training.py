@@ -105,6 +105,9 @@ class ClassificationTrainer(Trainer):
         self.args.output_dir = staging
         try:
             super()._save_checkpoint(model, metrics=metrics)
+        except BaseException:  # disk full, Ctrl-C
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
         finally:
             self.args.output_dir = output_dir
         if self.state.best_model_checkpoint == os.path.join(staging, name):

@@ -109,8 +109,10 @@ def exit_on_sigterm():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-def refuse_overwriting(output, inputs):
-    """UserError where an output file is one of the files that are read."""
+def check_output(output, inputs):
+    """UserError where an output file could not be written: it is a folder, or one of the files that are read."""
+    if os.path.isdir(output):
+        raise UserError(f"{output}: is a folder, expected the name of a file")
     for path in inputs:
         if os.path.realpath(output) == os.path.realpath(path):
             raise UserError(f"{output}: is an input of this run, expected another name for the output")
@@ -124,6 +126,14 @@ def add_model_options(parser):
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
     parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the checkpoint")
+
+
+def find_label_file(args):
+    """Path of the label.txt to compare with the checkpoint's labels; only the default name may be missing."""
+    path = os.path.join(args.dataset_dir, args.label_file)
+    if args.label_file != "label.txt" and not os.path.isfile(path):
+        raise UserError(f"{path}: file not found (--label_file), expected the labels of the checkpoint, one per line")
+    return path
 
 
 def positive_int(text):
@@ -240,6 +250,7 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
     """Read a `<text>\\t<label>` file.
 
     Returns (texts: list of str, label_ids: int64 [num_texts]); unsound rows are added to `problems` and left out.
+    labels: names in the order of their ids; empty where label.txt itself is wrong: then no label counts as unknown.
     """
     label2id = {label: index for index, label in enumerate(labels)}
     texts, label_ids = [], array.array("q")
@@ -252,14 +263,14 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
             problems.add(path, number, f"{label.count(chr(9)) + 1} tabs", "exactly one tab: <text><tab><label>")
         elif not text.strip():
             problems.add(path, number, "empty text", "<text><tab><label>")
-        elif label not in label2id:
+        elif label not in label2id and (labels or not label.strip()):
             close = difflib.get_close_matches(label, labels, 1, 0.5) if problems.count < MAX_REPORTED else []
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
             problems.add(path, number, wrong, f"one of its {len(labels)} labels")
         else:
             texts.append(text)
-            label_ids.append(label2id[label])
+            label_ids.append(label2id.get(label, 0))
     return texts, np.frombuffer(label_ids, dtype=np.int64) if label_ids else np.zeros(0, np.int64)
 
 
@@ -441,12 +452,14 @@ def sorted_batches(lengths, batch_size):
 
 
 def read_json(path):
-    """Read a JSON object; UserError where the file is missing or not one."""
+    """Read a JSON object (UTF-8, a BOM is accepted); UserError where the file is missing or not one."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
     except FileNotFoundError:
         raise UserError(f"{path}: file not found, expected a JSON file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected a JSON object") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}), expected a JSON object") from None
     if not isinstance(content, dict):

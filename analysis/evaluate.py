@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import (Problems, add_model_options, check_splits, complete_file, complete_folder, read_labelled, read_labels,
-                   refuse_overwriting, run_script, tokenize)
+from utils import (Problems, add_model_options, check_output, check_splits, complete_file, complete_folder, find_label_file,
+                   read_labelled, read_labels, run_script, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device, softmax
 
 CALIBRATION_BINS = 10
@@ -44,10 +44,10 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def read_splits(args, labels):
-    """Read train and dev: two pairs (texts, label ids)."""
+def read_splits(args, labels, problems):
+    """Read train and dev: two pairs (texts, label ids). Reports what is wrong with them and what `problems` held before."""
     paths = [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)]
-    problems, label_path = Problems(), os.path.join(args.dataset_dir, args.label_file)
+    label_path = os.path.join(args.dataset_dir, args.label_file)
     train, dev = (read_labelled(path, labels, problems, label_path) for path in paths)
     if not problems.count:
         check_splits(*paths, train, dev, labels, problems)
@@ -218,14 +218,17 @@ def write_report(folder, labels, train, dev, bad_cases, baseline, params_path):
 def main():
     args = parse_arguments()
     select_device(args.device)
-    label_path = os.path.join(args.dataset_dir, args.label_file)
+    label_path = find_label_file(args)
     inputs = [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)] + [label_path]
-    refuse_overwriting(args.bad_case_file, inputs)
+    check_output(args.bad_case_file, inputs)
+    problems = Problems()
     if os.path.isfile(label_path):
-        read_labels(label_path)  # a bad label.txt is reported before the model is loaded
+        read_labels(label_path, problems)
+        if problems.count:
+            read_splits(args, [], problems)  # a bad label.txt is reported with all else that is wrong, before the model is loaded
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
     labels = checkpoint.labels
-    splits = read_splits(args, labels)
+    splits = read_splits(args, labels, problems)
     results = []
     for name, (texts, label_ids) in zip(("train", "dev"), splits):
         tokens = tokenize(texts, checkpoint.encode, description=f"Tokenizing {name}")

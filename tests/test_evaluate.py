@@ -109,6 +109,16 @@ def test_binary_task_escaping_and_a_class_without_dev_rows(binary, tmp_path):
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
 
 
+def test_no_baseline_from_a_single_class(binary, tmp_path):
+    data, checkpoint = binary
+    write_lines(tmp_path / "train.txt", ["看牙多少钱\t医疗费用", "挂号费多少\t医疗费用"])
+    write_lines(tmp_path / "dev.txt", ["为什么会发烧\t病因分析"])
+    process = run("analysis/evaluate.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+                  tmp_path / "bad.txt", "--baseline")
+    assert process.returncode == 0, process.stderr
+    assert "No baseline: the training rows are all of one class" in process.stderr
+
+
 def test_wrong_input_writes_nothing(checkpoint, tmp_path):
     for name in ("train.txt", "label.txt"):
         write_lines(tmp_path / name, read_lines(DATA / name))
@@ -116,4 +126,8 @@ def test_wrong_input_writes_nothing(checkpoint, tmp_path):
     process = run("analysis/evaluate.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
                   tmp_path / "bad.txt", "--report_dir", tmp_path / "report")
     assert_user_error(process, f"{tmp_path}/dev.txt:1: no tab in '没有标签', expected <text><tab><label>")
+    write_lines(tmp_path / "label.txt", LABELS + LABELS[-1:])
+    process = run("analysis/evaluate.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+                  tmp_path / "bad.txt", "--report_dir", tmp_path / "report")
+    assert_user_error(process, "label.txt:12: label '其他' again", "dev.txt:1: no tab", "2 problems found.")
     assert not (tmp_path / "bad.txt").exists() and not (tmp_path / "report").exists()

@@ -5,6 +5,9 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 from conftest import ROOT, assert_user_error, launch, read_lines, run, write_lines
@@ -106,6 +109,12 @@ def test_wrong_input_is_reported_and_nothing_is_written(checkpoint, tmp_path):
     assert_user_error(run(*common, "--params_path", tmp_path), "config.json is missing")
     assert_user_error(run(*common, "--params_path", checkpoint, "--max_seq_length", "513"), "expected 3 to 512")
     assert run(*common, "--top_k", "2").returncode == 2
+    assert_user_error(run(*common, "--params_path", checkpoint, "--top_k", 12, "--output_format", "csv"), "has 11 classes")
+    assert_user_error(run(*common, "--params_path", checkpoint, "--label_file", "typo.txt"), "typo.txt: file not found")
+    assert_user_error(run(*common[:3], "--output_file", tmp_path, "--params_path", checkpoint), f"{tmp_path}: is a folder")
+    assert_user_error(run(*common[:3], "--output_file", tmp_path / "data.txt", "--params_path", checkpoint),
+                      "data.txt: is an input of this run")
+    assert read_lines(tmp_path / "data.txt") == ["好"]
     labels = LABELS.copy()
     labels[2], labels[3] = labels[3], labels[2]
     write_lines(tmp_path / "label.txt", labels)
@@ -114,6 +123,19 @@ def test_wrong_input_is_reported_and_nothing_is_written(checkpoint, tmp_path):
     write_lines(tmp_path / "label.txt", LABELS[:-1])
     assert_user_error(run(*common, "--params_path", checkpoint), "label.txt: 10 labels where the checkpoint has 11")
     assert not (tmp_path / "out.txt").exists() and not [name for name in os.listdir(tmp_path) if "out.txt" in name]
+
+
+def test_sigterm_leaves_no_unfinished_file(checkpoint, tmp_path):
+    """Standard input stays open, so that the script is in the midst of its work when the signal comes."""
+    command = ["predict.py", "--params_path", checkpoint, "--data_file", "-", "--output_file", tmp_path / "out.txt"]
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob(".out.txt.*.part")):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 143 and os.listdir(tmp_path) == []
+    process.stdin.close()
 
 
 def test_binary_task(binary, tmp_path):

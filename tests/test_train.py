@@ -90,6 +90,11 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     ({"per_device_train_batch_size": 0}, ["--per_device_train_batch_size 0"]),
     ({"fp16": ""}, ["--fp16 needs a GPU"]),
     ({"device": "tpu"}, ["--device tpu: unknown device"]),
+    ({"learning_rate": "nan"}, ["--learning_rate nan: out of range"]),
+    ({"seed": "-1"}, ["--seed -1: out of range"]),
+    ({"report_to": "wandb"}, ["--report_to wandb: not installed or unknown"]),
+    ({"unified_checkpoint": ""}, ["--unified_checkpoint: not supported"]),
+    ({"output_dir": ROOT / "LICENSE"}, ["LICENSE: is a file"]),
 ])
 def test_options_that_cannot_work_are_refused_at_once(changes, parts, monkeypatch):
     import train
@@ -115,6 +120,10 @@ def test_gpu_without_a_gpu_and_bad_data_are_user_errors(tiny_model, tmp_path):
     write_lines(tmp_path / "dev.txt", ["好\t\t甲"])
     process = run(*train_options(tiny_model, tmp_path, tmp_path / "out"))
     assert_user_error(process, f"{tmp_path}/train.txt:2: no tab", f"{tmp_path}/train.txt:3: label '丙'",
+                      f"{tmp_path}/dev.txt:1: 2 tabs", "3 problems found.")
+    write_lines(tmp_path / "label.txt", ["甲", "乙", "甲"])  # then which labels are unknown cannot be said
+    process = run(*train_options(tiny_model, tmp_path, tmp_path / "out"))
+    assert_user_error(process, f"{tmp_path}/label.txt:3: label '甲' again", f"{tmp_path}/train.txt:2: no tab",
                       f"{tmp_path}/dev.txt:1: 2 tabs", "3 problems found.")
     assert not (tmp_path / "out").exists()
 
@@ -187,6 +196,40 @@ def test_killed_and_resumed_ends_as_if_never_interrupted(tiny_data, tiny_model, 
     assert best[0] == best[1]
 
 
+ACCUMULATION = {"gradient_accumulation_steps": 4, "num_train_epochs": 4, "save_total_limit": 9}
+
+
+@pytest.fixture(scope="module")
+def accumulated(tiny_data, tiny_model, tmp_path_factory):
+    """The checkpoints of a training whose gradient accumulation leaves batches over: 14 an epoch, 4 to a step."""
+    folder = tmp_path_factory.mktemp("accumulated")
+    process = run(*train_options(tiny_model, tiny_data, folder, **ACCUMULATION))
+    assert process.returncode == 0, process.stderr
+    return sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.split("-")[1]))
+
+
+def test_resuming_with_gradient_accumulation_is_exact(tiny_data, tiny_model, accumulated, tmp_path):
+    assert len(accumulated) == 4
+    process = run(*train_options(tiny_model, tiny_data, tmp_path, resume_from_checkpoint=accumulated[1], **ACCUMULATION))
+    assert process.returncode == 0, process.stderr
+    assert_same_weights(accumulated[-1], tmp_path / accumulated[-1].name)
+
+
+def test_a_checkpoint_of_another_model_or_label_set_is_not_resumed(tiny_data, tiny_model, accumulated, tmp_path):
+    point = accumulated[-1]
+    other = make_model(tmp_path / "other", hidden_size=96)
+    assert_user_error(run(*train_options(other, tiny_data, tmp_path / "out", resume_from_checkpoint=point)),
+                      "hidden_size is 48 there and 96 in the model")
+    assert_user_error(run(*train_options(tiny_model, tiny_data, tmp_path / "out", resume_from_checkpoint=point,
+                                         num_train_epochs=0.5)), "--num_train_epochs 0.5:", "epochs already")
+    shutil.copytree(tiny_data, tmp_path / "data")
+    labels = read_lines(tiny_data / "label.txt")
+    write_lines(tmp_path / "data/label.txt", labels[::-1])
+    assert_user_error(run(*train_options(tiny_model, tmp_path / "data", tmp_path / "out", resume_from_checkpoint=point)),
+                      f"label.txt:1: label {labels[-1]!r} where the checkpoint has {labels[0]!r}")
+    assert not (tmp_path / "out").exists()
+
+
 def test_killed_while_saving_leaves_no_half_checkpoint(tiny_data, tiny_model, tmp_path):
     out, clock = tmp_path / "out", random.Random(7)
     options = train_options(tiny_model, tiny_data, out, evaluation_strategy="steps", save_strategy="steps", eval_steps=1,
@@ -251,6 +294,9 @@ def test_losses_are_what_their_formulas_say():
     assert loss(class_weights=weights_) == pytest.approx(float(weighted), rel=1e-5)
     smoothed = -(0.9 * np.log(own) + 0.1 / 3 * np.log(probs).sum(1)).mean()
     assert loss(label_smoothing=0.1) == pytest.approx(float(smoothed), rel=1e-5)
+    sure = paddle.to_tensor(np.array([[60.0, 0.0, 0.0]], dtype="float32"), stop_gradient=False)
+    ClassificationLoss(focal_gamma=0.5)(sure, paddle.to_tensor(np.array([0]))).backward()
+    assert np.isfinite(sure.grad.numpy()).all()  # a slope of (1 - p) ** 0.5 at p = 1
     plain = float(paddle.nn.CrossEntropyLoss()(paddle.to_tensor(logits), paddle.to_tensor(labels)))
     assert loss() == pytest.approx(plain, rel=1e-5)
 
@@ -377,9 +423,43 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
     with pytest.raises(UserError, match="no config.json in this folder"):
         load_model(str(tiny_data))
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json: cannot be read as JSON"):
+    with pytest.raises(UserError, match="config.json:1: not JSON"):
         load_model(str(folder))
     make_model(folder, num_attention_heads=7)
     os.remove(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="the model cannot be built"):
         load_model(str(folder))
+    make_model(folder)
+    (folder / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(UserError, match="model.safetensors: damaged"):
+        load_model(str(folder))
+    os.replace(folder / "model.safetensors", folder / "model.safetensors.index.json")
+    with pytest.raises(UserError, match="its weights are in several files"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda folder: (folder / "vocab.txt").write_text(""), "its tokenizer cannot be read"),
+    (lambda folder: write_lines(folder / "vocab.txt", read_lines(folder / "vocab.txt") + [f"word{i}" for i in range(99)]),
+     "where config.json says vocab_size"),
+    (lambda folder: (folder / "special_tokens_map.json").write_text("[]"), "its tokenizer cannot be read"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json: cannot be read"),
+    (lambda folder: drop_weight(folder / "model_state.pdparams", "classifier.weight"), "lacks 1 parameters of the model"),
+])
+def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, change, message):
+    from modeling import load_checkpoint
+    from utils import UserError
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    change(folder)
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(str(folder))
+
+
+def drop_weight(path, name):
+    import paddle
+
+    state = paddle.load(str(path))
+    del state[name]
+    paddle.save(state, str(path))
