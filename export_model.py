@@ -44,17 +44,20 @@ def export_graph(model, multilingual, prefix):
     return names
 
 
-def run_graph(prefix, names, input_ids):
-    """Run the exported graph by Paddle Inference on the CPU. input_ids: int64 [batch, length]. Returns the logits."""
+def open_graph(prefix, threads=1):
+    """A Paddle Inference predictor of prefix.pdmodel on the CPU."""
     from paddle import inference
 
     config = inference.Config(prefix + ".pdmodel", prefix + ".pdiparams")
     config.disable_gpu()
     config.disable_glog_info()
-    predictor = inference.create_predictor(config)
-    if set(predictor.get_input_names()) != set(names):
-        raise UserError(f"the exported graph has the inputs {predictor.get_input_names()}, expected {names}")
-    for name in names:
+    config.set_cpu_math_library_num_threads(threads)
+    return inference.create_predictor(config)
+
+
+def run_graph(predictor, input_ids):
+    """Run a predictor of `open_graph`. input_ids: int64 [batch, length]. Returns the logits float32 [batch, num_classes]."""
+    for name in predictor.get_input_names():
         predictor.get_input_handle(name).copy_from_cpu(input_ids if name == "input_ids" else np.zeros_like(input_ids))
     predictor.run()
     return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
@@ -66,38 +69,46 @@ def probe_batches(checkpoint):
     return [pad_batch(batch, checkpoint.pad_id) for batch in (rows, rows[:1], rows[2:3], rows[-1:])]
 
 
+def write_deployment(checkpoint, folder, name):
+    """Export the checkpoint's model as folder/name.pdmodel, compare it, and write beside it all that a deployment needs.
+
+    checkpoint: a modeling.Checkpoint; its model cannot be run any more afterwards. Raises UserError if the graph differs.
+    """
+    import paddle
+
+    model_type, batches = checkpoint.model.config.model_type, probe_batches(checkpoint)
+    with paddle.no_grad():  # before the export: tracing replaces the model's own forward
+        expected = [checkpoint.model(paddle.to_tensor(batch)).numpy() for batch in batches]
+    prefix = os.path.join(folder, name)
+    names = export_graph(checkpoint.model, model_type == "ernie_m", prefix)
+    predictor = open_graph(prefix)
+    difference = max(float(np.abs(run_graph(predictor, batch) - logits).max()) for batch, logits in zip(batches, expected))
+    get_logger().info(f"Largest logit difference between checkpoint and exported graph: {difference:.2e}")
+    if not difference <= TOLERANCE:
+        raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
+                        f"{TOLERANCE:.0e}; nothing was exported")
+    checkpoint.tokenizer.save_pretrained(folder)
+    if checkpoint.fast is not None:
+        checkpoint.fast.save(os.path.join(folder, "tokenizer.json"))
+    with open(os.path.join(folder, "label.txt"), "w", encoding="utf-8") as file:
+        file.write("".join(label + "\n" for label in checkpoint.labels))
+    with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
+        json.dump({"model_type": model_type, "max_seq_length": checkpoint.max_seq_length, "input_names": names,
+                   "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
+                   "model_file": f"{name}.pdmodel", "params_file": f"{name}.pdiparams"}, file, indent=2)
+
+
 def main():
     args = parse_arguments()
     get_logger()
-    import paddle
-
     select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
     checkpoint = load_checkpoint(args.params_path)
-    multilingual = checkpoint.model.config.model_type == "ernie_m"
-    if args.multilingual and not multilingual:
-        raise UserError(f"--multilingual: the model type of {args.params_path} is {checkpoint.model.config.model_type}, "
-                        "expected an ERNIE-M model, or no --multilingual")
-    batches = probe_batches(checkpoint)
-    with paddle.no_grad():  # before the export: tracing replaces the model's own forward
-        expected = [checkpoint.model(paddle.to_tensor(batch)).numpy() for batch in batches]
+    model_type = checkpoint.model.config.model_type
+    if args.multilingual and model_type != "ernie_m":
+        raise UserError(f"--multilingual: the model type of {args.params_path} is {model_type}, expected an ERNIE-M model, or "
+                        "no --multilingual")
     with complete_folder(args.output_path, marker="deploy.json") as staging:
-        prefix = os.path.join(staging, "float32")
-        names = export_graph(checkpoint.model, multilingual, prefix)
-        difference = max(float(np.abs(run_graph(prefix, names, batch) - logits).max())
-                         for batch, logits in zip(batches, expected))
-        get_logger().info(f"Largest logit difference between checkpoint and exported graph: {difference:.2e}")
-        if not difference <= TOLERANCE:
-            raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
-                            f"{TOLERANCE:.0e}; nothing was exported")
-        checkpoint.tokenizer.save_pretrained(staging)
-        if checkpoint.fast is not None:
-            checkpoint.fast.save(os.path.join(staging, "tokenizer.json"))
-        with open(os.path.join(staging, "label.txt"), "w", encoding="utf-8") as file:
-            file.write("".join(label + "\n" for label in checkpoint.labels))
-        with open(os.path.join(staging, "deploy.json"), "w", encoding="utf-8") as file:
-            json.dump({"model_type": checkpoint.model.config.model_type, "max_seq_length": checkpoint.max_seq_length,
-                       "input_names": names, "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
-                       "model_file": "float32.pdmodel", "params_file": "float32.pdiparams"}, file, indent=2)
+        write_deployment(checkpoint, staging, "float32")
     get_logger().info(f"Exported model saved in {args.output_path}")
 
 

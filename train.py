@@ -16,25 +16,23 @@ Writes  output_dir/: config.json (labels, max_seq_length), model_state.pdparams,
 
 import os
 import shutil
-import sys
 from dataclasses import dataclass, field
 from typing import Optional
 
-from utils import (Problems, TokenizedTexts, UserError, check_splits, complete_folder, fast_tokenizer, is_main_rank,
+from utils import (Problems, UserError, check_splits, complete_folder, fast_tokenizer, is_main_rank,
                    make_encoder, read_json, read_labelled, read_labels, run_script, tokenize)
 from modeling import (WEIGHTS, check_length, check_vocabulary, compare_labels, get_logger, guard_paddle_load, load_model,
                       load_tokenizer, quiet_import, select_device)
 
 with quiet_import():
     import paddle
-    from paddlenlp.trainer import PdArgumentParser, TrainingArguments
-    from paddlenlp.trainer.integrations import get_available_reporting_integrations
+    from paddlenlp.trainer import TrainingArguments
     from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 
 import numpy as np
 
-from training import (ClassificationLoss, ClassificationTrainer, DropRemainder, ResumableEarlyStopping, collate, compute_metrics,
-                      list_checkpoints, remove_folder)
+from training import (ClassificationLoss, ClassificationTrainer, DropRemainder, ResumableEarlyStopping,
+                      check_training_arguments, collate, compute_metrics, list_checkpoints, parse_dataclasses, remove_folder)
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")
 
@@ -69,34 +67,9 @@ class TrainArguments(TrainingArguments):
                                                           "there is one, else the CPU."})
 
 
-def refuse(message):
-    raise UserError(f"train.py: {message} (train.py --help lists all options)")
-
-
-def parse_arguments():
-    """Options from the command line, or from a JSON file named first. Raises UserError."""
-    parser = PdArgumentParser((ModelArguments, DataArguments, TrainArguments), allow_abbrev=False,
-                              description="Train a text classifier.")
-    parser.error = refuse  # instead of the usage of 150 options
-    arguments = sys.argv[1:]
-    if arguments and arguments[0].endswith(".json"):
-        from_file = []
-        for name, value in read_json(arguments[0]).items():
-            if value is not None:
-                from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        arguments = from_file + arguments[1:]
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
-                                                              look_for_args_file=False)
-    except (ValueError, AssertionError) as error:  # from TrainingArguments' own checks
-        raise UserError(f"train.py: {error}") from None
-    if unknown:
-        refuse(f"unknown option {' '.join(unknown)}")
-    return parsed
-
-
 def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, after hours of training."""
+    check_training_arguments(args)
     evaluates = args.evaluation_strategy.value != "no"
     metrics = ["loss", "accuracy"] + [f"{average}_{name}" for average in ("micro", "macro")
                                       for name in ("precision", "recall", "f1")]
@@ -112,21 +85,6 @@ def check_arguments(model_args, data_args, args):
         raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 to 1")
     if model_args.focal_gamma < 0:
         raise UserError(f"--focal_gamma {model_args.focal_gamma}: out of range, expected 0 or more")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
-    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio"):
-        if not 0 <= getattr(args, name) < float("inf"):
-            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected a number of 0 or more")
-    if not 0 <= args.seed < 2**32:  # what numpy takes
-        raise UserError(f"--seed {args.seed}: out of range, expected 0 to {2**32 - 1}")
-    unknown = [name for name in args.report_to if name not in get_available_reporting_integrations()]
-    if unknown:  # asked for by name: a missing package would only show when the training begins
-        raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
-    if os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
-        raise UserError(f"--output_dir {args.output_dir}: is a file, expected the name of a folder")
-    if args.num_train_epochs <= 0 and args.max_steps <= 0:
-        raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
     if args.unified_checkpoint:
         raise UserError("--unified_checkpoint: not supported, expected training without it; the other scripts read "
                         "model_state.pdparams")
@@ -220,16 +178,9 @@ def tokenize_split(split, encode, max_seq_length, name):
     return tokens
 
 
-def sort_by_length(tokens):
-    """The same texts, longest first: the Trainer evaluates in the order given, so its batches are of like length."""
-    order = np.argsort(-tokens.lengths, kind="stable")
-    ids = np.concatenate([tokens[index]["input_ids"] for index in order])
-    return TokenizedTexts(ids, np.concatenate([[0], np.cumsum(tokens.lengths[order])]), tokens.labels[order])
-
-
 def main():
     get_logger()  # first, so that all of the log has its form
-    model_args, data_args, args = parse_arguments()
+    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, TrainArguments), __doc__)
     args.device = select_device(args.device)
     check_arguments(model_args, data_args, args)
     resume_point = find_resume_point(args) if args.do_train else None
@@ -257,7 +208,9 @@ def main():
     fast = fast_tokenizer(tokenizer, data_args.max_seq_length)
     encode = make_encoder(tokenizer, fast, data_args.max_seq_length)
     train_tokens = tokenize_split(train, encode, data_args.max_seq_length, "training") if args.do_train else None
-    dev_tokens = sort_by_length(tokenize_split(dev, encode, data_args.max_seq_length, "dev")) if args.do_eval else None
+    dev_tokens = None
+    if args.do_eval:  # the Trainer evaluates in the order given
+        dev_tokens = tokenize_split(dev, encode, data_args.max_seq_length, "dev").longest_first()
 
     callbacks = [DropRemainder()]
     if args.do_train and args.load_best_model_at_end and args.evaluation_strategy.value != "no" \

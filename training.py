@@ -1,18 +1,69 @@
-"""How train.py trains: PaddleNLP's Trainer with batches by length, whole checkpoints and exact resumption; losses, metrics."""
+"""What train.py and prune.py train with: options, PaddleNLP's Trainer with batches by length, whole checkpoints and exact
+resumption; losses, metrics."""
 
 import os
 import shutil
+import sys
 
 from modeling import get_logger, quiet_import
-from utils import pad_batch
+from utils import UserError, pad_batch, read_json
 
 with quiet_import():
     import paddle
-    from paddlenlp.trainer import EarlyStoppingCallback, Trainer, TrainerCallback
+    from paddlenlp.trainer import EarlyStoppingCallback, PdArgumentParser, Trainer, TrainerCallback
+    from paddlenlp.trainer.integrations import get_available_reporting_integrations
 
 import numpy as np
 
 GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
+
+
+def parse_dataclasses(classes, description):
+    """Read a script's options from the command line, or from a JSON file named first. Returns one object per class.
+
+    Raises UserError.
+    """
+    script = os.path.basename(sys.argv[0])
+
+    def refuse(message):
+        raise UserError(f"{script}: {message} ({script} --help lists all options)")
+
+    parser = PdArgumentParser(classes, allow_abbrev=False, description=description.splitlines()[0])
+    parser.error = refuse  # instead of the usage of 150 options
+    arguments = sys.argv[1:]
+    if arguments and arguments[0].endswith(".json"):
+        from_file = []
+        for name, value in read_json(arguments[0]).items():
+            if value is not None:
+                from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        arguments = from_file + arguments[1:]
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
+                                                              look_for_args_file=False)
+    except (ValueError, AssertionError) as error:  # from TrainingArguments' own checks
+        raise UserError(f"{script}: {error}") from None
+    if unknown:
+        refuse(f"unknown option {' '.join(unknown)}")
+    return parsed
+
+
+def check_training_arguments(args):
+    """Refuse values of TrainingArguments that would only fail, or train nothing, later. Raises UserError."""
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected a number of 0 or more")
+    if not 0 <= args.seed < 2**32:  # what numpy takes
+        raise UserError(f"--seed {args.seed}: out of range, expected 0 to {2**32 - 1}")
+    unknown = [name for name in args.report_to if name not in get_available_reporting_integrations()]
+    if unknown:  # asked for by name: a missing package would only show when the training begins
+        raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
+    if os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
+        raise UserError(f"--output_dir {args.output_dir}: is a file, expected the name of a folder")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
 
 
 class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):

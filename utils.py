@@ -385,6 +385,17 @@ class TokenizedTexts:
             item["labels"] = self.labels[index]
         return item
 
+    def select(self, indices):
+        """The texts with these indices, in this order. indices: int [num_selected]. Returns TokenizedTexts."""
+        lengths = self.lengths[indices]
+        ids = [self.ids[self.offsets[index]:self.offsets[index + 1]] for index in indices]
+        return TokenizedTexts(np.concatenate(ids) if ids else self.ids[:0], np.concatenate([[0], np.cumsum(lengths)]),
+                              None if self.labels is None else self.labels[indices])
+
+    def longest_first(self):
+        """The same texts by falling length, so that batches in this order are of like length. Returns TokenizedTexts."""
+        return self.select(np.argsort(-self.lengths, kind="stable"))
+
 
 def fast_tokenizer(tokenizer, max_seq_length, saved=None):
     """The `tokenizers` twin of a PaddleNLP BERT or ERNIE tokenizer, cutting at max_seq_length; None for other kinds.

@@ -102,7 +102,7 @@ def test_options_that_cannot_work_are_refused_at_once(changes, parts, monkeypatc
 
     monkeypatch.setattr(sys, "argv", train_options("data", "data", "never", **changes))
     with pytest.raises(UserError) as error:
-        parsed = train.parse_arguments()
+        parsed = train.parse_dataclasses((train.ModelArguments, train.DataArguments, train.TrainArguments), train.__doc__)
         parsed[2].device = train.select_device(parsed[2].device)
         train.check_arguments(*parsed)
     for part in parts:
