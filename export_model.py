@@ -34,13 +34,19 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def input_spec(names):
+    """Paddle's description of the graph's inputs: int64 [batch, length] each."""
+    import paddle
+
+    return [paddle.static.InputSpec(shape=[None, None], dtype="int64", name=name) for name in names]
+
+
 def export_graph(model, multilingual, prefix):
     """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info."""
     import paddle
 
     names = ["input_ids"] if multilingual else ["input_ids", "token_type_ids"]
-    spec = [paddle.static.InputSpec(shape=[None, None], dtype="int64", name=name) for name in names]
-    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
+    paddle.jit.save(paddle.jit.to_static(model, input_spec=input_spec(names), full_graph=True), prefix)
     return names
 
 

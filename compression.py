@@ -1,0 +1,175 @@
+"""How prune.py prunes: Trainer.compress() of PaddleNLP 2.8.1, what is wrong in it mended, and the export of each width."""
+
+import copy
+import os
+
+from utils import is_main_rank
+from modeling import WEIGHTS, get_logger, quiet_import
+
+with quiet_import():
+    import paddle
+    from paddlenlp.trainer import trainer_compress
+
+import numpy as np
+
+from export_model import input_spec, write_deployment
+from training import ClassificationTrainer, LengthGroupedBatchSampler
+
+
+class AdvancingSampler(LengthGroupedBatchSampler):
+    """Moves on to the next epoch by itself: compress() never says which epoch it is in."""
+
+    def __iter__(self):
+        yield from super().__iter__()
+        self.epoch += 1
+
+
+class PruningTrainer(ClassificationTrainer):
+    """The trainer of train.py, with held-out rows that every rank reads as a whole: all then agree what is best."""
+
+    def _get_train_sampler(self):
+        return AdvancingSampler(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed,
+                                self.args.dataset_world_size, self.args.dataset_rank, self.args.dataloader_drop_last)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return paddle.io.BatchSampler(eval_dataset, batch_size=self.args.per_device_eval_batch_size)
+
+    def quant(self, model_dir, strategy):
+        """What compress() gets wrong from the second width on: quantization-aware training would go on with the narrowest model,
+        in static mode; quantizing embeddings would look for the last width's result."""
+        if strategy == "qat":
+            paddle.disable_static()
+            if model_dir != self.args.output_dir:
+                self.model = pruned_model(self, model_dir)
+        elif strategy == "embeddings" and os.path.basename(model_dir) == "quant_emb":
+            model_dir = os.path.join(os.path.dirname(model_dir), "int8")
+        return super().quant(model_dir, strategy)
+
+
+class TeacherOfRanks(paddle.nn.Layer):
+    """Gives the teacher's layers the names that paddle.DataParallel gives the student's."""
+
+    def __init__(self, teacher):
+        super().__init__()
+        self._layers = teacher
+
+    def forward(self, *inputs, **options):
+        return self._layers(*inputs, **options)
+
+
+def mend_compression(trainer, export_widths):
+    """Replace what is wrong in PaddleSlim 2.6.0, PaddleNLP 2.8.1 (trainer_compress) and between them and Paddle 2.6.2.
+
+    - PaddleSlim's SuperLayerNorm expects three results of an operator that returns one since Paddle 2.6 ("too many values
+      to unpack"). Can go when its forward runs.
+    - In several processes the student's layers have other names than the teacher's, and the distillation of layers is
+      left out without a word. Can go when OFA's calc_distill_loss is not 0 there.
+    - The export applies every width to the model that the widths before have shrunk (12 heads, 9, 6 instead of 8), and
+      every rank writes it. Can go when _dynabert_export copies the model.
+    - Quantization hands over a generator where Paddle takes a DataLoader ("data_loader cannot be None"), and names where
+      it takes variables ("'feed_vars' should be a Variable"). Can go when the strategies ptq and embeddings run.
+    """
+    with quiet_import():
+        from paddle.static import quantization
+        from paddleslim.nas.ofa.layers import SuperLayerNorm
+
+    begin, quantize, save = (trainer_compress._dynabert_init, quantization.PostTrainingQuantization,
+                             paddle.static.save_inference_model)
+
+    def layer_norm(self, hidden):
+        size = hidden.shape[-1]
+        self.cur_config = {"prune_dim": size}
+        return paddle.nn.functional.layer_norm(hidden, [size], self.weight[:size], self.bias[:size], self._epsilon)
+
+    def begin_with_names(trainer, model, loader):
+        ofa_model, teacher = begin(trainer, model, loader)
+        if isinstance(ofa_model.model, paddle.DataParallel):
+            names = ofa_model._mapping_layers  # the list that distill_config holds, too
+            names[:] = [f"_layers.{name}" for name in names]
+            ofa_model.ofa_teacher_model.model = TeacherOfRanks(teacher)
+        return ofa_model, teacher
+
+    def feed(rows):
+        ids = trainer.data_collator(rows)["input_ids"]
+        return {"input_ids": ids, "token_type_ids": np.zeros_like(ids)}
+
+    def quantize_from_loader(batch_generator, batch_size, **options):
+        loader = paddle.io.DataLoader(trainer.eval_dataset, batch_size=batch_size, collate_fn=feed, places=paddle.CPUPlace())
+        return quantize(data_loader=loader, batch_size=batch_size, **options)
+
+    def save_variables(prefix, feeds, fetches, executor, program, **options):
+        feeds = [program.global_block().var(feed) if isinstance(feed, str) else feed for feed in feeds]
+        return save(prefix, feeds, fetches, executor, program=program, **options)
+
+    SuperLayerNorm.forward = layer_norm
+    trainer_compress._dynabert_init = begin_with_names
+    trainer_compress._dynabert_export = export_widths
+    trainer_compress.generate_input_spec = lambda *_: input_spec(["input_ids", "token_type_ids"])  # as in export/
+    quantization.PostTrainingQuantization = quantize_from_loader
+    paddle.static.save_inference_model = save_variables
+
+
+@paddle.no_grad()
+def evaluate(trainer, model, loader):
+    """How good a model is on the held-out rows, for compress(): accuracy and, between equals, the lower loss.
+
+    The library's own evaluation reuses the first batch's padding mask for all, leaves the teacher with dropout, and
+    saves nothing where the accuracy is 0.
+    """
+    from paddleslim.nas.ofa import OFA
+
+    is_training = model.training
+    inner = model.model if isinstance(model, OFA) else model  # OFA would run the teacher, too
+    inner = inner._layers if isinstance(inner, paddle.DataParallel) else inner
+    # DynaBERT's forward takes a list of two masks, and makes the first itself
+    is_elastic = getattr(inner.base_model.forward, "__func__", None) is trainer_compress.auto_model_dynabert_forward
+    model.eval()
+    correct, loss = 0, 0.0
+    for batch in loader:
+        logits = inner(input_ids=batch["input_ids"], attention_mask=[None, None] if is_elastic else None)
+        correct += int((logits.argmax(axis=-1) == batch["labels"]).sum())
+        loss += float(paddle.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"))
+    if is_training:
+        model.train()
+    accuracy, loss = correct / len(trainer.eval_dataset), loss / len(trainer.eval_dataset)
+    get_logger().info(f"held-out rows, loss: {loss:.5f}, acc: {accuracy:.5f}")
+    return accuracy + 1e-6 / (1 + loss)
+
+
+def pruned_model(trainer, folder):
+    """A copy of the trained model with only the heads and neurons of one width, in eval mode.
+
+    folder: where compress() keeps the best weights of the width, width_mult_X; those of the whole model or of the width.
+    """
+    width = next(width for width in trainer.args.width_mult_list if folder.endswith(width_folder(width)))
+    model = narrowed(trainer.trained_model, width)
+    model = trainer_compress._load_parameters(model, paddle.load(os.path.join(folder, WEIGHTS)))
+    model.eval()
+    return model
+
+
+def narrowed(model, width):
+    """A copy of a model with layers of this width, their weights not set yet."""
+    return trainer_compress._get_dynabert_model(copy.deepcopy(model), width)
+
+
+def width_folder(width):
+    """The name that compress() gives the folder of a width."""
+    return f"width_mult_{round(width, 2)}"
+
+
+def export_widths(trainer, checkpoint):
+    """Turn each width's best weights, of the whole model, into a folder to deploy. Only the first process does so."""
+    if paddle.distributed.get_world_size() > 1:
+        paddle.distributed.barrier()  # the weights are whole
+    trainer.args.input_filename_prefix = "pruned_model"  # what the quantizing strategies go on with
+    if not is_main_rank():
+        return
+    paddle.set_device("cpu")  # as in export_model.py
+    for width in trainer.args.width_mult_list:
+        folder = os.path.join(trainer.args.output_dir, width_folder(width))
+        model = pruned_model(trainer, folder)
+        model.to(device="cpu")
+        paddle.save(model.state_dict(), os.path.join(folder, WEIGHTS))
+        write_deployment(checkpoint._replace(model=model), folder, "pruned_model")
+    paddle.set_device(trainer.args.device)

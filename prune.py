@@ -1,0 +1,266 @@
+"""Make a trained classifier smaller and faster: DynaBERT width pruning through PaddleNLP's compression API.
+
+    python prune.py --device "gpu" --dataset_dir "data" --output_dir "prune" --per_device_train_batch_size 32 \\
+        --per_device_eval_batch_size 32 --num_train_epochs 10 --max_seq_length 128 --logging_steps 5 --save_steps 100 \\
+        --width_mult_list '3/4' '2/3' '1/2'
+    python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo prune.py --device "cpu" ...
+
+Reads   params_dir (made by train.py), dataset_dir/train.txt, dev.txt, label.txt.
+Writes  output_dir/width_mult_0.75/ and so on: pruned_model.pdmodel, .pdiparams, .pdiparams.info, model_state.pdparams,
+        config.json, and as in export_model.py tokenizer files, label.txt, deploy.json.
+A part of train.txt (or --importance_file) tells which heads and neurons matter and which weights are best; dev.txt is
+only used for the table at the end.
+"""
+
+import copy
+import json
+import os
+import shutil
+import time
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Optional
+
+from utils import (Problems, UserError, check_splits, find_label_file, is_main_rank, pad_batch, read_json, read_labelled,
+                   run_script, sorted_batches, tokenize)
+from modeling import get_logger, load_checkpoint, quiet_import, select_device
+
+with quiet_import():
+    import paddle
+    from paddlenlp.trainer import CompressionArguments
+
+import numpy as np
+
+from compression import PruningTrainer, evaluate, export_widths, mend_compression, narrowed
+from export_model import open_graph, run_graph, write_deployment
+from training import check_training_arguments, collate, compute_metrics, parse_dataclasses, remove_folder
+
+UNPRUNED = "unpruned"  # folder of the unpruned graph while a run goes on
+HELD_OUT = 0.1  # share of the training rows that importance and selection use
+TIMED_TEXTS, TIMED_ROUNDS = 512, 5  # for the last column of the table
+STRATEGIES = ["dynabert", "dynabert+ptq", "dynabert+qat", "dynabert+embeddings", "dynabert+ptq+embeddings",
+              "dynabert+qat+embeddings", "ptq", "ptq+embeddings", "qat", "qat+embeddings"]
+
+
+@dataclass
+class ModelArguments:
+    params_dir: str = field(default="./checkpoint/", metadata={"help": "Checkpoint made by train.py."})
+
+
+@dataclass
+class DataArguments:
+    dataset_dir: str = field(default="./data", metadata={"help": "Folder of the data files."})
+    train_file: str = field(default="train.txt", metadata={"help": "Training file in dataset_dir."})
+    dev_file: str = field(default="dev.txt", metadata={"help": "Development file in dataset_dir."})
+    label_file: str = field(default="label.txt", metadata={"help": "Labels in dataset_dir; must agree with the checkpoint."})
+    importance_file: Optional[str] = field(default=None, metadata={
+        "help": "File in dataset_dir that tells which heads and neurons matter; the default is a part of the training rows."})
+    max_seq_length: Optional[int] = field(default=None, metadata={"help": "Longest text in tokens; default: as in training."})
+
+
+@dataclass
+class PruneArguments(CompressionArguments):
+    output_dir: str = field(default="prune", metadata={"help": "Folder for the pruned models."})
+    strategy: str = field(default="dynabert", metadata={"help": "What to do.", "choices": STRATEGIES})
+    learning_rate: float = field(default=3e-5, metadata={"help": "Highest learning rate."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs of distillation."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per step and device."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Texts per batch in evaluation."})
+    seed: int = field(default=3, metadata={"help": "Random seed."})
+    device: Optional[str] = field(default=None, metadata={"help": "cpu, gpu, gpu:N, xpu or npu; the default is the GPU if "
+                                                          "there is one, else the CPU."})
+
+
+def parse_widths(texts, num_heads):
+    """Widths as fractions of the heads. texts: such as "3/4" or "0.5". Returns list of float. Raises UserError."""
+    possible = ", ".join(str(Fraction(kept, num_heads)) for kept in range(1, num_heads))
+    widths = []
+    for text in texts:
+        try:
+            width = Fraction(text.strip())
+        except (ValueError, ZeroDivisionError):
+            raise UserError(f"--width_mult_list {text}: not a fraction or decimal, expected some of {possible}") from None
+        if not 0 < width < 1 or (width * num_heads).denominator != 1:
+            raise UserError(f"--width_mult_list {text}: {float(width):g} of {num_heads} heads is not a whole number below "
+                            f"{num_heads}, expected some of {possible}")
+        if float(width) in widths:
+            raise UserError(f"--width_mult_list {text}: named twice, expected each width once")
+        widths.append(float(width))
+    return widths
+
+
+def check_arguments(args):
+    """Refuse what the compression API would ignore or fail on. Raises UserError."""
+    check_training_arguments(args)
+    for name, value in (("fp16", False), ("bf16", False), ("gradient_accumulation_steps", 1), ("resume_from_checkpoint", None),
+                        ("prune_embeddings", False), ("input_dtype", "int64"), ("input_infer_model_path", None)):
+        if getattr(args, name) != value:
+            raise UserError(f"--{name}: PaddleNLP's compression of a trained model does not take it, expected a run without it")
+    if args.strategy != "dynabert" and args.world_size > 1:
+        raise UserError(f"--strategy {args.strategy}: quantizing works in a single process, expected --strategy dynabert, or "
+                        "no paddle.distributed.launch")
+    for name in ("logging_steps", "save_steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
+
+
+def read_data(data_args, labels, label_path):
+    """Read and check the data files. Returns three pairs (texts, label ids): train, dev and importance (None without it)."""
+    names = [data_args.train_file, data_args.dev_file] + ([data_args.importance_file] if data_args.importance_file else [])
+    paths, problems = [os.path.join(data_args.dataset_dir, name) for name in names], Problems()
+    splits = [read_labelled(path, labels, problems, label_path) for path in paths]
+    if not problems.count:
+        check_splits(paths[0], paths[1], splits[0], splits[1], labels, problems)
+    problems.report()
+    return splits if data_args.importance_file else [*splits, None]
+
+
+def count_parameters(model):
+    """Number of a model's weights."""
+    return sum(int(parameter.size) for parameter in model.parameters())
+
+
+def hold_out(label_ids, seed):
+    """Choose HELD_OUT of the rows of every class, at least one where there are two. Returns bool [num_rows]."""
+    random, held = np.random.default_rng(seed), np.zeros(len(label_ids), bool)
+    for label_id in np.unique(label_ids):
+        rows = random.permutation(np.flatnonzero(label_ids == label_id))
+        held[rows[:max(1, round(len(rows) * HELD_OUT)) if len(rows) > 1 else 0]] = True
+    return held
+
+
+def list_graphs(folder):
+    """{row name: prefix} of the graphs that compress() left: `0.75`, `0.75/mse4_1/int8`; the unpruned one, `1`, first."""
+    graphs = {"1": os.path.join(folder, UNPRUNED, "float32")}
+    for path, names, files in os.walk(folder):
+        names.sort(reverse=True)
+        for file in sorted(files):
+            prefix, extension = os.path.splitext(os.path.join(path, file))
+            if extension == ".pdmodel" and prefix != graphs["1"] and file != "model.pdmodel":
+                graphs[os.path.relpath(prefix, folder).replace("width_mult_", "").replace("/pruned_model", "")] = prefix
+    return graphs
+
+
+def complete_deployment(prefix, unpruned):
+    """Put beside a quantized graph what export_model.py puts beside a graph, taken from the folder `unpruned`."""
+    folder, name = os.path.split(prefix)
+    if os.path.exists(os.path.join(folder, "deploy.json")):
+        return
+    for file in os.listdir(unpruned):
+        if not file.startswith("float32"):
+            shutil.copy(os.path.join(unpruned, file), folder)
+    deploy = read_json(os.path.join(folder, "deploy.json"))
+    deploy.update(model_file=f"{name}.pdmodel", params_file=f"{name}.pdiparams")
+    with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
+        json.dump(deploy, file, indent=2)
+
+
+def measure(graphs, tokens, pad_id, batch_size):
+    """Accuracy, macro-F1 and CPU milliseconds per text of exported graphs.
+
+    graphs: {name: prefix}; tokens: TokenizedTexts with labels. Times are the best of rounds that take turns: other
+    programs on the machine only ever add to them.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS", 1))
+    predictors = {name: open_graph(prefix, threads) for name, prefix in graphs.items()}
+    batches = [(indices, pad_batch([tokens[index]["input_ids"] for index in indices], pad_id))
+               for indices in sorted_batches(tokens.lengths, batch_size)]
+    results = {}
+    for name, predictor in predictors.items():
+        logits = np.concatenate([run_graph(predictor, batch) for _, batch in batches])
+        label_ids = tokens.labels[np.concatenate([indices for indices, _ in batches])]
+        metrics = compute_metrics(SimpleNamespace(predictions=logits, label_ids=label_ids))
+        results[name] = {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"], "time": float("inf")}
+    chosen = [batch for _, batch in batches[::max(1, len(tokens) // TIMED_TEXTS)]]  # spread over all lengths
+    for _ in range(TIMED_ROUNDS):
+        for name, predictor in predictors.items():
+            start = time.perf_counter()
+            for batch in chosen:
+                run_graph(predictor, batch)
+            results[name]["time"] = min(results[name]["time"], (time.perf_counter() - start) / sum(map(len, chosen)))
+    return results
+
+
+def make_table(graphs, results, parameters):
+    """The end of a run: one line per graph. parameters: {name of a width: number of its parameters}. Returns a str."""
+    first = max(map(len, graphs)) + 2
+    lines = [f"{'width':<{first}}{'parameters':>12}{'size (MiB)':>12}{'dev accuracy':>14}{'macro-F1':>10}{'CPU ms/text':>13}"]
+    for name, prefix in graphs.items():
+        size = sum(os.path.getsize(prefix + suffix) for suffix in (".pdmodel", ".pdiparams")) / 2**20
+        row, count = results[name], parameters.get(name.split("/")[0], parameters["1"])
+        lines.append(f"{name:<{first}}{count:>12,}{size:>12.1f}{row['accuracy'] * 100:>12.2f} %{row['macro_f1'] * 100:>10.2f}"
+                     f"{row['time'] * 1e3:>13.2f}")
+    return "\n".join(lines)
+
+
+def finish(args, output_dir, parameters, dev_tokens, pad_id):
+    """Measure all graphs in args.output_dir, move their folders to output_dir and return the table."""
+    for name in os.listdir(args.output_dir):  # what quantization-aware training of the whole model leaves outside of folders
+        if name.startswith(("int8.", "quant_emb.")):
+            os.makedirs(os.path.join(args.output_dir, "qat"), exist_ok=True)
+            os.replace(os.path.join(args.output_dir, name), os.path.join(args.output_dir, "qat", name))
+    graphs = list_graphs(args.output_dir)
+    for prefix in graphs.values():
+        complete_deployment(prefix, os.path.dirname(graphs["1"]))
+    get_logger().info(f"Measuring {len(graphs)} models on the dev rows ...")
+    table = make_table(graphs, measure(graphs, dev_tokens, pad_id, args.per_device_eval_batch_size), parameters)
+    tops = sorted({os.path.relpath(prefix, args.output_dir).split(os.sep)[0] for prefix in graphs.values()} - {UNPRUNED})
+    for name in tops:
+        remove_folder(os.path.join(output_dir, name))
+        os.replace(os.path.join(args.output_dir, name), os.path.join(output_dir, name))
+    get_logger().info(f"Compressed models saved in {', '.join(os.path.join(output_dir, name) for name in tops)}")
+    return table
+
+
+def main():
+    get_logger()  # first, so that all of the log has its form
+    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, PruneArguments), __doc__)
+    args.device = select_device(args.device)
+    check_arguments(args)
+    label_path = find_label_file(data_args)
+    checkpoint = load_checkpoint(model_args.params_dir, label_path, data_args.max_seq_length)
+    widths = parse_widths(args.width_mult_list or ["3/4"], checkpoint.model.config.num_attention_heads)
+    train, dev, importance = read_data(data_args, checkpoint.labels, label_path)
+
+    tokens = tokenize(train[0], checkpoint.encode, train[1], "Tokenizing training")
+    dev_tokens = tokenize(dev[0], checkpoint.encode, dev[1], "Tokenizing dev")
+    if importance is None:
+        held = hold_out(tokens.labels, args.seed)
+        held_tokens, tokens = tokens.select(np.flatnonzero(held)), tokens.select(np.flatnonzero(~held))
+        get_logger().info(f"{len(held_tokens)} of {len(held)} training rows are held out for importance and selection.")
+    else:
+        held_tokens = tokenize(importance[0], checkpoint.encode, importance[1], "Tokenizing importance")
+
+    output_dir, args.output_dir = args.output_dir, os.path.join(args.output_dir, ".staging")
+    steps = args.max_steps if args.max_steps > 0 else int(
+        args.num_train_epochs * -(-len(tokens) // (args.per_device_train_batch_size * args.dataset_world_size)))
+    args.save_steps = min(args.save_steps, max(1, steps))  # compress() saves nothing in a run that is shorter
+    args.width_mult_list = [repr(width) for width in widths]  # compress() evaluates these strings
+    parameters = {"1": count_parameters(checkpoint.model)}
+    parameters.update({str(round(width, 2)): count_parameters(narrowed(checkpoint.model, width)) for width in widths})
+    paddle.seed(args.seed)
+    trainer = PruningTrainer(
+        checkpoint.labels, checkpoint.fast, model=checkpoint.model, criterion=paddle.nn.CrossEntropyLoss(), args=args,
+        data_collator=lambda rows: collate(rows, checkpoint.pad_id), train_dataset=tokens,
+        eval_dataset=held_tokens.longest_first(), tokenizer=checkpoint.tokenizer)
+    trainer.trained_model = copy.deepcopy(checkpoint.model)  # compress() changes its own
+    mend_compression(trainer, lambda trainer: export_widths(trainer, checkpoint))
+    try:
+        if is_main_rank():
+            shutil.rmtree(args.output_dir, ignore_errors=True)
+            os.makedirs(os.path.join(args.output_dir, UNPRUNED))
+            write_deployment(checkpoint._replace(model=copy.deepcopy(trainer.trained_model)),
+                             os.path.join(args.output_dir, UNPRUNED), "float32")
+        trainer.compress(custom_evaluate=evaluate)
+        paddle.disable_static()  # quantizing embeddings leaves Paddle in static mode
+        if is_main_rank():
+            print(finish(args, output_dir, parameters, dev_tokens, checkpoint.pad_id))
+    finally:
+        if is_main_rank():
+            shutil.rmtree(args.output_dir, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
