@@ -103,3 +103,33 @@ def binary(tmp_path_factory, tiny_model):
     process = run(*train_options(tiny_model, folder, folder / "checkpoint", num_train_epochs=8, learning_rate="2e-3"))
     assert process.returncode == 0, process.stderr
     return folder, folder / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def ernie_m(tmp_path_factory):
+    """An ERNIE-M trained by train.py on two classes; its SentencePiece model is made from the sample data."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("ernie_m")
+    rows = [line for line in read_lines(ROOT / "data/train.txt") if line.endswith(("医疗费用", "病因分析"))]
+    write_lines(folder / "texts", [row.split("\t")[0] for row in rows])
+    model = folder / "model"
+    model.mkdir()
+    sentencepiece.SentencePieceTrainer.train(input=str(folder / "texts"), model_prefix=str(model / "sentencepiece.bpe"),
+                                             vocab_size=1200, hard_vocab_limit=False, minloglevel=2)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model / "sentencepiece.bpe.model"))
+    vocab = [pieces.id_to_piece(index) for index in range(3, pieces.get_piece_size())]
+    write_lines(model / "vocab.txt", ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *vocab])
+    os.remove(model / "sentencepiece.bpe.vocab")
+    (model / "config.json").write_text(json.dumps({
+        "architectures": ["ErnieMForSequenceClassification"], "model_type": "ernie_m", "vocab_size": len(vocab) + 5,
+        "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+        "max_position_embeddings": 130, "pad_token_id": 1, "cls_token_id": 0}))
+    write_lines(folder / "train.txt", rows)
+    write_lines(folder / "dev.txt", [line for line in read_lines(ROOT / "data/dev.txt")
+                                     if line.endswith(("医疗费用", "病因分析"))])
+    write_lines(folder / "label.txt", ["医疗费用", "病因分析"])
+    process = run(*train_options(model, folder, folder / "checkpoint", num_train_epochs=6, learning_rate="2e-3"))
+    assert process.returncode == 0, process.stderr
+    assert json.loads((folder / "checkpoint/eval_results.json").read_text())["eval_accuracy"] > 0.7
+    return folder
