@@ -6,8 +6,7 @@ import re
 import shutil
 
 import numpy as np
-import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, train_options, write_lines
+from conftest import ROOT, assert_user_error, read_lines, run, write_lines
 
 
 def export(checkpoint, output, *more):
