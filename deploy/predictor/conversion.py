@@ -1,0 +1,80 @@
+"""INT8 and FP16 forms of an exported ONNX model; the only part of the predictor that needs the package onnx.
+
+Models are returned as bytes, ready to be written or run.
+"""
+
+import collections
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
+from utils import UserError
+
+try:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+except ImportError as error:
+    raise UserError(f"converting a model needs the package {error.name}, expected `pip install -r "
+                    "deploy/predictor/requirements.txt`") from None
+
+
+def to_int8(path):
+    """Quantize the weights of an ONNX file to 8-bit integers; activations are quantized as they come (dynamically).
+
+    One scale per output column of a matrix. Weights use 7 of the 8 bits: with all 8, CPUs without VNNI overflow in the
+    sum of two products, and the same file would give other labels there. The pooler and the classifier, which cost next to
+    nothing, stay in floats. Returns (bytes, counts of "MatMulInteger" and of "all" products with weights). UserError.
+    """
+    model = onnx.load(path)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    for index, node in enumerate(products):
+        node.name = f"product_{index}"  # the quantizer goes by names
+    with tempfile.TemporaryDirectory() as folder, quiet_quantizer():
+        output = os.path.join(folder, "int8.onnx")
+        quantize_dynamic(model, output, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True,
+                         op_types_to_quantize=["MatMul", "Gather"], nodes_to_exclude=[node.name for node in products[-2:]],
+                         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
+        content = read_bytes(output)
+    counts = collections.Counter(node.op_type for node in onnx.load_model_from_string(content).graph.node)
+    if not products or counts["MatMulInteger"] < len(products) - 2:
+        raise UserError(f"{path}: {counts['MatMulInteger']} of {len(products)} matrix products could be quantized, expected "
+                        f"{len(products) - 2}; is it a model that export_model.py --onnx or prune.py wrote?")
+    return content, {"MatMulInteger": counts["MatMulInteger"], "all": len(products)}
+
+
+@contextlib.contextmanager
+def quiet_quantizer():
+    """The quantizer writes a line per node to the root logger, and advice to do what the export has done."""
+    root = logging.getLogger()
+    root.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        root.removeFilter(_nothing)
+
+
+def _nothing(record):
+    return False
+
+
+def to_fp16(path):
+    """Convert the weights and the arithmetic of an ONNX file to 16-bit floats; inputs and output keep their types."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(onnx.load(path), keep_io_types=True).SerializeToString()
+
+
+def with_metadata(model, entries):
+    """Write entries (dict of str) into the metadata of a model (a path or bytes); returns its bytes."""
+    model = onnx.load_model_from_string(model if isinstance(model, bytes) else read_bytes(model))
+    onnx.helper.set_model_props(model, entries)
+    return model.SerializeToString()
+
+
+def read_bytes(path):
+    with open(path, "rb") as file:
+        return file.read()
