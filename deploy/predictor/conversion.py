@@ -21,6 +21,14 @@ except ImportError as error:
                     "deploy/predictor/requirements.txt`") from None
 
 
+def load(path):
+    """Read an ONNX file; UserError where it is none."""
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf's DecodeError, whose module differs between its versions
+        raise UserError(f"{path}: cannot be read ({error}), expected a sound ONNX model") from None
+
+
 def to_int8(path):
     """Quantize the weights of an ONNX file to 8-bit integers; activations are quantized as they come (dynamically).
 
@@ -28,7 +36,7 @@ def to_int8(path):
     sum of two products, and the same file would give other labels there. The pooler and the classifier, which cost next to
     nothing, stay in floats. Returns (bytes, counts of "MatMulInteger" and of "all" products with weights). UserError.
     """
-    model = onnx.load(path)
+    model = load(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     for index, node in enumerate(products):
@@ -65,7 +73,7 @@ def to_fp16(path):
     """Convert the weights and the arithmetic of an ONNX file to 16-bit floats; inputs and output keep their types."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return convert_float_to_float16(onnx.load(path), keep_io_types=True).SerializeToString()
+    return convert_float_to_float16(load(path), keep_io_types=True).SerializeToString()
 
 
 def with_metadata(model, entries):

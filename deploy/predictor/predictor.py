@@ -76,7 +76,7 @@ def open_session(model, name, device, device_id=0):
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions
     providers = ["CPUExecutionProvider"]
     if device == "gpu":
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
