@@ -37,7 +37,8 @@ def to_int8(path):
 
     Matrices: one scale per output column, and 7 of the 8 bits. With all 8, CPUs without VNNI overflow in the sum of two
     products, and the same file would give other labels there; the eighth bit gains nothing that could be measured.
-    Word embeddings: see quantize_word_table. The pooler and the classifier, which cost next to nothing, stay in floats. Returns (bytes, counts of "MatMulInteger" and of "all" products with weights). UserError.
+    Word embeddings: see quantize_word_table. The pooler and the classifier, which cost next to nothing, stay in floats.
+    Returns (bytes, counts of "MatMulInteger" and of "all" products with weights). UserError.
     """
     model = load(path)
     weights = {tensor.name for tensor in model.graph.initializer}
