@@ -349,9 +349,10 @@ def work(args, job, name, **changes):
 
 
 def in_turns(args, job, name, *variants):
-    """variants: changes of the job. Returns for each {figure: the smallest of all repeats}, {} without PyTorch."""
-    rounds = [[{} if changes.get("variant") == "torch" and not args.with_torch else work(args, job, name, **changes)
-               for changes in variants] for _ in range(args.repeats)]
+    """variants: changes of the job (of the worker, too). Returns for each {figure: the smallest of all repeats}, {} without
+    PyTorch."""
+    rounds = [[{} if changes.get("variant") == "torch" and not args.with_torch else
+               work(args, job, changes.get("worker", name), **changes) for changes in variants] for _ in range(args.repeats)]
     best = [{key: min(result[key] for result in results) for key in results[0]} for results in zip(*rounds)]
     args.foreign_cores.append(max(result.get("foreign_cores", 0) for result in best))  # of the quietest repeats
     return best
@@ -381,16 +382,15 @@ def measure_predictor(args, job, dev, ratios):
     job = {**job, "quantize": False, "threads": None, "dev": dev, "options": {}, "variant": "predictor"}
     stride = 6 if job["shape"] == "medium" else 1  # padded to the longest, Medium is slow
     work(args, job, "export")
-    rounds = [(work(args, job, "serving")["ms"], work(args, job, "ready_made")["ms"],
-               work(args, job, "earlier", stride=stride)["ms"], work(args, job, "serving", threads=1)["ms"],
-               work(args, job, "serving", threads=1, quantize=True)["ms"]) for _ in range(args.repeats)]
-    fp32, ready, old, one, int8 = map(min, zip(*rounds))
-    shape, cold = job["shape"], [work(args, job, "cold_start") for _ in range(max(3, args.repeats))]
-    ratios += [[f"{shape}: ONNX Runtime alone, ready-made batches", ready, fp32, 0.9],
-               [f"{shape}: the earlier application's way", old, fp32, 8 if shape == "nano" else 6],
-               [f"{shape}: INT8 against fp32, one thread", one, int8, 1.7]]
-    seconds, paddle = min(result["seconds"] for result in cold), max(result["paddle"] for result in cold)
-    return f"{shape}: cold start to the first label {seconds:.2f} s, {'with' if paddle else 'no'} Paddle in memory"
+    fp32, ready, old, one, int8, cold = in_turns(
+        args, job, "serving", {}, {"worker": "ready_made"}, {"worker": "earlier", "stride": stride}, {"threads": 1},
+        {"threads": 1, "quantize": True}, {"worker": "cold_start"})
+    shape, fp32 = job["shape"], fp32["ms"]
+    ratios += [[f"{shape}: ONNX Runtime alone, ready-made batches", ready["ms"], fp32, 0.9],
+               [f"{shape}: the earlier application's way", old["ms"], fp32, 8 if shape == "nano" else 6],
+               [f"{shape}: INT8 against fp32, one thread", one["ms"], int8["ms"], 1.7]]
+    return (f"{shape}: cold start to the first label {cold['seconds']:.2f} s, "
+            f"{'WITH' if cold['paddle'] else 'no'} Paddle in memory")
 
 
 def main():
