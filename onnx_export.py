@@ -60,7 +60,11 @@ def convert(prefix):
 @contextlib.contextmanager
 def quiet_stdout():
     """paddle2onnx writes its progress to the process's standard output, which belongs to the results."""
-    saved = os.dup(1)
+    try:
+        saved = os.dup(1)
+    except OSError:  # closed: nothing to keep clean
+        yield
+        return
     try:
         with open(os.devnull, "wb") as sink:
             os.dup2(sink.fileno(), 1)

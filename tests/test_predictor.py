@@ -313,6 +313,7 @@ def test_wrong_calls_are_refused(exported, tmp_path):
     assert_user_error(infer(exported, "--top_k", 12, "--output_format", "csv", *output), "--top_k 12: the model has 11 classes")
     assert_user_error(infer(exported, "--max_seq_length", 513, *output), "--max_seq_length 513: more than the model's positions")
     assert_user_error(infer(exported, "--max_seq_length", 2, *output), "--max_seq_length 2: expected 3 or more")
+    assert_user_error(infer(exported, "--max_seq_length", 0, *output), "--max_seq_length 0: expected 3 or more")
     assert_user_error(infer(exported, "--data_file", "none.txt", *output), "none.txt: file not found")
     assert_user_error(infer(exported, "--data_file", "-", *output, stdin="好\n\na\tb\n"), "standard input:2: empty line",
                       "standard input:3: a tab")
