@@ -171,5 +171,5 @@ def export_widths(trainer, checkpoint):
         model = pruned_model(trainer, folder)
         model.to(device="cpu")
         paddle.save(model.state_dict(), os.path.join(folder, WEIGHTS))
-        write_deployment(checkpoint._replace(model=model), folder, "pruned_model")
+        write_deployment(checkpoint._replace(model=model), folder, "pruned_model", trainer.args.onnx)
     paddle.set_device(trainer.args.device)

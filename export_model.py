@@ -2,16 +2,18 @@
 
     python export_model.py --params_path ./checkpoint/ --output_path ./export
     python export_model.py --params_path ./checkpoint/ --output_path ./export --multilingual    # ERNIE-M
+    python export_model.py --params_path ./checkpoint/ --output_path ./export --onnx            # for deploy/predictor
 
 Reads   params_path (made by train.py).
 Writes  output_path/: float32.pdmodel, float32.pdiparams, float32.pdiparams.info, tokenizer.json (where the tokenizer has
         that form), vocab.txt and the other tokenizer files, label.txt, deploy.json (maximum length, input names, model
         type). Inputs of the graph: input_ids, token_type_ids, int64 [batch, length]; ERNIE-M: input_ids only.
-        Output: logits float32 [batch, num_classes].
-The exported graph is run and compared with the checkpoint before anything appears in output_path.
+        Output: logits float32 [batch, num_classes]. With --onnx also float32.onnx, with the same inputs.
+Whatever is exported is run and compared with the checkpoint before anything appears in output_path.
 """
 
 import argparse
+import contextlib
 import json
 import os
 
@@ -19,8 +21,8 @@ import numpy as np
 
 from utils import UserError, complete_folder, pad_batch, run_script
 from modeling import get_logger, load_checkpoint, select_device
+from onnx_export import TOLERANCE, export_onnx
 
-TOLERANCE = 1e-4  # largest difference of logits between checkpoint and graph that is only rounding
 # texts of several lengths and kinds for the comparison; it needs no data folder
 PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀", "您好，请问一岁三个月的孩子可以吃这种药吗？" * 8]
 
@@ -31,6 +33,7 @@ def parse_arguments():
     parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by train.py")
     parser.add_argument("--output_path", default="./export", help="folder for the exported model")
     parser.add_argument("--multilingual", action="store_true", help="the model is ERNIE-M (recognised without it, too)")
+    parser.add_argument("--onnx", action="store_true", help="also write float32.onnx for ONNX Runtime")
     return parser.parse_args()
 
 
@@ -75,10 +78,11 @@ def probe_batches(checkpoint):
     return [pad_batch(batch, checkpoint.pad_id) for batch in (rows, rows[:1], rows[2:3], rows[-1:])]
 
 
-def write_deployment(checkpoint, folder, name):
+def write_deployment(checkpoint, folder, name, with_onnx):
     """Export the checkpoint's model as folder/name.pdmodel, compare it, and write beside it all that a deployment needs.
 
-    checkpoint: a modeling.Checkpoint; its model cannot be run any more afterwards. Raises UserError if the graph differs.
+    checkpoint: a modeling.Checkpoint; its model cannot be run any more afterwards. with_onnx: also write name.onnx.
+    Raises UserError if a graph differs.
     """
     import paddle
 
@@ -93,15 +97,19 @@ def write_deployment(checkpoint, folder, name):
     if not difference <= TOLERANCE:
         raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
                         f"{TOLERANCE:.0e}; nothing was exported")
+    if with_onnx:
+        difference = export_onnx(prefix, batches, expected)
+        get_logger().info(f"Largest logit difference between checkpoint and ONNX model: {difference:.2e}")
     checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.fast is not None:
         checkpoint.fast.save(os.path.join(folder, "tokenizer.json"))
     with open(os.path.join(folder, "label.txt"), "w", encoding="utf-8") as file:
         file.write("".join(label + "\n" for label in checkpoint.labels))
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
-        json.dump({"model_type": model_type, "max_seq_length": checkpoint.max_seq_length, "input_names": names,
-                   "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
-                   "model_file": f"{name}.pdmodel", "params_file": f"{name}.pdiparams"}, file, indent=2)
+        deploy = {"model_type": model_type, "max_seq_length": checkpoint.max_seq_length, "input_names": names,
+                  "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
+                  "model_file": f"{name}.pdmodel", "params_file": f"{name}.pdiparams"}
+        json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)
 
 
 def main():
@@ -114,7 +122,10 @@ def main():
         raise UserError(f"--multilingual: the model type of {args.params_path} is {model_type}, expected an ERNIE-M model, or "
                         "no --multilingual")
     with complete_folder(args.output_path, marker="deploy.json") as staging:
-        write_deployment(checkpoint, staging, "float32")
+        write_deployment(checkpoint, staging, "float32", args.onnx)
+    if not args.onnx:  # an older export's would hold other weights; deploy.json no longer names it
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(args.output_path, "float32.onnx"))
     get_logger().info(f"Exported model saved in {args.output_path}")
 
 

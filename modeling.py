@@ -18,8 +18,8 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from utils import (UserError, exit_on_sigterm, fast_tokenizer, is_main_rank, make_encoder, pad_batch, read_json, read_labels,
-                   sorted_batches)
+from utils import (UserError, compare_labels, exit_on_sigterm, fast_tokenizer, is_main_rank, make_encoder, pad_batch, read_json,
+                   read_labels, sorted_batches)
 
 BUILT_IN_MODELS = (
     "ernie-3.0-xbase-zh", "ernie-3.0-base-zh", "ernie-3.0-medium-zh", "ernie-3.0-mini-zh", "ernie-3.0-micro-zh",
@@ -380,16 +380,6 @@ def _checkpoint_labels(folder, config, label_path):
     return labels
 
 
-def compare_labels(trained, listed, path, folder):
-    """UserError naming the first difference between a checkpoint's labels and those of a label.txt."""
-    expected = f"the labels that {folder} was trained with, in the same order"
-    for number, (label, other) in enumerate(zip(trained, listed), 1):
-        if label != other:
-            raise UserError(f"{path}:{number}: label {other!r} where the checkpoint has {label!r}, expected {expected}")
-    if len(trained) != len(listed):
-        raise UserError(f"{path}: {len(listed)} labels where the checkpoint has {len(trained)}, expected {expected}")
-
-
 # ---------------------------------------------------------------- inference
 
 
@@ -425,9 +415,3 @@ def predict_logits(checkpoint, tokens, batch_size, progress=None):
         with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
             list(pool.map(run, batches))
     return logits
-
-
-def softmax(logits):
-    """float32 [num_texts, num_classes] -> probabilities of the same shape, rows sum to 1."""
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)

@@ -7,7 +7,7 @@
 
 Reads   params_dir (made by train.py), dataset_dir/train.txt, dev.txt, label.txt.
 Writes  output_dir/width_mult_0.75/ and so on: pruned_model.pdmodel, .pdiparams, .pdiparams.info, model_state.pdparams,
-        config.json, and as in export_model.py tokenizer files, label.txt, deploy.json.
+        config.json, and as in export_model.py tokenizer files, label.txt, deploy.json; with --onnx pruned_model.onnx.
 A part of train.txt (or --importance_file) tells which heads and neurons matter and which weights are best; dev.txt is
 only used for the table at the end.
 """
@@ -62,6 +62,7 @@ class DataArguments:
 
 @dataclass
 class PruneArguments(CompressionArguments):
+    onnx: bool = field(default=False, metadata={"help": "Also write pruned_model.onnx for ONNX Runtime."})
     output_dir: str = field(default="prune", metadata={"help": "Folder for the pruned models."})
     strategy: str = field(default="dynabert", metadata={"help": "What to do.", "choices": STRATEGIES})
     learning_rate: float = field(default=3e-5, metadata={"help": "Highest learning rate."})
@@ -252,7 +253,7 @@ def main():
             shutil.rmtree(args.output_dir, ignore_errors=True)
             os.makedirs(os.path.join(args.output_dir, UNPRUNED))
             write_deployment(checkpoint._replace(model=copy.deepcopy(trainer.trained_model)),
-                             os.path.join(args.output_dir, UNPRUNED), "float32")
+                             os.path.join(args.output_dir, UNPRUNED), "float32", with_onnx=False)
         trainer.compress(custom_evaluate=evaluate)
         paddle.disable_static()  # quantizing embeddings leaves Paddle in static mode
         if is_main_rank():

@@ -21,8 +21,8 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
 from utils import (Problems, add_model_options, check_output, check_splits, complete_file, complete_folder, find_label_file,
-                   read_labelled, read_labels, run_script, tokenize)
-from modeling import get_logger, load_checkpoint, predict_logits, select_device, softmax
+                   read_labelled, read_labels, run_script, softmax, tokenize)
+from modeling import get_logger, load_checkpoint, predict_logits, select_device
 
 CALIBRATION_BINS = 10
 MATRIX_LABELS = 40  # up to so many classes the confusion matrix shows names and numbers, above only shades

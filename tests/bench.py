@@ -3,6 +3,7 @@
     KUAKE_QIC_DIR=folder ERNIE_VOCAB=vocab.txt make bench             # all of it; makes the PyTorch environment too
     KUAKE_QIC_DIR=folder ERNIE_VOCAB=vocab.txt make bench BENCH="--quick --skip_torch"
     python tests/bench.py --kuake_dir folder --vocab vocab.txt --torch_python .venv-bench/bin/python --profile
+    python tests/bench.py --kuake_dir folder --vocab vocab.txt --part predictor                # deploy/predictor only
 
 The models have the shapes of ERNIE 3.0 Nano and Medium and seeded random weights. Every measurement is a fresh process;
 the variants take turns (A B C A B C ...) and the best of --repeats counts. Other work on the machine adds time, and far
@@ -13,6 +14,10 @@ tokenizer, texts in file order (training: shuffled), padded to the longest of th
 PyTorch: a BERT of the same shape with transformers' defaults and Trainer, batches by length, a thread per core.
 Training: time between steps of each library's Trainer, on batches spread evenly over the lengths of an epoch of the
 variant's own sampler, so that few steps stand for the epoch. Two processes: 32 texts a step each.
+deploy/predictor, text in and label out, is measured against ONNX Runtime itself on the same model and ready-made batches by
+length (its own threads, one per core), and against the earlier application's way: paddle2onnx at every start, PaddleNLP's
+tokenizer, all texts padded to the longest of all, batches in file order; its start is not counted. Cold start: from the
+start of a process to its first label.
 """
 
 import argparse
@@ -201,7 +206,83 @@ def reading(job):
             "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
-WORKERS = {worker.__name__: worker for worker in (stock, suite, torch, make_model, evaluation, training, reading)}
+def export(job):
+    """Export job["folder"] with --onnx."""
+    command = [sys.executable, "export_model.py", "--params_path", job["folder"], "--output_path", f"{job['folder']}/export"]
+    subprocess.run([*command, "--onnx"], cwd=ROOT, check=True)
+
+
+def load_predictor(job):
+    """The Predictor of the exported folder; with job["quantize"] in INT8, with job["threads"] on so many threads."""
+    sys.path.insert(0, os.path.join(ROOT, "deploy", "predictor"))
+    from predictor import Predictor
+    return Predictor(os.path.join(job["folder"], "export"), quantize=job["quantize"], num_threads=job["threads"])
+
+
+def serving(job):
+    """ms per text of job["dev"] by deploy/predictor."""
+    predictor = load_predictor(job)
+    predictor(job["dev"][:WARM_UP * BATCH])
+    start = time.perf_counter()
+    predictor(job["dev"])
+    return {"ms": (time.perf_counter() - start) * 1000 / len(job["dev"])}
+
+
+def ready_made(job):
+    """ms per text of ONNX Runtime alone, on batches by length that have been made before."""
+    import numpy as np
+    import onnxruntime
+    import utils
+    rows = load_predictor(job).tokenize(job["dev"])
+    batches = [utils.pad_batch([rows[index] for index in indices], 0)
+               for indices in utils.sorted_batches([len(row) for row in rows], BATCH)]
+    return {"ms": run_batches(onnxruntime, os.path.join(job["folder"], "export", "float32.onnx"),
+                              [{"input_ids": batch, "token_type_ids": np.zeros_like(batch)} for batch in batches])}
+
+
+def earlier(job):
+    """ms per text of the earlier application's way, tokenization included, on every job["stride"]-th batch."""
+    import utils  # noqa: F401  else Paddle may crash
+    import numpy as np
+    import onnxruntime
+    import paddle2onnx
+    from paddlenlp.transformers import ErnieTokenizer
+    prefix = os.path.join(job["folder"], "export", "float32")
+    paddle2onnx.export(f"{prefix}.pdmodel", f"{prefix}.pdiparams", f"{job['folder']}/earlier.onnx", opset_version=13)
+    tokenizer = ErnieTokenizer.from_pretrained(job["folder"])
+    start = time.perf_counter()
+    rows = tokenizer(job["dev"], max_length=MAX_LENGTH, truncation=True, padding=True)  # to the longest of all
+    tokenized = (time.perf_counter() - start) * 1000 / len(job["dev"])
+    feeds = [{name: np.array(rows[name][first:first + BATCH]) for name in ("input_ids", "token_type_ids")}
+             for first in range(0, len(job["dev"]), BATCH * job["stride"])]
+    return {"ms": tokenized + run_batches(onnxruntime, f"{job['folder']}/earlier.onnx", feeds)}
+
+
+def run_batches(onnxruntime, path, feeds):
+    """ms per text of an ONNX model by ONNX Runtime with a thread per core."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = CORES
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    for feed in feeds[:WARM_UP]:
+        session.run(None, feed)
+    start = time.perf_counter()
+    for feed in feeds:
+        session.run(None, feed)
+    return (time.perf_counter() - start) * 1000 / sum(len(feed["input_ids"]) for feed in feeds)
+
+
+def cold_start(job):
+    """Seconds from the start of this process to the first label, and whether Paddle is in its memory then."""
+    load_predictor(job)(job["dev"][:1])
+    with open("/proc/uptime", encoding="utf-8") as uptime, open("/proc/self/stat", encoding="utf-8") as stat:
+        started = int(stat.read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        seconds = float(uptime.read().split()[0]) - started
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return {"seconds": seconds, "paddle": int("paddle" in maps.read())}
+
+
+WORKERS = {worker.__name__: worker for worker in (stock, suite, torch, make_model, evaluation, training, reading,
+                                               export, serving, ready_made, earlier, cold_start)}
 
 
 def run_worker(name, job_path):
@@ -222,6 +303,7 @@ def parse_arguments():
     parser.add_argument("--skip_torch", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per variant, the best counts; default: 3")
     parser.add_argument("--quick", action="store_true", help="a trial: Nano, 1 repeat, 6 steps, 100,000 lines")
+    parser.add_argument("--part", choices=["all", "core", "predictor"], default="all", help="what to measure; default: all")
     parser.add_argument("--profile", action="store_true", help="add the costliest operations of training Nano")
     args = parser.parse_args()
     for path in [os.path.join(args.kuake_dir or "KUAKE_QIC_DIR", name) for name in FILES] + [args.vocab]:
@@ -267,9 +349,10 @@ def work(args, job, name, **changes):
 
 
 def in_turns(args, job, name, *variants):
-    """variants: changes of the job. Returns for each {figure: the smallest of all repeats}, {} without PyTorch."""
-    rounds = [[{} if changes.get("variant") == "torch" and not args.with_torch else work(args, job, name, **changes)
-               for changes in variants] for _ in range(args.repeats)]
+    """variants: changes of the job (of the worker, too). Returns for each {figure: the smallest of all repeats}, {} without
+    PyTorch."""
+    rounds = [[{} if changes.get("variant") == "torch" and not args.with_torch else
+               work(args, job, changes.get("worker", name), **changes) for changes in variants] for _ in range(args.repeats)]
     best = [{key: min(result[key] for result in results) for key in results[0]} for results in zip(*rounds)]
     args.foreign_cores.append(max(result.get("foreign_cores", 0) for result in best))  # of the quietest repeats
     return best
@@ -295,8 +378,23 @@ def measure_shape(args, job, dev, rows, notes):
         rows.append([f"{job['shape']}: {what}", stock["ms"], own["ms"], torch.get("ms")])
 
 
+def measure_predictor(args, job, dev, ratios):
+    job = {**job, "quantize": False, "threads": None, "dev": dev, "options": {}, "variant": "predictor"}
+    stride = 6 if job["shape"] == "medium" else 1  # padded to the longest, Medium is slow
+    work(args, job, "export")
+    fp32, ready, old, one, int8, cold = in_turns(
+        args, job, "serving", {}, {"worker": "ready_made"}, {"worker": "earlier", "stride": stride}, {"threads": 1},
+        {"threads": 1, "quantize": True}, {"worker": "cold_start"})
+    shape, fp32 = job["shape"], fp32["ms"]
+    ratios += [[f"{shape}: ONNX Runtime alone, ready-made batches", ready["ms"], fp32, 0.9],
+               [f"{shape}: the earlier application's way", old["ms"], fp32, 8 if shape == "nano" else 6],
+               [f"{shape}: INT8 against fp32, one thread", one["ms"], int8["ms"], 1.7]]
+    return (f"{shape}: cold start to the first label {cold['seconds']:.2f} s, "
+            f"{'WITH' if cold['paddle'] else 'no'} Paddle in memory")
+
+
 def main():
-    args, rows, notes, data = parse_arguments(), [], [], {}
+    args, rows, notes, data, ratios = parse_arguments(), [], [], {}, []
     for name in FILES:
         with open(os.path.join(args.kuake_dir, name), encoding="utf-8", newline="\n") as file:
             data[name] = [line.rstrip("\r\n").split("\t") for line in file]
@@ -309,7 +407,13 @@ def main():
                        steps=6 if args.quick else STEPS[shape])
             os.mkdir(job["folder"])
             work(args, job, "make_model")
-            measure_shape(args, job, [row[0] for row in data["dev.txt"]], rows, notes)
+            dev = [row[0] for row in data["dev.txt"]]
+            if args.part != "predictor":
+                measure_shape(args, job, dev, rows, notes)
+            if args.part != "core":
+                notes.append(measure_predictor(args, job, dev, ratios))
+        if args.part == "predictor":
+            return report(args, rows, notes, ratios)
         count, path = 100000 if args.quick else 1000000, os.path.join(folder, "lines.txt")
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{texts[i % len(texts)]}{i}\t{names[i % len(texts)]}\n" for i in range(count))
@@ -323,10 +427,11 @@ def main():
             notes.append("a training step of Nano under the profiler: calls, self time, share of its events")
             notes += [f"  {name:<40}{calls:7.1f} {ms:9.2f} ms {ms / sum(op[2] for op in ops):6.1%}"
                       for name, calls, ms in ops[:12]]
-    report(args, rows, notes)
+    report(args, rows, notes, ratios)
 
 
-def report(args, rows, notes):  # rows: [what, as it comes, this suite, PyTorch], None where not measured
+def report(args, rows, notes, ratios):
+    """rows: [what, as it comes, this suite, PyTorch], None where not measured; ratios: [what, other, this suite, bar]."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown CPU")
     print(f"\ncommand   {' '.join(sys.argv)}\nmachine   {cpu}, {CORES} cores")
@@ -336,12 +441,17 @@ def report(args, rows, notes):  # rows: [what, as it comes, this suite, PyTorch]
         print("versions ", *(line for line in freeze.splitlines() if line.startswith(names)))
     print(f"figures   ms per text, best of {args.repeats}; ratio: other / this suite, above 1 this suite is faster\n")
     line = "{:<36}{:>12}{:>12}{:>8}{:>12}{:>8}".format
-    print(line("what", "as it comes", "this suite", "ratio", "PyTorch", "ratio"))
+    if rows:
+        print(line("what", "as it comes", "this suite", "ratio", "PyTorch", "ratio"))
     for what, stock, suite, torch in rows:
         cells = (stock, suite, stock and stock / suite, torch, torch and torch / suite)
         print(line(what, *(f"{cell:.4g}" if cell else "-" for cell in cells)))
-    quiet = "quiet enough" if max(args.foreign_cores) <= 0.1 else "DISTURBED, the ratios must not be quoted"
-    notes.append(f"other processes took {max(args.foreign_cores):.2f} cores in the quietest repeats: {quiet}")
+    if ratios:
+        print("\n{:<52}{:>12}{:>12}{:>8}{:>14}".format("deploy/predictor against", "other", "predictor", "ratio", "at least"))
+    for what, other, own, bar in ratios:
+        print(f"{what:<52}{other:12.4g}{own:12.4g}{other / own:8.3g}{bar:10} {'kept' if other / own >= bar else 'MISSED'}")
+    quiet = "quiet enough" if max(args.foreign_cores, default=0) <= 0.1 else "DISTURBED, the ratios must not be quoted"
+    notes.append(f"other processes took {max(args.foreign_cores, default=0):.2f} cores in the quietest repeats: {quiet}")
     notes += [] if args.with_torch else [f"no PyTorch: --skip_torch, or no {args.torch_python} (make bench makes it)"]
     print("\n" + "\n".join(notes))
 

@@ -1,4 +1,4 @@
-"""Every command of both READMEs, run as it stands but for what a small machine without GPU and downloads cannot do."""
+"""Every command of the READMEs, run as it stands but for what a small machine without GPU and downloads cannot do."""
 
 import re
 import shutil
@@ -10,8 +10,11 @@ from conftest import ROOT
 
 CHANGES = [("--gpus 0,1 train.py", "--nproc_per_node 2 --backend gloo train.py --model_name_or_path data"),
            ("--nproc_per_node 8", "--nproc_per_node 2"), ("ernie-3.0-medium-zh", "data"), ("--device gpu", "--device cpu"),
-           ('--device "gpu"', "--device cpu"), ("--num_train_epochs 100", "--num_train_epochs 1"),
+           ('--device "gpu"', "--device cpu"), ("--use_fp16 ", ""),
+           ("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # after one epoch, ties decide
+           ("--num_train_epochs 100", "--num_train_epochs 1"),
            ('"num_train_epochs": 12', '"num_train_epochs": 1')]
+FOLDERS = (".", "deploy/predictor")  # whose README.md's commands are run there, in this order
 SKIPPED = ("make ", "pip ", "python -m venv", "source ", "unset ", "nvidia-smi")  # test_demo and CI cover set-up
 
 
@@ -27,18 +30,21 @@ def adapted(text):
 
 
 def commands():
-    """The commands of README.md in order, continued lines joined."""
-    lines = "".join(blocks("README.md", "bash")).replace("\\\n", " ").split("\n")
-    return [line for line in lines if line and not line.startswith(SKIPPED)]
+    """(folder, command) of every README.md in order, continued lines joined."""
+    for folder in FOLDERS:
+        lines = "".join(blocks(f"{folder}/README.md", "bash")).replace("\\\n", " ").split("\n")
+        yield from ((folder, line) for line in lines if line and not line.startswith(SKIPPED))
 
 
-def test_both_readmes_have_the_same_commands_and_examples():
-    for language in ("bash", "json"):
-        assert blocks("README.md", language) == blocks("README_en.md", language) != []
-    headings = [re.findall(r"^#+ ([\d.]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
-                for name in ("README.md", "README_en.md")]
-    assert headings[0] == headings[1]
-    for name in ("README.md", "README_en.md"):
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_both_readmes_have_the_same_commands_and_examples(folder):
+    names = [f"{folder}/README.md", f"{folder}/README_en.md"]
+    for language in ("bash", "json", "shell", "python"):
+        assert blocks(names[0], language) == blocks(names[1], language)
+    assert blocks(names[0], "bash")
+    headings = [re.findall(r"^#+ ([\d.]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE) for name in names]
+    assert headings[0] == headings[1] != []
+    for name in names:
         assert "TODO" not in (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -49,7 +55,7 @@ def clone(tmp_path_factory):
     for path in ROOT.iterdir():
         if path.suffix == ".py":
             shutil.copy(path, folder)
-    for name in ("analysis", "data"):
+    for name in ("analysis", "data", "deploy"):
         shutil.copytree(ROOT / name, folder / name)
     doccano, options = blocks("README.md", "json")
     (folder / "doccano.jsonl").write_text(doccano, encoding="utf-8")
@@ -57,8 +63,8 @@ def clone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", commands())
-def test_command(clone, command):
+@pytest.mark.parametrize("folder, command", commands())
+def test_command(clone, folder, command):
     command = re.sub(r"^python ", f"{sys.executable} ", adapted(command))
-    process = subprocess.run(["sh", "-c", command], cwd=clone, encoding="utf-8", capture_output=True, timeout=600)
+    process = subprocess.run(["sh", "-c", command], cwd=clone / folder, encoding="utf-8", capture_output=True, timeout=600)
     assert process.returncode == 0, process.stdout + process.stderr

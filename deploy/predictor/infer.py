@@ -1,0 +1,153 @@
+"""Label texts with an exported model by ONNX Runtime; no Paddle is needed.
+
+    python deploy/predictor/infer.py --model_path_prefix export/float32 --dataset_dir data
+    python deploy/predictor/infer.py --model_path_prefix export --dataset_dir data --use_quantize --output_file output.txt
+    cat texts.txt | python deploy/predictor/infer.py --model_path_prefix export --data_file - --output_file -
+    python deploy/predictor/infer.py --model_path_prefix export --dataset_dir data --perf --perf_dataset dev
+    python deploy/predictor/infer.py --device gpu --device_id 0 --use_fp16 --model_path_prefix export --dataset_dir data
+
+Reads   model_path_prefix: a folder that export_model.py --onnx or prune.py wrote (or prefix of the model in it);
+        dataset_dir/data.txt, one text per line; with --perf dataset_dir/dev.txt or test.txt, `<text><tab><label>`.
+Writes  the answers in the order of the input to output_file, in the formats of predict.py; without --output_file a block
+        per text to standard output. --use_quantize and --use_fp16 keep the converted model beside the exported one.
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
+from utils import (Problems, UserError, add_output_options, check_output, check_output_options, check_top_k, compare_labels,
+                   count_texts, find_label_file, make_rows, open_output, positive_int, read_chunks, read_labelled, read_labels,
+                   run_script, write_rows)
+
+REPEATS, LONGEST = 5, 60.0  # --perf: runs after the warm-up, and seconds after which no further run is started
+logger = logging.getLogger("predictor")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model_path_prefix", default="../../export/float32", help="exported folder, or prefix in it")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--device_id", type=int, default=0, help="number of the GPU")
+    parser.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
+    parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU)")
+    parser.add_argument("--allow_accuracy_drop", action="store_true",
+                        help="use INT8 even where it costs more than 0.5 points of accuracy on dataset_dir/dev.txt")
+    parser.add_argument("--num_threads", type=positive_int, help="CPU threads; None: one per usable core")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--dataset_dir", default="../../data", help="folder of the data files")
+    parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the model's")
+    add_output_options(parser, output_file=None)
+    parser.add_argument("--perf", action="store_true", help="measure accuracy and speed instead of labelling data_file")
+    parser.add_argument("--perf_dataset", default="dev", choices=["dev", "test"], help="what --perf runs on")
+    args = parser.parse_args()
+    check_output_options(parser, args)
+    if args.perf and args.output_file:
+        parser.error("--perf writes no answers: expected no --output_file with it")
+    if args.output_format != "txt" and not args.output_file:
+        parser.error(f"--output_format {args.output_format} needs --output_file (-: standard output)")
+    return args
+
+
+def set_up_logging():
+    """Messages of the predictor go to standard error as they are."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # the quantizer gives the root logger a handler of its own
+
+
+def load_predictor(args):
+    """Load the model and check the options that depend on it."""
+    if args.num_threads:
+        os.environ.setdefault("RAYON_NUM_THREADS", str(args.num_threads))  # threads of the tokenizer
+    from predictor import Predictor
+
+    logger.info(">>> [InferBackend] Creating Engine ...")
+    dev_path = os.path.join(args.dataset_dir, "dev.txt")
+    predictor = Predictor(
+        args.model_path_prefix, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
+        args.batch_size, args.max_seq_length, dev_path if os.path.isfile(dev_path) else None, args.allow_accuracy_drop)
+    logger.info(f">>> [InferBackend] Use {args.device.upper()} to inference ...")
+    for used, name in ((args.use_fp16, "FP16"), (args.use_quantize, "INT8")):
+        if used:
+            logger.info(f">>> [InferBackend] Use {name} to inference ...")
+    logger.info(">>> [InferBackend] Engine Created ...")
+    label_path = find_label_file(args)
+    if os.path.isfile(label_path):
+        compare_labels(predictor.labels, read_labels(label_path), label_path, args.model_path_prefix)
+    check_top_k(args.top_k, predictor.labels)
+    return predictor
+
+
+def print_blocks(texts, probs, labels, args):
+    """Print answers as blocks: the text, its labels, a line of dashes. With --top_k above 1, also probabilities."""
+    for row in make_rows(texts, probs, labels, argparse.Namespace(**{**vars(args), "output_format": "jsonl"})):
+        answers = [row["label"]] if args.top_k == 1 else [f"{top['label']} ({top['probability']:.6f})" for top in row["top_k"]]
+        print(f"input data: {row['text']}\nlabels: {', '.join(answers)}\n{'-' * 29}")
+
+
+def label_texts(args, data_path, total):
+    """Label data_path chunk by chunk. total: number of its texts, None where it is not known."""
+    from tqdm import tqdm
+
+    predictor = load_predictor(args)
+
+    def chunks():
+        with tqdm(total=total, desc="Predicting", unit=" texts", delay=2) as progress:
+            for texts in read_chunks(data_path, args.data_file == "-"):
+                yield texts, predictor.probabilities(texts, progress), predictor.labels, args
+
+    if not args.output_file:
+        if sys.stdout is None:
+            raise UserError("standard output is closed, expected somewhere to write to, or --output_file")
+        sys.stdout.reconfigure(encoding="utf-8")
+        for chunk in chunks():
+            print_blocks(*chunk)
+        return
+    with open_output(args) as output:
+        for chunk in chunks():
+            write_rows(output, make_rows(*chunk), args)
+    if args.output_file != "-":
+        logger.info(f"Prediction results save in {args.output_file}.")
+
+
+def measure(args):
+    """Print accuracy and speed, text in and label out, on a labelled file."""
+    path = os.path.join(args.dataset_dir, f"{args.perf_dataset}.txt")
+    predictor, problems = load_predictor(args), Problems()
+    texts, label_ids = read_labelled(path, predictor.labels, problems, "the model's label.txt")
+    problems.report()
+    predictor.probabilities(texts[:3 * args.batch_size])  # warm-up: memory is laid out, threads are started
+    seconds = []
+    while not seconds or (len(seconds) < REPEATS and sum(seconds) < LONGEST):
+        start = time.perf_counter()
+        guesses = predictor.probabilities(texts).argmax(axis=1)
+        seconds.append(time.perf_counter() - start)
+    middle, ms = statistics.median(seconds), [second * 1000 / len(texts) for second in seconds]
+    print(f"acc: {(guesses == label_ids).mean() * 100:.2f}")
+    print(f"sample nums: {len(texts)}, time: {middle:.2f}, latency: {middle * 1000 / len(texts):.3f} ms")
+    print(f"median of {len(ms)} runs; fastest {min(ms):.3f}, slowest {max(ms):.3f} ms per text; "
+          f"{len(texts) / middle:.0f} texts/s")
+
+
+def main():
+    args = parse_arguments()
+    set_up_logging()
+    if args.perf:
+        return measure(args)
+    data_path = "standard input" if args.data_file == "-" else os.path.join(args.dataset_dir, args.data_file)
+    if args.output_file:
+        check_output(args.output_file, [data_path, os.path.join(args.dataset_dir, args.label_file)])
+    label_texts(args, data_path, None if args.data_file == "-" else count_texts(data_path))
+
+
+if __name__ == "__main__":
+    run_script(main)

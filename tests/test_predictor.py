@@ -1,0 +1,350 @@
+"""export_model.py --onnx and deploy/predictor: agreement of all paths, INT8, its cache, refusals, no Paddle."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import sys
+import threading
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+
+from utils import UserError, pad_batch, softmax
+
+sys.path.insert(0, str(ROOT / "deploy/predictor"))
+from predictor import Predictor, converted_path
+
+INFER, DATA = "deploy/predictor/infer.py", ROOT / "data"
+LABELS = read_lines(DATA / "label.txt")
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    """A folder made by export_model.py --onnx; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("exported") / "export"
+    process = run("export_model.py", "--params_path", checkpoint, "--output_path", folder, "--onnx")
+    assert process.returncode == 0, process.stderr
+    assert "Largest logit difference between checkpoint and ONNX model: " in process.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "copy", ignore=shutil.ignore_patterns("*.int8-*"))
+
+
+def infer(folder, *more, **options):
+    """Run infer.py on data/data.txt unless told otherwise."""
+    return run(INFER, "--model_path_prefix", folder, "--dataset_dir", DATA, *more, **options)
+
+
+def thousand_texts():
+    """Real texts, emoji, texts of next to nothing, very long ones and random Unicode, in random order."""
+    generator = random.Random(3)
+    real = [line.split("\t")[0] for name in ("dev.txt", "test.txt", "train.txt") for line in read_lines(DATA / name)]
+    texts = real[:650] + [text + generator.choice("😀👨‍👩‍👧🏥💊❤️") for text in real[:100]]
+    texts += ["", "\u3000\u200b", "。", "?", "[PAD]", "[SEP][CLS]", "a", "１"]
+    texts += ["".join(generator.sample(real, 40)) for _ in range(40)] + ["长" * 3000, "long " * 2000]
+    characters = [chr(code) for code in range(0x20, 0x30000) if not 0xD800 <= code < 0xE000]
+    known = sorted(set("".join(real)))  # else nearly every token would be [UNK]
+    while len(texts) < 1000:
+        length = generator.randint(1, 90)
+        texts.append("".join(generator.choice(generator.choice((known, characters))) for _ in range(length)))
+    generator.shuffle(texts)
+    return texts
+
+
+def paddle_inference(prefix, rows, pad_id):
+    """Probabilities by Paddle Inference, batches of 32 in the order of rows; float32 [num_texts, num_classes]."""
+    from paddle import inference
+
+    config = inference.Config(f"{prefix}.pdmodel", f"{prefix}.pdiparams")
+    config.disable_gpu()
+    config.disable_glog_info()
+    graph, logits = inference.create_predictor(config), []
+    for start in range(0, len(rows), 32):
+        batch = pad_batch(rows[start:start + 32], pad_id)
+        for name in graph.get_input_names():
+            graph.get_input_handle(name).copy_from_cpu(batch if name == "input_ids" else np.zeros_like(batch))
+        graph.run()
+        logits.append(graph.get_output_handle(graph.get_output_names()[0]).copy_to_cpu())
+    return softmax(np.concatenate(logits))
+
+
+def assert_paths_agree(prefix, texts, calibration_file):
+    """Paddle's graph and its ONNX fp32 agree on every label, INT8 on 99 %; returns the probabilities of ONNX fp32."""
+    fp32 = Predictor(prefix)
+    pad_id = json.loads((prefix.parent / "deploy.json").read_text())["pad_token_id"]
+    reference, probs = paddle_inference(prefix, fp32.tokenize(texts), pad_id), fp32.probabilities(texts)
+    np.testing.assert_array_equal(probs.argmax(axis=1), reference.argmax(axis=1))
+    np.testing.assert_allclose(probs, reference, atol=1e-4)
+    int8 = Predictor(prefix, quantize=True, calibration_file=calibration_file).probabilities(texts)
+    assert (int8.argmax(axis=1) == reference.argmax(axis=1)).mean() >= 0.99
+    assert not np.allclose(int8, probs, atol=1e-6)  # else nothing was quantized
+    return probs
+
+
+def test_checkpoint_graph_onnx_and_int8_agree_on_a_thousand_texts(checkpoint, exported):
+    from modeling import load_checkpoint, predict_logits, select_device
+    from utils import tokenize
+
+    texts = thousand_texts()
+    probs = assert_paths_agree(exported / "float32", texts, DATA / "dev.txt")
+    select_device("cpu")
+    loaded = load_checkpoint(str(checkpoint))
+    expected = softmax(predict_logits(loaded, tokenize(texts, loaded.encode), 32))
+    np.testing.assert_array_equal(probs.argmax(axis=1), expected.argmax(axis=1))
+    np.testing.assert_allclose(probs, expected, atol=1e-4)
+    assert len(texts) == 1000 and len(set(expected.argmax(axis=1))) > 5
+
+
+def test_the_onnx_model_is_prepared_for_speed(exported):
+    import onnx
+
+    graph = onnx.load(exported / "float32.onnx").graph
+    operations = [node.op_type for node in graph.node]
+    assert "Constant" not in operations and "first_token" in [node.name for node in graph.node]
+    assert [item.name for item in graph.output] == ["logits"]
+    assert [item.name for item in graph.input] == ["input_ids", "token_type_ids"]
+    assert os.path.getsize(exported / "float32.onnx") < 1.1 * os.path.getsize(exported / "float32.pdiparams")
+
+
+def test_an_export_without_onnx_leaves_no_older_onnx_model(checkpoint, copy):
+    process = run("export_model.py", "--params_path", checkpoint, "--output_path", copy)
+    assert process.returncode == 0, process.stderr
+    assert not (copy / "float32.onnx").exists()
+    assert_user_error(infer(copy), "no ONNX model here",
+                      f"python export_model.py --params_path ./checkpoint/ --output_path {copy} --onnx")
+
+
+WITHOUT_PADDLE = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("paddle", "paddlenlp", "paddle2onnx", "modeling"):
+            raise AssertionError(name + " imported")
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, "deploy/predictor")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+assert "paddle" not in open("/proc/self/maps").read()
+print("no Paddle", file=sys.stderr)
+"""
+
+
+def test_no_paddle_is_imported(copy, tmp_path):
+    for more in ([], ["--use_quantize"]):
+        process = run("-c", WITHOUT_PADDLE, INFER, "--model_path_prefix", copy, "--dataset_dir", DATA, *more,
+                      "--output_file", tmp_path / "out")
+        assert process.returncode == 0, process.stderr
+        assert process.stderr.endswith("no Paddle\n") and len(read_lines(tmp_path / "out")) == 31
+
+
+def test_all_formats_say_what_predict_says(checkpoint, exported, tmp_path):
+    process = run("predict.py", "--params_path", checkpoint, "--dataset_dir", DATA, "--device", "cpu", "--output_format",
+                  "jsonl", "--top_k", 3, "--output_file", tmp_path / "predict")
+    assert process.returncode == 0, process.stderr
+    expected = [json.loads(line) for line in read_lines(tmp_path / "predict")]
+    for name in ("jsonl", "csv"):
+        process = infer(exported / "float32", "--output_format", name, "--top_k", 3, "--output_file", tmp_path / name)
+        assert process.returncode == 0 and process.stdout == "", process.stderr
+        assert f"Prediction results save in {tmp_path / name}." in process.stderr
+    rows = [json.loads(line) for line in read_lines(tmp_path / "jsonl")]
+    with open(tmp_path / "csv", encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, line, answer in zip(rows, table, expected):
+        assert (row["text"], row["label"]) == (line["text"], line["label"]) == (answer["text"], answer["label"])
+        assert [top["label"] for top in row["top_k"]] == [top["label"] for top in answer["top_k"]]
+        assert row["probability"] == float(line["probability"]) == pytest.approx(answer["probability"], abs=2e-5)
+    assert len(rows) == len(table) == len(expected) == 30
+    blocks = infer(exported).stdout.split("-" * 29 + "\n")
+    assert blocks[:-1] == [f"input data: {row['text']}\nlabels: {row['label']}\n" for row in expected]
+
+
+def test_streams_keep_the_order_over_chunks(exported, tmp_path):
+    """More than one chunk of 8192 texts, from standard input to standard output."""
+    words = [line.split("\t")[0] for line in read_lines(DATA / "train.txt")]
+    texts = [f"{words[number % len(words)][:number % 9 + 1]} {number}" for number in range(8192 + 50)]
+    process = infer(exported, "--data_file", "-", "--output_file", "-", stdin="\n".join(texts))
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.split("\n")[1:-1]
+    assert [line.split("\t")[0] for line in lines] == texts
+    labels, _ = Predictor(exported, batch_size=100)(texts[::-1])
+    assert sum(line.split("\t")[1] != label for line, [label] in zip(lines, labels[::-1])) <= 2  # ties in the last bit
+
+
+def test_api(exported):
+    predictor = Predictor(exported)
+    texts = [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")[:40]] + ["长" * 500]
+    labels, probs = predictor(texts, top_k=3)
+    everything = predictor.probabilities(texts)
+    assert probs.shape == (41, 3) and everything.shape == (41, 11) and probs.dtype == np.float32
+    np.testing.assert_allclose(everything.sum(axis=1), 1, atol=1e-5)
+    for text, best, row in zip(texts, labels, probs):
+        assert row.tolist() == sorted(row, reverse=True) and best[0] == LABELS[everything[texts.index(text)].argmax()]
+        alone = predictor([text])
+        assert alone[0] == [best[:1]] and alone[1][0, 0] == pytest.approx(row[0], abs=1e-5)
+    nothing = predictor([], top_k=2)
+    assert nothing[0] == [] and nothing[1].shape == (0, 2)
+    for wrong, error in (("text", TypeError), ([1], TypeError), ([None], TypeError), (["\ud800"], ValueError)):
+        with pytest.raises(error):
+            predictor(wrong)
+    for top_k in (0, 12):
+        with pytest.raises(ValueError):
+            predictor(texts, top_k=top_k)
+
+
+def test_several_threads_share_a_predictor(exported):
+    predictor = Predictor(exported, num_threads=2)
+    texts = thousand_texts()[:320]
+    parts = [texts[start:start + 40] for start in range(0, 320, 40)]
+    expected, found = [predictor.probabilities(part) for part in parts], {}
+
+    def work(first):
+        for index in range(first, first + 8):
+            found[first, index % 8] = predictor.probabilities(parts[index % 8])
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(found) == 64
+    for (_, index), probs in found.items():
+        np.testing.assert_array_equal(probs, expected[index])
+
+
+def test_int8_quantizes_and_is_cached(copy):
+    options = ["--use_quantize", "--output_file", "-", "--output_format", "tsv"]
+    first = infer(copy, *options)
+    assert first.returncode == 0, first.stderr
+    cache = converted_path(str(copy / "float32.onnx"), "int8")
+    assert "INT8: 12 of 14 matrix products in integers" in first.stderr
+    assert "Comparing INT8 with fp32 on 264 texts" in first.stderr and "% of the labels as with fp32" in first.stderr
+    assert os.path.getsize(cache) < 0.4 * os.path.getsize(copy / "float32.onnx")
+    before = os.stat(cache)
+    second = infer(copy, *options)
+    assert "Quantizing" not in second.stderr and "Comparing" not in second.stderr
+    assert "% of the labels as with fp32" in second.stderr
+    assert second.stdout == first.stdout and os.stat(cache).st_mtime_ns == before.st_mtime_ns
+    with open(cache, "r+b") as file:  # as a copy that broke off would leave it
+        file.truncate(before.st_size // 2)
+    third = infer(copy, *options)
+    assert "converting again" in third.stderr and third.stdout == first.stdout
+    assert os.path.getsize(cache) == before.st_size
+    os.rename(copy / "float32.onnx", copy / "old.onnx")
+    change_classifier(copy / "old.onnx", copy / "float32.onnx")
+    fourth = infer(copy, *options)  # another model: the old cache is not used for it
+    assert "Quantizing" in fourth.stderr and fourth.stdout != first.stdout
+    assert not [name for name in os.listdir(copy) if name.endswith(".part")]
+
+
+def change_classifier(path, output):
+    """Copy an ONNX model with its classes turned round."""
+    import onnx
+
+    model = onnx.load(path)
+    matrix = {node.output[0]: node for node in model.graph.node if node.op_type == "MatMul"}
+    last = [node for node in model.graph.node if node.op_type == "MatMul"][-1]
+    assert last is matrix[last.output[0]]
+    for tensor in model.graph.initializer:
+        if tensor.name == last.input[1]:
+            weights = onnx.numpy_helper.to_array(tensor)[:, ::-1].copy()
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
+    onnx.save(model, output)
+
+
+def test_int8_that_loses_accuracy_is_refused_unless_allowed(copy, tmp_path):
+    from conversion import to_int8
+
+    change_classifier(copy / "float32.onnx", tmp_path / "wrong.onnx")
+    cache = converted_path(str(copy / "float32.onnx"), "int8")
+    with open(cache, "wb") as file:  # sound, but not compared with fp32 yet
+        file.write(to_int8(str(tmp_path / "wrong.onnx"))[0])
+    for _ in range(2):  # the second time the figures come from the cache
+        assert_user_error(infer(copy, "--use_quantize"), "--use_quantize: INT8 costs", "points of accuracy, expected at most 0.5")
+    process = infer(copy, "--use_quantize", "--allow_accuracy_drop")
+    assert process.returncode == 0 and "INT8 costs" in process.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(copy):
+    os.makedirs(converted_path(str(copy / "float32.onnx"), "int8"))  # in the place of the cache (root may write anywhere)
+    process = infer(copy, "--use_quantize", "--output_file", "-")
+    assert process.returncode == 0 and len(process.stdout.split("\n")) == 32, process.stderr
+    assert "the converted model is not kept" in process.stderr
+
+
+def test_fp16_conversion_keeps_types_and_answers(exported):
+    import onnxruntime
+    from conversion import to_fp16
+
+    model = to_fp16(str(exported / "float32.onnx"))
+    assert len(model) < 0.55 * os.path.getsize(exported / "float32.onnx")
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])  # it casts; speed is the GPU's
+    assert {item.type for item in session.get_inputs()} == {"tensor(int64)"}
+    predictor, texts = Predictor(exported), read_lines(DATA / "data.txt")
+    batch = pad_batch(predictor.tokenize(texts), 0)
+    [logits] = session.run(None, {"input_ids": batch, "token_type_ids": np.zeros_like(batch)})
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(softmax(logits), predictor.probabilities(texts), atol=0.02)
+
+
+def test_perf_prints_accuracy_and_speed(exported):
+    process = infer(exported, "--perf", "--num_threads", 1)
+    assert process.returncode == 0, process.stderr
+    predicted, _ = Predictor(exported)([line.split("\t")[0] for line in read_lines(DATA / "dev.txt")])
+    right = [label == line.split("\t")[1] for [label], line in zip(predicted, read_lines(DATA / "dev.txt"))]
+    accuracy, samples, spread = process.stdout.split("\n")[:3]
+    assert accuracy == f"acc: {np.mean(right) * 100:.2f}"
+    assert samples.startswith("sample nums: 264, time: ") and samples.endswith(" ms")
+    assert spread.startswith("median of 5 runs; fastest ") and spread.endswith(" texts/s")
+    assert "acc: " in infer(exported, "--perf", "--perf_dataset", "test").stdout
+
+
+def test_wrong_calls_are_refused(exported, tmp_path):
+    output = ["--output_file", tmp_path / "out"]
+    assert_user_error(infer(tmp_path / "none/float32", *output), "none/float32: no such folder or model")
+    assert_user_error(infer(tmp_path, *output), "deploy.json is missing")
+    assert_user_error(infer(exported / "pruned_model", *output), "pruned_model: no such model", "float32")
+    assert_user_error(infer(exported, "--device", "gpu", *output), "--device gpu: this onnxruntime is a CPU build")
+    assert_user_error(infer(exported, "--use_fp16", *output), "--use_fp16: a CPU is not faster with it")
+    assert_user_error(infer(exported, "--device", "gpu", "--use_quantize", *output), "--use_quantize: INT8 is for the CPU")
+    assert_user_error(infer(exported, "--top_k", 12, "--output_format", "csv", *output), "--top_k 12: the model has 11 classes")
+    assert_user_error(infer(exported, "--max_seq_length", 513, *output), "--max_seq_length 513: more than the model's positions")
+    assert_user_error(infer(exported, "--max_seq_length", 2, *output), "--max_seq_length 2: expected 3 or more")
+    assert_user_error(infer(exported, "--max_seq_length", 0, *output), "--max_seq_length 0: expected 3 or more")
+    assert_user_error(infer(exported, "--data_file", "none.txt", *output), "none.txt: file not found")
+    assert_user_error(infer(exported, "--data_file", "-", *output, stdin="好\n\na\tb\n"), "standard input:2: empty line",
+                      "standard input:3: a tab")
+    assert_user_error(infer(exported, "--output_format", "csv"), "--output_format csv needs --output_file")
+    process = run("-c", f"import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, {INFER!r}, "
+                  f"'--model_path_prefix', {str(exported)!r}, '--data_file', '-'])")
+    assert_user_error(process, "standard input is closed")
+    shutil.copytree(DATA, tmp_path / "data")
+    write_lines(tmp_path / "data/label.txt", LABELS[::-1])
+    assert_user_error(infer(exported, "--dataset_dir", tmp_path / "data", *output), "label.txt:1: label '其他' where")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("float32.onnx", b"damaged", "float32.onnx: ONNX Runtime cannot load it"),
+    ("float32.onnx", None, "no ONNX model here; this command makes it: python export_model.py"),
+    ("tokenizer.json", b"{", "tokenizer.json: cannot be read"),
+    ("tokenizer.json", None, "tokenizer.json is missing"),
+    ("label.txt", b"a\nb\n", "label.txt: 2 labels, expected the 11"),
+    ("label.txt", None, "label.txt: file not found"),
+    ("deploy.json", b"{}", "deploy.json: max_seq_length is None, expected a number"),
+    ("deploy.json", b"[", "deploy.json: cannot be read as JSON")])
+def test_incomplete_folders_are_refused(copy, name, content, message):
+    os.remove(copy / name)
+    if content is not None:
+        (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        Predictor(copy)
+
+
+def test_a_damaged_model_cannot_be_quantized(copy):
+    (copy / "float32.onnx").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="float32.onnx: cannot be read"):
+        Predictor(copy, quantize=True)
