@@ -212,11 +212,26 @@ def export(job):
     subprocess.run([*command, "--onnx"], cwd=ROOT, check=True)
 
 
+def export_half(job):
+    """Export job["folder"] pruned to the width 1/2, its weights not trained: only their number matters here."""
+    from modeling import load_checkpoint, select_device
+    from compression import narrowed
+    from export_model import write_deployment
+    select_device("cpu")
+    checkpoint, folder = load_checkpoint(job["folder"]), os.path.join(job["folder"], "half")
+    os.mkdir(folder)
+    model = narrowed(checkpoint.model, 0.5)
+    model.eval()
+    write_deployment(checkpoint._replace(model=model), folder, "pruned_model", with_onnx=True)
+
+
 def load_predictor(job):
-    """The Predictor of the exported folder; with job["quantize"] in INT8, with job["threads"] on so many threads."""
+    """The Predictor of the exported folder, or of the one that job["exported"] names; with job["quantize"] in INT8, with
+    job["threads"] on so many threads."""
     sys.path.insert(0, os.path.join(ROOT, "deploy", "predictor"))
     from predictor import Predictor
-    return Predictor(os.path.join(job["folder"], "export"), quantize=job["quantize"], num_threads=job["threads"])
+    folder = os.path.join(job["folder"], job.get("exported", "export"))
+    return Predictor(folder, quantize=job["quantize"], num_threads=job["threads"])
 
 
 def serving(job):
@@ -282,7 +297,7 @@ def cold_start(job):
 
 
 WORKERS = {worker.__name__: worker for worker in (stock, suite, torch, make_model, evaluation, training, reading,
-                                               export, serving, ready_made, earlier, cold_start)}
+                                               export, export_half, serving, ready_made, earlier, cold_start)}
 
 
 def run_worker(name, job_path):
@@ -382,13 +397,15 @@ def measure_predictor(args, job, dev, ratios):
     job = {**job, "quantize": False, "threads": None, "dev": dev, "options": {}, "variant": "predictor"}
     stride = 6 if job["shape"] == "medium" else 1  # padded to the longest, Medium is slow
     work(args, job, "export")
-    fp32, ready, old, one, int8, cold = in_turns(
-        args, job, "serving", {}, {"worker": "ready_made"}, {"worker": "earlier", "stride": stride}, {"threads": 1},
-        {"threads": 1, "quantize": True}, {"worker": "cold_start"})
+    work(args, job, "export_half")
+    fp32, ready, old, half, one, int8, cold = in_turns(
+        args, job, "serving", {}, {"worker": "ready_made"}, {"worker": "earlier", "stride": stride}, {"exported": "half"},
+        {"threads": 1}, {"threads": 1, "quantize": True}, {"worker": "cold_start"})
     shape, fp32 = job["shape"], fp32["ms"]
     ratios += [[f"{shape}: ONNX Runtime alone, ready-made batches", ready["ms"], fp32, 0.9],
                [f"{shape}: the earlier application's way", old["ms"], fp32, 8 if shape == "nano" else 6],
-               [f"{shape}: INT8 against fp32, one thread", one["ms"], int8["ms"], 1.7]]
+               [f"{shape}: INT8 against fp32, one thread", one["ms"], int8["ms"], 1.7],
+               [f"{shape}: pruned to 1/2 against unpruned", fp32, half["ms"], 1.5]]
     return (f"{shape}: cold start to the first label {cold['seconds']:.2f} s, "
             f"{'WITH' if cold['paddle'] else 'no'} Paddle in memory")
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from conftest import ROOT, assert_user_error, launch, read_lines, run, write_lines
+from test_predictor import assert_paths_agree, thousand_texts
 
 DATA = ROOT / "data"
 WIDTHS = {"0.75": 9, "0.67": 8, "0.5": 6}  # folder: heads that are left of 12
@@ -36,7 +37,7 @@ def table(process):
 def pruned(checkpoint, tmp_path_factory):
     """(output folder, finished process) of a run that is shorter than --save_steps."""
     folder = tmp_path_factory.mktemp("prune")
-    return folder, prune(checkpoint, folder, "--width_mult_list", "3/4", "2/3", "1/2", "--learning_rate", "3e-4")
+    return folder, prune(checkpoint, folder, "--width_mult_list", "3/4", "2/3", "1/2", "--learning_rate", "3e-4", "--onnx")
 
 
 def graph_accuracy(prefix, folder):
@@ -75,6 +76,11 @@ def test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table
         assert rows[width][2] == pytest.approx(graph_accuracy(width_folder / "pruned_model", width_folder), abs=0.01)
     assert rows["1"][2] > 50 and rows["0.75"][2] > rows["1"][2] - 15
     assert rows["1"][0] > rows["0.75"][0] > rows["0.67"][0] > rows["0.5"][0]
+
+
+def test_every_width_agrees_with_its_onnx_model_on_a_thousand_texts(pruned):
+    for width in WIDTHS:
+        assert_paths_agree(pruned[0] / f"width_mult_{width}" / "pruned_model", thousand_texts(), DATA / "dev.txt")
 
 
 def test_training_rows_are_held_out_in_every_class(pruned):

@@ -12,7 +12,7 @@ CHANGES = [("--gpus 0,1 train.py", "--nproc_per_node 2 --backend gloo train.py -
            ("--nproc_per_node 8", "--nproc_per_node 2"), ("ernie-3.0-medium-zh", "data"), ("--device gpu", "--device cpu"),
            ('--device "gpu"', "--device cpu"), ("--use_fp16 ", ""),
            ("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # after one epoch, ties decide
-           ("--num_train_epochs 100", "--num_train_epochs 1"),
+           ("--num_train_epochs 100", "--num_train_epochs 1"), ("--num_train_epochs 10 ", "--max_steps 4 "),
            ('"num_train_epochs": 12', '"num_train_epochs": 1')]
 FOLDERS = (".", "deploy/predictor")  # whose README.md's commands are run there, in this order
 SKIPPED = ("make ", "pip ", "python -m venv", "source ", "unset ", "nvidia-smi")  # test_demo and CI cover set-up

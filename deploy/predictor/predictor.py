@@ -59,7 +59,7 @@ def read_export(path):
                         "not have that form (ERNIE-M has not), expected an exported ERNIE or BERT; predict.py takes all models")
     onnx_path = os.path.join(folder, str(deploy.get("onnx_file")))
     if "onnx_file" not in deploy or not os.path.isfile(onnx_path):
-        command = ("python prune.py with its usual options" if model != "float32" else
+        command = ("that of the pruning (python prune.py ...) with --onnx" if model != "float32" else
                    f"python export_model.py --params_path ./checkpoint/ --output_path {folder} --onnx")
         raise UserError(f"{folder}: no ONNX model here; this command makes it: {command}")
     labels = read_labels(os.path.join(folder, "label.txt"))
