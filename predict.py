@@ -17,9 +17,10 @@ import os
 
 from tqdm import tqdm
 
-from utils import (CHUNK, UserError, add_model_options, add_output_options, check_output, check_output_options, check_top_k,
-                   complete_file, count_texts, find_label_file, is_main_rank, make_rows, open_output, read_chunks, run_script,
-                   softmax, tokenize, write_rows)
+from utils import (UserError, add_model_options, check_output, complete_file, find_label_file, is_main_rank, run_script, softmax,
+                   tokenize)
+from answers import (CHUNK, add_output_options, check_output_options, check_top_k, count_texts, make_rows, open_output,
+                     read_chunks, write_rows)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device
 
 

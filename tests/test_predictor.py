@@ -335,7 +335,7 @@ def test_wrong_calls_are_refused(exported, tmp_path):
     ("label.txt", b"a\nb\n", "label.txt: 2 labels, expected the 11"),
     ("label.txt", None, "label.txt: file not found"),
     ("deploy.json", b"{}", "deploy.json: max_seq_length is None, expected a number"),
-    ("deploy.json", b"[", "deploy.json: cannot be read as JSON")])
+    ("deploy.json", b"[", "deploy.json:1: not JSON")])
 def test_incomplete_folders_are_refused(copy, name, content, message):
     os.remove(copy / name)
     if content is not None:

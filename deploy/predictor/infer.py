@@ -20,9 +20,10 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
-from utils import (Problems, UserError, add_output_options, check_output, check_output_options, check_top_k, compare_labels,
-                   count_texts, find_label_file, make_rows, open_output, positive_int, read_chunks, read_labelled, read_labels,
-                   run_script, write_rows)
+from utils import (Problems, UserError, check_output, compare_labels, find_label_file, positive_int, read_labelled, read_labels,
+                   run_script)
+from answers import (add_output_options, check_output_options, check_top_k, count_texts, make_rows, open_output, read_chunks,
+                     write_rows)
 
 REPEATS, LONGEST = 5, 60.0  # --perf: runs after the warm-up, and seconds after which no further run is started
 logger = logging.getLogger("predictor")

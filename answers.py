@@ -1,0 +1,118 @@
+"""Texts in, labels out: the options, formats and streams that predict.py and deploy/predictor share. Needs no Paddle."""
+
+import contextlib
+import csv
+import itertools
+import json
+import sys
+
+import numpy as np
+
+from utils import Problems, UserError, complete_file, positive_int, read_texts
+
+CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
+UNDECIDED = "undecided"  # written for answers below --threshold
+
+
+def add_output_options(parser, output_file):
+    """Add the options of the scripts that label a file of texts. output_file: the default."""
+    parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
+    parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
+    parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl"])
+    parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
+    parser.add_argument("--threshold", type=float, default=0.0,
+                        help=f"answers with a lower probability are written as `{UNDECIDED}`")
+
+
+def check_output_options(parser, args):
+    """End with the parser's error where the options of `add_output_options` do not fit together."""
+    if args.top_k > 1 and args.output_file and args.output_format == "txt":
+        parser.error("--top_k needs --output_format tsv, csv or jsonl: txt holds one label per text")
+    if not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold {args.threshold}: expected 0 to 1")
+
+
+def check_top_k(top_k, labels):
+    """UserError where more classes are asked for than there are."""
+    if top_k > len(labels):
+        raise UserError(f"--top_k {top_k}: the model has {len(labels)} classes, expected at most that many")
+
+
+def count_texts(path):
+    """Check the whole file before any work is done on it; returns the number of its texts."""
+    problems = Problems()
+    count = sum(1 for _ in read_texts(path, problems))
+    problems.report()
+    return count
+
+
+def read_chunks(path, from_stdin=False):
+    """Yield the texts of an unlabelled file in lists of at most CHUNK; at its end UserError names all problems found.
+
+    from_stdin: read standard input, which path then only names.
+    """
+    if from_stdin and sys.stdin is None:
+        raise UserError("standard input is closed, expected texts, one per line")
+    problems = Problems()
+    texts = read_texts(path, problems, sys.stdin.buffer if from_stdin else None)
+    while True:
+        chunk = list(itertools.islice(texts, CHUNK))
+        if not chunk or problems.count:
+            break
+        yield chunk
+    for _ in texts:
+        pass  # so that all problems of the input are reported
+    problems.report()
+
+
+@contextlib.contextmanager
+def open_output(args):
+    """The text stream that args.output_file names (-: standard output), the header already written."""
+    first = header(args)
+    if args.output_file == "-":
+        if sys.stdout is None:
+            raise UserError("standard output is closed, expected somewhere to write to, or a file as --output_file")
+        sys.stdout.reconfigure(encoding="utf-8", newline="")
+        stream = contextlib.nullcontext(sys.stdout)
+    else:
+        stream = complete_file(args.output_file, newline="")
+    with stream as output:
+        write_rows(output, [first] if first else [], args)
+        yield output
+
+
+def header(args):
+    """The first line of txt, tsv and csv as columns; None for jsonl."""
+    if args.output_format == "jsonl":
+        return None
+    columns = ["text", "label"] + (["probability"] if args.output_format != "txt" else [])
+    for place in range(2, args.top_k + 1):
+        columns += [f"label_{place}", f"probability_{place}"]
+    return columns
+
+
+def make_rows(texts, probs, labels, args):
+    """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]."""
+    top = np.argsort(-probs, axis=1, kind="stable")[:, :args.top_k]
+    for text, row, classes in zip(texts, probs.tolist(), top.tolist()):
+        label = labels[classes[0]] if row[classes[0]] >= args.threshold else UNDECIDED
+        if args.output_format == "jsonl":
+            yield {"text": text, "label": label, "probability": round(row[classes[0]], 6),
+                   "top_k": [{"label": labels[index], "probability": round(row[index], 6)} for index in classes]}
+        elif args.output_format == "txt":
+            yield [text, label]
+        else:
+            columns = [text, label, f"{row[classes[0]]:.6f}"]
+            for index in classes[1:]:
+                columns += [labels[index], f"{row[index]:.6f}"]
+            yield columns
+
+
+def write_rows(output, rows, args):
+    """Write rows, one line each (a text never holds a line feed or, outside csv, a tab)."""
+    if args.output_format == "jsonl":
+        output.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    elif args.output_format == "csv":
+        csv.writer(output).writerows(rows)  # its CR LF also makes it quote texts with a lone CR
+    else:
+        output.writelines("\t".join(row) + "\n" for row in rows)
