@@ -14,6 +14,7 @@ Whatever is exported is run and compared with the checkpoint before anything app
 
 import argparse
 import contextlib
+import glob
 import json
 import os
 
@@ -105,9 +106,11 @@ def main():
                       "input_names": names, "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
                       "model_file": "float32.pdmodel", "params_file": "float32.pdiparams"}
             json.dump({**deploy, "onnx_file": "float32.onnx"} if args.onnx else deploy, file, indent=2)
-    if not args.onnx:  # an older export's would hold other weights; deploy.json no longer names it
+    # what was made from an older export's weights: converted forms, and its ONNX model unless there is a new one
+    pattern = os.path.join(glob.escape(args.output_path), "float32.*-*.onnx")
+    for path in glob.glob(pattern) + ([] if args.onnx else [os.path.join(args.output_path, "float32.onnx")]):
         with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(args.output_path, "float32.onnx"))
+            os.remove(path)
     get_logger().info(f"Exported model saved in {args.output_path}")
 
 
