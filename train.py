@@ -20,9 +20,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import Optional
 
-from utils import (Problems, TokenizedTexts, UserError, check_splits, complete_folder, fast_tokenizer, is_main_rank,
-                   make_encoder, read_json, read_labelled, read_labels, run_script, tokenize)
-from modeling import (WEIGHTS, check_length, compare_labels, get_logger, guard_paddle_load, load_model, load_tokenizer,
+from utils import (Problems, TokenizedTexts, UserError, check_splits, compare_labels, complete_folder, fast_tokenizer,
+                   is_main_rank, make_encoder, read_json, read_labelled, read_labels, run_script, tokenize)
+from modeling import (WEIGHTS, check_length, get_logger, guard_paddle_load, load_model, load_tokenizer,
                       quiet_import, select_device)
 
 with quiet_import():
