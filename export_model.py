@@ -14,6 +14,7 @@ Whatever is exported is run and compared with the checkpoint before anything app
 
 import argparse
 import contextlib
+import glob
 import json
 import os
 
@@ -123,9 +124,11 @@ def main():
                         "no --multilingual")
     with complete_folder(args.output_path, marker="deploy.json") as staging:
         write_deployment(checkpoint, staging, "float32", args.onnx)
-    if not args.onnx:  # an older export's would hold other weights; deploy.json no longer names it
+    # what was made from an older export's weights: converted forms, and its ONNX model unless there is a new one
+    pattern = os.path.join(glob.escape(args.output_path), "float32.*-*.onnx")
+    for path in glob.glob(pattern) + ([] if args.onnx else [os.path.join(args.output_path, "float32.onnx")]):
         with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(args.output_path, "float32.onnx"))
+            os.remove(path)
     get_logger().info(f"Exported model saved in {args.output_path}")
 
 
