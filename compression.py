@@ -12,7 +12,7 @@ with quiet_import():
 
 import numpy as np
 
-from export_model import input_spec, write_deployment
+from export_model import input_names, input_spec, write_deployment
 from training import ClassificationTrainer, LengthGroupedBatchSampler
 
 
@@ -84,14 +84,16 @@ def mend_compression(trainer, export_widths):
     def begin_with_names(trainer, model, loader):
         ofa_model, teacher = begin(trainer, model, loader)
         if isinstance(ofa_model.model, paddle.DataParallel):
-            names = ofa_model._mapping_layers  # the list that distill_config holds, too
-            names[:] = [f"_layers.{name}" for name in names]
+            layers = ofa_model._mapping_layers  # the list that distill_config holds, too
+            layers[:] = [f"_layers.{name}" for name in layers]
             ofa_model.ofa_teacher_model.model = TeacherOfRanks(teacher)
         return ofa_model, teacher
 
+    names = input_names(trainer.trained_model)
+
     def feed(rows):
         ids = trainer.data_collator(rows)["input_ids"]
-        return {"input_ids": ids, "token_type_ids": np.zeros_like(ids)}
+        return {name: ids if name == "input_ids" else np.zeros_like(ids) for name in names}
 
     def quantize_from_loader(batch_generator, batch_size, **options):
         loader = paddle.io.DataLoader(trainer.eval_dataset, batch_size=batch_size, collate_fn=feed, places=paddle.CPUPlace())
@@ -104,7 +106,7 @@ def mend_compression(trainer, export_widths):
     SuperLayerNorm.forward = layer_norm
     trainer_compress._dynabert_init = begin_with_names
     trainer_compress._dynabert_export = export_widths
-    trainer_compress.generate_input_spec = lambda *_: input_spec(["input_ids", "token_type_ids"])  # as in export/
+    trainer_compress.generate_input_spec = lambda *_: input_spec(names)  # as in export/
     quantization.PostTrainingQuantization = quantize_from_loader
     paddle.static.save_inference_model = save_variables
 

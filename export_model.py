@@ -45,13 +45,17 @@ def input_spec(names):
     return [paddle.static.InputSpec(shape=[None, None], dtype="int64", name=name) for name in names]
 
 
-def export_graph(model, multilingual, prefix):
+def input_names(model):
+    """Names of the inputs that a model's graph gets."""
+    return ["input_ids"] if model.config.model_type == "ernie_m" else ["input_ids", "token_type_ids"]
+
+
+def export_graph(model, prefix):
     """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info."""
     import paddle
 
-    names = ["input_ids"] if multilingual else ["input_ids", "token_type_ids"]
-    paddle.jit.save(paddle.jit.to_static(model, input_spec=input_spec(names), full_graph=True), prefix)
-    return names
+    spec = input_spec(input_names(model))
+    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
 
 
 def open_graph(prefix, threads=1):
@@ -87,11 +91,11 @@ def write_deployment(checkpoint, folder, name, with_onnx):
     """
     import paddle
 
-    model_type, batches = checkpoint.model.config.model_type, probe_batches(checkpoint)
+    model, batches = checkpoint.model, probe_batches(checkpoint)
     with paddle.no_grad():  # before the export: tracing replaces the model's own forward
-        expected = [checkpoint.model(paddle.to_tensor(batch)).numpy() for batch in batches]
+        expected = [model(paddle.to_tensor(batch)).numpy() for batch in batches]
     prefix = os.path.join(folder, name)
-    names = export_graph(checkpoint.model, model_type == "ernie_m", prefix)
+    export_graph(model, prefix)
     predictor = open_graph(prefix)
     difference = max(float(np.abs(run_graph(predictor, batch) - logits).max()) for batch, logits in zip(batches, expected))
     get_logger().info(f"Largest logit difference between checkpoint and exported graph: {difference:.2e}")
@@ -107,8 +111,8 @@ def write_deployment(checkpoint, folder, name, with_onnx):
     with open(os.path.join(folder, "label.txt"), "w", encoding="utf-8") as file:
         file.write("".join(label + "\n" for label in checkpoint.labels))
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
-        deploy = {"model_type": model_type, "max_seq_length": checkpoint.max_seq_length, "input_names": names,
-                  "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
+        deploy = {"model_type": model.config.model_type, "max_seq_length": checkpoint.max_seq_length,
+                  "input_names": input_names(model), "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
                   "model_file": f"{name}.pdmodel", "params_file": f"{name}.pdiparams"}
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)
 

@@ -137,7 +137,7 @@ def list_graphs(folder):
     graphs = {"1": os.path.join(folder, UNPRUNED, "float32")}
     for path, names, files in os.walk(folder):
         names.sort(reverse=True)
-        for file in sorted(files):
+        for file in sorted(files, key=lambda file: (file != "pruned_model.pdmodel", file)):
             prefix, extension = os.path.splitext(os.path.join(path, file))
             if extension == ".pdmodel" and prefix != graphs["1"] and file != "model.pdmodel":
                 graphs[os.path.relpath(prefix, folder).replace("width_mult_", "").replace("/pruned_model", "")] = prefix
