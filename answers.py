@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import json
+import os
 import sys
 
 import numpy as np
@@ -32,14 +33,20 @@ def check_output_options(parser, args):
         parser.error(f"--threshold {args.threshold}: expected 0 to 1")
 
 
-def check_top_k(top_k, labels):
-    """UserError where more classes are asked for than there are."""
-    if top_k > len(labels):
-        raise UserError(f"--top_k {top_k}: the model has {len(labels)} classes, expected at most that many")
+def check_labels(args, labels):
+    """UserError where the options do not fit the model's labels."""
+    if args.top_k > len(labels):
+        raise UserError(f"--top_k {args.top_k}: the model has {len(labels)} classes, expected at most that many")
+    if args.threshold > 0 and UNDECIDED in labels:
+        raise UserError(f"--threshold {args.threshold}: the model has a class {UNDECIDED!r}, which answers below the threshold "
+                        "could not be told from, expected --threshold 0")
 
 
 def count_texts(path):
     """Check the whole file before any work is done on it; returns the number of its texts."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path}: a pipe or device, which cannot be read twice, expected a file, or --data_file - for standard "
+                        "input")
     problems = Problems()
     count = sum(1 for _ in read_texts(path, problems))
     problems.report()

@@ -323,25 +323,28 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     if max_seq_length is not None and max_seq_length != trained_length:
         get_logger().warning(f"--max_seq_length {max_seq_length} differs from the {trained_length} of the training.")
     model = load_model(folder, num_labels=len(labels))
-    _check_all_loaded(model, os.path.join(folder, WEIGHTS))
+    check_weights(model, os.path.join(folder, WEIGHTS))
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
     length = check_length(trained_length if max_seq_length is None else max_seq_length, model)
     saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
     fast = fast_tokenizer(tokenizer, length, saved)
+    if fast is not None and any(fast.token_to_id(token) != index for token, index in tokenizer.get_vocab().items()):
+        raise UserError(f"{saved}: its vocabulary is not that of vocab.txt, expected the two files that train.py wrote")
     encode = make_encoder(tokenizer, fast, length)
     return Checkpoint(model, tokenizer, fast, encode, labels, length, tokenizer.pad_token_id)
 
 
-def _check_all_loaded(model, path):
-    """UserError if the weights file lacks parameters of the model: PaddleNLP would leave them random."""
+def check_weights(model, path):
+    """UserError if the weights file is not just the model's: PaddleNLP would leave what it lacks random, and skip the rest."""
     import paddle
 
-    saved = paddle.load(path, return_numpy=True)
-    missing = [name for name in model.state_dict() if name not in saved]
-    if missing:
-        raise UserError(f"{path}: lacks {len(missing)} parameters of the model, {missing[0]} among them, expected the weights "
-                        "of a classifier made by train.py")
+    saved = {name for name, value in paddle.load(path, return_numpy=True).items() if isinstance(value, np.ndarray)}
+    own = set(model.state_dict())
+    for names, what in ((own - saved, "lacks"), (saved - own, "has besides the model's own")):
+        if names:
+            raise UserError(f"{path}: {what} {len(names)} parameters, {min(names)} among them, expected the weights of a "
+                            "classifier made by train.py, and the config.json that belongs to them")
 
 
 def check_vocabulary(tokenizer, model, folder):
@@ -414,4 +417,6 @@ def predict_logits(checkpoint, tokens, batch_size, progress=None):
     else:
         with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
             list(pool.map(run, batches))
+    if not np.isfinite(logits).all():
+        raise UserError("the model's answers are not numbers, expected a model whose training did not diverge")
     return logits

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from utils import (UserError, add_model_options, check_output, complete_file, find_label_file, is_main_rank, run_script, softmax,
                    tokenize)
-from answers import (CHUNK, add_output_options, check_output_options, check_top_k, count_texts, make_rows, open_output,
+from answers import (CHUNK, add_output_options, check_labels, check_output_options, count_texts, make_rows, open_output,
                      read_chunks, write_rows)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device
 
@@ -70,7 +70,7 @@ def main():
     total = None if from_stdin else count_texts(data_path)
     select_device(args.device)
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
-    check_top_k(args.top_k, checkpoint.labels)
+    check_labels(args, checkpoint.labels)
     if ranks == 1:
         with open_output(args) as output:
             predict_chunks(args, checkpoint, data_path, total, output)

@@ -21,7 +21,7 @@ from typing import Optional
 
 from utils import (Problems, UserError, check_splits, compare_labels, complete_folder, fast_tokenizer, is_main_rank,
                    make_encoder, read_json, read_labelled, read_labels, run_script, tokenize)
-from modeling import (WEIGHTS, check_length, check_vocabulary, get_logger, guard_paddle_load, load_model,
+from modeling import (WEIGHTS, check_length, check_vocabulary, check_weights, get_logger, guard_paddle_load, load_model,
                       load_tokenizer, quiet_import, select_device)
 
 with quiet_import():
@@ -31,10 +31,10 @@ with quiet_import():
 
 import numpy as np
 
-from training import (ClassificationLoss, ClassificationTrainer, DropRemainder, ResumableEarlyStopping,
+from training import (ClassificationLoss, ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite,
                       check_training_arguments, collate, compute_metrics, list_checkpoints, parse_dataclasses, remove_folder)
 
-RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")
+RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
 
 
 @dataclass
@@ -82,9 +82,13 @@ def check_arguments(model_args, data_args, args):
         raise UserError(f"--metric_for_best_model {metric} needs an evaluation during training, expected also --do_eval "
                         "--evaluation_strategy epoch")
     if not 0 <= model_args.label_smoothing < 1:
-        raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 to 1")
-    if model_args.focal_gamma < 0:
-        raise UserError(f"--focal_gamma {model_args.focal_gamma}: out of range, expected 0 or more")
+        raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 up to, not including, 1")
+    if not 0 <= model_args.focal_gamma <= 100:
+        raise UserError(f"--focal_gamma {model_args.focal_gamma}: out of range, expected 0 to 100")
+    if model_args.early_stopping_patience < 0:
+        raise UserError(f"--early_stopping_patience {model_args.early_stopping_patience}: out of range, expected 0 or more")
+    if os.path.realpath(args.output_dir) == os.path.realpath(data_args.data_dir):
+        raise UserError(f"--output_dir {args.output_dir}: is the folder of the data, expected another one")
     if args.unified_checkpoint:
         raise UserError("--unified_checkpoint: not supported, expected training without it; the other scripts read "
                         "model_state.pdparams")
@@ -124,9 +128,13 @@ def make_loss(model_args, label_ids, num_classes):
 def find_resume_point(args):
     """The checkpoint to resume from, or None. An unfinished run in output_dir is never overwritten without being asked."""
     wanted = args.resume_from_checkpoint
-    if wanted:
+    if wanted is not None:
+        if not os.path.isdir(wanted):
+            raise UserError(f"--resume_from_checkpoint {wanted}: no such folder, expected a checkpoint-N folder made by train.py "
+                            "(or the output_dir that holds some)")
         folder = wanted if not list_checkpoints(wanted) else get_last_checkpoint(wanted)
-        missing = [name for name in RESUME_FILES if not os.path.isfile(os.path.join(folder, name))]
+        random_state = f"rng_state_{args.world_size}.pth" if args.world_size > 1 else "rng_state.pth"
+        missing = [name for name in (*RESUME_FILES, random_state) if not os.path.isfile(os.path.join(folder, name))]
         if missing:
             raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N "
                             "folder made by train.py (or the output_dir that holds some)")
@@ -139,8 +147,8 @@ def find_resume_point(args):
     return None
 
 
-def check_resume_point(folder, args, labels, label_path, model):
-    """UserError unless the checkpoint to resume from has the labels and the shape of this run, and epochs are left."""
+def check_resume_point(folder, args, labels, label_path, model, num_rows):
+    """UserError unless a run with these options can have written the checkpoint to resume from."""
     saved_labels = os.path.join(folder, "label.txt")
     if os.path.isfile(saved_labels):
         compare_labels(read_labels(saved_labels), labels, label_path, folder)
@@ -150,10 +158,24 @@ def check_resume_point(folder, args, labels, label_path, model):
         if name in config and config[name] != getattr(model.config, name, None):
             raise UserError(f"--resume_from_checkpoint {folder}: {name} is {config[name]} there and "
                             f"{getattr(model.config, name, None)} in the model, expected the --model_name_or_path it began with")
-    done = read_json(os.path.join(folder, "trainer_state.json")).get("epoch") or 0
-    if args.max_steps <= 0 and done > args.num_train_epochs:
-        raise UserError(f"--num_train_epochs {args.num_train_epochs}: {folder} has {done:g} epochs already, expected as many "
+    check_weights(model, os.path.join(folder, WEIGHTS))
+    path = os.path.join(folder, "trainer_state.json")
+    state = read_json(path)
+    epochs, steps = state.get("epoch"), state.get("global_step")
+    if not (isinstance(epochs, (int, float)) and isinstance(steps, int) and isinstance(state.get("log_history"), list)):
+        raise UserError(f"{path}: damaged, expected the file that train.py wrote")
+    if args.max_steps <= 0 and epochs > args.num_train_epochs:
+        raise UserError(f"--num_train_epochs {args.num_train_epochs}: {folder} has {epochs:g} epochs already, expected as many "
                         "or more")
+    if 0 < args.max_steps < steps:
+        raise UserError(f"--max_steps {args.max_steps}: {folder} has {steps} steps already, expected as many or more")
+    batch_size, accumulated = args.per_device_train_batch_size * args.dataset_world_size, args.gradient_accumulation_steps
+    batches = num_rows // batch_size if args.dataloader_drop_last else -(-num_rows // batch_size)
+    # accumulation leaves batches over, at most a step's in every epoch
+    if not 0 <= epochs * batches - steps * accumulated + 0.5 <= (int(epochs) + 1) * accumulated + 0.5:
+        raise UserError(f"--resume_from_checkpoint {folder}: made {steps} steps in {epochs:g} epochs, where this run has "
+                        f"{batches} batches an epoch, expected the rows, batch size and processes that it began with (to train a "
+                        "finished model further, name it with --model_name_or_path)")
 
 
 def clear_leftovers(args, resume_point):
@@ -198,7 +220,9 @@ def main():
     model = load_model(model_args.model_name_or_path, ignore_mismatched_sizes=True, num_labels=len(labels),
                        id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     if resume_point:
-        check_resume_point(resume_point, args, labels, label_path, model)
+        check_resume_point(resume_point, args, labels, label_path, model, len(train[0]))
+    elif not args.do_train and os.path.isfile(os.path.join(model_args.model_name_or_path, WEIGHTS)):
+        check_weights(model, os.path.join(model_args.model_name_or_path, WEIGHTS))
     model.config.max_seq_length = check_length(data_args.max_seq_length, model)  # for the scripts that load it later
     trained_labels = os.path.join(model_args.model_name_or_path, "label.txt")
     if not args.do_train and os.path.isfile(trained_labels):
@@ -212,7 +236,7 @@ def main():
     if args.do_eval:  # the Trainer evaluates in the order given
         dev_tokens = tokenize_split(dev, encode, data_args.max_seq_length, "dev").longest_first()
 
-    callbacks = [DropRemainder()]
+    callbacks = [DropRemainder(), StopAtNonFinite()]
     if args.do_train and args.load_best_model_at_end and args.evaluation_strategy.value != "no" \
             and model_args.early_stopping_patience > 0:
         callbacks.append(ResumableEarlyStopping(model_args.early_stopping_patience))
@@ -226,6 +250,7 @@ def main():
         if is_main_rank():
             clear_leftovers(args, resume_point)
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
+        StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
         if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
             get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "
                                  "Use --evaluation_strategy epoch --save_strategy epoch, or smaller --eval_steps.")

@@ -17,6 +17,13 @@ import numpy as np
 
 GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
 
+LARGE = 2**31
+RANGES = [("per_device_train_batch_size", 1, LARGE), ("per_device_eval_batch_size", 1, LARGE), ("save_steps", 1, LARGE),
+          ("gradient_accumulation_steps", 1, LARGE), ("eval_steps", 1, LARGE), ("logging_steps", 1, LARGE),
+          ("eval_accumulation_steps", 1, LARGE), ("dataloader_num_workers", 0, LARGE), ("warmup_steps", 0, LARGE),
+          ("seed", 0, 2**32 - 1), ("learning_rate", 0, 1000), ("weight_decay", 0, 1000), ("max_grad_norm", 0, LARGE),
+          ("warmup_ratio", 0, 1), ("adam_beta1", 0, 0.999999), ("adam_beta2", 0, 0.999999), ("adam_epsilon", 1e-15, 1)]
+
 
 def parse_dataclasses(classes, description):
     """Read a script's options from the command line, or from a JSON file named first. Returns one object per class.
@@ -49,20 +56,23 @@ def parse_dataclasses(classes, description):
 
 def check_training_arguments(args):
     """Refuse values of TrainingArguments that would only fail, or train nothing, later. Raises UserError."""
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
-    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio"):
-        if not 0 <= getattr(args, name) < float("inf"):
-            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected a number of 0 or more")
-    if not 0 <= args.seed < 2**32:  # what numpy takes
-        raise UserError(f"--seed {args.seed}: out of range, expected 0 to {2**32 - 1}")
+    for name, lowest, highest in RANGES:
+        value = getattr(args, name)
+        if value is not None and not lowest <= value <= highest:
+            allowed = f"{lowest} to {highest}" if highest < LARGE else f"{lowest} or more"
+            raise UserError(f"--{name} {value}: out of range, expected {allowed}")
+    if args.optim.value != "adamw":
+        raise UserError(f"--optim {args.optim.value}: PaddleNLP 2.8.1 has no such optimizer, expected adamw")
+    if args.label_names:
+        raise UserError("--label_names: the labels are those of label.txt, expected a run without it")
+    if args.lr_scheduler_type.value == "polynomial" and args.lr_end >= args.learning_rate:
+        raise UserError(f"--lr_end {args.lr_end}: expected less than --learning_rate {args.learning_rate}")
     unknown = [name for name in args.report_to if name not in get_available_reporting_integrations()]
     if unknown:  # asked for by name: a missing package would only show when the training begins
         raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
-    if os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
-        raise UserError(f"--output_dir {args.output_dir}: is a file, expected the name of a folder")
-    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+    if not args.output_dir or (os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir)):
+        raise UserError(f"--output_dir {args.output_dir}: is no folder, expected the name of one, new or old")
+    if not 0 < args.num_train_epochs < LARGE and args.max_steps <= 0:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
 
 
@@ -112,6 +122,16 @@ class DropRemainder(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
         optimizer.clear_grad()
+
+
+class StopAtNonFinite(TrainerCallback):
+    """End a training whose loss is no longer a number: nothing that follows could mend it."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for name in ("loss", "eval_loss", "train_loss"):
+            if not np.isfinite((logs or {}).get(name, 0.0)):
+                raise UserError(f"the training has diverged: {name} is {logs[name]} at step {state.global_step}, expected a "
+                                "number; try a lower --learning_rate, or --warmup_ratio 0.1")
 
 
 class ClassificationTrainer(Trainer):

@@ -89,6 +89,9 @@ def run_script(main):
         sys.exit(2)
     except BrokenPipeError:
         os._exit(1)  # the reader of our output has gone; anything more to write would fail again
+    except MemoryError as error:
+        print(f"out of memory ({error}), expected a smaller model, fewer texts at once or more memory", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:  # disk full, no permission, a folder in place of a file
         place = error.filename or "writing failed"
         print(f"{place}: {error.strerror or error}, expected a file that can be read or written and free space", file=sys.stderr)
@@ -110,8 +113,8 @@ def exit_on_sigterm():
 
 def check_output(output, inputs):
     """UserError where an output file could not be written: it is a folder, or one of the files that are read."""
-    if os.path.isdir(output):
-        raise UserError(f"{output}: is a folder, expected the name of a file")
+    if not output or os.path.isdir(output):
+        raise UserError(f"{output or 'the output file'}: is a folder or without a name, expected the name of a file")
     for path in inputs:
         if os.path.realpath(output) == os.path.realpath(path):
             raise UserError(f"{output}: is an input of this run, expected another name for the output")
@@ -233,6 +236,8 @@ def read_labels(path, problems=None):
     for number, label in read_lines(path, problems):
         if not label.strip():
             problems.add(path, number, "empty label", "one label per line")
+        elif "\ufeff" in label or "\u200b" in label:
+            problems.add(path, number, f"label {label!r} has an invisible character", "visible characters only")
         elif label in seen:
             problems.add(path, number, f"label {label!r} again (first in line {seen[label]})", "each label once")
         elif label != label.strip() or "\t" in label:
@@ -266,7 +271,7 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
             close = difflib.get_close_matches(label, labels, 1, 0.5) if problems.count < MAX_REPORTED else []
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
-            problems.add(path, number, wrong, f"one of its {len(labels)} labels")
+            problems.add(path, number, wrong, f"one of its {len(labels)} labels" if labels else "<text><tab><label>")
         else:
             texts.append(text)
             label_ids.append(label2id.get(label, 0))
@@ -322,7 +327,11 @@ def _shorten(text, length=40):
 @contextlib.contextmanager
 def complete_file(path, mode="w", **kwargs):
     """Open a temporary file beside `path` for writing; it gets its final name only when the block ends well."""
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)  # a link stays, and what it leads to is written
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a device or pipe
+        with open(path, mode, encoding=None if "b" in mode else "utf-8", **kwargs) as output:
+            yield output
+        return
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handle, part = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=os.path.dirname(path))
@@ -345,6 +354,8 @@ def complete_folder(path, marker):
 
     The old marker is removed first: a folder that holds its marker is complete, whenever the process may be killed.
     """
+    if not path:
+        raise UserError("the name of the output folder is empty, expected a name")
     path = os.path.abspath(path)
     is_new = not os.path.isdir(path)
     try:

@@ -111,6 +111,10 @@ def test_wrong_input_is_reported_and_nothing_is_written(checkpoint, tmp_path):
     assert run(*common, "--top_k", "2").returncode == 2
     assert_user_error(run(*common, "--params_path", checkpoint, "--top_k", 12, "--output_format", "csv"), "has 11 classes")
     assert_user_error(run(*common, "--params_path", checkpoint, "--label_file", "typo.txt"), "typo.txt: file not found")
+    os.mkfifo(tmp_path / "pipe")
+    assert_user_error(run(*common, "--params_path", checkpoint, "--data_file", "pipe"), "pipe: a pipe or device")
+    os.remove(tmp_path / "pipe")
+    assert_user_error(run(*common[:3], "--output_file", "", "--params_path", checkpoint), "without a name")
     assert_user_error(run(*common[:3], "--output_file", tmp_path, "--params_path", checkpoint), f"{tmp_path}: is a folder")
     assert_user_error(run(*common[:3], "--output_file", tmp_path / "data.txt", "--params_path", checkpoint),
                       "data.txt: is an input of this run")

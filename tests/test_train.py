@@ -94,7 +94,14 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     ({"seed": "-1"}, ["--seed -1: out of range"]),
     ({"report_to": "wandb"}, ["--report_to wandb: not installed or unknown"]),
     ({"unified_checkpoint": ""}, ["--unified_checkpoint: not supported"]),
-    ({"output_dir": ROOT / "LICENSE"}, ["LICENSE: is a file"]),
+    ({"output_dir": ROOT / "LICENSE"}, ["LICENSE: is no folder"]),
+    ({"output_dir": "data/"}, ["--output_dir data/: is the folder of the data"]),
+    ({"optim": "adafactor"}, ["--optim adafactor: PaddleNLP 2.8.1 has no such optimizer"]),
+    ({"adam_beta1": "5"}, ["--adam_beta1 5.0: out of range, expected 0 to 0.999999"]),
+    ({"num_train_epochs": "nan"}, ["--num_train_epochs nan: out of range"]),
+    ({"eval_accumulation_steps": "0"}, ["--eval_accumulation_steps 0: out of range, expected 1 or more"]),
+    ({"label_names": "foo"}, ["--label_names: the labels are those of label.txt"]),
+    ({"loss": "focal", "focal_gamma": "nan"}, ["--focal_gamma nan: out of range"]),
 ])
 def test_options_that_cannot_work_are_refused_at_once(changes, parts, monkeypatch):
     import train
@@ -222,6 +229,13 @@ def test_a_checkpoint_of_another_model_or_label_set_is_not_resumed(tiny_data, ti
                       "hidden_size is 48 there and 96 in the model")
     assert_user_error(run(*train_options(tiny_model, tiny_data, tmp_path / "out", resume_from_checkpoint=point,
                                          num_train_epochs=0.5)), "--num_train_epochs 0.5:", "epochs already")
+    assert_user_error(run(*train_options(tiny_model, tiny_data, tmp_path / "out", resume_from_checkpoint=point,
+                                         per_device_train_batch_size=8, **ACCUMULATION)), "this run has 28 batches an epoch")
+    damaged = shutil.copytree(point, tmp_path / "damaged")
+    drop_weight(damaged / "model_state.pdparams", "ernie.pooler.dense.bias")
+    assert_user_error(run(*train_options(tiny_model, tiny_data, tmp_path / "out", resume_from_checkpoint=damaged,
+                                         **ACCUMULATION)),
+                      "model_state.pdparams: lacks 1 parameters, ernie.pooler.dense.bias among them")
     shutil.copytree(tiny_data, tmp_path / "data")
     labels = read_lines(tiny_data / "label.txt")
     write_lines(tmp_path / "data/label.txt", labels[::-1])
@@ -253,6 +267,19 @@ def test_a_finished_training_may_be_repeated_in_its_folder(tiny_data, tiny_model
         assert process.returncode == 0, process.stderr
     assert "of the earlier training in" in process.stderr
     assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+
+
+def test_a_diverged_training_saves_nothing(tiny_data, tiny_model, tmp_path):
+    from training import StopAtNonFinite
+    from utils import UserError
+
+    state = type("State", (), {"global_step": 3})
+    with pytest.raises(UserError, match="the training has diverged: loss is nan at step 3"):
+        StopAtNonFinite().on_log(None, state, None, {"loss": float("nan")})
+    broken = make_model(tmp_path / "broken", layer_norm_eps=-1.0)  # roots of negative numbers
+    process = run(*train_options(broken, tiny_data, tmp_path / "out", num_train_epochs=1))
+    assert_user_error(process, "the training has diverged: ", "is nan at step")
+    assert not (tmp_path / "out/config.json").exists()
 
 
 def test_early_stopping_ends_the_training(tiny_data, tiny_model, tmp_path):
@@ -444,7 +471,10 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
      "where config.json says vocab_size"),
     (lambda folder: (folder / "special_tokens_map.json").write_text("[]"), "its tokenizer cannot be read"),
     (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json: cannot be read"),
-    (lambda folder: drop_weight(folder / "model_state.pdparams", "classifier.weight"), "lacks 1 parameters of the model"),
+    (lambda folder: drop_weight(folder / "model_state.pdparams", "classifier.weight"), "lacks 1 parameters, classifier.weight"),
+    (lambda folder: make_model(folder, num_hidden_layers=1), "has besides the model's own 16 parameters"),
+    (lambda folder: write_lines(folder / "vocab.txt", read_lines(folder / "vocab.txt")[::-1]),
+     "vocabulary is not that of vocab.txt"),
 ])
 def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, change, message):
     from modeling import load_checkpoint

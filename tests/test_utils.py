@@ -68,7 +68,7 @@ def test_the_first_twenty_problems_are_shown_and_all_are_counted(tmp_path):
 
 @pytest.mark.parametrize("content, wrong", [
     ("a\nb\na\n", "label 'a' again (first in line 1)"), ("a\n\nb\n", "empty label"), ("a\n b\n", "blanks around it"),
-    ("a\tb\nc\n", "has a tab"), ("a\n", "only one label"), ("", "file is empty"),
+    ("a\n\u200b\n", "has an invisible character"), ("a\tb\nc\n", "has a tab"), ("a\n", "only one label"), ("", "file is empty"),
 ])
 def test_label_file_problems(tmp_path, content, wrong):
     (tmp_path / "label.txt").write_text(content, encoding="utf-8")
@@ -125,6 +125,20 @@ def test_output_appears_only_when_complete(tmp_path):
     with pytest.raises(RuntimeError), complete_file(path) as output:
         raise RuntimeError
     assert path.read_text() == "whole" and os.listdir(path.parent) == ["out.txt"]
+
+
+def test_a_link_and_a_device_stay_what_they_are(tmp_path):
+    (tmp_path / "target").write_text("old")
+    os.symlink("target", tmp_path / "link")
+    with complete_file(tmp_path / "link") as output:
+        output.write("new")
+    assert (tmp_path / "target").read_text() == "new" and (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with complete_file(tmp_path / "pipe") as output:
+        output.write("text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
 
 
 def test_a_folder_with_its_marker_is_complete(tmp_path):

@@ -22,7 +22,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
 from utils import (Problems, UserError, check_output, compare_labels, find_label_file, positive_int, read_labelled, read_labels,
                    run_script)
-from answers import (add_output_options, check_output_options, check_top_k, count_texts, make_rows, open_output, read_chunks,
+from answers import (add_output_options, check_labels, check_output_options, count_texts, make_rows, open_output, read_chunks,
                      write_rows)
 
 REPEATS, LONGEST = 5, 60.0  # --perf: runs after the warm-up, and seconds after which no further run is started
@@ -84,7 +84,7 @@ def load_predictor(args):
     label_path = find_label_file(args)
     if os.path.isfile(label_path):
         compare_labels(predictor.labels, read_labels(label_path), label_path, args.model_path_prefix)
-    check_top_k(args.top_k, predictor.labels)
+    check_labels(args, predictor.labels)
     return predictor
 
 
