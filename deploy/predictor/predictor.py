@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from utils import Problems, UserError, complete_file, pad_batch, read_json, read_labelled, read_labels, softmax, sorted_batches
 
 CALIBRATION_TEXTS = 2000  # of a calibration file at most, evenly spaced
+MOST_THREADS = 256
 LARGEST_DROP = 0.5  # points of accuracy that INT8 may cost
 LARGEST_SIZE = 0.4  # share of the fp32 file, above which an INT8 file is remarked on
 logger = logging.getLogger("predictor")
@@ -116,8 +117,9 @@ class Predictor:
             num_threads = 1  # batches queue up on the GPU
         elif num_threads is None:
             num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        if num_threads < 1 or batch_size < 1:
-            raise UserError(f"num_threads {num_threads}, batch_size {batch_size}: expected 1 or more")
+        if not 1 <= num_threads <= MOST_THREADS or batch_size < 1:
+            raise UserError(f"num_threads {num_threads}, batch_size {batch_size}: out of range, expected 1 to {MOST_THREADS} "
+                            "threads (the cores of the machine are best) and a batch of 1 or more")
         self._export = read_export(path)
         self.labels, self.batch_size, self.num_threads = self._export.labels, batch_size, num_threads
         self.max_seq_length = self._export.max_seq_length if max_seq_length is None else max_seq_length
