@@ -17,19 +17,32 @@ from training import ClassificationTrainer, LengthGroupedBatchSampler
 
 
 class AdvancingSampler(LengthGroupedBatchSampler):
-    """Moves on to the next epoch by itself: compress() never says which epoch it is in."""
+    """Moves on to the next epoch by itself, since compress() never says which epoch it is in, and gives no more than
+    `steps` batches in all, since compress() takes a step more than --max_steps, or whole epochs."""
+
+    steps = 0
 
     def __iter__(self):
-        yield from super().__iter__()
+        for batch in super().__iter__():
+            if self.steps > 0:
+                self.steps -= 1
+                yield batch
         self.epoch += 1
 
 
 class PruningTrainer(ClassificationTrainer):
     """The trainer of train.py, with held-out rows that every rank reads as a whole: all then agree what is best."""
 
+    def count_steps(self):
+        """How many steps --max_steps or --num_train_epochs make."""
+        batches = len(super()._get_train_sampler())
+        return self.args.max_steps if self.args.max_steps > 0 else max(1, int(self.args.num_train_epochs * batches))
+
     def _get_train_sampler(self):
-        return AdvancingSampler(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed,
-                                self.args.dataset_world_size, self.args.dataset_rank, self.args.dataloader_drop_last)
+        sampler = AdvancingSampler(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed,
+                                   self.args.dataset_world_size, self.args.dataset_rank, self.args.dataloader_drop_last)
+        sampler.steps = self.steps
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset):
         return paddle.io.BatchSampler(eval_dataset, batch_size=self.args.per_device_eval_batch_size)
@@ -173,5 +186,7 @@ def export_widths(trainer, checkpoint):
         model = pruned_model(trainer, folder)
         model.to(device="cpu")
         paddle.save(model.state_dict(), os.path.join(folder, WEIGHTS))
+        model.config.width_mult = width  # tells modeling.load_model that these are not the weights of a whole model
+        model.config.save_pretrained(folder)
         write_deployment(checkpoint._replace(model=model), folder, "pruned_model", trainer.args.onnx)
     paddle.set_device(trainer.args.device)

@@ -215,7 +215,8 @@ def load_model(name_or_path, **config_changes):
     if path is None:
         raise UserError(f"{name_or_path}: no config.json in this folder, expected a model folder (config.json, vocab.txt "
                         f"and, for trained models, {WEIGHTS} or model.safetensors)")
-    read_json(path)  # a damaged one is reported by its name
+    if "width_mult" in read_json(path):  # a damaged file is reported by its name
+        raise UserError(f"{name_or_path}: a pruned model, which can only be deployed, expected the whole one it was made from")
     files = set(os.listdir(name_or_path))
     shards = sorted(name for name in files if name.endswith((".safetensors.index.json", ".bin.index.json")))
     if shards and WEIGHTS not in files:
@@ -310,7 +311,7 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     max_seq_length: tokens; None takes the checkpoint's own. Raises UserError.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder, expected a checkpoint made by train.py (--params_path)")
+        raise UserError(f"{folder}: no such folder, expected a checkpoint made by train.py")
     path = config_path(folder)
     if path is None or not os.path.isfile(os.path.join(folder, WEIGHTS)):
         missing = WEIGHTS if path else "config.json"

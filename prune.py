@@ -15,6 +15,7 @@ only used for the table at the end.
 import copy
 import json
 import os
+import re
 import shutil
 import time
 
@@ -35,13 +36,16 @@ import numpy as np
 
 from compression import PruningTrainer, evaluate, export_widths, mend_compression, narrowed
 from export_model import open_graph, run_graph, write_deployment
-from training import check_training_arguments, collate, compute_metrics, parse_dataclasses, remove_folder
+from training import check_training_arguments, collate, compute_metrics, lock_folder, parse_dataclasses, remove_folder
 
 UNPRUNED = "unpruned"  # folder of the unpruned graph while a run goes on
 HELD_OUT = 0.1  # share of the training rows that importance and selection use
 TIMED_TEXTS, TIMED_ROUNDS = 512, 5  # for the last column of the table
 STRATEGIES = ["dynabert", "dynabert+ptq", "dynabert+qat", "dynabert+embeddings", "dynabert+ptq+embeddings",
               "dynabert+qat+embeddings", "ptq", "ptq+embeddings", "qat", "qat+embeddings"]
+CHOICES = {"algo_list": ["mse", "KL", "hist", "avg", "emd", "abs_max", "min_max", "ptf"], "round_type": ["round", "adaround"],
+           "weight_quantize_type": ["abs_max", "channel_wise_abs_max"],
+           "activation_quantize_type": ["abs_max", "range_abs_max", "moving_average_abs_max"]}
 
 
 @dataclass
@@ -78,11 +82,12 @@ def parse_widths(texts, num_heads):
     """Widths as fractions of the heads. texts: such as "3/4" or "0.5". Returns list of float. Raises UserError."""
     possible = ", ".join(str(Fraction(kept, num_heads)) for kept in range(1, num_heads))
     widths = []
+    if num_heads < 2:
+        raise UserError("--width_mult_list: the model has a single head, expected one with two or more to prune")
     for text in texts:
-        try:
-            width = Fraction(text.strip())
-        except (ValueError, ZeroDivisionError):
-            raise UserError(f"--width_mult_list {text}: not a fraction or decimal, expected some of {possible}") from None
+        if not re.fullmatch(r"\d{1,4}/0*[1-9]\d{0,3}|\d{0,4}\.?\d{1,9}", text):
+            raise UserError(f"--width_mult_list {text}: not a fraction or decimal, expected some of {possible}")
+        width = Fraction(text)
         if not 0 < width < 1 or (width * num_heads).denominator != 1:
             raise UserError(f"--width_mult_list {text}: {float(width):g} of {num_heads} heads is not a whole number below "
                             f"{num_heads}, expected some of {possible}")
@@ -99,6 +104,19 @@ def check_arguments(args):
                         ("prune_embeddings", False), ("input_dtype", "int64"), ("input_infer_model_path", None)):
         if getattr(args, name) != value:
             raise UserError(f"--{name}: PaddleNLP's compression of a trained model does not take it, expected a run without it")
+    for name, allowed in CHOICES.items():
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value not in allowed:
+                raise UserError(f"--{name} {value}: unknown, expected one of {', '.join(allowed)}")
+    for value in (args.batch_size_list or []) + (args.batch_num_list or []):
+        if value < 1:
+            raise UserError(f"--batch_size_list, --batch_num_list {value}: out of range, expected 1 or more")
+    if not 0 < args.moving_rate < 1:
+        raise UserError(f"--moving_rate {args.moving_rate}: out of range, expected more than 0 and less than 1")
+    if args.onnx and "dynabert" not in args.strategy:
+        raise UserError(f"--onnx: goes with the strategy dynabert, expected --strategy {args.strategy} without it, or "
+                        "export_model.py --onnx for the whole model")
     if args.strategy != "dynabert" and args.world_size > 1:
         raise UserError(f"--strategy {args.strategy}: quantizing works in a single process, expected --strategy dynabert, or "
                         "no paddle.distributed.launch")
@@ -234,10 +252,12 @@ def main():
     else:
         held_tokens = tokenize(importance[0], checkpoint.encode, importance[1], "Tokenizing importance")
 
+    if args.dataloader_drop_last and len(tokens) < args.per_device_train_batch_size * args.dataset_world_size:
+        raise UserError(f"--dataloader_drop_last: {len(tokens)} training rows do not fill one batch, expected a smaller "
+                        "--per_device_train_batch_size")
+    if is_main_rank():
+        lock_folder(args.output_dir)
     output_dir, args.output_dir = args.output_dir, os.path.join(args.output_dir, ".staging")
-    steps = args.max_steps if args.max_steps > 0 else int(
-        args.num_train_epochs * -(-len(tokens) // (args.per_device_train_batch_size * args.dataset_world_size)))
-    args.save_steps = min(args.save_steps, max(1, steps))  # compress() saves nothing in a run that is shorter
     args.width_mult_list = [repr(width) for width in widths]  # compress() evaluates these strings
     parameters = {"1": count_parameters(checkpoint.model)}
     parameters.update({str(round(width, 2)): count_parameters(narrowed(checkpoint.model, width)) for width in widths})
@@ -246,6 +266,8 @@ def main():
         checkpoint.labels, checkpoint.fast, model=checkpoint.model, criterion=paddle.nn.CrossEntropyLoss(), args=args,
         data_collator=lambda rows: collate(rows, checkpoint.pad_id), train_dataset=tokens,
         eval_dataset=held_tokens.longest_first(), tokenizer=checkpoint.tokenizer)
+    trainer.steps = trainer.count_steps()
+    args.save_steps = min(args.save_steps, trainer.steps)  # compress() saves nothing in a run that is shorter
     trainer.trained_model = copy.deepcopy(checkpoint.model)  # compress() changes its own
     mend_compression(trainer, lambda trainer: export_widths(trainer, checkpoint))
     try:

@@ -32,7 +32,8 @@ with quiet_import():
 import numpy as np
 
 from training import (ClassificationLoss, ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite,
-                      check_training_arguments, collate, compute_metrics, list_checkpoints, parse_dataclasses, remove_folder)
+                      check_training_arguments, collate, compute_metrics, list_checkpoints, lock_folder, parse_dataclasses,
+                      remove_folder)
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
 
@@ -89,9 +90,6 @@ def check_arguments(model_args, data_args, args):
         raise UserError(f"--early_stopping_patience {model_args.early_stopping_patience}: out of range, expected 0 or more")
     if os.path.realpath(args.output_dir) == os.path.realpath(data_args.data_dir):
         raise UserError(f"--output_dir {args.output_dir}: is the folder of the data, expected another one")
-    if args.unified_checkpoint:
-        raise UserError("--unified_checkpoint: not supported, expected training without it; the other scripts read "
-                        "model_state.pdparams")
     if args.prediction_loss_only and metric not in ("", "loss"):
         raise UserError(f"--prediction_loss_only: computes no {metric}, expected --metric_for_best_model loss")
     if args.fp16 and args.device.startswith("cpu"):
@@ -248,6 +246,7 @@ def main():
         eval_dataset=dev_tokens, compute_metrics=compute_metrics, callbacks=callbacks)
     if args.do_train:
         if is_main_rank():
+            lock_folder(args.output_dir)
             clear_leftovers(args, resume_point)
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
         StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved

@@ -61,6 +61,13 @@ def check_training_arguments(args):
         if value is not None and not lowest <= value <= highest:
             allowed = f"{lowest} to {highest}" if highest < LARGE else f"{lowest} or more"
             raise UserError(f"--{name} {value}: out of range, expected {allowed}")
+    for name in ("sharding", "enable_auto_parallel", "unified_checkpoint"):
+        if getattr(args, name):
+            raise UserError(f"--{name}: not supported, expected a run without it; models of this size fit on one device")
+    for name in ("tensor_parallel_degree", "pipeline_parallel_degree"):
+        if getattr(args, name) > 1:
+            raise UserError(f"--{name} {getattr(args, name)}: not supported, expected a run without it; several processes share "
+                            "the rows, not the model")
     if args.optim.value != "adamw":
         raise UserError(f"--optim {args.optim.value}: PaddleNLP 2.8.1 has no such optimizer, expected adamw")
     if args.label_names:
@@ -203,6 +210,20 @@ class ClassificationTrainer(Trainer):
             elif folder not in kept:
                 get_logger().info(f"Deleting older checkpoint [{folder}] due to args.save_total_limit")
                 remove_folder(folder)
+
+
+def lock_folder(folder):
+    """Make a folder this process's own until it ends; UserError while another training or pruning works in it. Linux, macOS."""
+    os.makedirs(folder, exist_ok=True)
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)  # stays open; the system closes it with the process
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder}: another run is writing there, expected another --output_dir, or its end") from None
+    except ImportError:
+        pass  # Windows has no such lock
 
 
 def list_checkpoints(output_dir):

@@ -112,12 +112,16 @@ def exit_on_sigterm():
 
 
 def check_output(output, inputs):
-    """UserError where an output file could not be written: it is a folder, or one of the files that are read."""
+    """UserError where an output file could not be written: it is a folder, or is one of the files that are read.
+
+    inputs: files, and folders all of whose files count.
+    """
     if not output or os.path.isdir(output):
         raise UserError(f"{output or 'the output file'}: is a folder or without a name, expected the name of a file")
-    for path in inputs:
-        if os.path.realpath(output) == os.path.realpath(path):
-            raise UserError(f"{output}: is an input of this run, expected another name for the output")
+    output, written = os.path.realpath(output), output
+    for path in map(os.path.realpath, inputs):
+        if output == path or (os.path.isfile(output) and os.path.dirname(output) == path):
+            raise UserError(f"{written}: is an input of this run, expected another name for the output")
 
 
 def add_model_options(parser):

@@ -220,7 +220,7 @@ def main():
     select_device(args.device)
     label_path = find_label_file(args)
     inputs = [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)] + [label_path]
-    check_output(args.bad_case_file, inputs)
+    check_output(args.bad_case_file, inputs + [args.params_path])
     problems = Problems()
     if os.path.isfile(label_path):
         read_labels(label_path, problems)

@@ -188,6 +188,7 @@ def test_api(exported):
         assert row.tolist() == sorted(row, reverse=True) and best[0] == LABELS[everything[texts.index(text)].argmax()]
         alone = predictor([text])
         assert alone[0] == [best[:1]] and alone[1][0, 0] == pytest.approx(row[0], abs=1e-5)
+    assert predictor(text for text in texts[:2])[0] == [best[:1] for best in labels[:2]]
     nothing = predictor([], top_k=2)
     assert nothing[0] == [] and nothing[1].shape == (0, 2)
     for wrong, error in (("text", TypeError), ([1], TypeError), ([None], TypeError), (["\ud800"], ValueError)):

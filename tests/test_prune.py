@@ -17,7 +17,7 @@ FILES = {"pruned_model.pdmodel", "pruned_model.pdiparams", "pruned_model.pdipara
 
 def options(checkpoint, output, *more, data=DATA, steps=6):
     return ["prune.py", "--device", "cpu", "--dataset_dir", data, "--params_dir", checkpoint, "--output_dir", output,
-            "--max_steps", steps, "--logging_steps", 2, *more]
+            "--max_steps", steps, "--logging_steps", 1, *more]
 
 
 def prune(*arguments, **keywords):
@@ -57,7 +57,8 @@ def test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table
     assert sorted(os.listdir(folder)) == sorted(f"width_mult_{width}" for width in WIDTHS)  # no staging folder
     rows = table(process)
     assert list(rows) == ["1", *WIDTHS]
-    from modeling import guard_paddle_load
+    from modeling import guard_paddle_load, load_checkpoint
+    from utils import UserError
 
     guard_paddle_load()
     import paddle
@@ -76,6 +77,9 @@ def test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table
         assert rows[width][2] == pytest.approx(graph_accuracy(width_folder / "pruned_model", width_folder), abs=0.01)
     assert rows["1"][2] > 50 and rows["0.75"][2] > rows["1"][2] - 15
     assert rows["1"][0] > rows["0.75"][0] > rows["0.67"][0] > rows["0.5"][0]
+    assert "global step 6," in process.stderr and "global step 7," not in process.stderr
+    with pytest.raises(UserError, match="width_mult_0.5: a pruned model, which can only be deployed"):
+        load_checkpoint(str(folder / "width_mult_0.5"))
 
 
 def test_every_width_agrees_with_its_onnx_model_on_a_thousand_texts(pruned):
@@ -148,10 +152,20 @@ def test_two_processes_prune(checkpoint, tmp_path):
     assert set(os.listdir(tmp_path / "out/width_mult_0.5")) >= FILES
 
 
+def test_two_runs_do_not_share_an_output_folder(tmp_path):
+    from training import lock_folder
+    from utils import UserError
+
+    lock_folder(tmp_path)
+    with pytest.raises(UserError, match="another run is writing there"):
+        lock_folder(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("text, wrong", [
     ("0.7", "0.7 of 12 heads is not a whole number"), ("__import__('os').mkdir('owned')", "not a fraction or decimal"),
     ("1/0", "not a fraction"), ("3/2", "1.5 of 12 heads"), ("1", "1 of 12 heads"), ("0", "0 of 12 heads"), ("", "not a fraction"),
-    ("0.5", "named twice"), ("nan", "not a fraction"), ("1e-9", "of 12 heads"),
+    ("0.5", "named twice"), ("nan", "not a fraction"), ("1e999999999", "not a fraction"), ("0.000001", "of 12 heads"),
 ])
 def test_widths_are_parsed_not_evaluated(text, wrong):
     from prune import parse_widths
@@ -166,6 +180,7 @@ def test_widths_are_parsed_not_evaluated(text, wrong):
     (["--width_mult_list", "0.7"], ["--width_mult_list 0.7: 0.7 of 12 heads", "expected some of 1/12,", "3/4, 5/6, 11/12"]),
     (["--strategy", "magic"], ["--strategy: invalid choice: 'magic'"]),
     (["--gradient_accumulation_steps", "2"], ["--gradient_accumulation_steps"]),
+    (["--strategy", "ptq", "--algo_list", "foo"], ["--algo_list foo: unknown, expected one of mse, KL"]),
     (["--importance_file", "no.txt"], ["no.txt: file not found"]),
 ])
 def test_wrong_options_are_refused_and_nothing_is_written(checkpoint, tmp_path, more, parts):

@@ -41,6 +41,8 @@ def to_int8(path):
     Returns (bytes, counts of "MatMulInteger" and of "all" products with weights). UserError.
     """
     model = load(path)
+    if not model.opset_import:
+        raise UserError(f"{path}: holds no model, expected a sound ONNX model")
     weights = {tensor.name for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     for index, node in enumerate(products):

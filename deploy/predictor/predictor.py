@@ -23,6 +23,7 @@ from utils import Problems, UserError, complete_file, pad_batch, read_json, read
 
 CALIBRATION_TEXTS = 2000  # of a calibration file at most, evenly spaced
 MOST_THREADS = 256
+ALWAYS_THERE, MOST_POSITIONS = 512, 10000  # tokens that every BERT and ERNIE takes, and more than any does
 LARGEST_DROP = 0.5  # points of accuracy that INT8 may cost
 LARGEST_SIZE = 0.4  # share of the fp32 file, above which an INT8 file is remarked on
 logger = logging.getLogger("predictor")
@@ -59,6 +60,9 @@ def read_export(path):
         raise UserError(f"{folder}: tokenizer.json is missing, and the tokenizer of model type {deploy.get('model_type')!r} may "
                         "not have that form (ERNIE-M has not), expected an exported ERNIE or BERT; predict.py takes all models")
     onnx_path = os.path.join(folder, str(deploy.get("onnx_file")))
+    if model.endswith(("int8", "quant_emb")):
+        raise UserError(f"{folder}: a graph that Paddle has quantized, which ONNX Runtime cannot run, expected export/ or "
+                        "width_mult_X/ with --use_quantize")
     if "onnx_file" not in deploy or not os.path.isfile(onnx_path):
         command = ("that of the pruning (python prune.py ...) with --onnx" if model != "float32" else
                    f"python export_model.py --params_path ./checkpoint/ --output_path {folder} --onnx")
@@ -160,12 +164,13 @@ class Predictor:
 
     def tokenize(self, texts):
         """Token ids of texts (list of str): list of lists of int, special tokens included, cut to max_seq_length."""
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        texts = [texts] if isinstance(texts, (str, bytes)) else list(texts)  # a single text is refused below
+        if not all(isinstance(text, str) for text in texts):
             raise TypeError("texts is not a list of str")
         for index, text in enumerate(texts):
             if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
                 raise ValueError(f"text {index} holds a lone surrogate, expected Unicode text")
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
 
     def _logits(self, session, rows, progress=None):
         """float32 [num_texts, num_classes] of rows of token ids, in their order."""
@@ -197,11 +202,15 @@ class Predictor:
                             f"tokenizer.json, {self._tokenizer.token_to_id('[PAD]')}")
         if self.max_seq_length > self._export.max_seq_length:
             logger.warning(f"--max_seq_length {self.max_seq_length} is more than the {self._export.max_seq_length} of training.")
+        if self.max_seq_length > min(self._export.max_seq_length, ALWAYS_THERE):
+            fits = self.max_seq_length <= MOST_POSITIONS
             try:
-                self._logits(self._session, [[self._export.pad_id + 1] * self.max_seq_length])
+                self._logits(self._session, [[self._export.pad_id + 1] * self.max_seq_length] if fits else [])
             except Exception:  # of ONNX Runtime: an index outside the table of positions
-                raise UserError(f"--max_seq_length {self.max_seq_length}: more than the model's positions, expected up to "
-                                f"{self._export.max_seq_length}, as in training") from None
+                fits = False
+            if not fits:
+                raise UserError(f"--max_seq_length {self.max_seq_length}: more than the model's positions, expected less, or as "
+                                "in training")
 
     # ---------------------------------------------------------------- converted models, cached beside the fp32 one
 
