@@ -164,8 +164,8 @@ class Predictor:
 
     def tokenize(self, texts):
         """Token ids of texts (list of str): list of lists of int, special tokens included, cut to max_seq_length."""
-        texts = [texts] if isinstance(texts, (str, bytes)) else list(texts)  # a single text is refused below
-        if not all(isinstance(text, str) for text in texts):
+        texts = None if isinstance(texts, str) else list(texts)  # list: a generator can be read only once
+        if texts is None or not all(isinstance(text, str) for text in texts):
             raise TypeError("texts is not a list of str")
         for index, text in enumerate(texts):
             if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
