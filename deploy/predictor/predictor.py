@@ -203,14 +203,19 @@ class Predictor:
         if self.max_seq_length > self._export.max_seq_length:
             logger.warning(f"--max_seq_length {self.max_seq_length} is more than the {self._export.max_seq_length} of training.")
         if self.max_seq_length > min(self._export.max_seq_length, ALWAYS_THERE):
-            fits = self.max_seq_length <= MOST_POSITIONS
+            self._check_positions()
+
+    def _check_positions(self):
+        """UserError where the model has fewer positions than max_seq_length."""
+        reason = f"no model has more than {MOST_POSITIONS}"
+        if self.max_seq_length <= MOST_POSITIONS:
             try:
-                self._logits(self._session, [[self._export.pad_id + 1] * self.max_seq_length] if fits else [])
-            except Exception:  # of ONNX Runtime: an index outside the table of positions
-                fits = False
-            if not fits:
-                raise UserError(f"--max_seq_length {self.max_seq_length}: more than the model's positions, expected less, or as "
-                                "in training")
+                self._logits(self._session, [[self._export.pad_id + 1] * self.max_seq_length])
+                return
+            except Exception as error:  # ONNX Runtime's exceptions have no common base class
+                reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--max_seq_length {self.max_seq_length}: more than the model's positions, or than the machine can run "
+                        f"({reason}), expected less, or as in training")
 
     # ---------------------------------------------------------------- converted models, cached beside the fp32 one
 
