@@ -4,12 +4,11 @@ import contextlib
 import csv
 import itertools
 import json
-import os
 import sys
 
 import numpy as np
 
-from utils import Problems, UserError, complete_file, positive_int, read_texts
+from utils import Problems, UserError, complete_file, is_stream, positive_int, read_texts
 
 CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
 UNDECIDED = "undecided"  # written for answers below --threshold
@@ -44,7 +43,7 @@ def check_labels(args, labels):
 
 def count_texts(path):
     """Check the whole file before any work is done on it; returns the number of its texts."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    if is_stream(path):
         raise UserError(f"{path}: a pipe or device, which cannot be read twice, expected a file, or --data_file - for standard "
                         "input")
     problems = Problems()

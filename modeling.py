@@ -330,8 +330,6 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     length = check_length(trained_length if max_seq_length is None else max_seq_length, model)
     saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
     fast = fast_tokenizer(tokenizer, length, saved)
-    if fast is not None and any(fast.token_to_id(token) != index for token, index in tokenizer.get_vocab().items()):
-        raise UserError(f"{saved}: its vocabulary is not that of vocab.txt, expected the two files that train.py wrote")
     encode = make_encoder(tokenizer, fast, length)
     return Checkpoint(model, tokenizer, fast, encode, labels, length, tokenizer.pad_token_id)
 

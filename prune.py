@@ -36,7 +36,8 @@ import numpy as np
 
 from compression import PruningTrainer, evaluate, export_widths, mend_compression, narrowed
 from export_model import open_graph, run_graph, write_deployment
-from training import check_training_arguments, collate, compute_metrics, lock_folder, parse_dataclasses, remove_folder
+from training import (check_batch, check_training_arguments, collate, compute_metrics, lock_folder, parse_dataclasses,
+                      remove_folder)
 
 UNPRUNED = "unpruned"  # folder of the unpruned graph while a run goes on
 HELD_OUT = 0.1  # share of the training rows that importance and selection use
@@ -120,9 +121,6 @@ def check_arguments(args):
     if args.strategy != "dynabert" and args.world_size > 1:
         raise UserError(f"--strategy {args.strategy}: quantizing works in a single process, expected --strategy dynabert, or "
                         "no paddle.distributed.launch")
-    for name in ("logging_steps", "save_steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
 
 
 def read_data(data_args, labels, label_path):
@@ -252,9 +250,7 @@ def main():
     else:
         held_tokens = tokenize(importance[0], checkpoint.encode, importance[1], "Tokenizing importance")
 
-    if args.dataloader_drop_last and len(tokens) < args.per_device_train_batch_size * args.dataset_world_size:
-        raise UserError(f"--dataloader_drop_last: {len(tokens)} training rows do not fill one batch, expected a smaller "
-                        "--per_device_train_batch_size")
+    check_batch(args, len(tokens))
     if is_main_rank():
         lock_folder(args.output_dir)
     output_dir, args.output_dir = args.output_dir, os.path.join(args.output_dir, ".staging")

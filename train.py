@@ -32,8 +32,8 @@ with quiet_import():
 import numpy as np
 
 from training import (ClassificationLoss, ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite,
-                      check_training_arguments, collate, compute_metrics, list_checkpoints, lock_folder, parse_dataclasses,
-                      remove_folder)
+                      check_batch, check_training_arguments, collate, compute_metrics, list_checkpoints, lock_folder,
+                      parse_dataclasses, remove_folder)
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
 
@@ -206,9 +206,8 @@ def main():
     resume_point = find_resume_point(args) if args.do_train else None
     labels, train, dev = read_data(data_args, args)
     label_path = os.path.join(data_args.data_dir, data_args.label_file)
-    if args.do_train and args.dataloader_drop_last and len(train[0]) < args.per_device_train_batch_size * args.dataset_world_size:
-        raise UserError(f"--dataloader_drop_last: {len(train[0])} training rows do not fill one batch, expected a smaller "
-                        "--per_device_train_batch_size")
+    if args.do_train:
+        check_batch(args, len(train[0]))
     if args.do_eval and len(dev[0]) < args.dataset_world_size:
         raise UserError(f"{data_args.dev_file}: {len(dev[0])} rows for {args.dataset_world_size} processes, expected at "
                         "least one row per process")

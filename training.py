@@ -83,6 +83,13 @@ def check_training_arguments(args):
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
 
 
+def check_batch(args, num_rows):
+    """UserError where --dataloader_drop_last would drop all training rows."""
+    if args.dataloader_drop_last and num_rows < args.per_device_train_batch_size * args.dataset_world_size:
+        raise UserError(f"--dataloader_drop_last: {num_rows} training rows do not fill one batch, expected a smaller "
+                        "--per_device_train_batch_size")
+
+
 class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
     """Batches of texts of like length, shuffled anew in every epoch.
 
@@ -183,7 +190,7 @@ class ClassificationTrainer(Trainer):
         self.args.output_dir = staging
         try:
             super()._save_checkpoint(model, metrics=metrics)
-        except BaseException:  # disk full, Ctrl-C
+        except BaseException:  # disk full; Ctrl-C and SIGTERM too, which are no Exception
             shutil.rmtree(staging, ignore_errors=True)
             raise
         finally:

@@ -325,14 +325,35 @@ def _shorten(text, length=40):
     return text if len(text) <= length else text[:length] + "..."
 
 
+def read_json(path):
+    """Read a JSON object (UTF-8, a BOM is accepted); UserError where the file is missing or not one."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found, expected a JSON file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected a JSON object") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}), expected a JSON object") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON {type(content).__name__}, expected an object")
+    return content
+
+
 # ---------------------------------------------------------------- outputs
+
+
+def is_stream(path):
+    """True for a pipe or device, which can be neither replaced nor read twice."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextlib.contextmanager
 def complete_file(path, mode="w", **kwargs):
     """Open a temporary file beside `path` for writing; it gets its final name only when the block ends well."""
     path = os.path.realpath(path)  # a link stays, and what it leads to is written
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a device or pipe
+    if is_stream(path):
         with open(path, mode, encoding=None if "b" in mode else "utf-8", **kwargs) as output:
             yield output
         return
@@ -346,7 +367,7 @@ def complete_file(path, mode="w", **kwargs):
             yield output
         os.chmod(part, 0o666 & ~_umask())  # mkstemp makes files private
         os.replace(part, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C and SIGTERM too, which are no Exception
         with contextlib.suppress(OSError):
             os.remove(part)
         raise
@@ -435,6 +456,8 @@ def fast_tokenizer(tokenizer, max_seq_length, saved=None):
             fast = Tokenizer.from_file(saved)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{saved}: cannot be read ({error}), expected the file that train.py wrote") from None
+        if any(fast.token_to_id(token) != index for token, index in tokenizer.get_vocab().items()):
+            raise UserError(f"{saved}: its vocabulary is not that of vocab.txt, expected the two files that train.py wrote")
     else:
         from wordpiece import build_fast_tokenizer
 
@@ -490,19 +513,3 @@ def softmax(logits):
     """float32 [num_texts, num_classes] -> probabilities of the same shape, rows sum to 1."""
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)
-
-
-def read_json(path):
-    """Read a JSON object (UTF-8, a BOM is accepted); UserError where the file is missing or not one."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found, expected a JSON file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected a JSON object") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}), expected a JSON object") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON {type(content).__name__}, expected an object")
-    return content
