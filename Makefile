@@ -43,9 +43,10 @@ setup: $(VENV)/.installed
 demo: setup
 	PYTHON=$(RUN) sh data/demo.sh
 
+# two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order
 test: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
