@@ -6,7 +6,7 @@ import shutil
 import sys
 
 from modeling import get_logger, quiet_import
-from utils import UserError, pad_batch, read_json
+from utils import UserError, check_output_folder, pad_batch, read_json
 
 with quiet_import():
     import paddle
@@ -77,8 +77,7 @@ def check_training_arguments(args):
     unknown = [name for name in args.report_to if name not in get_available_reporting_integrations()]
     if unknown:  # asked for by name: a missing package would only show when the training begins
         raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
-    if not args.output_dir or (os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir)):
-        raise UserError(f"--output_dir {args.output_dir}: is no folder, expected the name of one, new or old")
+    check_output_folder(args.output_dir, "--output_dir")
     if not 0 < args.num_train_epochs < LARGE and args.max_steps <= 0:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
 

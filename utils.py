@@ -124,6 +124,12 @@ def check_output(output, inputs):
             raise UserError(f"{written}: is an input of this run, expected another name for the output")
 
 
+def check_output_folder(path, option):
+    """UserError where the output folder that an option names could not be made: the name is empty or that of a file."""
+    if not path or (os.path.exists(path) and not os.path.isdir(path)):
+        raise UserError(f"{option} {path}: is no folder, expected the name of one, new or old")
+
+
 def add_model_options(parser):
     """Add the options of the scripts that run a trained model on the files of a data folder."""
     parser.add_argument("--device", help="cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import (Problems, add_model_options, check_output, check_splits, complete_file, complete_folder, find_label_file,
-                   read_labelled, read_labels, run_script, softmax, tokenize)
+from utils import (Problems, add_model_options, check_output, check_output_folder, check_splits, complete_file, complete_folder,
+                   find_label_file, read_labelled, read_labels, run_script, softmax, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device
 
 CALIBRATION_BINS = 10
@@ -193,8 +193,11 @@ def draw_pictures(folder, labels, dev):
         pyplot.close(figure)
 
 
-def write_report(folder, labels, train, dev, bad_cases, baseline, params_path):
-    """Write metrics.json, both pictures and report.html into folder; report.html appears last."""
+def write_report(folder, labels, train, dev, bad_cases, baseline, params_path, analysis=None):
+    """Write metrics.json, both pictures and report.html into folder; report.html appears last.
+
+    analysis: what report.py adds to the page, as report_template.html names it, or None.
+    """
     import jinja2
 
     with complete_folder(folder, marker="report.html") as staging:
@@ -211,7 +214,7 @@ def write_report(folder, labels, train, dev, bad_cases, baseline, params_path):
         with open(os.path.join(staging, "report.html"), "w", encoding="utf-8") as file:
             file.write(template.render(
                 labels=labels, matrix_labels=MATRIX_LABELS, train=train, dev=dev, baseline=baseline,
-                params_path=params_path, pictures=pictures,
+                params_path=params_path, pictures=pictures, analysis=analysis,
                 bad_cases=sorted(bad_cases, key=lambda case: -case["confidence"])))
 
 
@@ -221,6 +224,8 @@ def main():
     label_path = find_label_file(args)
     inputs = [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)] + [label_path]
     check_output(args.bad_case_file, inputs + [args.params_path])
+    if args.report_dir:
+        check_output_folder(args.report_dir, "--report_dir")
     problems = Problems()
     if os.path.isfile(label_path):
         read_labels(label_path, problems)

@@ -1,0 +1,130 @@
+"""One page to open first after training: how good the model is, what it gets wrong and why, and what to do about the data.
+
+    python analysis/report.py --dataset_dir data --params_path ./checkpoint --report_dir report
+    python analysis/report.py --dataset_dir data --report_dir report --interpreter gradshap --num_cases 20 --baseline
+
+Reads   dataset_dir/train.txt, dev.txt, label.txt; params_path (made by train.py).
+Writes  report_dir: report.html, self-contained: the evaluation as evaluate.py --report_dir gives it; the wrong dev texts with
+        their words shaded (as word_interpret.py) and the nearest training rows (sent_interpret.py); the training rows whose
+        labels are suspect and near-duplicates with different labels (dirty.py); the dev texts that the training data cover
+        least (sparse.py). metrics.json, confusion_matrix.png, reliability.png as of evaluate.py.
+        cache_dir: features of the training rows, for the next run with this model.
+"""
+
+import argparse
+import os
+import sys
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+
+from utils import (Problems, add_model_options, check_output_folder, find_label_file, positive_int, read_labels, run_script,
+                   softmax)
+from modeling import get_logger, load_checkpoint, select_device
+from dirty import find_label_errors
+from duplicates import find_conflicts
+from evaluate import calibration, find_bad_cases, log_metrics, read_splits, score, train_baseline, write_report
+from influence import cached_features, sparse_scores
+from word_interpret import INTERPRETERS, interpret, shade
+
+FOLDS = 5  # for the suspect labels, fewer where the largest class has fewer rows
+NUM_NEAREST = 3  # training rows shown per text, and those whose similarity decides how well a text is covered
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_model_options(parser)
+    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+    parser.add_argument("--dev_file", default="dev.txt", help="development file in dataset_dir")
+    parser.add_argument("--report_dir", default="report", help="folder of report.html")
+    parser.add_argument("--interpreter", choices=INTERPRETERS, default="ig", help="how words are shaded, see word_interpret.py")
+    parser.add_argument("--num_cases", type=positive_int, default=100,
+                        help="wrong dev texts that are explained, the most confident first; the others are only listed")
+    parser.add_argument("--num_suspects", type=positive_int, default=50, help="training rows with suspect labels to show")
+    parser.add_argument("--num_uncovered", type=positive_int, default=50, help="least covered dev texts to show")
+    parser.add_argument("--baseline", action="store_true",
+                        help="also train character TF-IDF + logistic regression and show its accuracy")
+    parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for the training features; "": keep none')
+    parser.add_argument("--seed", type=int, default=3, help="of the folds for suspect labels and of the interpreters")
+    return parser.parse_args()
+
+
+def explain_cases(checkpoint, args, cases, train):
+    """Bad cases (as of `evaluate.find_bad_cases`) with their shaded words and nearest training rows."""
+    texts = [case["text"] for case in cases]
+    explained = interpret(checkpoint, texts, args.interpreter, args.batch_size, seed=args.seed)
+    found = find_influences(checkpoint, args.params_path, train, texts, args.batch_size, NUM_NEAREST, cache_dir=args.cache_dir)
+    return [{**case, "words": shade(answer), "nearest": rows["positive"]}
+            for case, answer, rows in zip(cases, explained, found)]
+
+
+def describe_rows(train, indices, labels):
+    """Dicts of line (from 1), text and label of training rows."""
+    return [{"line": int(index) + 1, "text": train[0][index], "label": labels[train[1][index]]} for index in indices]
+
+
+def list_suspects(args, train, labels):
+    """The template's entries on the labels of train: estimate, suspects, conflicts and num_conflicts."""
+    largest = int(np.bincount(train[1]).max())
+    suspects = find_label_errors(*train, len(labels), folds=max(2, min(FOLDS, largest)), seed=args.seed)
+    rows = describe_rows(train, suspects.order[:args.num_suspects], labels)
+    for row, index in zip(rows, suspects.order):
+        row.update(score=suspects.score[index], suggestion=labels[suspects.suggested[index]])
+    conflicts = find_conflicts(*train)
+    return {"estimate": suspects.estimated, "suspects": rows, "num_conflicts": len(conflicts),
+            "conflicts": [{"similarity": similarity, "rows": describe_rows(train, group, labels)}
+                          for similarity, group in conflicts[:args.num_suspects]]}
+
+
+def list_uncovered(args, train, dev, train_features, dev_features, guesses, labels):
+    """The template's entries on the dev texts that are farthest from the training rows. guesses: int64 [num_dev]."""
+    scores, nearest, cosines = sparse_scores(train_features, dev_features, NUM_NEAREST)
+    worst = np.argsort(scores, kind="stable")[:args.num_uncovered]
+    uncovered = []
+    for index in worst:
+        rows = describe_rows(train, nearest[index], labels)
+        for row, cosine in zip(rows, cosines[index]):
+            row["score"] = cosine
+        uncovered.append({"text": dev[0][index], "label": labels[dev[1][index]], "prediction": labels[guesses[index]],
+                          "score": scores[index], "nearest": rows})
+    return {"uncovered": uncovered, "uncovered_accuracy": float((guesses == dev[1])[worst].mean()),
+            "num_nearest": nearest.shape[1]}
+
+
+def main():
+    args = parse_arguments()
+    check_output_folder(args.report_dir, "--report_dir")
+    select_device(args.device)
+    label_path = find_label_file(args)
+    problems = Problems()
+    if os.path.isfile(label_path):
+        read_labels(label_path, problems)
+        if problems.count:
+            read_splits(args, [], problems)  # a bad label.txt is reported with all else that is wrong, before the model is loaded
+    checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
+    labels = checkpoint.labels
+    train, dev = read_splits(args, labels, problems)
+
+    features, probs, metrics = [], [], []
+    for name, split in (("train", train), ("dev", dev)):
+        split_features, logits = cached_features(checkpoint, args.params_path, split[0], args.batch_size, args.cache_dir, name)
+        features.append(split_features)
+        probs.append(softmax(logits))
+        metrics.append(score(split[1], probs[-1]))
+    log_metrics(labels, *metrics)
+    metrics[1]["expected_calibration_error"], metrics[1]["calibration_bins"] = calibration(dev[1], probs[1])
+    bad_cases = find_bad_cases(*dev, probs[1], labels)
+    most_confident = sorted(bad_cases, key=lambda case: -case["confidence"])[:args.num_cases]
+    get_logger().info(f"Explaining {len(most_confident)} of {len(bad_cases)} bad cases, it will take some time...")
+    analysis = {"interpreter": args.interpreter, "cases": explain_cases(checkpoint, args, most_confident, train),
+                **list_suspects(args, train, labels),
+                **list_uncovered(args, train, dev, *features, probs[1].argmax(axis=1), labels)}
+    baseline = train_baseline(*train, dev, labels) if args.baseline else None
+    write_report(args.report_dir, labels, *metrics, bad_cases, baseline, args.params_path, analysis)
+    get_logger().info(f"Report saved in {os.path.join(args.report_dir, 'report.html')}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,191 @@
+"""Measure what cleaning and augmenting the training data are worth: the experiment of analysis/README.md, step by step.
+
+    python analysis/walkthrough.py --source_dir KUAKE_QIC --model_name_or_path data --output_dir build/walkthrough
+
+For every seed: hold out a part of train for choosing the best epoch, keep dev.txt as the test set that nothing else looks at,
+replace --noise of the labels of train at random, and train and test on: the clean rows; the noisy rows; the noisy rows without
+those that dirty.py lists; the noisy rows with those that dirty.py lists relabelled (a person is stood in for by the true
+labels); the clean rows with aug.py's added. Every command is printed as it runs.
+
+Reads   source_dir/train.txt, dev.txt, label.txt.
+Writes  output_dir/seed-N/NAME/: data files, checkpoint and metrics.json of each; a training that is done is not done again.
+        output_dir/results.tsv and the same table on standard output.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+
+from utils import (Problems, UserError, check_output_folder, complete_file, positive_int, read_json, read_labelled, read_labels,
+                   run_script, softmax, tokenize)
+from modeling import load_checkpoint, predict_logits, select_device
+from evaluate import score
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HELD_OUT = 0.1  # share of train.txt that the best epoch is chosen on
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--source_dir", required=True, help="folder of train.txt, dev.txt and label.txt")
+    parser.add_argument("--model_name_or_path", required=True, help="the model to train, as for train.py")
+    parser.add_argument("--output_dir", default="build/walkthrough", help="folder of all data and results")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--noise", type=float, default=0.2, help="share of the labels of train replaced at random")
+    parser.add_argument("--learning_rate", default="5e-4")
+    parser.add_argument("--num_train_epochs", type=positive_int, default=4)
+    parser.add_argument("--device", help="as for train.py; None: the GPU if there is one")
+    args = parser.parse_args()
+    if not 0 < args.noise < 1:
+        parser.error(f"--noise {args.noise}: expected a number between 0 and 1")
+    return args
+
+
+def run(command, *options):
+    """Run one of this project's scripts; UserError where it fails."""
+    words = [command] + [str(option) for option in options]
+    print("+ python", " ".join(words), flush=True)
+    if subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"{command} failed, see its message above")
+
+
+def write_rows(path, texts, names):
+    """Write `text<TAB>label` rows."""
+    with complete_file(path) as file:
+        file.writelines(f"{text}\t{name}\n" for text, name in zip(texts, names))
+
+
+def read_rows(path):
+    """(texts, label names) of a file that one of the scripts wrote."""
+    with open(path, encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file]
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
+def plant_noise(label_ids, num_classes, share, rng):
+    """A copy of label_ids (int64 [num_texts]) with a share of them replaced by another class, each equally likely."""
+    noisy = label_ids.copy()
+    chosen = rng.choice(len(noisy), round(share * len(noisy)), replace=False)
+    noisy[chosen] = (noisy[chosen] + rng.integers(1, num_classes, len(chosen))) % num_classes
+    return noisy
+
+
+def make_folder(folder, source_dir, train, held_out):
+    """A data folder whose test.txt is the source's dev.txt. train, held_out: (texts, label names)."""
+    os.makedirs(folder, exist_ok=True)
+    write_rows(os.path.join(folder, "train.txt"), *train)
+    write_rows(os.path.join(folder, "dev.txt"), *held_out)
+    shutil.copy(os.path.join(source_dir, "dev.txt"), os.path.join(folder, "test.txt"))
+    shutil.copy(os.path.join(source_dir, "label.txt"), folder)
+
+
+def train_and_test(folder, args, seed, labels):
+    """(accuracy, macro-F1) on test.txt of a model trained on the folder, 0 to 1."""
+    checkpoint_dir = os.path.join(folder, "checkpoint")
+    if not os.path.isfile(os.path.join(checkpoint_dir, "config.json")):
+        run("train.py", "--model_name_or_path", args.model_name_or_path, "--data_dir", folder, "--output_dir", checkpoint_dir,
+            "--learning_rate", args.learning_rate, "--num_train_epochs", args.num_train_epochs, "--seed", seed,
+            "--per_device_train_batch_size", 32, "--per_device_eval_batch_size", 32, "--do_train", "--do_eval",
+            "--metric_for_best_model", "accuracy", "--load_best_model_at_end", "--evaluation_strategy", "epoch",
+            "--save_strategy", "epoch", "--save_total_limit", 1, "--overwrite_output_dir",
+            *(["--device", args.device] if args.device else []))
+    problems = Problems()
+    texts, label_ids = read_labelled(os.path.join(folder, "test.txt"), labels, problems)
+    problems.report()
+    checkpoint = load_checkpoint(checkpoint_dir)
+    metrics = score(label_ids, softmax(predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 32)))
+    with complete_file(os.path.join(folder, "metrics.json")) as file:
+        json.dump(metrics, file, ensure_ascii=False, indent=2)
+    return metrics["accuracy"], metrics["macro_f1"]
+
+
+def run_seed(args, seed, texts, label_ids, labels):
+    """Results of one seed: {name: (number of training rows, accuracy, macro-F1)}."""
+    rng = np.random.default_rng(seed)
+    names = np.array(labels)
+    order = rng.permutation(len(texts))
+    held_out, kept = np.split(order, [round(HELD_OUT * len(texts))])
+    noisy_ids = plant_noise(label_ids, len(labels), args.noise, rng)
+
+    def rows(indices, ids):
+        return [texts[i] for i in indices], names[ids[indices]].tolist()
+
+    def folder(name):
+        return os.path.join(os.path.abspath(args.output_dir), f"seed-{seed}", name)
+
+    results = {}
+
+    def measure(name, train, ids):
+        make_folder(folder(name), args.source_dir, train, rows(held_out, ids))
+        results[name] = (len(train[0]), *train_and_test(folder(name), args, seed, labels))
+
+    measure("clean", rows(kept, label_ids), label_ids)
+    measure("noisy", rows(kept, noisy_ids), noisy_ids)
+
+    dirty, rest = (os.path.join(folder("noisy"), name) for name in ("train_dirty.txt", "train_dirty_rest.txt"))
+    if not os.path.isfile(dirty):
+        run("analysis/dirty.py", "--dataset_dir", folder("noisy"), "--dirty_num", round(args.noise * len(kept)),
+            "--dirty_file", "train_dirty.txt", "--rest_file", "train_dirty_rest.txt", "--seed", seed)
+    listed, unlisted = read_rows(dirty), read_rows(rest)
+    truth = {text: names[label_ids[i]] for i, text in enumerate(texts)}
+    relabelled = [truth[text] for text in listed[0]]
+    print(f"seed {seed}: {np.mean([a != b for a, b in zip(listed[1], relabelled)]):.1%} of the {len(relabelled)} rows that "
+          "dirty.py lists are wrong", flush=True)
+    measure("dropped", unlisted, noisy_ids)
+    measure("relabelled", (unlisted[0] + listed[0], unlisted[1] + relabelled), noisy_ids)
+
+    augmented = os.path.join(folder("clean"), "train_aug.txt")
+    if not os.path.isfile(augmented):
+        run("analysis/aug.py", "--train_path", os.path.join(folder("clean"), "train.txt"), "--aug_path", augmented,
+            "--aug_strategy", "mix", "--aug_type", "custom", "--custom_file_path", "data/synonyms.json", "--create_n", 1,
+            "--seed", seed)
+    train, extra = rows(kept, label_ids), read_rows(augmented)
+    measure("augmented", (train[0] + extra[0], train[1] + extra[1]), label_ids)
+    return results
+
+
+def check_options(args):
+    """UserError where output_dir holds trainings with other options, which must not be taken for these."""
+    path = os.path.join(args.output_dir, "options.json")
+    options = {name: value for name, value in vars(args).items() if name not in ("output_dir", "seeds", "device")}
+    if os.path.isfile(path) and read_json(path) != options:
+        raise UserError(f"{path}: this folder was made with other options, expected the same, or another --output_dir")
+    with complete_file(path) as file:
+        json.dump(options, file, ensure_ascii=False, indent=2)
+
+
+def main():
+    args = parse_arguments()
+    check_output_folder(args.output_dir, "--output_dir")
+    args.source_dir = os.path.abspath(args.source_dir)
+    if os.path.isdir(args.model_name_or_path):
+        args.model_name_or_path = os.path.abspath(args.model_name_or_path)
+    problems = Problems()
+    labels = read_labels(os.path.join(args.source_dir, "label.txt"), problems)
+    texts, label_ids = read_labelled(os.path.join(args.source_dir, "train.txt"), labels, problems)
+    problems.report()
+    check_options(args)
+    select_device(args.device)
+    results = [run_seed(args, seed, texts, label_ids, labels) for seed in args.seeds]
+    lines = ["data\tseeds\ttrain rows\taccuracy %\tmacro-F1 %\taccuracy of each seed"]
+    for name in results[0]:
+        rows, accuracy, f1 = (np.array([result[name][place] for result in results]) for place in range(3))
+        spread = [f"{values.mean() * 100:.2f} ± {values.std(ddof=1 if len(values) > 1 else 0) * 100:.2f}"
+                  for values in (accuracy, f1)]
+        lines.append("\t".join([name, str(len(results)), f"{rows.mean():.0f}", *spread,
+                                " ".join(f"{value * 100:.2f}" for value in accuracy)]))
+    with complete_file(os.path.join(args.output_dir, "results.tsv")) as file:
+        file.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_script(main)
