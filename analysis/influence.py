@@ -11,7 +11,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from utils import complete_file, tokenize
+from utils import UserError, complete_file, tokenize
 from modeling import WEIGHTS, config_path, get_logger, predict_features
 
 QUERIES = 256  # texts compared with all training rows at once: 100 MB of scores for 100,000 rows
@@ -91,3 +91,39 @@ def _top(scores, top_k, lowest=False):
     values = np.take_along_axis(scores, indices, axis=1)
     order = np.argsort(values if lowest else -values, axis=1, kind="stable")
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+def fit_representer(features, targets, l2=0.03, tolerance=1e-8):
+    """Representer points of a linear softmax layer (Yeh et al. 2018, arXiv:1811.09720).
+
+    Refits the layer, bias included, to the minimum of mean cross entropy(targets, softmax) + l2 * (sum of squared weights).
+    There the weights are a sum over the training rows: weights = [features, 1].T @ alpha, so that row i adds
+    alpha[i, c] * (features[i] . feature + 1) to the score that any text gets for class c.
+
+    features: float32 [num_rows, hidden_size]; targets: float [num_rows, num_classes], rows sum to 1: the model's own
+    probabilities, or one-hot gold labels. tolerance: largest slope at the minimum that is returned.
+    Returns (alpha float64 [num_rows, num_classes], weights float64 [hidden_size + 1, num_classes], the bias last).
+    The problem is strictly convex, so nothing depends on a seed or a start. UserError where the minimum is not found.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1, dtype=np.float64)
+    targets = np.asarray(targets, np.float64)
+    shape = (inputs.shape[1], targets.shape[1])
+
+    def loss_and_slope(flat):
+        weights = flat.reshape(shape)
+        log_probs = log_softmax(inputs @ weights, axis=1)
+        loss = -(targets * log_probs).sum() / len(inputs) + l2 * (weights ** 2).sum()
+        slope = inputs.T @ (np.exp(log_probs) - targets) / len(inputs) + 2 * l2 * weights
+        return loss, slope.ravel()
+
+    found = minimize(loss_and_slope, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B",
+                     options={"maxiter": 5000, "maxfun": 10000, "gtol": tolerance, "ftol": 0, "maxcor": 20})
+    if not abs(found.jac).max() < 1e-5:  # where float64 ends, the search may stop above the tolerance
+        raise UserError(f"the representer points were not found ({found.message}), expected features that are numbers of "
+                        "moderate size")
+    weights = found.x.reshape(shape)
+    probs = np.exp(log_softmax(inputs @ weights, axis=1))
+    return (targets - probs) / (2 * l2 * len(inputs)), weights
