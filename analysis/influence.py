@@ -14,6 +14,8 @@ from tqdm import tqdm
 from utils import UserError, complete_file, tokenize
 from modeling import WEIGHTS, config_path, get_logger, predict_features
 
+METHODS = {  # how sent_interpret.py may compare texts: method -> its similarities, the default first
+    "feature_similarity": ("cos", "dot", "euc"), "gradient_similarity": ("cos", "dot"), "representer": ("dot",)}
 QUERIES = 256  # texts compared with all training rows at once: 100 MB of scores for 100,000 rows
 
 
@@ -39,6 +41,7 @@ def cached_features(checkpoint, params_path, texts, batch_size, cache_dir, descr
         if (features.shape, logits.shape) == shapes and features.dtype == logits.dtype == np.float32:
             get_logger().info(f"Features of {description} read from {path}")
             return features, logits
+    os.makedirs(cache_dir, exist_ok=True)  # a folder that cannot be made is told before the work, not after it
     features, logits = extract_features(checkpoint, texts, batch_size, description)
     with complete_file(path, "wb") as file:
         np.savez(file, features=features, logits=logits)
@@ -62,7 +65,7 @@ def features_key(checkpoint, params_path, texts):
 
 
 def normalize(features):
-    """Rows divided by their Euclidean length, so that dot products are cosines. float32, same shape."""
+    """Rows divided by their Euclidean length, so that dot products are cosines. Same dtype and shape."""
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
@@ -91,6 +94,76 @@ def _top(scores, top_k, lowest=False):
     values = np.take_along_axis(scores, indices, axis=1)
     order = np.argsort(values if lowest else -values, axis=1, kind="stable")
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+def influence_scores(method, sim_fn, train, queries):
+    """The function of a slice of the queries that `nearest_rows` asks for: how much each training row speaks for the
+    label that the model gives each query. A score below 0 speaks against it, except for the similarity euc.
+
+    train: (features float32 [num_rows, hidden_size], logits float32 [num_rows, num_classes], label_ids int64 [num_rows]);
+    queries: (features, logits) of the same kinds. method, sim_fn: of METHODS.
+
+    feature_similarity: of the two texts' features: their cosine, dot product, or Euclidean distance times -1 (Pezeshkpour
+        et al. 2021, arXiv:2104.04128).
+    gradient_similarity: of the loss's gradients by the last layer's weights and bias (Charpiat et al. 2019,
+        arXiv:2102.05262). Such a gradient is the outer product of [feature, 1] and probabilities - one-hot label, so the
+        product of two is (f.f' + 1)(d.d') and no backward pass is needed. Training rows use their label from the file,
+        queries the predicted one. (TrustAI 0.1.12 applies softmax twice in its loss and takes the model's prediction for
+        the label of training rows; with the label from the file, a row that the model has not learned counts as such.)
+    representer: alpha of `fit_representer` for the predicted class, times f.f' (Yeh et al. 2018, arXiv:1811.09720), as in
+        TrustAI: without the bias, which adds the same alpha to every query.
+    """
+    from scipy.special import softmax
+
+    (features, logits, label_ids), (query_features, query_logits) = train, queries
+    guesses = query_logits.argmax(axis=1)
+    if method == "representer":
+        alpha = fit_representer(features, softmax(logits.astype(np.float64), axis=1))[0].astype(np.float32).T
+        return lambda part: alpha[guesses[part]] * (query_features[part] @ features.T)
+    if method == "gradient_similarity":
+        slopes, query_slopes = loss_slopes(logits, label_ids), loss_slopes(query_logits, guesses)
+        features, query_features = (np.pad(array, ((0, 0), (0, 1)), constant_values=1) for array in (features, query_features))
+        if sim_fn == "cos":
+            features, query_features, slopes, query_slopes = map(normalize, (features, query_features, slopes, query_slopes))
+        slopes, query_slopes = slopes.astype(np.float32), query_slopes.astype(np.float32)
+        return lambda part: (query_features[part] @ features.T) * (query_slopes[part] @ slopes.T)
+    if sim_fn == "cos":
+        features, query_features = normalize(features), normalize(query_features)
+    if sim_fn != "euc":
+        return lambda part: query_features[part] @ features.T
+    features, query_features = features.astype(np.float64), query_features.astype(np.float64)  # differences of large squares
+    squares, query_squares = (np.square(array).sum(axis=1) for array in (features, query_features))
+
+    def minus_distances(part):
+        squared = query_squares[part, None] + squares - 2 * (query_features[part] @ features.T)
+        return -np.sqrt(np.maximum(squared, 0)).astype(np.float32)
+
+    return minus_distances
+
+
+def loss_slopes(logits, label_ids):
+    """Gradient of cross entropy by the logits: probabilities - one-hot label. float64 [num_texts, num_classes].
+
+    The label's entry is minus the sum of the others, so that it is exact for texts that the model is sure of.
+    """
+    from scipy.special import softmax
+
+    slopes, rows = softmax(logits.astype(np.float64), axis=1), np.arange(len(logits))
+    slopes[rows, label_ids] = 0
+    slopes[rows, label_ids] = -slopes.sum(axis=1)
+    return slopes
+
+
+def sparse_scores(train_features, features, top_k=3):
+    """How well the training rows cover each text: the mean of its top_k highest cosines with them.
+
+    train_features: float32 [num_rows, hidden_size]; features: float32 [num_texts, hidden_size].
+    Returns (scores float32 [num_texts], indices int64 [num_texts, top_k], cosines float32 [num_texts, top_k]), the nearest
+    training row first.
+    """
+    train_features, features = normalize(train_features), normalize(features)
+    indices, cosines = nearest_rows(lambda part: features[part] @ train_features.T, len(features), top_k)
+    return cosines.mean(axis=1), indices, cosines
 
 
 def fit_representer(features, targets, l2=0.03, tolerance=1e-8):

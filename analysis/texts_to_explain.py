@@ -12,14 +12,14 @@ class Row(NamedTuple):
     label: Optional[str]  # None where the file has no label
 
 
-def read_rows(path, labels):
+def read_rows(path, labels, problems=None):
     """Read texts of one to three tab-separated columns: text, label, prediction. Returns a list of Row, at least one.
 
     A header as evaluate.py and predict.py write it is skipped, and then the file may have the columns of these, too
     (bad_case.txt with its confidence). The prediction is not used: what is explained is the model's own.
-    labels: the model's. Raises UserError naming all lines that are wrong.
+    labels: the model's. Raises UserError naming all lines that are wrong, and what `problems`, where given, held before.
     """
-    problems, rows, columns = Problems(), [], 3
+    problems, rows, columns = Problems() if problems is None else problems, [], 3
     for number, line in read_lines(path, problems):
         text, *others = line.split("\t")
         if number == 1 and line.startswith(HEADERS):

@@ -4,6 +4,7 @@
     KUAKE_QIC_DIR=folder ERNIE_VOCAB=vocab.txt make bench BENCH="--quick --skip_torch"
     python tests/bench.py --kuake_dir folder --vocab vocab.txt --torch_python .venv-bench/bin/python --profile
     python tests/bench.py --kuake_dir folder --vocab vocab.txt --part predictor                # deploy/predictor only
+    python tests/bench.py --part analysis                      # only the search of sent_interpret.py, needs no data
 
 The models have the shapes of ERNIE 3.0 Nano and Medium and seeded random weights. Every measurement is a fresh process;
 the variants take turns (A B C A B C ...) and the best of --repeats counts. Other work on the machine adds time, and far
@@ -18,6 +19,8 @@ deploy/predictor, text in and label out, is measured against ONNX Runtime itself
 length (its own threads, one per core), and against the earlier application's way: paddle2onnx at every start, PaddleNLP's
 tokenizer, all texts padded to the longest of all, batches in file order; its start is not counted. Cold start: from the
 start of a process to its first label.
+analysis: seconds in which each method of sent_interpret.py finds the 3 training rows for and the 3 against 1,000 texts among
+100,000, on seeded random features of the size of ERNIE 3.0 Medium, its preparations (the fit of representer) included.
 """
 
 import argparse
@@ -243,6 +246,26 @@ def serving(job):
     return {"ms": (time.perf_counter() - start) * 1000 / len(job["dev"])}
 
 
+def searching(job):
+    """Seconds of each method of sent_interpret.py on random features, and the peak memory of this process in GB."""
+    import utils  # noqa: F401  it sets the process up
+    import numpy as np
+    sys.path.insert(0, os.path.join(ROOT, "analysis"))
+    from influence import METHODS, influence_scores, nearest_rows
+    random_state, classes, seconds = np.random.default_rng(SEED), 11, {}
+    weights = random_state.normal(size=(job["hidden_size"], classes)).astype(np.float32) / 4
+    train, texts = (np.tanh(random_state.normal(size=(count, job["hidden_size"]))).astype(np.float32)
+                    for count in (job["rows"], job["texts"]))  # as ERNIE's pooler gives them: -1 to 1
+    train = train, train @ weights, random_state.integers(classes, size=len(train))
+    texts = texts, texts @ weights
+    for method, similarities in METHODS.items():
+        for sim_fn in similarities:
+            start = time.perf_counter()
+            nearest_rows(influence_scores(method, sim_fn, train, texts), job["texts"], 3, lowest=True)
+            seconds[f"{method} {sim_fn}"] = time.perf_counter() - start
+    return {**seconds, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+
+
 def ready_made(job):
     """ms per text of ONNX Runtime alone, on batches by length that have been made before."""
     import numpy as np
@@ -297,7 +320,7 @@ def cold_start(job):
 
 
 WORKERS = {worker.__name__: worker for worker in (stock, suite, torch, make_model, evaluation, training, reading,
-                                               export, export_half, serving, ready_made, earlier, cold_start)}
+                                               export, export_half, serving, searching, ready_made, earlier, cold_start)}
 
 
 def run_worker(name, job_path):
@@ -318,11 +341,12 @@ def parse_arguments():
     parser.add_argument("--skip_torch", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per variant, the best counts; default: 3")
     parser.add_argument("--quick", action="store_true", help="a trial: Nano, 1 repeat, 6 steps, 100,000 lines")
-    parser.add_argument("--part", choices=["all", "core", "predictor"], default="all", help="what to measure; default: all")
+    parser.add_argument("--part", choices=["all", "core", "predictor", "analysis"], default="all",
+                        help="what to measure; default: all")
     parser.add_argument("--profile", action="store_true", help="add the costliest operations of training Nano")
     args = parser.parse_args()
     for path in [os.path.join(args.kuake_dir or "KUAKE_QIC_DIR", name) for name in FILES] + [args.vocab]:
-        if not os.path.isfile(path):
+        if args.part != "analysis" and not os.path.isfile(path):
             parser.error(f"{path}: not found, expected KUAKE-QIC's folder as --kuake_dir or KUAKE_QIC_DIR ("
                          f"{', '.join(FILES)}), and a vocab.txt as --vocab or ERNIE_VOCAB")
     args.torch_python, args.foreign_cores = os.path.abspath(args.torch_python), []
@@ -410,8 +434,23 @@ def measure_predictor(args, job, dev, ratios):
             f"{'WITH' if cold['paddle'] else 'no'} Paddle in memory")
 
 
+def measure_search(args, folder, rows, notes):
+    count, texts = (10000, 100) if args.quick else (100000, 1000)
+    job = {"variant": "suite", "ranks": 1, "shape": "medium", "folder": folder, "steps": 0, "rows": count, "texts": texts,
+           "hidden_size": SHAPES["medium"]["hidden_size"]}
+    best = in_turns(args, job, "searching", {})[0]
+    seconds = {name: value for name, value in best.items() if " " in name}
+    rows += [[f"search: {name}, s", None, value, None] for name, value in seconds.items()]
+    notes.append(f"{count} training rows x {texts} texts: the limit of 60 s of search is "
+                 f"{'kept' if max(seconds.values()) <= 60 else 'MISSED'}, peak memory {best['peak_gb']:.2f} GB")
+
+
 def main():
     args, rows, notes, data, ratios = parse_arguments(), [], [], {}, []
+    if args.part == "analysis":
+        with tempfile.TemporaryDirectory() as folder:
+            measure_search(args, folder, rows, notes)
+        return report(args, rows, notes, ratios)
     for name in FILES:
         with open(os.path.join(args.kuake_dir, name), encoding="utf-8", newline="\n") as file:
             data[name] = [line.rstrip("\r\n").split("\t") for line in file]
@@ -429,6 +468,8 @@ def main():
                 measure_shape(args, job, dev, rows, notes)
             if args.part != "core":
                 notes.append(measure_predictor(args, job, dev, ratios))
+        if args.part == "all":
+            measure_search(args, folder, rows, notes)
         if args.part == "predictor":
             return report(args, rows, notes, ratios)
         count, path = 100000 if args.quick else 1000000, os.path.join(folder, "lines.txt")
@@ -457,7 +498,7 @@ def report(args, rows, notes, ratios):
         names = ("paddlepaddle", "paddlenlp", "torch==", "transformers", "accelerate", "tokenizers", "numpy")
         print("versions ", *(line for line in freeze.splitlines() if line.startswith(names)))
     print(f"figures   ms per text, best of {args.repeats}; ratio: other / this suite, above 1 this suite is faster\n")
-    line = "{:<36}{:>12}{:>12}{:>8}{:>12}{:>8}".format
+    line = "{:<40}{:>12}{:>12}{:>8}{:>12}{:>8}".format
     if rows:
         print(line("what", "as it comes", "this suite", "ratio", "PyTorch", "ratio"))
     for what, stock, suite, torch in rows:

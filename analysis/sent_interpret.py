@@ -1,0 +1,120 @@
+"""Explain predictions by training rows: for each text those that speak most for the model's answer and most against it.
+
+    python analysis/sent_interpret.py --device "gpu" --max_seq_length 128 --batch_size 16 --dataset_dir "data" \\
+        --params_path "./checkpoint" --interpret_input_file "bad_case.txt" --top_k 3
+    python analysis/sent_interpret.py --dataset_dir data --params_path ./checkpoint --method gradient_similarity
+
+Reads   interpret_input_file: one to three tab-separated columns (text, label, prediction), as evaluate.py writes it;
+        dataset_dir/train.txt, label.txt; params_path (made by train.py).
+Writes  interpret_result_file: a block of lines per text; jsonl_file: {"text", "predict_label", "probability", "label",
+        "positive": [{"text", "label", "score", "line"}, ...], "negative": [...]} per text; label is null, and the block
+        has no line `label: ...`, where the input has none. line: the row's line number in the training file.
+        cache_dir: the training rows' features, for the next run with the same model.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+
+from utils import (Problems, UserError, add_model_options, check_output, complete_file, find_label_file, positive_int,
+                   read_labelled, read_labels, run_script, softmax)
+from modeling import get_logger, load_checkpoint, select_device
+from influence import METHODS, cached_features, extract_features, influence_scores, nearest_rows
+from texts_to_explain import read_rows
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_model_options(parser)
+    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+    parser.add_argument("--interpret_input_file", default="bad_case.txt", help="texts to explain")
+    parser.add_argument("--interpret_result_file", default="sent_interpret.txt", help="where the blocks of text go")
+    parser.add_argument("--jsonl_file", default="sent_interpret.jsonl", help="where the same goes as JSON, a line per text")
+    parser.add_argument("--top_k", type=positive_int, default=3, help="training rows for and against, each")
+    parser.add_argument("--method", choices=list(METHODS), default="feature_similarity", help="how influence is measured")
+    parser.add_argument("--sim_fn", choices=["cos", "dot", "euc"],
+                        help="how features or gradients are compared; None: cos, or dot where the method has only that")
+    parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for the training features; "": keep none')
+    parser.add_argument("--seed", type=int, default=3, help="for command lines of other scripts: nothing here is random")
+    args = parser.parse_args()
+    args.sim_fn = args.sim_fn or METHODS[args.method][0]
+    if args.sim_fn not in METHODS[args.method]:
+        parser.error(f"--sim_fn {args.sim_fn}: --method {args.method} has {' and '.join(METHODS[args.method])}")
+    return args
+
+
+def find_influences(checkpoint, params_path, train, texts, batch_size=32, top_k=3, method="feature_similarity", sim_fn=None,
+                    cache_dir=None):
+    """The training rows with the most positive and the most negative influence on the model's answers.
+
+    train: (list of str, label_ids int64 [num_rows]); texts: list of str; method, sim_fn: see `influence.influence_scores`.
+    Returns a list of dicts, one per text: text, predict_label, probability (0 to 1, of predict_label), positive and
+    negative: lists of dicts of text, label, score, line (number from 1 in the training file), the strongest first.
+    """
+    features, logits = cached_features(checkpoint, params_path, train[0], batch_size, cache_dir, "train")
+    queries = extract_features(checkpoint, texts, batch_size, "the texts")
+    score = influence_scores(method, sim_fn or METHODS[method][0], (features, logits, train[1]), queries)
+    positive, positive_scores, negative, negative_scores = nearest_rows(score, len(texts), top_k, lowest=True)
+    labels, probs = checkpoint.labels, softmax(queries[1])
+
+    def describe(indices, scores):
+        return [{"text": train[0][index], "label": labels[train[1][index]], "score": float(f"{score:.6g}"), "line": index + 1}
+                for index, score in zip(indices.tolist(), scores.tolist())]
+
+    return [{"text": text, "predict_label": labels[np.argmax(row)], "probability": round(float(row.max()), 6),
+             "positive": describe(positive[i], positive_scores[i]), "negative": describe(negative[i], negative_scores[i])}
+            for i, (text, row) in enumerate(zip(texts, probs))]
+
+
+def format_block(row):
+    """The lines of one text, as a str. row: as of `find_influences`, with label."""
+    lines = [f"text: {row['text']}", f"predict label: {row['predict_label']}"]
+    lines += [f"label: {row['label']}"] if row["label"] is not None else []
+    for kind, name in (("positive", "support"), ("negative", "against")):
+        lines.append(f"examples with {kind} influence")
+        for place, found in enumerate(row[kind], 1):
+            lines.append(f"{name}{place} text: {found['text']}\tlabel: {found['label']}\tscore: {format_score(found['score'])}")
+    return "\n".join(lines) + "\n"
+
+
+def format_score(score):
+    """Five decimals, or three digits where these would show nothing (gradients of rows that the model is sure of)."""
+    return f"{score:.5f}" if abs(score) >= 0.001 or score == 0 else f"{score:.2e}"
+
+
+def main():
+    args = parse_arguments()
+    select_device(args.device)
+    label_path, train_path = find_label_file(args), os.path.join(args.dataset_dir, args.train_file)
+    inputs = [train_path, label_path, args.interpret_input_file, args.params_path]
+    check_output(args.interpret_result_file, inputs)
+    check_output(args.jsonl_file, inputs)
+    if os.path.realpath(args.interpret_result_file) == os.path.realpath(args.jsonl_file):
+        raise UserError(f"{args.jsonl_file}: named as both outputs, expected two files")
+    problems = Problems()
+    if os.path.isfile(label_path):
+        read_labels(label_path, problems)
+        if problems.count:
+            read_labelled(train_path, [], problems)
+            problems.report()  # before the model is loaded, which would report label.txt alone
+    checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
+    train = read_labelled(train_path, checkpoint.labels, problems, label_path)
+    rows = read_rows(args.interpret_input_file, checkpoint.labels, problems)
+    found = find_influences(checkpoint, args.params_path, train, [row.text for row in rows], args.batch_size, args.top_k,
+                            args.method, args.sim_fn, args.cache_dir)
+    found = [{**result, "label": row.label} for result, row in zip(found, rows)]
+    with complete_file(args.interpret_result_file) as blocks, complete_file(args.jsonl_file) as lines:
+        blocks.write("\n".join(format_block(row) for row in found))
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+    get_logger().info(f"Training rows that explain {len(rows)} texts saved in {args.interpret_result_file} and "
+                      f"{args.jsonl_file}")
+
+
+if __name__ == "__main__":
+    run_script(main)
