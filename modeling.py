@@ -196,20 +196,22 @@ def _without_paths(tokenizer):
     return tokenizer
 
 
-def load_model(name_or_path, **config_changes):
-    """Load a sequence classifier in eval mode from a built-in name, a PaddleNLP folder or a Hugging Face BERT folder.
+def load_model(name_or_path, head="SequenceClassification", **config_changes):
+    """Load a model in eval mode from a built-in name, a PaddleNLP folder or a Hugging Face BERT folder.
 
-    A folder without weights gives a model with random weights, and the log says so. config_changes: entries of the
-    model's config to set (num_labels, id2label, ...). UserError where the model cannot be had.
+    A folder without weights gives a model with random weights, and the log says so. head: "SequenceClassification" or
+    "MaskedLM". config_changes: entries of the model's config to set (num_labels, id2label, ...). UserError where the model
+    cannot be had.
     """
     guard_paddle_load()
     with quiet_import():
-        from paddlenlp.transformers import AutoModelForSequenceClassification
+        from paddlenlp import transformers
+    auto_model = getattr(transformers, f"AutoModelFor{head}")
     # a Hugging Face config brings use_cache=true, with which PaddleNLP's BERT returns a tuple instead of logits
     config_changes.update(use_cache=False, return_dict=False)
     if not os.path.isdir(name_or_path):
         with _explain_download(name_or_path):
-            model = AutoModelForSequenceClassification.from_pretrained(name_or_path, **config_changes)
+            model = auto_model.from_pretrained(name_or_path, **config_changes)
         return _prepared(model)
     path = config_path(name_or_path)
     if path is None:
@@ -223,11 +225,11 @@ def load_model(name_or_path, **config_changes):
         raise UserError(f"{name_or_path}: its weights are in several files ({shards[0]}), expected one model.safetensors "
                         "(transformers: model.save_pretrained(folder, max_shard_size=\"100GB\"))")
     try:
-        model_class = AutoModelForSequenceClassification._get_model_class_from_config(name_or_path, path)
+        model_class = auto_model._get_model_class_from_config(name_or_path, path)
         if WEIGHTS in files or "model_state.pdparams.index.json" in files:
             return _prepared(model_class.from_pretrained(name_or_path, **config_changes))
         if "model.safetensors" in files:
-            _check_safetensors(os.path.join(name_or_path, "model.safetensors"))
+            check_safetensors(os.path.join(name_or_path, "model.safetensors"))
             # PaddleNLP writes the converted weights beside the original: give it links in a folder that may be written
             with tempfile.TemporaryDirectory() as links:
                 for name in ("config.json", "model.safetensors"):
@@ -244,7 +246,7 @@ def load_model(name_or_path, **config_changes):
                         "complete folder of an ERNIE, ERNIE-M or BERT model") from error
 
 
-def _check_safetensors(path):
+def check_safetensors(path):
     """UserError for a damaged file: PaddleNLP would try other formats on it and fail without a word."""
     from safetensors import SafetensorError, safe_open
 

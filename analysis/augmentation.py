@@ -1,0 +1,390 @@
+"""Variants of texts by paddlenlp.dataaug: what aug.py and sparse.py share, and what dataaug needs to do its work.
+
+Substituting, inserting, deleting and swapping words is "EDA: Easy Data Augmentation" (Wei and Zou 2019, arXiv 1901.11196);
+dataaug segments Chinese with jieba and leaves words of Latin letters and digits as they are.
+
+Workarounds for dataaug of PaddleNLP 2.8.1; each can go when a newer release no longer shows its symptom:
+- Every augmenter, WordDelete too, downloads stop words and a vocabulary when it is made. `_load_file`, the one method it does
+  that with, is replaced; the stop words are those below.
+- JiebaTokenizer drops the frequencies and prefixes by which jieba finds words: it is given jieba's own, which come with jieba.
+- Dictionaries are downloaded without a time limit: `find_dictionary` looks where PaddleNLP keeps them and then tries once.
+- WordSwap ignores aug_percent: it is set afterwards.
+- A text with fewer than four words that may change gets nothing (30 % of them is less than one). Here it gets one change,
+  except by deletion, where a third of the text would go.
+- Results may equal the text or each other and be fewer than asked: `augment` tries again and checks.
+- mlm runs the model once per text and guess, and lets it fill in anything: see `MaskedLM`.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import unicodedata
+import urllib.request
+from collections import Counter
+
+import numpy as np
+from tqdm import tqdm
+
+from utils import Problems, UserError, complete_file, pad_batch, sorted_batches
+from modeling import (WEIGHTS, check_safetensors, check_vocabulary, guard_paddle_load, load_model, load_tokenizer,
+                      quiet_import)
+
+STRATEGIES = ("substitute", "insert", "delete", "swap")
+AUG_TYPES = ("synonym", "homonym", "mlm", "custom")
+SHIPPED = {"synonym": "synonyms.json", "homonym": "homonyms.json"}  # in data/
+ROUNDS = 5  # tries for a text that has fewer variants than asked
+CHUNK = 8192  # texts worked on at once: bounds memory, and lets the masked LM form batches of like length
+CHINESE = re.compile("[\u4e00-\u9fff]+")
+TIMEOUT = 10  # seconds without an answer from the host of the dictionaries
+
+PARTICLES = frozenset("""
+    的 地 得 了 着 过 吗 呢 吧 啊 呀 嘛 么 哦 哈 啦 是 在 有 和 与 及 或 也 都 就 又 还 再 才 很 太 更 最 把 被 让 给 对 向 从 到
+    于 以 为 之 其 而 但 并 且 这 那 这个 那个 这样 那样 我 你 他 她 它 我们 你们 他们 自己 个 些 次 种 位 只 上 下 里 中 后 前
+    时 内 外
+""".split())
+# what decides which question a text asks: a dictionary may replace these words by their like, nothing else touches them
+QUESTION_WORDS = frozenset("""
+    不 没 没有 无 非 未 别 不能 不会 不是 不要 能 会 可以 能不能 会不会 可不可以 是不是 有没有 要不要 怎么 怎么办 怎么样 怎样 怎么治
+    怎么回事 怎么治疗 如何 什么 为什么 为何 什么样 哪 哪些 哪个 哪里 哪儿 哪家 谁 几 多少 多少钱 多久 多长时间 是否 原因 症状 作用 功效
+    费用 价格 治 治疗 危害 后果 注意 药 吃 费
+""".split())
+
+
+class StopWords(frozenset):
+    """Words that stay as they are, and everything without a letter or digit."""
+
+    def __contains__(self, word):
+        return super().__contains__(word) or not any(character.isalnum() for character in word)
+
+
+def comparison_key(text):
+    """What two texts have in common that differ only in width, case, blanks, punctuation or symbols. Returns str."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"[\W_]+", "", text) or text
+
+
+def augment(texts, strategy="substitute", aug_type="synonym", create_n=2, aug_percent=0.1, seed=3, custom_file_path=None,
+            mlm_model=None, batch_size=32, exclude=(), source=None):
+    """Make up to create_n variants of each text. texts: list of str. Returns a list of lists of str, one per text.
+
+    No variant equals, by `comparison_key`, a given text, another variant or one of `exclude` (texts). A text for which
+    nothing new can be made has an empty list. The same arguments give the same result, whatever batch_size.
+
+    strategy: one of STRATEGIES, or "mix": the four of them in turn.
+    aug_type: where new words come from, one of AUG_TYPES; "delete" and "swap" need none.
+    aug_percent: part of a text's words that change, 0 to 1; at least one does, and at most 30 % do. mlm changes one.
+    custom_file_path: dictionary for "custom", see `read_dictionary`. mlm_model: folder or name for "mlm", see `load_source`.
+    batch_size: masked texts per batch (mlm). source: what `load_source` returned, to spare loading it here.
+    UserError where the dictionary or the model cannot be had.
+    """
+    if source is None:
+        source = load_source(strategy, aug_type, custom_file_path, mlm_model)
+    names = STRATEGIES if strategy == "mix" else (strategy,)
+    operators = make_operators(source if isinstance(source, dict) else {}, aug_percent)
+    turns = itertools.cycle(names)
+    variants = [[] for _ in texts]
+    taken = {comparison_key(text) for text in itertools.chain(texts, exclude)}
+
+    with seeded(seed), tqdm(total=len(texts), desc="Augmenting", unit=" texts", delay=2, leave=False) as progress:
+
+        def accept(row, candidates):
+            for candidate in candidates:
+                key = comparison_key(candidate)
+                if len(variants[row]) < create_n and candidate.strip() and key not in taken:
+                    taken.add(key)
+                    variants[row].append(candidate)
+
+        for start in range(0, len(texts), CHUNK):
+            rows, slots = range(start, min(start + CHUNK, len(texts))), {}
+            for _ in range(ROUNDS):
+                requests, unfinished = [], []
+                for row in rows:
+                    missing = create_n - len(variants[row])
+                    proposed = len(names) > 1  # of several strategies another one may still have something
+                    for name, count in Counter(itertools.islice(turns, missing)).items():
+                        if isinstance(source, MaskedLM) and name in ("substitute", "insert"):
+                            if (row, name) not in slots:
+                                slots[row, name] = source.slots(operators[name], texts[row], name)
+                            chosen = [slots[row, name].pop() for _ in range(min(count, len(slots[row, name])))]
+                            requests += [(row, slot) for slot in chosen]
+                            proposed = proposed or bool(chosen)
+                        else:
+                            operators[name].create_n = count
+                            candidates = operators[name].augment(texts[row])[0]
+                            accept(row, candidates)
+                            proposed = proposed or bool(candidates)
+                    if len(variants[row]) == create_n or not proposed:
+                        progress.update(1)
+                    else:
+                        unfinished.append(row)
+                if requests:
+                    for (row, _), candidate in zip(requests, source.fill([slot for _, slot in requests], batch_size)):
+                        accept(row, [candidate])
+                rows = [row for row in unfinished if len(variants[row]) < create_n]
+                progress.update(len(unfinished) - len(rows))
+            progress.update(len(rows))
+    return variants
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Seed the two global generators that dataaug draws from, and put their states back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def make_operators(dictionary, aug_percent):
+    """One dataaug augmenter per strategy. dictionary: {word: [word, ...]} for substitute and insert."""
+    import jieba
+
+    with quiet_import():
+        from paddlenlp.dataaug import WordDelete, WordInsert, WordSubstitute, WordSwap
+        from paddlenlp.dataaug.base_augment import BaseAugment
+
+    local = {"stop_words": os.devnull, "vocab": json.dumps({"token_to_idx": {"[UNK]": 0}, "unk_token": "[UNK]"})}
+    BaseAugment._load_file = lambda self, mode: local[mode]
+    jieba.setLogLevel("WARNING")
+    segmenter = jieba.Tokenizer()
+    segmenter.initialize()
+    for word in dictionary:
+        if len(word) > 1 and not segmenter.FREQ.get(word):
+            segmenter.add_word(word)  # or it would never be found in a text
+    # no type of dictionary: `dict` is set here, already read and checked
+    operators = {"substitute": WordSubstitute(()), "insert": WordInsert(()), "delete": WordDelete(), "swap": WordSwap()}
+    for name, operator in operators.items():
+        operator.dict = dictionary
+        operator.aug_percent = aug_percent
+        operator.tokenizer.tokenizer = segmenter
+        operator.stop_words = StopWords(PARTICLES if dictionary and name == "substitute" else PARTICLES | QUESTION_WORDS)
+        if name != "delete":
+            operator._get_aug_n = at_least_one(operator._get_aug_n)
+    return operators
+
+
+def at_least_one(get_aug_n):
+    """dataaug's number of words to change, but one where it says none and there is a word."""
+    return lambda size, words: min(words, max(1, get_aug_n(size, words)))
+
+
+# ---------------------------------------------------------------- where new words come from
+
+
+def load_source(strategy, aug_type, custom_file_path=None, mlm_model=None):
+    """What `augment` takes new words from: a dictionary {word: [word, ...]}, a MaskedLM, or {} where none is needed.
+
+    mlm_model: folder of a masked LM (config.json, vocab.txt, model_state.pdparams or model.safetensors) or a built-in name.
+    UserError where it cannot be had, or where the options do not fit together.
+    """
+    for value, option, fitting in ((custom_file_path, "--custom_file_path", "custom"), (mlm_model, "--mlm_model", "mlm")):
+        if value and (aug_type != fitting or strategy in ("delete", "swap")):
+            raise UserError(f"{option} {value}: is not used by --aug_strategy {strategy} --aug_type {aug_type}, expected "
+                            f"--aug_type {fitting} and a strategy that takes new words (substitute, insert or mix)")
+    if strategy in ("delete", "swap"):
+        return {}
+    if aug_type == "mlm":
+        return MaskedLM(mlm_model or "ernie-1.0-large-zh-cw")
+    if aug_type != "custom":
+        return read_downloaded(find_dictionary(aug_type))
+    if not custom_file_path:
+        raise UserError(f"--aug_type custom: no dictionary given, expected --custom_file_path, such as {shipped('synonym')}")
+    return read_dictionary(custom_file_path)
+
+
+def shipped(aug_type):
+    """Path, from the current folder, of the dictionary that comes with the project."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return os.path.relpath(os.path.join(root, "data", SHIPPED[aug_type]))
+
+
+def find_dictionary(aug_type):
+    """Path of PaddleNLP's own dictionary for "synonym" or "homonym", downloaded if need be; UserError if that fails."""
+    with quiet_import():
+        from paddlenlp.utils.env import DATA_HOME
+
+    name, digest, url = make_operators({}, 0.1)["delete"]._DATA[f"word_{aug_type}"]
+    folder = os.path.join(DATA_HOME, "WordSubstitute")
+    for path in (os.path.join(folder, name), os.path.join(DATA_HOME, "WordInsert", name)):  # where dataaug keeps it
+        with contextlib.suppress(OSError):
+            with open(path, "rb") as file:
+                if hashlib.md5(file.read()).hexdigest() == digest:
+                    return path
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            content = answer.read()
+        if hashlib.md5(content).hexdigest() != digest:
+            raise ValueError("what came is not the expected file")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--aug_type {aug_type}: PaddleNLP's dictionary could not be downloaded from {url} "
+            f"({getattr(error, 'reason', error)})\nWithout a connection, use the small dictionary that comes with this project, or "
+            f"one of your own:\n    --aug_type custom --custom_file_path {shipped(aug_type)}\n"
+            f"or copy {name} from a machine that has a connection to {folder}") from None
+    with complete_file(os.path.join(folder, name), "wb") as file:
+        file.write(content)
+    return os.path.join(folder, name)
+
+
+def read_downloaded(path):
+    """PaddleNLP's dictionary without what is no use: {word: [word, ...]}."""
+    with open(path, encoding="utf-8") as file:
+        entries = json.load(file)
+    entries = {word: [other for other in others if isinstance(other, str) and other.strip() and other != word]
+               for word, others in entries.items() if isinstance(others, list)}
+    return {word: others for word, others in entries.items() if others}
+
+
+def read_dictionary(path):
+    """Read a JSON dictionary {word: [word, ...]}; the words may not be empty nor hold tabs or line breaks.
+
+    Returns it without entries that name the word itself. UserError naming all lines that are wrong.
+    """
+    problems = Problems()
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = file.read()
+        pairs = json.loads(content, object_pairs_hook=lambda pairs: pairs)
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found (--custom_file_path), expected a JSON file {{word: [word, ...]}}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected {{word: [word, ...]}}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected a JSON file {{word: [word, ...]}} in UTF-8") from None
+    if not content.lstrip().startswith("{") or not pairs:
+        problems.add(path, 1, "not an object with words", "{word: [word, ...]}")
+        pairs = []
+    dictionary = {}
+    for word, others in pairs:
+        wrong = None
+        if not is_word(word):
+            wrong = "an empty word, or one with a tab or line break"
+        elif word in dictionary:
+            wrong = f"{word!r} a second time"
+        elif not isinstance(others, list):
+            wrong = f"{word!r} has {json.dumps(others, ensure_ascii=False)[:40]}"
+        elif not others:
+            wrong = f"{word!r} has an empty list"
+        elif not all(map(is_word, others)):
+            bad = next(other for other in others if not is_word(other))
+            wrong = f"{word!r} has {json.dumps(bad, ensure_ascii=False)[:40]} in its list"
+        if wrong:
+            spelled = re.search(re.escape(json.dumps(word, ensure_ascii=False)) + r"\s*:", content)
+            problems.add(path, content.count("\n", 0, spelled.start()) + 1 if spelled else None, wrong,
+                         "each word once, with a list of one or more words")
+        dictionary[word] = others
+    problems.report()
+    dictionary = {word: [other for other in dict.fromkeys(others) if other != word] for word, others in dictionary.items()}
+    return {word: others for word, others in dictionary.items() if others}
+
+
+def is_word(value):
+    return isinstance(value, str) and bool(value.strip()) and not re.search(r"[\t\r\n\0]", value)
+
+
+class MaskedLM:
+    """A masked language model that fills in words; an ERNIE or BERT with a vocabulary of Chinese characters.
+
+    dataaug 2.8.1 asks the model for one text at a time, and takes any token for an answer: pieces of words, punctuation, [UNK].
+    Here many masked texts go through it in batches of like length, only the masked positions go through its head, and only
+    single Chinese characters that are no particles count as answers. As in dataaug one word changes, and each character of
+    it is predicted on its own; words that are not wholly Chinese stay.
+    """
+
+    def __init__(self, name_or_path):
+        """name_or_path: as mlm_model of `load_source`; runs on the device that was selected. UserError if it cannot be had."""
+        check_masked_lm(name_or_path)
+        try:
+            self.tokenizer = load_tokenizer(name_or_path)
+            self.model = load_model(name_or_path, head="MaskedLM")
+            check_vocabulary(self.tokenizer, self.model, name_or_path)
+        except UserError as error:
+            raise UserError(str(error).replace("--model_name_or_path", "--mlm_model")) from None
+        vocabulary = self.tokenizer.get_vocab()
+        self.answers = np.zeros(self.model.config.vocab_size, dtype=bool)
+        self.answers[[index for token, index in vocabulary.items()
+                      if len(token) == 1 and CHINESE.fullmatch(token) and token not in PARTICLES]] = True
+        if not self.answers.any() or self.tokenizer.mask_token not in vocabulary or not hasattr(self.model, "cls"):
+            raise UserError(f"{name_or_path}: cannot fill in Chinese words, expected a BERT or ERNIE whose vocabulary has "
+                            "Chinese characters and [MASK]")
+        self.max_length = self.model.config.max_position_embeddings
+
+    def slots(self, operator, text, name):
+        """The places of a text where `name` ("substitute" or "insert") may put a word, in random order.
+
+        Each is (text before, number of characters to fill in, text after). operator: gives dataaug's words and choice of them.
+        """
+        words = operator.tokenizer.cut(text.strip())
+        places = []
+        for index in operator._skip_stop_word_tokens(words):
+            if CHINESE.fullmatch(words[index]):
+                before, after, word = "".join(words[:index]), "".join(words[index + 1:]), words[index]
+                places += ([(before, len(word), after)] if name == "substitute" else
+                           [(before, len(word), word + after), (before + word, len(word), after)])
+        random.shuffle(places)
+        return places
+
+    def fill(self, slots, batch_size):
+        """The texts of a list of `slots` with their most probable characters filled in, "" for one that is too long.
+
+        Returns a list of str. The answers do not depend on batch_size.
+        """
+        import paddle
+
+        mask, pad = self.tokenizer.mask_token, self.tokenizer.pad_token_id
+        rows = [self.tokenizer(before + mask * count + after)["input_ids"] for before, count, after in slots]
+        positions = [[place for place, index in enumerate(row) if index == self.tokenizer.mask_token_id] for row in rows]
+        usable = np.array([index for index, (row, found) in enumerate(zip(rows, positions))  # no [MASK] of the text's own
+                           if len(row) <= self.max_length and len(found) == slots[index][1]], dtype=np.int64)
+        texts = [""] * len(slots)
+        impossible = paddle.to_tensor(np.where(self.answers, 0, -1e9).astype(np.float32))
+        encoder = getattr(self.model, self.model.base_model_prefix)
+        batches = sorted_batches([len(rows[index]) for index in usable], batch_size)
+        with tqdm(total=len(usable), desc="Filling in words", unit=" texts", delay=2, leave=False) as progress, paddle.no_grad():
+            for batch in batches:
+                batch = usable[batch]
+                input_ids = pad_batch([rows[index] for index in batch], pad)
+                hidden = encoder(paddle.to_tensor(input_ids))[0]
+                places = np.concatenate([np.array(positions[index]) + number * input_ids.shape[1]
+                                         for number, index in enumerate(batch)])
+                logits = self.model.cls(hidden, masked_positions=paddle.to_tensor(places)) + impossible
+                tokens = iter(self.tokenizer.convert_ids_to_tokens(logits.argmax(axis=-1).tolist()))
+                for index in batch:
+                    before, count, after = slots[index]
+                    texts[index] = before + "".join(itertools.islice(tokens, count)) + after
+                progress.update(len(batch))
+        return texts
+
+
+def check_masked_lm(folder):
+    """UserError for a folder without the weights of a masked LM: it would fill in characters at random."""
+    if not os.path.isdir(folder):
+        return  # a name, which load_model downloads
+    expected = "a masked LM: config.json, vocab.txt and model_state.pdparams or model.safetensors with its head (cls.*)"
+    weights = [os.path.join(folder, name) for name in (WEIGHTS, "model.safetensors")]
+    path = next(filter(os.path.isfile, weights), None)
+    if path is None:
+        raise UserError(f"{folder}: holds no weights ({WEIGHTS} or model.safetensors), so that it would fill in words at random, "
+                        f"expected {expected}")
+    if path.endswith(".safetensors"):
+        check_safetensors(path)
+        from safetensors import safe_open
+
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+    else:
+        guard_paddle_load()
+        import paddle
+
+        names = list(paddle.load(path, return_numpy=True))
+    if not any(name.startswith("cls.") for name in names):
+        raise UserError(f"{path}: has no weights of a masked LM's head, so that it would fill in words at random, expected "
+                        f"{expected}")
