@@ -177,7 +177,8 @@ def make_variants(args, support, train, dev, source):
         raise UserError(f"--aug_strategy {args.aug_strategy}: nothing new could be made of the {missing} supporting rows, "
                         "expected another strategy, a larger dictionary or a higher --aug_percent")
     if missing:
-        get_logger().warning(f"Nothing new could be made of {missing} of {len(support)} supporting rows.")
+        get_logger().warning(f"Nothing new could be made of {missing} of {len(support)} supporting rows: for more, raise "
+                             "--support_num.")
     return [(found, variant) for found, texts in zip(support, variants) for variant in texts]
 
 
