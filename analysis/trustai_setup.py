@@ -1,0 +1,126 @@
+"""What TrustAI 0.1.12, and interpretdl 0.8.0 for GradShap, need on Paddle 2.6.2 and PaddleNLP 2.8.1: every workaround, once.
+
+Each function says what goes wrong without it and when it can go. Scripts import TrustAI through `import_trustai`.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import sys
+import types
+
+from utils import UserError
+from modeling import quiet_import
+
+
+@functools.cache
+def import_trustai():
+    """Import and return `trustai.interpretation`.
+
+    - paddle.fluid: TrustAI takes `matmul(alpha=)` and `where` from paddle.fluid.layers, which Paddle 2.5 removed
+      ("No module named 'paddle.fluid'"). A module with these two functions stands in while TrustAI is imported, and is taken
+      away again, since other libraries ask for paddle.fluid to recognise an old Paddle. Can go when TrustAI does without.
+    - Ridge: TrustAI's LIME calls `Ridge(alpha=0, normalize=True)`, an argument that scikit-learn 1.2 removed (TypeError; 1.1
+      warns of it). Without a penalty (alpha=0) scaling the columns does not change the solution, so it is left out. Can go
+      when TrustAI does.
+    """
+    import paddle
+
+    def matmul(x, y, transpose_x=False, transpose_y=False, alpha=1.0):
+        return alpha * paddle.matmul(x, y, transpose_x, transpose_y)
+
+    fluid, layers = types.ModuleType("paddle.fluid"), types.ModuleType("paddle.fluid.layers")
+    fluid.layers, layers.matmul, layers.where = layers, matmul, paddle.nonzero
+    stand_ins = {"paddle.fluid": fluid, "paddle.fluid.layers": layers}
+    sys.modules.update(stand_ins)
+    try:
+        with quiet_import():
+            interpretation = importlib.import_module("trustai.interpretation")
+    except ImportError as error:
+        raise UserError(f"TrustAI cannot be imported ({error}), expected `pip install -r requirements.txt` (or "
+                        "requirements-cpu.txt) to have been run") from None
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+    lime = importlib.import_module("trustai.interpretation.token_level.method.lime")
+    ridge = lime.Ridge
+    lime.Ridge = lambda normalize=None, **options: ridge(**options)
+    return interpretation
+
+
+@functools.cache
+def prepare_interpretdl():
+    """Make interpretdl ready for TrustAI's GradShap; UserError where it is not installed.
+
+    - Its import prints "Warning: Paddle should be installed before using some Interpreters." on standard output: one of its
+      own modules fails to import on Paddle 2.6, one that GradShap does not use. Can go when interpretdl imports whole.
+    - GradShapNLPInterpreter calls `self._paddle_env_setup`, which interpretdl 0.8.0 no longer has (AttributeError). All it did
+      was choose the device and set eval mode, which TrustAI has done. Can go when interpretdl has either both or neither.
+    """
+    try:
+        with quiet_import(), contextlib.redirect_stdout(io.StringIO()):
+            from interpretdl import GradShapNLPInterpreter
+    except ImportError as error:
+        raise UserError(f"--interpreter gradshap: interpretdl cannot be imported ({error}), expected "
+                        "`pip install --no-deps -r requirements-nodeps.txt` to have been run") from None
+    if not hasattr(GradShapNLPInterpreter, "_paddle_env_setup"):
+        GradShapNLPInterpreter._paddle_env_setup = lambda self: None
+
+
+class InterpretedModel:
+    """A PaddleNLP classifier in the shape that TrustAI expects: made by `interpreted_model`.
+
+    - ernie: TrustAI's attention code reads `paddle_model.ernie.config[...]`; a BERT or ERNIE-M has `bert` or `ernie_m`.
+    - calls: interpretdl 0.8.0 reads `.grad` of an inner tensor, which Paddle 2.4 and later keep only where asked to (the
+      gradient is None: TypeError). A hook registered at the call runs after interpretdl's own and asks. Can go when
+      interpretdl calls `retain_grads`, as TrustAI does.
+    """
+
+    def __init__(self, model, embedding):
+        self.model, self.embedding, self.ernie = model, embedding, getattr(model, model.base_model_prefix)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def __call__(self, *inputs):
+        def retain(layer, inputs, output):
+            if not output.stop_gradient:
+                output.retain_grads()
+
+        hook = self.embedding.register_forward_post_hook(retain)
+        try:
+            return self.model(*inputs)
+        finally:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def interpreted_model(model):
+    """Context: an InterpretedModel of a PaddleNLP sequence classifier, whose own state comes back at the end.
+
+    Meanwhile gradients reach back to the output of `word_embeddings` and no further, since TrustAI's methods ask for no more
+    and would otherwise fill a table of [vocab_size, hidden_size] at every step and add up gradients of the parameters. The
+    layer norms keep theirs: on a CPU, Paddle 2.6.2's layer norm gives a wrong gradient of its input where its bias needs none
+    (integrated gradients then missed the probability by 7 % however many steps; by 0.0004 % with it).
+    """
+    from paddle.nn import LayerNorm
+
+    def cut(layer, inputs, output):
+        output = output.detach()
+        output.stop_gradient = False
+        return output
+
+    embedding = next(layer for name, layer in model.named_sublayers() if name.endswith("word_embeddings"))
+    norms = {id(parameter) for layer in model.sublayers() if isinstance(layer, LayerNorm) for parameter in layer.parameters()}
+    before = [(parameter, parameter.stop_gradient) for parameter in model.parameters()]
+    hook = embedding.register_forward_post_hook(cut)
+    try:
+        for parameter, _ in before:
+            parameter.stop_gradient = id(parameter) not in norms
+        yield InterpretedModel(model, embedding)
+    finally:
+        hook.remove()
+        for parameter, stop_gradient in before:
+            parameter.clear_gradient()
+            parameter.stop_gradient = stop_gradient
