@@ -17,6 +17,7 @@ Workarounds for dataaug of PaddleNLP 2.8.1; each can go when a newer release no 
 
 import contextlib
 import hashlib
+import http.client
 import itertools
 import json
 import os
@@ -46,11 +47,11 @@ PARTICLES = frozenset("""
     于 以 为 之 其 而 但 并 且 这 那 这个 那个 这样 那样 我 你 他 她 它 我们 你们 他们 自己 个 些 次 种 位 只 上 下 里 中 后 前
     时 内 外
 """.split())
-# what decides which question a text asks: a dictionary may replace these words by their like, nothing else touches them
+# what decides which question a text asks: only a dictionary of the user's own may replace these words, nothing else touches them
 QUESTION_WORDS = frozenset("""
-    不 没 没有 无 非 未 别 不能 不会 不是 不要 能 会 可以 能不能 会不会 可不可以 是不是 有没有 要不要 怎么 怎么办 怎么样 怎样 怎么治
-    怎么回事 怎么治疗 如何 什么 为什么 为何 什么样 哪 哪些 哪个 哪里 哪儿 哪家 谁 几 多少 多少钱 多久 多长时间 是否 原因 症状 作用 功效
-    费用 价格 治 治疗 危害 后果 注意 药 吃 费
+    不 没 没有 无 非 未 别 不能 不会 不是 不要 能 会 可以 能不能 会不会 可不可以 是不是 有没有 要不要 是否 怎么 怎么办 怎么样 怎样
+    怎么治 怎么治疗 怎么回事 如何 什么 为什么 为何 什么样 哪 哪些 哪个 哪里 哪儿 哪家 谁 几 多少 多少钱 多久 多长时间 原因 症状
+    作用 功效 费用 价格 治 治疗 危害 后果 注意 药 吃 费
 """.split())
 
 
@@ -76,7 +77,7 @@ def augment(texts, strategy="substitute", aug_type="synonym", create_n=2, aug_pe
 
     strategy: one of STRATEGIES, or "mix": the four of them in turn.
     aug_type: where new words come from, one of AUG_TYPES; "delete" and "swap" need none.
-    aug_percent: part of a text's words that change, 0 to 1; at least one does, and at most 30 % do. mlm changes one.
+    aug_percent: part of a text's words that change, 0 to 1: at least one, at most 30 % and at most ten. mlm changes one.
     custom_file_path: dictionary for "custom", see `read_dictionary`. mlm_model: folder or name for "mlm", see `load_source`.
     batch_size: masked texts per batch (mlm). source: what `load_source` returned, to spare loading it here.
     UserError where the dictionary or the model cannot be had.
@@ -223,11 +224,11 @@ def find_dictionary(aug_type):
             content = answer.read()
         if hashlib.md5(content).hexdigest() != digest:
             raise ValueError("what came is not the expected file")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
             f"--aug_type {aug_type}: PaddleNLP's dictionary could not be downloaded from {url} "
-            f"({getattr(error, 'reason', error)})\nWithout a connection, use the small dictionary that comes with this project, or "
-            f"one of your own:\n    --aug_type custom --custom_file_path {shipped(aug_type)}\n"
+            f"({getattr(error, 'reason', error)})\nWithout a connection, use the small dictionary that comes with this project, "
+            f"or one of your own:\n    --aug_type custom --custom_file_path {shipped(aug_type)}\n"
             f"or copy {name} from a machine that has a connection to {folder}") from None
     with complete_file(os.path.join(folder, name), "wb") as file:
         file.write(content)
@@ -235,11 +236,11 @@ def find_dictionary(aug_type):
 
 
 def read_downloaded(path):
-    """PaddleNLP's dictionary without what is no use: {word: [word, ...]}."""
+    """PaddleNLP's dictionary without what is no use, and without QUESTION_WORDS: {word: [word, ...]}."""
     with open(path, encoding="utf-8") as file:
         entries = json.load(file)
     entries = {word: [other for other in others if isinstance(other, str) and other.strip() and other != word]
-               for word, others in entries.items() if isinstance(others, list)}
+               for word, others in entries.items() if isinstance(others, list) and word not in QUESTION_WORDS}
     return {word: others for word, others in entries.items() if others}
 
 
@@ -306,8 +307,14 @@ class MaskedLM:
             self.tokenizer = load_tokenizer(name_or_path)
             self.model = load_model(name_or_path, head="MaskedLM")
             check_vocabulary(self.tokenizer, self.model, name_or_path)
+            from paddlenlp.utils.env import MODEL_HOME
+
+            check_masked_lm(os.path.join(MODEL_HOME, name_or_path))  # where a named one now is
         except UserError as error:
-            raise UserError(str(error).replace("--model_name_or_path", "--mlm_model")) from None
+            message = str(error).replace("--model_name_or_path", "--mlm_model")
+            if not os.path.isdir(name_or_path):
+                message += f"\nOr do without a model: --aug_type custom --custom_file_path {shipped('synonym')}"
+            raise UserError(message) from None
         vocabulary = self.tokenizer.get_vocab()
         self.answers = np.zeros(self.model.config.vocab_size, dtype=bool)
         self.answers[[index for token, index in vocabulary.items()
@@ -365,9 +372,9 @@ class MaskedLM:
 
 
 def check_masked_lm(folder):
-    """UserError for a folder without the weights of a masked LM: it would fill in characters at random."""
+    """UserError for a folder without the weights of a masked LM, which would fill in words at random; not for a mere name."""
     if not os.path.isdir(folder):
-        return  # a name, which load_model downloads
+        return
     expected = "a masked LM: config.json, vocab.txt and model_state.pdparams or model.safetensors with its head (cls.*)"
     weights = [os.path.join(folder, name) for name in (WEIGHTS, "model.safetensors")]
     path = next(filter(os.path.isfile, weights), None)

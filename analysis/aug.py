@@ -1,0 +1,158 @@
+"""Make more training rows out of those there are: words are replaced, inserted, deleted or swapped, the label stays.
+
+    python analysis/aug.py --aug_type custom --custom_file_path data/synonyms.json
+    python analysis/aug.py --aug_strategy mix --aug_type custom --custom_file_path data/synonyms.json --min_per_class 150
+    python analysis/aug.py --aug_strategy delete --create_n 1 --aug_percent 0.1 --aug_path data/aug.txt
+    python analysis/aug.py --aug_type mlm --mlm_model ernie-1.0-large-zh-cw --device gpu
+
+Reads   train_path and, where they exist, label.txt, dev.txt and test.txt beside it; the dictionary or the masked LM.
+Writes  aug_path: `<text><tab><label>`, only the new rows. No two of them are alike, and none equals a training row or a text
+        of exclude_files; blanks, punctuation, case and width of characters make no difference in that.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+
+from utils import (Problems, UserError, check_output, complete_file, positive_int, read_labelled, read_labels, read_lines,
+                   run_script)
+from modeling import get_logger, select_device
+from augmentation import AUG_TYPES, STRATEGIES, augment, load_source
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--train_path", default="./data/train.txt", help="training file to make variants of")
+    parser.add_argument("--aug_path", default="./data/aug.txt", help="where the new rows go")
+    parser.add_argument("--aug_strategy", default="substitute", choices=("mix", *STRATEGIES),
+                        help="what happens to words; mix: the four in turn")
+    parser.add_argument("--aug_type", default="synonym", choices=AUG_TYPES,
+                        help="where new words come from: PaddleNLP's dictionaries, a masked language model, custom_file_path")
+    parser.add_argument("--create_n", type=positive_int, default=2, help="new rows per training row, at most")
+    parser.add_argument("--aug_percent", type=proportion, default=0.1, help="part of a text's words that change; at least one")
+    parser.add_argument("--custom_file_path", help="JSON dictionary {word: [word, ...]} for --aug_type custom")
+    parser.add_argument("--mlm_model", help="masked LM for --aug_type mlm: a folder or a name; None: ernie-1.0-large-zh-cw")
+    parser.add_argument("--classes", nargs="+", metavar="LABEL", help="only rows of these classes")
+    parser.add_argument("--min_per_class", type=positive_int, metavar="N",
+                        help="only classes with fewer rows than N, and only as many new rows as bring them to N")
+    parser.add_argument("--exclude_files", nargs="*", metavar="FILE",
+                        help="files whose texts may not come out; None: dev.txt and test.txt beside train_path")
+    parser.add_argument("--device", help="for mlm: cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch of the masked LM")
+    parser.add_argument("--seed", type=int, default=3, help="the same seed gives the same rows")
+    return parser.parse_args()
+
+
+def proportion(text):
+    """Type of --aug_percent."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range, expected more than 0 and at most 1")
+    return number
+
+
+def read_data(args, label_path, exclude_paths):
+    """Returns (texts, label_ids int64 [num_texts], labels, excluded texts); UserError naming all that is wrong."""
+    problems = Problems()
+    if os.path.isfile(label_path):
+        labels = read_labels(label_path, problems)
+    else:  # the labels of the rows themselves, in the order they come
+        rows = (line.partition("\t") for _, line in read_lines(args.train_path, Problems()))
+        labels = list(dict.fromkeys(label for _, tab, label in rows if label.strip() and "\t" not in label))
+    texts, label_ids = read_labelled(args.train_path, labels, problems, label_path)
+    excluded = [line.split("\t")[0] for path in exclude_paths for _, line in read_lines(path, problems)]
+    for label in args.classes or []:
+        if labels and label not in labels:
+            close = difflib.get_close_matches(label, labels, 1, 0.5)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            problems.add("--classes", None, f"no class {label!r}{hint}", f"one of the {len(labels)} labels")
+    problems.report()
+    return texts, label_ids, labels, excluded
+
+
+def choose_rows(args, label_ids, labels):
+    """Which rows to make variants of. Returns (row numbers int64 [num_chosen], most new rows per class int64 [num_classes])."""
+    counts = np.bincount(label_ids, minlength=len(labels))
+    wanted = counts * args.create_n
+    if args.min_per_class:
+        wanted = np.minimum(wanted, np.maximum(args.min_per_class - counts, 0))
+    if args.classes:
+        wanted[[label not in args.classes for label in labels]] = 0
+    return np.flatnonzero(wanted[label_ids] > 0), wanted
+
+
+def choose_variants(variants, label_ids, wanted):
+    """Take each class's share: every row's first variant, then every row's second one, and so on.
+
+    variants: list of lists of str; label_ids: int64, of the same rows; wanted: int64 [num_classes].
+    Returns (row position, text) pairs in the order of the rows.
+    """
+    left, chosen = wanted.copy(), []
+    for turn in range(max(map(len, variants), default=0)):
+        for position, texts in enumerate(variants):
+            if turn < len(texts) and left[label_ids[position]] > 0:
+                left[label_ids[position]] -= 1
+                chosen.append((position, turn))
+    return [(position, variants[position][turn]) for position, turn in sorted(chosen)]
+
+
+def report(args, label_ids, labels, written_ids):
+    """Log rows read and written per class, and the classes that stay under --min_per_class."""
+    logger = get_logger()
+    read, written = (np.bincount(ids, minlength=len(labels)) for ids in (label_ids, written_ids))
+    for label, before, new in zip(labels, read, written):
+        logger.info(f"Class name: {label} | rows read: {before} | rows written: {new}")
+        if args.min_per_class and before + new < args.min_per_class and (not args.classes or label in args.classes):
+            hint = "a larger --create_n, another --aug_strategy, or rows of your own" if before else "rows of your own"
+            logger.warning(f"Class {label!r} has {before + new} rows with the new ones, not {args.min_per_class}; "
+                           f"what helps: {hint}.")
+
+
+def main():
+    args = parse_arguments()
+    folder = os.path.dirname(args.train_path)
+    label_path = os.path.join(folder, "label.txt")
+    exclude_paths = args.exclude_files
+    if exclude_paths is None:
+        beside = [os.path.join(folder, name) for name in ("dev.txt", "test.txt")]
+        exclude_paths = [path for path in beside if os.path.isfile(path)]
+    check_output(args.aug_path, [path for path in (args.train_path, label_path, *exclude_paths, args.custom_file_path,
+                                                   args.mlm_model) if path])
+    texts, label_ids, labels, excluded = read_data(args, label_path, exclude_paths)
+    rows, wanted = choose_rows(args, label_ids, labels)
+    if not len(rows):
+        raise UserError(f"{args.train_path}: nothing to do, no chosen class has fewer rows than --min_per_class "
+                        f"{args.min_per_class}, expected a larger number" if args.min_per_class else
+                        f"{args.train_path}: nothing to do, the classes of --classes have no rows")
+    logger = get_logger()
+    select_device(args.device)
+    source = load_source(args.aug_strategy, args.aug_type, args.custom_file_path, args.mlm_model)
+    logger.info("Texts that may not come out are taken from: " + ", ".join([args.train_path, *exclude_paths]))
+    if not exclude_paths:
+        logger.warning("No dev or test file among them: a new row may equal a text you evaluate on (--exclude_files).")
+    variants = augment([texts[row] for row in rows], args.aug_strategy, args.aug_type, args.create_n, args.aug_percent, args.seed,
+                       batch_size=args.batch_size, exclude=texts + excluded, source=source)
+    chosen = choose_variants(variants, label_ids[rows], wanted)
+    if not chosen:
+        raise UserError(f"{args.train_path}: no new row could be made of {len(rows)} texts, so that {args.aug_path} is not "
+                        "written; expected Chinese texts with words of the dictionary, or another --aug_strategy")
+    written_ids = label_ids[rows][[position for position, _ in chosen]]
+    with complete_file(args.aug_path, newline="\n") as file:
+        file.writelines(f"{text}\t{labels[label]}\n" for (_, text), label in zip(chosen, written_ids))
+    report(args, label_ids, labels, written_ids)
+    logger.info(f"Augmented data saved in {args.aug_path}: {len(chosen)} rows of {len(rows)} texts")
+    with open(args.train_path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        cat = "cat {} {}" if file.read() == b"\n" else "(cat {}; echo; cat {})"  # its last line has no end
+    both = os.path.join(folder, "train_aug.txt")
+    logger.info(f"Next: {cat.format(args.train_path, args.aug_path)} > {both}, then train.py --train_file train_aug.txt")
+
+
+if __name__ == "__main__":
+    run_script(main)
