@@ -28,10 +28,11 @@ import urllib.request
 from collections import Counter
 
 import numpy as np
+from safetensors import safe_open
 from tqdm import tqdm
 
 from utils import Problems, UserError, complete_file, pad_batch, sorted_batches
-from modeling import (WEIGHTS, check_safetensors, check_vocabulary, guard_paddle_load, load_model, load_tokenizer,
+from modeling import (WEIGHTS, check_safetensors, check_vocabulary, get_logger, guard_paddle_load, load_model, load_tokenizer,
                       quiet_import)
 
 STRATEGIES = ("substitute", "insert", "delete", "swap")
@@ -155,8 +156,9 @@ def make_operators(dictionary, aug_percent):
     local = {"stop_words": os.devnull, "vocab": json.dumps({"token_to_idx": {"[UNK]": 0}, "unk_token": "[UNK]"})}
     BaseAugment._load_file = lambda self, mode: local[mode]
     jieba.setLogLevel("WARNING")
-    segmenter = jieba.Tokenizer()
-    segmenter.initialize()
+    jieba.initialize()
+    segmenter = jieba.Tokenizer()  # one of our own, since words are added
+    segmenter.FREQ, segmenter.total, segmenter.initialized = dict(jieba.dt.FREQ), jieba.dt.total, True
     for word in dictionary:
         if len(word) > 1 and not segmenter.FREQ.get(word):
             segmenter.add_word(word)  # or it would never be found in a text
@@ -310,6 +312,8 @@ class MaskedLM:
             from paddlenlp.utils.env import MODEL_HOME
 
             check_masked_lm(os.path.join(MODEL_HOME, name_or_path))  # where a named one now is
+            if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, WEIGHTS)):
+                load_head(self.model, os.path.join(name_or_path, "model.safetensors"))
         except UserError as error:
             message = str(error).replace("--model_name_or_path", "--mlm_model")
             if not os.path.isdir(name_or_path):
@@ -383,8 +387,6 @@ def check_masked_lm(folder):
                         f"expected {expected}")
     if path.endswith(".safetensors"):
         check_safetensors(path)
-        from safetensors import safe_open
-
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
     else:
@@ -395,3 +397,30 @@ def check_masked_lm(folder):
     if not any(name.startswith("cls.") for name in names):
         raise UserError(f"{path}: has no weights of a masked LM's head, so that it would fill in words at random, expected "
                         f"{expected}")
+
+
+def load_head(model, path):
+    """Give a BertForMaskedLM the head that stands in the model.safetensors it was loaded from.
+
+    PaddleNLP 2.8.1 converts Hugging Face's encoder and leaves the head (cls.predictions) random, with warnings that still
+    appear; parameters by names it does not know, such as LayerNorm.gamma, stay random, too: UserError for these. Can go when
+    BertPretrainedModel._get_name_mappings has cls.predictions.
+    """
+    head = model.cls.predictions
+    parts = {"transform.dense.weight": head.transform.weight, "transform.dense.bias": head.transform.bias,
+             "transform.LayerNorm.weight": head.layer_norm.weight, "transform.LayerNorm.bias": head.layer_norm.bias,
+             "bias": head.decoder.bias}
+    if not model.config.tie_word_embeddings:
+        parts["decoder.weight"] = head.decoder.weight
+    with safe_open(path, framework="np") as file:
+        needed = [f"cls.predictions.{name}" for name in parts]
+        names = [mapping.source_name for mapping in model._get_name_mappings(model.config)]
+        needed += [name for name in names if ".pooler." not in name]
+        missing = sorted(set(needed) - set(file.keys()))
+        if missing:
+            raise UserError(f"{path}: lacks {len(missing)} parameters, {missing[0]} among them, expected a BertForMaskedLM saved "
+                            "by a current transformers (model.save_pretrained)")
+        for name, parameter in parts.items():
+            value = file.get_tensor(f"cls.predictions.{name}").astype(np.float32)
+            parameter.set_value(value.T if name == "transform.dense.weight" else value)
+    get_logger().info(f"The masked LM's head, cls.predictions, read from {path}")
