@@ -22,8 +22,8 @@ def import_trustai():
       ("No module named 'paddle.fluid'"). A module with these two functions stands in while TrustAI is imported, and is taken
       away again, since other libraries ask for paddle.fluid to recognise an old Paddle. Can go when TrustAI does without.
     - Ridge: TrustAI's LIME calls `Ridge(alpha=0, normalize=True)`, an argument that scikit-learn 1.2 removed (TypeError; 1.1
-      warns of it). Without a penalty (alpha=0) scaling the columns does not change the solution, so it is left out. Can go
-      when TrustAI does.
+      warns of it). Without a penalty (alpha=0) and with more rows than columns, scaling the columns does not change the
+      solution, so it is left out. Can go when TrustAI does.
     """
     import paddle
 

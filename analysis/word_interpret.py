@@ -40,7 +40,7 @@ def parse_arguments():
     parser.add_argument("--interpreter", choices=list(STEPS), default="ig",
                         help="ig: integrated gradients; lime; gradshap; attention: of the last layer")
     parser.add_argument("--steps", type=positive_int,
-                        help="ig: steps of the integral; lime: changed copies of each text; gradshap: random points; None: "
+                        help="ig: steps of the integral; lime: changed copies of each text (at least 4 per token); gradshap: random points; None: "
                              f"{STEPS['ig']}, {STEPS['lime']}, {STEPS['gradshap']}")
     parser.add_argument("--interpret_input_file", default="bad_case.txt",
                         help="texts to explain, with or without label and prediction, tab-separated")
@@ -97,9 +97,10 @@ def attribute_tokens(checkpoint, rows, classes, interpreter, batch_size=32, step
             explain = functools.partial(trustai.IntGradInterpreter(wrapped, batch_size=batch_size), steps=steps)
         elif interpreter == "lime":
             def explain(inputs, labels):
+                copies = max(steps, 4 * inputs[0].shape[1])  # fewer than tokens would leave the linear model undetermined
                 predict = functools.partial(_predict_copies, checkpoint, batch_size, inputs[0].numpy()[0])
-                return trustai.LIMEInterpreter(wrapped, checkpoint.tokenizer.unk_token_id, random_seed=seed, batch_size=steps,
-                                               predict_fn=predict)(inputs, labels, num_samples=steps)
+                return trustai.LIMEInterpreter(wrapped, checkpoint.tokenizer.unk_token_id, random_seed=seed, batch_size=copies,
+                                               predict_fn=predict)(inputs, labels, num_samples=copies)
         elif interpreter == "gradshap":
             prepare_interpretdl()
             device = paddle.get_device()

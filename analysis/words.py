@@ -16,7 +16,7 @@ HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af\u3005\u3007"
 # Punctuation that no word holds, in whatever script: brackets, quotes, ends of sentences, everything full-width.
 SEPARATORS = r"()\[\]{}<>\"!?;\u2018-\u201d\u2026\u3001\u3002\u3008-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 # Chinese with the letters and digits that touch it goes to jieba, which knows "B超"; all else ends at a blank or a separator.
-RUNS = re.compile(f"(?P<chinese>[A-Za-z0-9]*[{HAN}]+(?:[A-Za-z0-9]+[{HAN}]+)*(?:[A-Za-z0-9]+(?!\\w))?)"
+RUNS = re.compile(f"(?P<chinese>[A-Za-z0-9]*[{HAN}]+(?:[A-Za-z0-9]+[{HAN}]+)*(?:[A-Za-z0-9]+(?![.,:/-]?\\w))?)"
                   f"|[{SEPARATORS}]+|[^\\s{HAN}{SEPARATORS}]+")
 
 

@@ -1,0 +1,241 @@
+"""analysis/word_interpret.py: words and offsets, attributions that add up, faithfulness, the three outputs, the notebook."""
+
+import html
+import json
+import random
+import re
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_error, make_model, read_lines, run, write_lines
+
+sys.path.insert(0, str(ROOT / "analysis"))
+
+DATA = ROOT / "data"
+LABELS = read_lines(DATA / "label.txt")
+SCRIPT = "analysis/word_interpret.py"
+METHODS = ("ig", "lime", "gradshap", "attention")
+NASTY = ["孕妇可以做B超吗？CT检查呢", "看牙 Hello, WORLD! 39.5℃ don't", "ＡＢＣ１２３，ｄｅｆ。①㎎ﷺ", "👨‍👩‍👧头疼😀😀怎么办",
+         "\x01", "e\u0301te\u0301 İstanbul ß", " 前后有空格\u3000", "[SEP]医院[CLS]", "한글 ไทย हिन्दी ｱｲｳ",
+         "病\x01痛\u200b𠀀", "？！……", "<script>alert(1)</script>&amp;多少钱", "感冒" * 200]
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint):
+    from modeling import load_checkpoint, select_device
+
+    select_device("cpu")
+    return load_checkpoint(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A BERT with random weights."""
+    from modeling import Checkpoint, load_model, load_tokenizer
+    from utils import fast_tokenizer, make_encoder
+
+    folder = str(make_model(tmp_path_factory.mktemp("bert"), model_type="bert", architectures=["BertForSequenceClassification"],
+                            use_task_id=None, task_type_vocab_size=None))
+    tokenizer, model = load_tokenizer(folder), load_model(folder, num_labels=2)
+    fast = fast_tokenizer(tokenizer, 64)
+    return Checkpoint(model, tokenizer, fast, make_encoder(tokenizer, fast, 64), ["a", "b"], 64, tokenizer.pad_token_id)
+
+
+@pytest.fixture(scope="module")
+def ernie_m_model(ernie_m):
+    from modeling import load_checkpoint
+
+    return load_checkpoint(str(ernie_m / "checkpoint"))
+
+
+def test_words_make_up_the_text():
+    from words import split_words
+
+    for text in NASTY + [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")]:
+        position = 0
+        for word, start, end in split_words(text):
+            assert text[start:end] == word and start < end and not text[position:start].strip(), text
+            position = end
+        assert not text[position:].strip(), text
+    assert [word for word, _, _ in split_words("孕妇可以做B超吗？Is 39.5 too-high, please?")] == [
+        "孕妇", "可以", "做", "B超", "吗", "？", "Is", "39.5", "too-high", ",", "please", "?"]
+    assert [word for word, _, _ in split_words("结节1.2cm（大）")] == ["结节", "1.2cm", "（", "大", "）"]
+
+
+@pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
+def test_tokens_lie_where_their_characters_are(name, request):
+    from words import join_words, locate_tokens, split_words
+
+    checkpoint = request.getfixturevalue(name)
+    generator = random.Random(3)
+    alphabet = "".join(NASTY)[:-300]
+    texts = NASTY + ["".join(generator.choices(alphabet, k=30)) for _ in range(300)]
+    plain = re.compile(r"[a-z0-9\u4e00-\u9fff]+")
+    compared = 0
+    for text in texts:
+        ids, offsets, is_cut = locate_tokens(checkpoint, text)
+        assert ids == checkpoint.encode([text])[0] and len(offsets) == len(ids) - 2
+        assert is_cut == (text == NASTY[-1] or len(ids) == checkpoint.max_seq_length and is_cut)
+        assert all(0 <= start <= end <= len(text) for start, end in offsets)
+        for token, (start, end) in zip(checkpoint.tokenizer.convert_ids_to_tokens(ids[1:-1]), offsets):
+            token = token.replace("##", "").replace("\u2581", "")
+            if plain.fullmatch(token) and text[start:end].isascii():
+                assert text[start:end].lower() == token.lower(), (text, token)
+                compared += 1
+        values = np.arange(1.0, len(offsets) + 1)
+        joined = join_words(text, split_words(text), offsets, values, is_cut)
+        assert not joined or sum(value or 0 for *_, value in joined) == pytest.approx(values.sum())
+    assert compared > 300
+
+
+def test_a_token_across_two_words_is_shared_by_characters():
+    from words import join_words
+
+    words = [("多少", 0, 2), ("钱", 2, 3), ("呢", 4, 5)]
+    assert [word[3] for word in join_words("多少钱 呢", words, [(0, 3), (3, 5)], [3.0, 5.0])] == [2.0, 1.0, 5.0]
+    assert [word[3] for word in join_words("多少钱 呢", words, [(0, 2)], [1.0], is_cut=True)] == [1.0, None, None]
+
+
+@pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
+def test_every_method_on_every_model(name, request):
+    from modeling import predict_logits
+    from utils import softmax, tokenize
+    from word_interpret import attribute_tokens, interpret
+    from words import locate_tokens
+
+    checkpoint = request.getfixturevalue(name)
+    texts = [NASTY[0], NASTY[4], NASTY[-1], "为什么会发烧"]
+    before = [parameter.stop_gradient for parameter in checkpoint.model.parameters()]
+    probs = softmax(predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 32))
+    rows = [locate_tokens(checkpoint, text)[0] for text in texts]
+    for method in METHODS:
+        results = interpret(checkpoint, texts, method, steps=10)
+        values = attribute_tokens(checkpoint, rows, probs.argmax(axis=1), method, steps=10)
+        for text, row, result, own in zip(texts, probs, results, values):
+            assert (result["prediction"], result["probability"]) == (row.argmax(), pytest.approx(row.max(), abs=1e-6))
+            assert "".join(word for word, *_ in result["words"]) == text
+            assert len(own) == len(checkpoint.encode([text])[0])
+            if text != "\x01":  # no token at all
+                assert np.abs(own[1:-1]).max() > 0
+                assert sum(word[3] or 0 for word in result["words"]) == pytest.approx(own[1:-1].sum(), rel=1e-6, abs=1e-9)
+        assert results[2]["words"][0][3] is not None and results[2]["words"][-1][3] is None  # beyond max_seq_length
+    assert [parameter.stop_gradient for parameter in checkpoint.model.parameters()] == before
+    assert predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 32).argmax(axis=1).tolist() == [
+        result["prediction"] for result in results]
+
+
+def test_integrated_gradients_add_up_to_the_change_of_probability(trained):
+    from modeling import predict_logits
+    from utils import softmax, tokenize
+    from word_interpret import attribute_tokens
+    from words import locate_tokens
+
+    texts = [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")[:6]]
+    tokens = tokenize(texts, trained.encode)
+    probs = softmax(predict_logits(trained, tokens, 32))
+    embedding = next(layer for name, layer in trained.model.named_sublayers() if name.endswith("word_embeddings"))
+    hook = embedding.register_forward_post_hook(lambda layer, inputs, output: output * 0)
+    baseline = softmax(predict_logits(trained, tokens, 32))
+    hook.remove()
+    classes = probs.argmax(axis=1)
+    sums = [values.sum() for values in attribute_tokens(trained, [locate_tokens(trained, text)[0] for text in texts], classes)]
+    change = (probs - baseline)[np.arange(6), classes]
+    assert np.abs(change).max() > 0.5
+    assert sums == pytest.approx(change, abs=0.005)
+
+
+@pytest.mark.parametrize("method", ["ig", "lime", "gradshap"])
+def test_key_words_matter_more_than_random_words(trained, method):
+    from word_interpret import interpret, measure_faithfulness
+
+    texts = [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")[::6]]
+    results = interpret(trained, texts, method, steps={"lime": 100}.get(method))
+    found = measure_faithfulness(trained, texts, results, 2)
+    assert found["texts"] > 20
+    assert found["comprehensiveness"] > found["random_comprehensiveness"] + 0.15
+    assert found["sufficiency"] < found["random_sufficiency"] - 0.15
+
+
+def test_the_seed_decides(trained):
+    from word_interpret import interpret
+
+    for method in ("lime", "gradshap"):
+        first, again, other = (interpret(trained, ["看牙多少钱"], method, steps=10, seed=seed) for seed in (3, 3, 4))
+        assert first == again != other
+
+
+def test_the_three_outputs(checkpoint, tmp_path):
+    write_lines(tmp_path / "bad_case.txt", ["Text\tLabel\tPrediction", f"{NASTY[-2]}\t医疗费用\t病因分析",
+                                            "为什么会发烧\t病因分析", "看牙齿矫正一共要花多少钱呢", "感冒" * 100])
+    process = run(ROOT / SCRIPT, "--device", "cpu", "--dataset_dir", DATA, "--params_path", checkpoint, "--key_words_num", 3,
+                  "--faithfulness", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"Faithfulness of ig at 3 words \| texts of more than 3 words: [234] \| mean probability of the prediction: "
+                     r"0\.\d{4}\n.*Comprehensiveness \(higher is better\): -?\d\.\d{4} \| random words: -?\d\.\d{4} \(standard "
+                     r"deviation of 5 draws: \d\.\d{4}\)\n.*Sufficiency \(lower is better\): ", process.stderr)
+    rows = [json.loads(line) for line in read_lines(tmp_path / "word_interpret.jsonl")]
+    texts = [row["text"] for row in rows]
+    assert [row["label"] for row in rows] == ["医疗费用", "病因分析", None, None] and texts[0] == NASTY[-2]
+    write_lines(tmp_path / "texts.txt", texts)
+    predicted = run("predict.py", "--device", "cpu", "--params_path", checkpoint, "--dataset_dir", tmp_path, "--data_file",
+                    "texts.txt", "--output_format", "jsonl", "--output_file", "-")
+    for row, line in zip(rows, predicted.stdout.splitlines()):
+        answer = json.loads(line)
+        assert (row["text"], row["prediction"]) == (answer["text"], answer["label"])
+        assert row["probability"] == pytest.approx(answer["probability"], abs=2e-6)
+    assert not re.search(r"\[CLS\]|\[SEP\]", (tmp_path / "word_interpret.jsonl").read_text(encoding="utf-8"))
+    assert all(row["text"][start:end] == word for row in rows for word, start, end, _ in row["words"])
+    assert rows[3]["words"][-1] == ["感冒", 198, 200, None]
+
+    header, *table = process.stdout.splitlines()
+    assert header == "Label\tPrediction\tProbability\tKey words\tText"
+    for row, line in zip(rows, table):
+        best = sorted((word for word in row["words"] if word[3] is not None), key=lambda word: -word[3])[:3]
+        label, prediction, probability, key_words, text = line.split("\t")
+        assert (label, prediction, probability, text) == (row["label"] or "-", row["prediction"], f"{row['probability']:.4f}",
+                                                          row["text"])
+        assert [word.rsplit("(", 1)[0] for word in key_words.split(" ")][0] == best[0][0]
+        assert key_words.count("(") >= 3
+
+    page = (tmp_path / "word_interpret.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "http" not in page and '<span class="cut">感冒</span>' in page
+    shown = [html.unescape(re.sub("<[^>]*>", "", text)) for text in re.findall('<div class="text">(.*?)</div>', page)]
+    assert shown == texts
+    assert "rgba(31, 119, 180, 0.75)" in page.split('<div class="case">')[2]  # the strongest word of a text
+
+
+def test_notebook(checkpoint, tmp_path):
+    book = json.loads((ROOT / "analysis/word_interpret.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in book["cells"])
+    write_lines(tmp_path / "bad_case.txt", ["Text\tLabel\tPrediction", "看牙多少钱\t医疗费用\t病因分析"])
+    code = "\n".join(cells)
+    for name, path in (("checkpoint", checkpoint), ("bad_case.txt", tmp_path / "bad_case.txt")):
+        old = f'os.path.join(root, "{name}")'
+        assert old in code
+        code = code.replace(old, repr(str(path)))
+    (tmp_path / "cells.py").write_text(code + "\nopen(sys.argv[1], 'w', encoding='utf-8').write(page)\n", encoding="utf-8")
+    process = run(tmp_path / "cells.py", tmp_path / "page.html", cwd=ROOT / "analysis")
+    assert process.returncode == 0, process.stderr
+    assert re.search(r'<span style="background[^>]*>多少钱</span>|<span style="background[^>]*>看牙</span>',
+                     (tmp_path / "page.html").read_text(encoding="utf-8"))
+
+
+def test_wrong_input_writes_nothing(checkpoint, tmp_path):
+    bad = tmp_path / "bad.txt"
+    write_lines(bad, ["Text\tLabel\tPrediction", "看牙\t没有这个", "", "看牙\t其他\t其他\t多余"])
+    common = (SCRIPT, "--dataset_dir", DATA, "--params_path", checkpoint, "--interpret_input_file", bad)
+    process = run(*common, "--html_file", tmp_path / "out.html", "--output_file", tmp_path / "out.jsonl")
+    assert_user_error(process, f"{bad}:2: label '没有这个' is not one of the model's", f"{bad}:3: empty line",
+                      "3 problems found.")
+    write_lines(bad, ["看牙"])
+    process = run(*common, "--html_file", bad, "--output_file", tmp_path / "out.jsonl")
+    assert_user_error(process, f"{bad}: is an input of this run")
+    (tmp_path / "interpretdl").mkdir()
+    (tmp_path / "interpretdl/__init__.py").write_text("raise ImportError(\"No module named 'interpretdl'\")\n")
+    process = run(*common, "--html_file", tmp_path / "out.html", "--output_file", tmp_path / "out.jsonl", "--interpreter",
+                  "gradshap", env={"PYTHONPATH": str(tmp_path)})
+    assert_user_error(process, "--interpreter gradshap: interpretdl cannot be imported",
+                      "`pip install --no-deps -r requirements-nodeps.txt`")
+    assert bad.read_text(encoding="utf-8") == "看牙\n" and not list(tmp_path.glob("out*"))
