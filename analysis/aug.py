@@ -14,6 +14,7 @@ import argparse
 import difflib
 import os
 import sys
+import time
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def parse_arguments():
                         help="files whose texts may not come out; None: dev.txt and test.txt beside train_path")
     parser.add_argument("--device", help="for mlm: cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch of the masked LM")
-    parser.add_argument("--seed", type=int, default=3, help="the same seed gives the same rows")
+    parser.add_argument("--seed", type=seed, default=3, help="the same seed gives the same rows")
     return parser.parse_args()
 
 
@@ -54,6 +55,14 @@ def proportion(text):
     number = float(text)
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is out of range, expected more than 0 and at most 1")
+    return number
+
+
+def seed(text):
+    """Type of --seed: what NumPy's generators take."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is out of range, expected 0 to {2**32 - 1}")
     return number
 
 
@@ -87,16 +96,17 @@ def choose_rows(args, label_ids, labels):
     return np.flatnonzero(wanted[label_ids] > 0), wanted
 
 
-def choose_variants(variants, label_ids, wanted):
-    """Take each class's share: every row's first variant, then every row's second one, and so on.
+def choose_variants(variants, label_ids, wanted, seed):
+    """Take each class's share: every row's first variant, then every row's second one, and so on; rows in random order.
 
     variants: list of lists of str; label_ids: int64, of the same rows; wanted: int64 [num_classes].
     Returns (row position, text) pairs in the order of the rows.
     """
     left, chosen = wanted.copy(), []
+    order = np.random.default_rng(seed).permutation(len(variants)).tolist()
     for turn in range(max(map(len, variants), default=0)):
-        for position, texts in enumerate(variants):
-            if turn < len(texts) and left[label_ids[position]] > 0:
+        for position in order:
+            if turn < len(variants[position]) and left[label_ids[position]] > 0:
                 left[label_ids[position]] -= 1
                 chosen.append((position, turn))
     return [(position, variants[position][turn]) for position, turn in sorted(chosen)]
@@ -136,9 +146,11 @@ def main():
     logger.info("Texts that may not come out are taken from: " + ", ".join([args.train_path, *exclude_paths]))
     if not exclude_paths:
         logger.warning("No dev or test file among them: a new row may equal a text you evaluate on (--exclude_files).")
+    start = time.perf_counter()
     variants = augment([texts[row] for row in rows], args.aug_strategy, args.aug_type, args.create_n, args.aug_percent, args.seed,
                        batch_size=args.batch_size, exclude=texts + excluded, source=source)
-    chosen = choose_variants(variants, label_ids[rows], wanted)
+    seconds = time.perf_counter() - start
+    chosen = choose_variants(variants, label_ids[rows], wanted, args.seed)
     if not chosen:
         raise UserError(f"{args.train_path}: no new row could be made of {len(rows)} texts, so that {args.aug_path} is not "
                         "written; expected Chinese texts with words of the dictionary, or another --aug_strategy")
@@ -146,6 +158,7 @@ def main():
     with complete_file(args.aug_path, newline="\n") as file:
         file.writelines(f"{text}\t{labels[label]}\n" for (_, text), label in zip(chosen, written_ids))
     report(args, label_ids, labels, written_ids)
+    logger.info(f"{len(rows)} texts took {seconds:.1f} s: {len(rows) / seconds:.0f} texts/s")
     logger.info(f"Augmented data saved in {args.aug_path}: {len(chosen)} rows of {len(rows)} texts")
     with open(args.train_path, "rb") as file:
         file.seek(-1, os.SEEK_END)

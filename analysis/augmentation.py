@@ -137,7 +137,7 @@ def seeded(seed):
     """Seed the two global generators that dataaug draws from, and put their states back afterwards."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     try:
         yield
     finally:
@@ -162,13 +162,15 @@ def make_operators(dictionary, aug_percent):
     for word in dictionary:
         if len(word) > 1 and not segmenter.FREQ.get(word):
             segmenter.add_word(word)  # or it would never be found in a text
+    questions = [word for word in QUESTION_WORDS if len(word) > 1]
+    fixed = PARTICLES | QUESTION_WORDS | {word for word in dictionary if any(question in word for question in questions)}
     # no type of dictionary: `dict` is set here, already read and checked
     operators = {"substitute": WordSubstitute(()), "insert": WordInsert(()), "delete": WordDelete(), "swap": WordSwap()}
     for name, operator in operators.items():
         operator.dict = dictionary
         operator.aug_percent = aug_percent
         operator.tokenizer.tokenizer = segmenter
-        operator.stop_words = StopWords(PARTICLES if dictionary and name == "substitute" else PARTICLES | QUESTION_WORDS)
+        operator.stop_words = StopWords(PARTICLES if dictionary and name == "substitute" else fixed)
         if name != "delete":
             operator._get_aug_n = at_least_one(operator._get_aug_n)
     return operators

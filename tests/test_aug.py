@@ -129,10 +129,11 @@ def test_texts_with_nothing_to_change_and_excluded_ones():
 
 
 def test_words_that_make_the_question_are_not_deleted():
-    operators = make_operators({}, 1.0)
-    operators["delete"].create_n = 50
-    for variant in operators["delete"].augment("孩子反复咳嗽发烧流鼻涕为什么不能吃海鲜牛肉")[0]:
-        assert "为什么" in variant and "不能" in variant
+    for dictionary in ({}, read_dictionary(DATA / "synonyms.json"), {"吃什么": ["吃啥"]}):
+        operator = make_operators(dictionary, 1.0)["delete"]
+        operator.create_n = 50
+        made = operator.augment("孩子反复咳嗽发烧流鼻涕不能吃什么海鲜牛肉")[0]
+        assert len(made) > 10 and all("不能" in variant and "什么" in variant for variant in made)
 
 
 def test_augmented_file(tmp_path):
@@ -242,13 +243,13 @@ def test_shipped_dictionaries_are_sound():
 
 
 def test_masked_lm_in_batches_one_by_one_and_from_hugging_face(masked_lms, no_network):
-    texts = texts_of("train.txt")[:60] + ["[MASK]是什么病", "感冒发烧咳嗽" * 40]
+    texts = texts_of("train.txt")[:40] + ["[MASK]是什么病", "感冒发烧咳嗽" * 40]
     ours, theirs = MaskedLM(str(masked_lms / "paddle")), MaskedLM(str(masked_lms / "hugging_face"))
     for strategy in ("substitute", "insert", "mix"):
         made = augment(texts, strategy, "mlm", source=ours, batch_size=16)
         assert made == augment(texts, strategy, "mlm", source=ours, batch_size=1)
         assert made == augment(texts, strategy, "mlm", source=theirs, batch_size=7)
-        assert sum(map(len, made[:60])) > 100
+        assert sum(map(len, made[:40])) > 65
     vocabulary = set(read_lines(DATA / "vocab.txt"))
     for text, variants in zip(texts, augment(texts, "substitute", "mlm", source=ours)):
         for variant in variants:
