@@ -23,6 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from utils import (Problems, add_model_options, check_output, check_output_folder, check_splits, complete_file, complete_folder,
                    find_label_file, read_labelled, read_labels, run_script, softmax, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device
+from baseline import baseline_probs
 
 CALIBRATION_BINS = 10
 MATRIX_LABELS = 40  # up to so many classes the confusion matrix shows names and numbers, above only shades
@@ -138,16 +139,8 @@ def write_bad_cases(path, bad_cases, with_confidence):
 
 def train_baseline(train, dev, labels):
     """Accuracy and macro-F1 on dev of character 1-2-gram TF-IDF + logistic regression (C=10) trained on train."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
-
     get_logger().info("Training the baseline: character TF-IDF + logistic regression ...")
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True)
-    with threadpool_limits(1):  # many short BLAS calls: more threads only wait for each other
-        classifier = LogisticRegression(C=10, max_iter=1000).fit(vectorizer.fit_transform(train[0]), train[1])
-    probs = np.zeros((len(dev[0]), len(labels)), np.float32)  # a class without training rows keeps 0
-    probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(dev[0]))
+    probs = baseline_probs(*train, dev[0], len(labels))
     metrics = score(dev[1], probs)
     return {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]}
 

@@ -1,0 +1,111 @@
+"""Measure dirty.py: give some training rows a wrong label at random and count how many of them it lists first.
+
+    python analysis/measure_dirty.py --dataset_dir KUAKE_QIC --methods tfidf --noise 0.1 0.2 --seeds 1 2 3
+    python analysis/measure_dirty.py --dataset_dir KUAKE_QIC --methods tfidf finetune both representer --noise 0.1 --seeds 1 \\
+        --model_name_or_path data --learning_rate 5e-4 --num_train_epochs 4 --per_device_train_batch_size 32
+
+Reads   dataset_dir/train.txt, label.txt.
+Prints  a tab-separated table: for each method, share of noise and seed the precision and recall (per cent) of the first n/2, n
+        and 2n rows listed, n being the number of wrong labels planted (at n the two are equal), and how many wrong labels
+        cleanlab estimates. Rows that were wrong before anything was planted count as false alarms. Nothing is written.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+
+from utils import Problems, UserError, add_model_options, positive_int, read_labelled, read_labels, run_script
+from modeling import load_checkpoint, select_device
+from dirty import (check_folds, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs, split_folds,
+                   train_checkpoint)
+from influence import extract_features
+
+METHODS = ("tfidf", "finetune", "both", "representer")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Options not listed here go to train.py.")
+    add_model_options(parser)
+    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["tfidf"],
+                        help="representer here trains a model on all rows, wrong labels included")
+    parser.add_argument("--ranking", nargs="+", choices=["self_confidence", "normalized_margin"], default=["self_confidence"],
+                        help="cleanlab's label quality score")
+    parser.add_argument("--noise", nargs="+", type=float, default=[0.1, 0.2], help="share of rows given a wrong label")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of the wrong labels")
+    parser.add_argument("--folds", type=positive_int, default=5, help="as of dirty.py")
+    parser.add_argument("--model_name_or_path", help="as of dirty.py")
+    parser.add_argument("--seed", type=int, default=3, help="as of dirty.py")
+    args, args.train_options = parser.parse_known_args()
+    if args.train_options and set(args.methods) == {"tfidf"}:
+        parser.error(f"unknown option {' '.join(args.train_options)}")
+    if args.folds < 2 or not all(0 < noise < 1 for noise in args.noise):
+        parser.error("expected --folds of 2 or more and every --noise above 0, below 1")
+    return args
+
+
+def plant(label_ids, num_classes, noise, seed):
+    """Give round(noise * num_rows) rows another class, all others being equally likely.
+
+    Returns (label ids int64 [num_rows], indices of the changed rows int64 [num_planted]).
+    """
+    random = np.random.default_rng(seed)
+    planted = random.choice(len(label_ids), round(noise * len(label_ids)), replace=False)
+    noisy = label_ids.copy()
+    noisy[planted] = (noisy[planted] + random.integers(1, num_classes, len(planted))) % num_classes
+    return noisy, planted
+
+
+def judge(args, device, labels, texts, label_ids):
+    """Yield (method, probabilities float [num_rows, num_classes]) of the methods asked for."""
+    fold_of, parts = split_folds(label_ids, args.folds, args.seed), {}
+    for method, predict in (("tfidf", predict_tfidf(len(labels))), ("finetune", predict_finetuned(args, labels, device))):
+        if {method, "both"} & set(args.methods):
+            parts[method] = out_of_fold(predict, texts, label_ids, len(labels), fold_of)
+            if method in args.methods:
+                yield method, parts[method]
+    if "both" in args.methods:
+        yield "both", (parts["tfidf"] + parts["finetune"]) / 2
+    if "representer" in args.methods:
+        with tempfile.TemporaryDirectory(prefix="dirty-") as folder:
+            train_checkpoint(args, device, labels, texts, label_ids, folder, "Checkpoint")
+            checkpoint = load_checkpoint(os.path.join(folder, "checkpoint"))
+            features, _ = extract_features(checkpoint, texts, args.batch_size, "train")
+        yield "representer", representer_probs(features, label_ids, len(labels))
+
+
+def main():
+    args = parse_arguments()
+    device, problems = select_device(args.device), Problems()
+    train_path, label_path = (os.path.join(args.dataset_dir, name) for name in (args.train_file, args.label_file))
+    labels = read_labels(label_path, problems)
+    texts, label_ids = read_labelled(train_path, [] if problems.count else labels, problems, label_path)
+    problems.report()
+    print("method\tranking\tnoise\tseed\tplanted\tP@n/2\tR@n/2\tP=R@n\tP@2n\tR@2n\testimated", flush=True)
+    for noise in args.noise:
+        for seed in args.seeds:
+            noisy, planted = plant(label_ids, len(labels), noise, seed)
+            if not len(planted):
+                raise UserError(f"--noise {noise}: no row of {len(texts)} would get a wrong label, expected a larger share")
+            check_folds(noisy, args.folds)
+            for method, probs in judge(args, device, labels, texts, noisy):
+                for ranking in args.ranking:
+                    suspects = rank_suspects(noisy, probs, ranking)
+                    hits = np.isin(suspects.order, planted).cumsum()
+                    n, columns = len(planted), []
+                    for listed in (max(1, n // 2), n, min(2 * n, len(texts))):
+                        precision, recall = hits[listed - 1] / listed * 100, hits[listed - 1] / n * 100
+                        columns += [f"{precision:.1f}"] + ([f"{recall:.1f}"] if listed != n else [])
+                    print("\t".join([method, ranking, f"{noise:g}", str(seed), str(n), *columns, str(suspects.estimated)]),
+                          flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,145 @@
+"""analysis/dirty.py: planted label errors are found, formats, like texts, wrong inputs."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+
+from analysis.duplicates import find_conflicts, normalize_text
+
+DATA = ROOT / "data"
+LABELS = read_lines(DATA / "label.txt")
+PLANTED = 121
+LIKE = ["头疼  怎么办？\t治疗方案", "头疼怎么办\t其他", "孩子晚上睡觉总是咳嗽应该挂什么科室的号呢\t就医建议",
+        "孩子晚上睡觉总是咳嗽应该挂哪个科室的号呢\t其他"]
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """(data folder, its rows, line numbers of planted errors): a tenth of the sample rows has another class."""
+    folder, random = tmp_path_factory.mktemp("noisy"), np.random.default_rng(1)
+    rows = [line.split("\t") for line in read_lines(DATA / "train.txt")]
+    planted = random.choice(len(rows), PLANTED, replace=False).tolist()
+    for index in planted:
+        rows[index][1] = random.choice([label for label in LABELS if label != rows[index][1]])
+    rows = ["\t".join(row) for row in rows] + LIKE
+    write_lines(folder / "train.txt", rows)
+    shutil.copy(DATA / "label.txt", folder)
+    return folder, rows, {index + 1 for index in planted}
+
+
+def check_outputs(folder, rows, count):
+    """Check the formats of all outputs against each other; returns the report as lists of columns."""
+    dirty, rest = read_lines(folder / "train_dirty.txt"), read_lines(folder / "train_dirty_rest.txt")
+    header, *report = [line.split("\t") for line in read_lines(folder / "train_dirty_report.tsv")]
+    assert header == ["rank", "line", "score", "text", "label", "suggested_label", "probability"]
+    assert [int(row[0]) for row in report] == list(range(1, count + 1))
+    listed = [int(row[1]) for row in report]
+    assert dirty == [rows[line - 1] for line in listed] == ["\t".join(row[3:5]) for row in report]
+    assert rest == [row for line, row in enumerate(rows, 1) if line not in listed]
+    scores = [float(row[2]) for row in report]
+    assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] and scores[0] <= 1
+    assert all(row[5] in LABELS and 0 < float(row[6]) <= 1 for row in report)
+    return report
+
+
+def test_planted_errors_are_listed_first_and_like_texts_found(noisy, tmp_path):
+    source, rows, planted = noisy
+    folder = tmp_path / "data"
+    shutil.copytree(source, folder)
+    process = run("analysis/dirty.py", "--dataset_dir", folder, "--params_path", tmp_path / "none", "--dirty_num", PLANTED)
+    assert process.returncode == 0, process.stderr
+    report = check_outputs(folder, rows, PLANTED)
+    found = [row for row in report if int(row[1]) in planted]
+    assert len(found) / PLANTED > 0.6  # by chance: a tenth
+    clean = read_lines(DATA / "train.txt")
+    mended = sum(clean[int(row[1]) - 1].split("\t")[1] == row[5] for row in found)
+    assert mended / len(found) > 0.6  # by chance: an eleventh
+    for line in (f"Dirty data saved in {folder}/train_dirty.txt: {PLANTED} rows, most suspicious first",
+                 f"Rest data saved in {folder}/train_dirty_rest.txt: {len(rows) - PLANTED} rows",
+                 f"Scores and suggested labels saved in {folder}/train_dirty_report.tsv",
+                 f"Like texts with different labels saved in {folder}/train_duplicates.tsv: 1 groups of equal, "
+                 "1 pairs of similar texts",
+                 f"cat {folder}/train_dirty_rest.txt {folder}/train_dirty.txt > {folder}/train_clean.txt"):
+        assert line in process.stderr
+    header, *like = [line.split("\t") for line in read_lines(folder / "train_duplicates.tsv")]
+    assert header == ["group", "similarity", "line", "text", "label"]
+    assert [row[0] for row in like] == ["1", "1", "2", "2"] and [row[1] for row in like[:2]] == ["1.0000"] * 2
+    assert 0.85 <= float(like[2][1]) < 1 and like[2][1] == like[3][1]
+    assert [int(row[2]) for row in like] == list(range(len(rows) - 3, len(rows) + 1))
+    assert ["\t".join(row[3:]) for row in like] == LIKE
+
+
+def test_representer_with_a_checkpoint(noisy, checkpoint, tmp_path):
+    source, rows, planted = noisy
+    folder = tmp_path / "data"
+    shutil.copytree(source, folder)
+    process = run("analysis/dirty.py", "--dataset_dir", folder, "--params_path", checkpoint, "--dirty_num", PLANTED, "--method",
+                  "representer", "--device", "cpu", "--cache_dir", tmp_path / "cache")
+    assert process.returncode == 0, process.stderr
+    report = check_outputs(folder, rows, PLANTED)
+    assert sum(int(row[1]) in planted for row in report) / PLANTED > 0.6
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_finetuned_folds_with_options_for_train(noisy, tiny_model, tmp_path):
+    source, rows, _ = noisy
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = rows[:200]
+    write_lines(folder / "train.txt", rows)
+    shutil.copy(source / "label.txt", folder)
+    command = ["analysis/dirty.py", "--dataset_dir", folder, "--dirty_num", 20, "--fold_model", "both", "--folds", 2, "--device",
+               "cpu", "--model_name_or_path", tiny_model, "--max_seq_length", 32]
+    process = run(*command, "--max_steps", 2, "--learning_rate", "nonsense")
+    assert_user_error(process, "Fold 1 of 2: train.py ended with code 2", "--learning_rate: invalid float value: 'nonsense'")
+    assert sorted(path.name for path in folder.iterdir()) == ["label.txt", "train.txt"]
+    process = run(*command, "--max_steps", 2, "--per_device_train_batch_size", 8)
+    assert process.returncode == 0, process.stderr
+    for fold in (1, 2):
+        assert f"Fold {fold} of 2: training on 100 rows ..." in process.stderr
+    check_outputs(folder, rows, 20)
+
+
+def test_rare_classes(tmp_path):
+    """A class with one row is never listed before others, one with two is judged, one without rows does no harm."""
+    rows = [line for line in read_lines(DATA / "train.txt") if line.endswith(("医疗费用", "病因分析"))]
+    rows = ["看牙是什么原因\t其他", *rows, "手抖怎么治\t治疗方案", "看牙多少钱\t治疗方案"]
+    write_lines(tmp_path / "train.txt", rows)
+    write_lines(tmp_path / "label.txt", LABELS)
+    process = run("analysis/dirty.py", "--dataset_dir", tmp_path, "--dirty_num", len(rows), "--folds", 10)
+    assert process.returncode == 0, process.stderr
+    assert "Classes with one row only, which nothing can judge and is therefore listed last: 其他" in process.stderr
+    report = check_outputs(tmp_path, rows, len(rows))
+    assert report[-1][1] == "1" and float(report[-1][2]) == 0
+    assert {row[1] for row in report[:8]} >= {str(len(rows) - 1), str(len(rows))}
+    assert read_lines(tmp_path / "train_dirty_rest.txt") == []
+
+
+def test_like_texts_against_all_pairs():
+    """The prefix filter finds what comparing every pair of vectors finds."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [line.split("\t")[0] for name in ("train.txt", "dev.txt") for line in read_lines(DATA / name)]
+    keys = list(dict.fromkeys(map(normalize_text, texts)))
+    label_ids = np.random.default_rng(2).integers(0, 3, len(keys))
+    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), lowercase=False).fit_transform(keys)
+    cosines = (vectors @ vectors.T).toarray()
+    cosines[label_ids[:, None] == label_ids] = 0
+    expected = {(min(i, j), max(i, j)) for i, j in enumerate(cosines.argmax(axis=1).tolist()) if cosines[i, j] >= 0.4}
+    found = find_conflicts(keys, label_ids, 0.4)
+    assert {tuple(rows) for _, rows in found} == expected and len(expected) > 20
+    for similarity, (one, other) in found:
+        assert similarity == pytest.approx(cosines[one, other], abs=1e-5)
+    assert normalize_text("　ＣＴ 检查，多少钱？") == "ct检查多少钱" and normalize_text("？？") == "??"
+
+
+def test_wrong_input_is_refused_before_anything_is_written(tmp_path):
+    write_lines(tmp_path / "train.txt", ["看牙多少钱\t医疗费用", "没有标签", "挂号\t不存在"])
+    write_lines(tmp_path / "label.txt", ["医疗费用", "病因分析"])
+    command = ["analysis/dirty.py", "--dataset_dir", tmp_path, "--device", "cpu"]
+    assert_user_error(run(*command), "train.txt:2: no tab", "train.txt:3: label '不存在' is not in", "2 problems found.")
+    write_lines(tmp_path / "train.txt", ["看牙多少钱\t医疗费用", "为什么发烧\t病因分析"] * 3)
+    assert_user_error(run(*command, "--dirty_num", 7), "--dirty_num 7", "has 6 rows, expected at most that many")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["label.txt", "train.txt"]
