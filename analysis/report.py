@@ -26,7 +26,8 @@ from dirty import find_label_errors
 from duplicates import find_conflicts
 from evaluate import calibration, find_bad_cases, log_metrics, read_splits, score, train_baseline, write_report
 from influence import cached_features, sparse_scores
-from word_interpret import INTERPRETERS, interpret, shade
+from sent_interpret import find_influences
+from word_interpret import STEPS, interpret, make_segments
 
 FOLDS = 5  # for the suspect labels, fewer where the largest class has fewer rows
 NUM_NEAREST = 3  # training rows shown per text, and those whose similarity decides how well a text is covered
@@ -39,7 +40,7 @@ def parse_arguments():
     parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
     parser.add_argument("--dev_file", default="dev.txt", help="development file in dataset_dir")
     parser.add_argument("--report_dir", default="report", help="folder of report.html")
-    parser.add_argument("--interpreter", choices=INTERPRETERS, default="ig", help="how words are shaded, see word_interpret.py")
+    parser.add_argument("--interpreter", choices=list(STEPS), default="ig", help="how words are shaded, see word_interpret.py")
     parser.add_argument("--num_cases", type=positive_int, default=100,
                         help="wrong dev texts that are explained, the most confident first; the others are only listed")
     parser.add_argument("--num_suspects", type=positive_int, default=50, help="training rows with suspect labels to show")
@@ -56,7 +57,7 @@ def explain_cases(checkpoint, args, cases, train):
     texts = [case["text"] for case in cases]
     explained = interpret(checkpoint, texts, args.interpreter, args.batch_size, seed=args.seed)
     found = find_influences(checkpoint, args.params_path, train, texts, args.batch_size, NUM_NEAREST, cache_dir=args.cache_dir)
-    return [{**case, "words": shade(answer), "nearest": rows["positive"]}
+    return [{**case, "segments": make_segments(case["text"], answer["words"]), "nearest": rows["positive"]}
             for case, answer, rows in zip(cases, explained, found)]
 
 

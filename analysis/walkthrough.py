@@ -27,6 +27,7 @@ from utils import (Problems, UserError, check_output_folder, complete_file, posi
                    run_script, softmax, tokenize)
 from modeling import load_checkpoint, predict_logits, select_device
 from evaluate import score
+from measure_dirty import plant
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HELD_OUT = 0.1  # share of train.txt that the best epoch is chosen on
@@ -70,14 +71,6 @@ def read_rows(path):
     return [row[0] for row in rows], [row[1] for row in rows]
 
 
-def plant_noise(label_ids, num_classes, share, rng):
-    """A copy of label_ids (int64 [num_texts]) with a share of them replaced by another class, each equally likely."""
-    noisy = label_ids.copy()
-    chosen = rng.choice(len(noisy), round(share * len(noisy)), replace=False)
-    noisy[chosen] = (noisy[chosen] + rng.integers(1, num_classes, len(chosen))) % num_classes
-    return noisy
-
-
 def make_folder(folder, source_dir, train, held_out):
     """A data folder whose test.txt is the source's dev.txt. train, held_out: (texts, label names)."""
     os.makedirs(folder, exist_ok=True)
@@ -109,11 +102,10 @@ def train_and_test(folder, args, seed, labels):
 
 def run_seed(args, seed, texts, label_ids, labels):
     """Results of one seed: {name: (number of training rows, accuracy, macro-F1)}."""
-    rng = np.random.default_rng(seed)
     names = np.array(labels)
-    order = rng.permutation(len(texts))
+    order = np.random.default_rng(seed).permutation(len(texts))
     held_out, kept = np.split(order, [round(HELD_OUT * len(texts))])
-    noisy_ids = plant_noise(label_ids, len(labels), args.noise, rng)
+    noisy_ids, _ = plant(label_ids, len(labels), args.noise, seed)
 
     def rows(indices, ids):
         return [texts[i] for i in indices], names[ids[indices]].tolist()

@@ -40,8 +40,8 @@ def parse_arguments():
     parser.add_argument("--interpreter", choices=list(STEPS), default="ig",
                         help="ig: integrated gradients; lime; gradshap; attention: of the last layer")
     parser.add_argument("--steps", type=positive_int,
-                        help="ig: steps of the integral; lime: changed copies of each text (at least 4 per token); gradshap: random points; None: "
-                             f"{STEPS['ig']}, {STEPS['lime']}, {STEPS['gradshap']}")
+                        help="ig: steps of the integral; lime: changed copies of each text (at least 4 per token); gradshap: "
+                             f"random points; None: {STEPS['ig']}, {STEPS['lime']}, {STEPS['gradshap']}")
     parser.add_argument("--interpret_input_file", default="bad_case.txt",
                         help="texts to explain, with or without label and prediction, tab-separated")
     parser.add_argument("--key_words_num", type=positive_int, default=5, help="how many key words to name per text")
@@ -239,20 +239,28 @@ def write_lines(path, rows, results, labels):
                                      "probability": round(result["probability"], 6), "words": words}, ensure_ascii=False) + "\n")
 
 
+def make_segments(text, words):
+    """What the macro `shaded` of words_macros.html shows: dicts of blanks (before the word), word, value and shade (-1 to 1).
+
+    words: as of `interpret`. The shades of a text are its attributions by the strongest of them.
+    """
+    position, segments = 0, []
+    strongest = max((abs(value) for *_, value in words if value), default=0) or 1  # all zero: nothing is shaded
+    for word, start, end, value in words:
+        segments.append({"blanks": text[position:start], "word": word, "value": value,
+                         "shade": 0 if value is None else value / strongest})
+        position = end
+    return segments
+
+
 def make_page(rows, results, labels, count, **about):
     """The page as a string. rows: of `read_rows`; about: interpreter, params_path."""
     import jinja2
 
-    cases = []
-    for row, result in zip(rows, results):
-        words, position, segments = result["words"], 0, []
-        strongest = max((abs(value) for *_, value in words if value), default=0) or 1  # all zero: nothing is shaded
-        for word, start, end, value in words:
-            segments.append({"blanks": row.text[position:start], "word": word, "value": value,
-                             "shade": 0 if value is None else value / strongest})
-            position = end
-        cases.append({"label": row.label, "prediction": labels[result["prediction"]], "probability": result["probability"],
-                      "segments": segments, "key_words": [words[index] for index in find_key_words(words, count)]})
+    cases = [{"label": row.label, "prediction": labels[result["prediction"]], "probability": result["probability"],
+              "segments": make_segments(row.text, result["words"]),
+              "key_words": [result["words"][index] for index in find_key_words(result["words"], count)]}
+             for row, result in zip(rows, results)]
     loader = jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__)))
     return jinja2.Environment(loader=loader, autoescape=True).get_template("word_interpret_template.html").render(
         cases=cases, about=about)

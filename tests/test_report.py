@@ -78,7 +78,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(checkpoint, tmp_path):
     write_lines(tmp_path / "train.txt", ["没有标签"])
     write_lines(tmp_path / "label.txt", LABELS)
     words = ["analysis/report.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--cache_dir", tmp_path / "cache"]
-    assert_user_error(run(*words, "--report_dir", tmp_path / "report"), f"{tmp_path}/report: is no folder, expected the name of one")
+    process = run(*words, "--report_dir", tmp_path / "report")
+    assert_user_error(process, f"{tmp_path}/report: is no folder, expected the name of one")
     assert (tmp_path / "report").read_text() == "kept"
     process = run(*words, "--report_dir", tmp_path / "new")
     assert_user_error(process, f"{tmp_path}/train.txt:1: no tab", f"{tmp_path}/dev.txt: file not found")
