@@ -75,7 +75,7 @@ def interpret(checkpoint, texts, interpreter="ig", batch_size=32, steps=None, se
             for text, label, row, (_, offsets, is_cut), attributions in zip(texts, classes, probs, located, values)]
 
 
-def attribute_tokens(checkpoint, rows, classes, interpreter, batch_size=32, steps=None, seed=3):
+def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32, steps=None, seed=3):
     """Attributions of all tokens, special ones included, to the probability of a class.
 
     rows: lists of token ids; classes: int64 [num_texts]; the rest as of `interpret`.

@@ -71,6 +71,7 @@ def test_tokens_lie_where_their_characters_are(name, request):
     generator = random.Random(3)
     alphabet = "".join(NASTY)[:-300]
     texts = NASTY + ["".join(generator.choices(alphabet, k=30)) for _ in range(300)]
+    texts += [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")[:60]]
     plain = re.compile(r"[a-z0-9\u4e00-\u9fff]+")
     compared = 0
     for text in texts:
@@ -80,13 +81,14 @@ def test_tokens_lie_where_their_characters_are(name, request):
         assert all(0 <= start <= end <= len(text) for start, end in offsets)
         for token, (start, end) in zip(checkpoint.tokenizer.convert_ids_to_tokens(ids[1:-1]), offsets):
             token = token.replace("##", "").replace("\u2581", "")
-            if plain.fullmatch(token) and text[start:end].isascii():
-                assert text[start:end].lower() == token.lower(), (text, token)
+            place = re.sub("[\x01\u200b]", "", text[start:end]).lower()  # a place may include dropped characters
+            if plain.fullmatch(token) and plain.fullmatch(place):
+                assert place == token, (text, token)
                 compared += 1
         values = np.arange(1.0, len(offsets) + 1)
         joined = join_words(text, split_words(text), offsets, values, is_cut)
         assert not joined or sum(value or 0 for *_, value in joined) == pytest.approx(values.sum())
-    assert compared > 300
+    assert compared > 400
 
 
 def test_a_token_across_two_words_is_shared_by_characters():
