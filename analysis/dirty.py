@@ -103,14 +103,15 @@ def split_folds(label_ids, folds, seed):
     return fold_of
 
 
-def out_of_fold(predict, texts, label_ids, num_classes, fold_of):
+def out_of_fold(predict, texts, label_ids, num_classes, fold_of, bar=True):
     """Probabilities float32 [num_rows, num_classes] of every row by a model of the other folds' rows.
 
     predict: function of (description, training texts, training label ids, texts), returns float32 [num_texts, num_classes].
+    bar: show progress here, where `predict` does not log it.
     """
     probs = np.zeros((len(texts), num_classes), np.float32)
     folds = fold_of.max() + 1
-    for fold in tqdm(range(folds), desc="Judging folds", unit=" folds", delay=2, leave=False):
+    for fold in tqdm(range(folds), desc="Judging folds", unit=" folds", delay=2, leave=False, disable=not bar):
         inside, outside = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         probs[inside] = predict(f"Fold {fold + 1} of {folds}", [texts[i] for i in outside], label_ids[outside],
                                 [texts[i] for i in inside])
@@ -235,7 +236,7 @@ def main():
     outputs = [os.path.join(args.dataset_dir, name) for name in
                (args.dirty_file, args.rest_file, args.report_file, args.duplicate_file)]
     for position, output in enumerate(outputs):
-        check_output(output, [train_path, label_path, args.params_path])
+        check_output(output, [train_path, os.path.join(args.dataset_dir, "dev.txt"), label_path, args.params_path])
         if os.path.realpath(output) in map(os.path.realpath, outputs[:position]):
             raise UserError(f"{output}: named for two outputs, expected different files")
     problems, checkpoint, labels = Problems(), None, []
@@ -264,7 +265,8 @@ def main():
     else:
         fold_of, parts = split_folds(label_ids, args.folds, args.seed), []
         if args.fold_model != "tfidf":
-            parts.append(out_of_fold(predict_finetuned(args, labels, device), texts, label_ids, len(labels), fold_of))
+            predict = predict_finetuned(args, labels, device)
+            parts.append(out_of_fold(predict, texts, label_ids, len(labels), fold_of, bar=False))
         if args.fold_model != "finetune":
             parts.append(out_of_fold(predict_tfidf(len(labels)), texts, label_ids, len(labels), fold_of))
         probs = np.mean(parts, axis=0)

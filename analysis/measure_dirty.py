@@ -68,7 +68,7 @@ def judge(args, device, labels, texts, label_ids):
     fold_of, parts = split_folds(label_ids, args.folds, args.seed), {}
     for method, predict in (("tfidf", predict_tfidf(len(labels))), ("finetune", predict_finetuned(args, labels, device))):
         if {method, "both"} & set(args.methods):
-            parts[method] = out_of_fold(predict, texts, label_ids, len(labels), fold_of)
+            parts[method] = out_of_fold(predict, texts, label_ids, len(labels), fold_of, bar=method == "tfidf")
             if method in args.methods:
                 yield method, parts[method]
     if "both" in args.methods:

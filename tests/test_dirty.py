@@ -1,12 +1,16 @@
 """analysis/dirty.py: planted label errors are found, formats, like texts, wrong inputs."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT, assert_user_error, read_lines, run, write_lines
 
-from analysis.duplicates import find_conflicts, normalize_text
+sys.path.insert(0, str(ROOT / "analysis"))  # its scripts import each other as standalone scripts do
+from dirty import find_label_errors
+from duplicates import find_conflicts, normalize_text
+from utils import UserError
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
@@ -102,19 +106,20 @@ def test_finetuned_folds_with_options_for_train(noisy, tiny_model, tmp_path):
     check_outputs(folder, rows, 20)
 
 
-def test_rare_classes(tmp_path):
-    """A class with one row is never listed before others, one with two is judged, one without rows does no harm."""
-    rows = [line for line in read_lines(DATA / "train.txt") if line.endswith(("医疗费用", "病因分析"))]
-    rows = ["看牙是什么原因\t其他", *rows, "手抖怎么治\t治疗方案", "看牙多少钱\t治疗方案"]
-    write_lines(tmp_path / "train.txt", rows)
-    write_lines(tmp_path / "label.txt", LABELS)
-    process = run("analysis/dirty.py", "--dataset_dir", tmp_path, "--dirty_num", len(rows), "--folds", 10)
-    assert process.returncode == 0, process.stderr
-    assert "Classes with one row only, which nothing can judge and is therefore listed last: 其他" in process.stderr
-    report = check_outputs(tmp_path, rows, len(rows))
-    assert report[-1][1] == "1" and float(report[-1][2]) == 0
-    assert {row[1] for row in report[:8]} >= {str(len(rows) - 1), str(len(rows))}
-    assert read_lines(tmp_path / "train_dirty_rest.txt") == []
+def test_rare_classes():
+    """A class with one row comes last, one with two is judged, one without rows does no harm."""
+    rows = [line.split("\t") for line in read_lines(DATA / "train.txt") if line.endswith(("医疗费用", "病因分析"))]
+    rows = [["看牙是什么原因", "其他"], *rows, ["手抖怎么治", "治疗方案"], ["看牙多少钱", "治疗方案"]]
+    label_ids = np.array([LABELS.index(label) for _, label in rows])
+    suspects = find_label_errors([text for text, _ in rows], label_ids, len(LABELS), folds=10)
+    assert sorted(suspects.order.tolist()) == list(range(len(rows)))
+    assert suspects.order[-1] == 0 and suspects.score[0] < 1e-9
+    assert {len(rows) - 2, len(rows) - 1} <= set(suspects.order[:8].tolist())
+    assert LABELS[suspects.suggested[-1]] == "医疗费用"
+    with pytest.raises(UserError, match="--folds 200: the largest class has 110 rows"):
+        find_label_errors([text for text, _ in rows], label_ids, len(LABELS), folds=200)
+    with pytest.raises(UserError, match="all of one class"):
+        find_label_errors(["a", "b"], np.array([1, 1]), 2)
 
 
 def test_like_texts_against_all_pairs():
