@@ -69,7 +69,7 @@ def parse_arguments():
     parser.add_argument("--report_file", default="train_dirty_report.tsv", help="where scores and suggested labels go")
     parser.add_argument("--duplicate_file", default="train_duplicates.tsv",
                         help="where like texts with different labels go")
-    parser.add_argument("--duplicate_threshold", type=float, default=0.85,
+    parser.add_argument("--duplicate_threshold", type=float, default=0.8,
                         help="cosine from which texts are alike, above 0 up to 1 (1: equal but for punctuation and case)")
     parser.add_argument("--cache_dir", default=".analysis_cache",
                         help='folder for the training features (--method representer); "": keep none')

@@ -14,7 +14,7 @@ def normalize_text(text):
     return "".join(char for char in folded if unicodedata.category(char)[0] not in "ZPSC") or folded
 
 
-def find_conflicts(texts, label_ids, threshold=0.85):
+def find_conflicts(texts, label_ids, threshold=0.8):
     """Groups of like texts with different labels: a list of (similarity, list of row indices), most similar first.
 
     Similarity 1.0 here means equal after `normalize_text`; such a group has all rows of that text. The others are pairs:
