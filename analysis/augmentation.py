@@ -23,7 +23,6 @@ import json
 import os
 import random
 import re
-import unicodedata
 import urllib.request
 from collections import Counter
 
@@ -34,6 +33,7 @@ from tqdm import tqdm
 from utils import Problems, UserError, complete_file, pad_batch, sorted_batches
 from modeling import (WEIGHTS, check_safetensors, check_vocabulary, get_logger, guard_paddle_load, load_model, load_tokenizer,
                       quiet_import)
+from duplicates import comparison_key
 
 STRATEGIES = ("substitute", "insert", "delete", "swap")
 AUG_TYPES = ("synonym", "homonym", "mlm", "custom")
@@ -61,12 +61,6 @@ class StopWords(frozenset):
 
     def __contains__(self, word):
         return super().__contains__(word) or not any(character.isalnum() for character in word)
-
-
-def comparison_key(text):
-    """What two texts have in common that differ only in width, case, blanks, punctuation or symbols. Returns str."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"[\W_]+", "", text) or text
 
 
 def augment(texts, strategy="substitute", aug_type="synonym", create_n=2, aug_percent=0.1, seed=3, custom_file_path=None,

@@ -1,4 +1,4 @@
-"""Texts that are the same, or nearly, and carry different labels: at least one of these labels is likely to be wrong."""
+"""When two texts are the same, or nearly; where such texts carry different labels, at least one label is likely to be wrong."""
 
 import unicodedata
 
@@ -8,8 +8,8 @@ from tqdm import tqdm
 BLOCK = 256  # texts compared with all others at once: bounds memory
 
 
-def normalize_text(text):
-    """NFKC, case folded, without blanks, punctuation and symbols; a text of nothing else stays as it is."""
+def comparison_key(text):
+    """What texts have in common that differ only in width, case, blanks, punctuation or symbols. Returns str, never empty."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(char for char in folded if unicodedata.category(char)[0] not in "ZPSC") or folded
 
@@ -17,13 +17,13 @@ def normalize_text(text):
 def find_conflicts(texts, label_ids, threshold=0.8):
     """Groups of like texts with different labels: a list of (similarity, list of row indices), most similar first.
 
-    Similarity 1.0 here means equal after `normalize_text`; such a group has all rows of that text. The others are pairs:
+    Similarity 1.0 here means equal after `comparison_key`; such a group has all rows of that text. The others are pairs:
     for each distinct text its most similar one with another label, if the cosine of their character 1-2-gram TF-IDF vectors is
     at least threshold (above 0, up to 1). label_ids: int64 [num_texts]; of equal texts the first one's label is compared.
     """
     rows = {}
     for index, text in enumerate(texts):
-        rows.setdefault(normalize_text(text), []).append(index)
+        rows.setdefault(comparison_key(text), []).append(index)
     conflicts = [(1.0, group) for group in rows.values() if len(set(label_ids[group].tolist())) > 1]
     keys, first = list(rows), np.array([group[0] for group in rows.values()])
     for similarity, one, other in _near_pairs(keys, np.asarray(label_ids)[first], threshold):

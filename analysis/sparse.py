@@ -31,7 +31,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from utils import (Problems, UserError, add_model_options, check_output, complete_file, find_label_file, positive_int,
                    read_labels, read_texts, run_script)
 from modeling import get_logger, load_checkpoint, select_device
-from augmentation import AUG_TYPES, STRATEGIES, augment, comparison_key, load_source
+from augmentation import AUG_TYPES, STRATEGIES, augment, load_source
+from duplicates import comparison_key
 from evaluate import read_splits
 from influence import cached_features, nearest_rows, normalize, sparse_scores
 

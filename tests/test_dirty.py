@@ -9,7 +9,7 @@ from conftest import ROOT, assert_user_error, read_lines, run, write_lines
 
 sys.path.insert(0, str(ROOT / "analysis"))  # its scripts import each other as standalone scripts do
 from dirty import find_label_errors
-from duplicates import find_conflicts, normalize_text
+from duplicates import find_conflicts, comparison_key
 from utils import UserError
 
 DATA = ROOT / "data"
@@ -127,7 +127,7 @@ def test_like_texts_against_all_pairs():
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [line.split("\t")[0] for name in ("train.txt", "dev.txt") for line in read_lines(DATA / name)]
-    keys = list(dict.fromkeys(map(normalize_text, texts)))
+    keys = list(dict.fromkeys(map(comparison_key, texts)))
     label_ids = np.random.default_rng(2).integers(0, 3, len(keys))
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), lowercase=False).fit_transform(keys)
     cosines = (vectors @ vectors.T).toarray()
@@ -137,7 +137,7 @@ def test_like_texts_against_all_pairs():
     assert {tuple(rows) for _, rows in found} == expected and len(expected) > 20
     for similarity, (one, other) in found:
         assert similarity == pytest.approx(cosines[one, other], abs=1e-5)
-    assert normalize_text("　ＣＴ 检查，多少钱？") == "ct检查多少钱" and normalize_text("？？") == "??"
+    assert comparison_key("　ＣＴ 检查，多少钱？") == "ct检查多少钱" and comparison_key("？？") == "??"
 
 
 def test_wrong_input_is_refused_before_anything_is_written(tmp_path):
