@@ -14,7 +14,7 @@ CHANGES = [("--gpus 0,1 train.py", "--nproc_per_node 2 --backend gloo train.py -
            ("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # after one epoch, ties decide
            ("--num_train_epochs 100", "--num_train_epochs 1"), ("--num_train_epochs 10 ", "--max_steps 4 "),
            ('"num_train_epochs": 12', '"num_train_epochs": 1')]
-FOLDERS = (".", "deploy/predictor")  # whose README.md's commands are run there, in this order
+FOLDERS = {".": ".", "deploy/predictor": "deploy/predictor", "analysis": "."}  # of a README.md: where its commands are run
 SKIPPED = ("make ", "pip ", "python -m venv", "source ", "unset ", "nvidia-smi")  # test_demo and CI cover set-up
 
 
@@ -30,10 +30,10 @@ def adapted(text):
 
 
 def commands():
-    """(folder, command) of every README.md in order, continued lines joined."""
-    for folder in FOLDERS:
+    """(folder to run it in, command) of every README.md in order, continued lines joined."""
+    for folder, place in FOLDERS.items():
         lines = "".join(blocks(f"{folder}/README.md", "bash")).replace("\\\n", " ").split("\n")
-        yield from ((folder, line) for line in lines if line and not line.startswith(SKIPPED))
+        yield from ((place, line) for line in lines if line and not line.startswith(SKIPPED))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
