@@ -63,7 +63,7 @@ def clone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("folder, command", list(commands()))
+@pytest.mark.parametrize("folder, command", list(dict.fromkeys(commands())))
 def test_command(clone, folder, command):
     command = re.sub(r"^python ", f"{sys.executable} ", adapted(command))
     process = subprocess.run(["sh", "-c", command], cwd=clone / folder, encoding="utf-8", capture_output=True, timeout=600)
