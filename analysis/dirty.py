@@ -59,7 +59,7 @@ def parse_arguments():
                         help="confident: models that have not seen the row judge its label; representer: the checkpoint's last "
                              "layer is fitted again, and a row that it needs much force to fit is suspicious")
     parser.add_argument("--fold_model", choices=["tfidf", "finetune", "both"], default="tfidf",
-                        help="what judges with --method confident: TF-IDF + logistic regression, train.py, their average")
+                        help="what judges with --method confident: TF-IDF + logistic regression, train.py, both together")
     parser.add_argument("--folds", type=positive_int, default=5, help="parts of the data, each judged by a model of the others")
     parser.add_argument("--model_name_or_path", help="pretrained model for --fold_model finetune; None: train.py's default")
     parser.add_argument("--seed", type=int, default=3, help="seed of the folds and of the training")
@@ -152,6 +152,21 @@ def train_checkpoint(args, device, labels, texts, label_ids, folder, description
     if process.returncode:
         said = [line for line in process.stderr.splitlines() if line.strip() and not line.startswith("[20")]
         raise UserError(f"{description}: train.py ended with code {process.returncode}\n" + "\n".join(said[-10:]))
+
+
+def combine(first, second, label_ids):
+    """Geometric mean of two models' out-of-fold probabilities, with the weight of 0, 0.1, ... 1 that fits the labels best.
+
+    Logarithmic opinion pool: the better of two models gets more say, without knowing which labels are wrong. first, second: float
+    [num_rows, num_classes]; label_ids: int64 [num_rows]. Returns (float64 [num_rows, num_classes], the second's weight).
+    """
+    logs, best = [np.log(np.maximum(probs.astype(np.float64), 1e-6)) for probs in (first, second)], None
+    for weight in np.arange(11) / 10:
+        probs = softmax((1 - weight) * logs[0] + weight * logs[1])
+        fit = np.log(probs[np.arange(len(probs)), label_ids]).mean()
+        if best is None or fit > best[0]:
+            best = fit, probs, weight
+    return best[1:]
 
 
 # ---------------------------------------------------------------- from probabilities to suspects
@@ -268,7 +283,10 @@ def main():
             parts.append(out_of_fold(predict, texts, label_ids, len(labels), fold_of, bar=False))
         if args.fold_model != "finetune":
             parts.append(out_of_fold(predict_tfidf(len(labels)), texts, label_ids, len(labels), fold_of))
-        probs = np.mean(parts, axis=0)
+        probs = parts[0]
+        if len(parts) == 2:
+            probs, weight = combine(*parts[::-1], label_ids)
+            info(f"Weight of the fine-tuned models beside TF-IDF: {weight:.1f}")
     suspects = rank_suspects(label_ids, probs)
 
     dirty = suspects.order[:args.dirty_num]

@@ -21,8 +21,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from utils import Problems, UserError, add_model_options, positive_int, read_labelled, read_labels, run_script
 from modeling import load_checkpoint, select_device
-from dirty import (check_folds, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs, split_folds,
-                   train_checkpoint)
+from dirty import (check_folds, combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs,
+                   split_folds, train_checkpoint)
 from influence import extract_features
 
 METHODS = ("tfidf", "finetune", "both", "representer")
@@ -72,7 +72,7 @@ def judge(args, device, labels, texts, label_ids):
             if method in args.methods:
                 yield method, parts[method]
     if "both" in args.methods:
-        yield "both", (parts["tfidf"] + parts["finetune"]) / 2
+        yield "both", combine(parts["tfidf"], parts["finetune"], label_ids)[0]
     if "representer" in args.methods:
         with tempfile.TemporaryDirectory(prefix="dirty-") as folder:
             train_checkpoint(args, device, labels, texts, label_ids, folder, "Checkpoint")

@@ -1,5 +1,6 @@
 """analysis/dirty.py: planted label errors are found, formats, like texts, wrong inputs."""
 
+import re
 import shutil
 import sys
 
@@ -8,8 +9,8 @@ import pytest
 from conftest import ROOT, assert_user_error, read_lines, run, write_lines
 
 sys.path.insert(0, str(ROOT / "analysis"))  # its scripts import each other as standalone scripts do
-from dirty import find_label_errors
-from duplicates import find_conflicts, comparison_key
+from dirty import combine, find_label_errors
+from duplicates import comparison_key, find_conflicts
 from utils import UserError
 
 DATA = ROOT / "data"
@@ -103,7 +104,19 @@ def test_finetuned_folds_with_options_for_train(noisy, tiny_model, tmp_path):
     assert process.returncode == 0, process.stderr
     for fold in (1, 2):
         assert f"Fold {fold} of 2: training on 100 rows ..." in process.stderr
+    assert re.search(r"Weight of the fine-tuned models beside TF-IDF: (0\.\d|1\.0)\n", process.stderr)
     check_outputs(folder, rows, 20)
+
+
+def test_the_better_model_gets_the_weight():
+    label_ids = np.arange(90) % 3
+    good, poor = np.full((90, 3), 0.1), np.full((90, 3), 1 / 3)
+    good[np.arange(90), label_ids] = 0.8
+    poor[::2] = np.roll(good, 1, axis=1)[::2]
+    for order, expected in (((good, poor), 0), ((poor, good), 1)):
+        probs, weight = combine(*order, label_ids)
+        assert weight == expected
+        np.testing.assert_allclose(probs, good, atol=1e-6)
 
 
 def test_rare_classes():
