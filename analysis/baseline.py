@@ -20,7 +20,11 @@ def baseline_probs(train_texts, train_ids, texts, num_classes, c=10.0, min_df=1)
         probs[:, classes] = 1
         return probs
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True, min_df=min_df)
+    try:
+        vectors = vectorizer.fit_transform(train_texts)
+    except ValueError:  # so few texts that none shares an n-gram with another
+        vectors = vectorizer.set_params(min_df=1).fit_transform(train_texts)
     with threadpool_limits(1):  # many short BLAS calls: more threads only wait for each other
-        classifier = LogisticRegression(C=c, max_iter=1000).fit(vectorizer.fit_transform(train_texts), train_ids)
+        classifier = LogisticRegression(C=c, max_iter=1000).fit(vectors, train_ids)
     probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(texts))
     return probs

@@ -33,9 +33,9 @@ from baseline import baseline_probs
 from duplicates import find_conflicts
 from influence import cached_features, fit_representer
 
-BASELINE_C = 3.0  # less than evaluate.py's 10: the labels are noisy; chosen with measure_dirty.py
+BASELINE_C = 3.0  # less than evaluate.py's 10: the labels are noisy
 BASELINE_MIN_DF = 2  # an n-gram of one row says nothing about others
-REPRESENTER_L2 = 0.1  # strong, so that the layer cannot learn wrong labels by heart; chosen with measure_dirty.py
+REPRESENTER_L2 = 0.1  # strong, so that the layer cannot learn wrong labels by heart
 
 
 class Suspects(NamedTuple):
