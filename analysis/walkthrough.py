@@ -5,7 +5,8 @@
 For every seed: hold out a part of train for choosing the best epoch, keep dev.txt as the test set that nothing else looks at,
 replace --noise of the labels of train at random, and train and test on: the clean rows; the noisy rows; the noisy rows without
 those that dirty.py lists; the noisy rows with those that dirty.py lists relabelled (a person is stood in for by the true
-labels); the clean rows with aug.py's added. Every command is printed as it runs.
+labels); the clean rows with aug.py's added; the clean rows twice, as many steps of training as the last but no new rows. Every
+command is printed as it runs.
 
 Reads   source_dir/train.txt, dev.txt, label.txt.
 Writes  output_dir/seed-N/NAME/: data files, checkpoint and metrics.json of each; a training that is done is not done again.
@@ -141,6 +142,7 @@ def run_seed(args, seed, texts, label_ids, labels):
             "--seed", seed)
     train, extra = rows(kept, label_ids), read_rows(augmented)
     measure("augmented", (train[0] + extra[0], train[1] + extra[1]), label_ids)
+    measure("repeated", (train[0] * 2, train[1] * 2), label_ids)
     return results
 
 

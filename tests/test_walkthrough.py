@@ -1,4 +1,4 @@
-"""analysis/walkthrough.py: all five conditions of one seed, on tiny data."""
+"""analysis/walkthrough.py: all conditions of one seed, on tiny data."""
 
 from conftest import assert_user_error, read_lines, run
 
@@ -13,9 +13,9 @@ def test_one_seed(tiny_data, tiny_model, tmp_path):
     rows = {row[0]: int(row[2]) for row in table[1:]}
     kept = len(read_lines(tiny_data / "train.txt")) - 22  # a tenth chooses the best epoch
     listed = round(0.2 * kept)
-    assert list(rows) == ["clean", "noisy", "dropped", "relabelled", "augmented"]
+    assert list(rows) == ["clean", "noisy", "dropped", "relabelled", "augmented", "repeated"]
     assert [rows[name] for name in ("clean", "noisy", "dropped", "relabelled")] == [kept, kept, kept - listed, kept]
-    assert kept < rows["augmented"] <= 2 * kept
+    assert kept < rows["augmented"] <= rows["repeated"] == 2 * kept
 
     def labels_of(name):
         return dict(line.split("\t") for line in read_lines(tmp_path / "seed-1" / name / "train.txt"))
