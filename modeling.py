@@ -178,7 +178,10 @@ def load_tokenizer(name_or_path):
     if not os.path.isdir(name_or_path):
         with _explain_download(name_or_path):
             return _without_paths(transformers.AutoTokenizer.from_pretrained(name_or_path))
-    content = read_json(config_path(name_or_path))
+    path = config_path(name_or_path)
+    if path is None:
+        raise UserError(f"{name_or_path}: no config.json in this folder, expected a model folder (config.json, vocab.txt)")
+    content = read_json(path)
     family = content.get("model_type") or (content.get("architectures") or [content.get("init_class") or ""])[0]
     family = str(family).lower().replace("_", "")
     names = {"erniem": "ErnieMTokenizer", "ernie": "ErnieTokenizer", "bert": "BertTokenizer"}

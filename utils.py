@@ -19,6 +19,7 @@ import tempfile
 import numpy as np
 
 MAX_REPORTED = 20  # problems printed in full; the rest are only counted
+DATA_FILES = ("train.txt", "dev.txt", "test.txt", "label.txt", "data.txt")  # no script may overwrite these
 TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
 
 
@@ -107,21 +108,41 @@ def run_script(main):
 
 
 def exit_on_sigterm():
-    """Let SIGTERM end the process as an exception would; once more after importing Paddle, which takes the signal over."""
+    """Let SIGTERM, and SIGHUP unless nohup has it ignored, end the process as an exception would.
+
+    To be called once more after importing Paddle, which takes SIGTERM over.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
 
 
 def check_output(output, inputs):
-    """UserError where an output file could not be written: it is a folder, or is one of the files that are read.
+    """UserError where an output file could not be written: it is a folder, in a folder that may not be written to, or is one
+    of the files that are read.
 
     inputs: files, and folders all of whose files count.
     """
     if not output or os.path.isdir(output):
         raise UserError(f"{output or 'the output file'}: is a folder or without a name, expected the name of a file")
+    folder = os.path.dirname(os.path.abspath(output))
+    while not os.path.exists(folder):  # folders are made where they are missing
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
     output, written = os.path.realpath(output), output
     for path in map(os.path.realpath, inputs):
         if output == path or (os.path.isfile(output) and os.path.dirname(output) == path):
             raise UserError(f"{written}: is an input of this run, expected another name for the output")
+
+
+def check_outputs(outputs, inputs, dataset_dir):
+    """As `check_output` for several output files, which may not be each other nor one of the data files in dataset_dir."""
+    inputs = inputs + [os.path.join(dataset_dir, name) for name in DATA_FILES]
+    for position, output in enumerate(outputs):
+        check_output(output, inputs)
+        if os.path.realpath(output) in map(os.path.realpath, outputs[:position]):
+            raise UserError(f"{output}: named for two outputs, expected different files")
 
 
 def check_output_folder(path, option):
@@ -150,10 +171,16 @@ def find_label_file(args):
 
 def positive_int(text):
     """Type of options that count something."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is out of range, expected 1 or more")
-    return number
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
+    return int(text)
+
+
+def seed_number(text):
+    """Type of --seed: what NumPy's generators take."""
+    if not text.strip().isdecimal() or not int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 to {2**32 - 1}")
+    return int(text)
 
 
 class Problems:

@@ -13,6 +13,7 @@ Writes  aug_path: `<text><tab><label>`, only the new rows. No two of them are al
 import argparse
 import difflib
 import os
+import shlex
 import sys
 import time
 
@@ -20,10 +21,10 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import (Problems, UserError, check_output, complete_file, positive_int, read_labelled, read_labels, read_lines,
-                   run_script)
+from utils import (Problems, UserError, check_outputs, complete_file, positive_int, read_labelled, read_labels, read_lines,
+                   run_script, seed_number)
 from modeling import get_logger, select_device
-from augmentation import AUG_TYPES, STRATEGIES, augment, load_source
+from augmentation import AUG_TYPES, STRATEGIES, augment, load_source, proportion
 
 
 def parse_arguments():
@@ -46,24 +47,8 @@ def parse_arguments():
                         help="files whose texts may not come out; None: dev.txt and test.txt beside train_path")
     parser.add_argument("--device", help="for mlm: cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch of the masked LM")
-    parser.add_argument("--seed", type=seed, default=3, help="the same seed gives the same rows")
+    parser.add_argument("--seed", type=seed_number, default=3, help="the same seed gives the same rows")
     return parser.parse_args()
-
-
-def proportion(text):
-    """Type of --aug_percent."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is out of range, expected more than 0 and at most 1")
-    return number
-
-
-def seed(text):
-    """Type of --seed: what NumPy's generators take."""
-    number = int(text)
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is out of range, expected 0 to {2**32 - 1}")
-    return number
 
 
 def read_data(args, label_path, exclude_paths):
@@ -132,8 +117,8 @@ def main():
     if exclude_paths is None:
         beside = [os.path.join(folder, name) for name in ("dev.txt", "test.txt")]
         exclude_paths = [path for path in beside if os.path.isfile(path)]
-    check_output(args.aug_path, [path for path in (args.train_path, label_path, *exclude_paths, args.custom_file_path,
-                                                   args.mlm_model) if path])
+    inputs = [path for path in (args.train_path, label_path, *exclude_paths, args.custom_file_path, args.mlm_model) if path]
+    check_outputs([args.aug_path], inputs, folder)
     texts, label_ids, labels, excluded = read_data(args, label_path, exclude_paths)
     rows, wanted = choose_rows(args, label_ids, labels)
     if not len(rows):
@@ -163,8 +148,9 @@ def main():
     with open(args.train_path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         cat = "cat {} {}" if file.read() == b"\n" else "(cat {}; echo; cat {})"  # its last line has no end
-    both = os.path.join(folder, "train_aug.txt")
-    logger.info(f"Next: {cat.format(args.train_path, args.aug_path)} > {both}, then train.py --train_file train_aug.txt")
+    both = "train_aug.txt" if os.path.basename(args.aug_path) != "train_aug.txt" else "train_with_aug.txt"
+    paths = [shlex.quote(path) for path in (args.train_path, args.aug_path, os.path.join(folder, both))]
+    logger.info(f"Next: {cat.format(*paths[:2])} > {paths[2]}, then train.py --train_file {both}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Workarounds for dataaug of PaddleNLP 2.8.1; each can go when a newer release no 
 - mlm runs the model once per text and guess, and lets it fill in anything: see `MaskedLM`.
 """
 
+import argparse
 import contextlib
 import hashlib
 import http.client
@@ -52,8 +53,19 @@ PARTICLES = frozenset("""
 QUESTION_WORDS = frozenset("""
     不 没 没有 无 非 未 别 不能 不会 不是 不要 能 会 可以 能不能 会不会 可不可以 是不是 有没有 要不要 是否 怎么 怎么办 怎么样 怎样
     怎么治 怎么治疗 怎么回事 如何 什么 为什么 为何 什么样 哪 哪些 哪个 哪里 哪儿 哪家 谁 几 多少 多少钱 多久 多长时间 原因 症状
-    作用 功效 费用 价格 治 治疗 危害 后果 注意 药 吃 费
+    作用 功效 费用 价格 治 治疗 危害 后果 注意 药 吃 费 什么时候 几天 几个月 几年 几次 多大 多重 多高 钱 能否 可否 为啥
 """.split())
+
+
+def proportion(text):
+    """Type of --aug_percent."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0 and up to 1")
+    return number
 
 
 class StopWords(frozenset):
@@ -157,6 +169,8 @@ def make_operators(dictionary, aug_percent):
         if len(word) > 1 and not segmenter.FREQ.get(word):
             segmenter.add_word(word)  # or it would never be found in a text
     questions = [word for word in QUESTION_WORDS if len(word) > 1]
+    for word in questions:
+        segmenter.add_word(word)  # jieba alone would cut many of them in two, and half a question asks something else
     fixed = PARTICLES | QUESTION_WORDS | {word for word in dictionary if any(question in word for question in questions)}
     # no type of dictionary: `dict` is set here, already read and checked
     operators = {"substitute": WordSubstitute(()), "insert": WordInsert(()), "delete": WordDelete(), "swap": WordSwap()}
@@ -256,7 +270,7 @@ def read_dictionary(path):
         raise UserError(f"{path}: file not found (--custom_file_path), expected a JSON file {{word: [word, ...]}}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected {{word: [word, ...]}}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, or a number of thousands of digits
         raise UserError(f"{path}: cannot be read ({error}), expected a JSON file {{word: [word, ...]}} in UTF-8") from None
     if not content.lstrip().startswith("{") or not pairs:
         problems.add(path, 1, "not an object with words", "{word: [word, ...]}")
@@ -286,7 +300,7 @@ def read_dictionary(path):
 
 
 def is_word(value):
-    return isinstance(value, str) and bool(value.strip()) and not re.search(r"[\t\r\n\0]", value)
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\t\r\n\0\ud800-\udfff]", value)
 
 
 class MaskedLM:
@@ -310,6 +324,8 @@ class MaskedLM:
             check_masked_lm(os.path.join(MODEL_HOME, name_or_path))  # where a named one now is
             if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, WEIGHTS)):
                 load_head(self.model, os.path.join(name_or_path, "model.safetensors"))
+            elif os.path.isdir(name_or_path):
+                check_complete(self.model, os.path.join(name_or_path, WEIGHTS))
         except UserError as error:
             message = str(error).replace("--model_name_or_path", "--mlm_model")
             if not os.path.isdir(name_or_path):
@@ -393,6 +409,16 @@ def check_masked_lm(folder):
     if not any(name.startswith("cls.") for name in names):
         raise UserError(f"{path}: has no weights of a masked LM's head, so that it would fill in words at random, expected "
                         f"{expected}")
+
+
+def check_complete(model, path):
+    """UserError where a weights file lacks parameters of a masked LM, which PaddleNLP would leave random."""
+    import paddle
+
+    missing = {name for name in model.state_dict() if ".pooler." not in name} - set(paddle.load(path, return_numpy=True))
+    if missing:
+        raise UserError(f"{path}: lacks {len(missing)} parameters, {min(missing)} among them, expected the weights of a masked "
+                        "LM as PaddleNLP saves them")
 
 
 def load_head(model, path):

@@ -14,6 +14,7 @@ Writes  into dataset_dir: dirty_file, the dirty_num most suspicious rows, most s
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,15 +27,16 @@ from tqdm import tqdm
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)  # the scripts' shared modules
 
-from utils import (Problems, UserError, add_model_options, check_output, complete_file, find_label_file, positive_int,
-                   read_labelled, read_labels, run_script, softmax, tokenize)
+from utils import (Problems, UserError, add_model_options, check_outputs, complete_file, find_label_file, positive_int,
+                   read_labelled, read_labels, read_lines, run_script, seed_number, softmax, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device
 from baseline import baseline_probs
-from duplicates import find_conflicts
+from duplicates import comparison_key, find_conflicts
 from influence import cached_features, fit_representer
 
 BASELINE_C = 3.0  # less than evaluate.py's 10: the labels are noisy
 BASELINE_MIN_DF = 2  # an n-gram of one row says nothing about others
+OWN_TRAIN_OPTIONS = {"--data_dir", "--output_dir", "--do_train", "--save_strategy", "--report_to", "--resume_from_checkpoint"}
 REPRESENTER_L2 = 0.1  # strong, so that the layer cannot learn wrong labels by heart
 
 
@@ -62,13 +64,13 @@ def parse_arguments():
                         help="what judges with --method confident: TF-IDF + logistic regression, train.py, both together")
     parser.add_argument("--folds", type=positive_int, default=5, help="parts of the data, each judged by a model of the others")
     parser.add_argument("--model_name_or_path", help="pretrained model for --fold_model finetune; None: train.py's default")
-    parser.add_argument("--seed", type=int, default=3, help="seed of the folds and of the training")
+    parser.add_argument("--seed", type=seed_number, default=3, help="seed of the folds and of the training")
     parser.add_argument("--dirty_num", type=positive_int, default=100, help="rows to list")
     parser.add_argument("--dirty_file", default="train_dirty.txt", help="where the suspicious rows go")
     parser.add_argument("--rest_file", default="train_dirty_rest.txt", help="where the other rows go")
     parser.add_argument("--report_file", default="train_dirty_report.tsv", help="where scores and suggested labels go")
     parser.add_argument("--duplicate_file", default="train_duplicates.tsv",
-                        help="where like texts with different labels go")
+                        help='where like texts with different labels go; "": do not look for them')
     parser.add_argument("--duplicate_threshold", type=float, default=0.8,
                         help="cosine from which texts are alike, above 0 up to 1 (1: equal but for punctuation and case)")
     parser.add_argument("--cache_dir", default=".analysis_cache",
@@ -78,29 +80,37 @@ def parse_arguments():
     if args.train_options and not trains:
         parser.error(f"unknown option {' '.join(args.train_options)} (only --fold_model finetune and both hand options on to "
                      "train.py)")
+    owned = OWN_TRAIN_OPTIONS & {option.split("=")[0] for option in args.train_options}
+    if owned:
+        parser.error(f"{', '.join(sorted(owned))}: set by this script for every fold")
     if args.folds < 2:
         parser.error(f"--folds {args.folds}: expected 2 or more")
     if not 0 < args.duplicate_threshold <= 1:
         parser.error(f"--duplicate_threshold {args.duplicate_threshold}: expected above 0, up to 1")
-    if not 0 <= args.seed < 2 ** 32:
-        parser.error(f"--seed {args.seed}: expected 0 to {2 ** 32 - 1}")
     return args
 
 
 # ---------------------------------------------------------------- probabilities of the labels
 
 
-def split_folds(label_ids, folds, seed):
-    """Fold of each row: int64 [num_rows], 0 to folds - 1. Every class is spread evenly, also one with few rows."""
+def split_folds(texts, label_ids, folds, seed):
+    """Fold of each row: int64 [num_rows], 0 to folds - 1. Every class is spread evenly, also one with few rows.
+
+    Equal texts share a fold, or each would vouch for the other's label. UserError where the rows are too few.
+    """
     from sklearn.model_selection import StratifiedKFold
 
-    fold_of = np.empty(len(label_ids), np.int64)
+    groups = {}
+    group_of = np.array([groups.setdefault(comparison_key(text), len(groups)) for text in texts])
+    first_ids = label_ids[np.unique(group_of, return_index=True)[1]]
+    check_folds(first_ids, folds)
+    fold_of = np.empty(len(groups), np.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds, which is fine here
-        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(label_ids, label_ids)
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(first_ids, first_ids)
         for fold, (_, held_out) in enumerate(splits):
             fold_of[held_out] = fold
-    return fold_of
+    return fold_of[group_of]
 
 
 def out_of_fold(predict, texts, label_ids, num_classes, fold_of, bar=True):
@@ -203,8 +213,8 @@ def representer_probs(features, label_ids, num_classes):
 
 def find_label_errors(texts, label_ids, num_classes, folds=5, seed=3):
     """Suspects of (list of str, int64 [num_rows]) by TF-IDF folds; UserError where the rows are too few for it."""
-    check_folds(label_ids, folds)
-    probs = out_of_fold(predict_tfidf(num_classes), texts, label_ids, num_classes, split_folds(label_ids, folds, seed))
+    fold_of = split_folds(texts, label_ids, folds, seed)
+    probs = out_of_fold(predict_tfidf(num_classes), texts, label_ids, num_classes, fold_of)
     return rank_suspects(label_ids, probs)
 
 
@@ -214,7 +224,7 @@ def check_folds(label_ids, folds):
     if (counts > 0).sum() < 2:
         raise UserError("the training rows are all of one class, expected at least two")
     if folds > counts.max():
-        raise UserError(f"--folds {folds}: the largest class has {counts.max()} rows, expected at most that many folds")
+        raise UserError(f"--folds {folds}: the largest class has {counts.max()} different texts, expected no more folds")
 
 
 # ---------------------------------------------------------------- outputs
@@ -235,6 +245,17 @@ def write_report(path, texts, label_ids, labels, suspects, count):
                          f"{labels[suspects.suggested[i]]}\t{suspects.probability[i]:.6f}\n")
 
 
+def keep_corrections(path, texts, label_ids, labels):
+    """UserError where dirty_file has rows that are not training rows: somebody has corrected them, but not yet joined."""
+    if not os.path.isfile(path):
+        return
+    rows = {f"{text}\t{labels[label]}" for text, label in zip(texts, label_ids)}
+    corrected = [number for number, row in read_lines(path, Problems()) if row not in rows]
+    if corrected:
+        raise UserError(f"{path}:{corrected[0]}: {len(corrected)} of its rows are not in the training file, so they seem to be "
+                        "corrected by hand and would be lost, expected another --dirty_file, or this one moved away")
+
+
 def write_conflicts(path, texts, label_ids, labels, conflicts):
     """Write groups of like texts with different labels, one row per text."""
     with complete_file(path, newline="\n") as output:
@@ -248,11 +269,8 @@ def main():
     device, info = select_device(args.device), get_logger().info
     train_path, label_path = os.path.join(args.dataset_dir, args.train_file), find_label_file(args)
     outputs = [os.path.join(args.dataset_dir, name) for name in
-               (args.dirty_file, args.rest_file, args.report_file, args.duplicate_file)]
-    for position, output in enumerate(outputs):
-        check_output(output, [train_path, os.path.join(args.dataset_dir, "dev.txt"), label_path, args.params_path])
-        if os.path.realpath(output) in map(os.path.realpath, outputs[:position]):
-            raise UserError(f"{output}: named for two outputs, expected different files")
+               (args.dirty_file, args.rest_file, args.report_file, args.duplicate_file) if name]
+    check_outputs(outputs, [train_path, label_path, args.params_path], args.dataset_dir)
     problems, checkpoint, labels = Problems(), None, []
     if args.method == "confident" or os.path.isfile(label_path):
         labels = read_labels(label_path, problems)
@@ -266,18 +284,22 @@ def main():
             problems.report()
     if args.dirty_num > len(texts):
         raise UserError(f"--dirty_num {args.dirty_num}: {train_path} has {len(texts)} rows, expected at most that many")
-    check_folds(label_ids, args.folds if args.method == "confident" else 2)
+    keep_corrections(outputs[0], texts, label_ids, labels)
+    if args.method == "confident":
+        fold_of = split_folds(texts, label_ids, args.folds, args.seed)
+    else:
+        check_folds(label_ids, 2)
     single = np.flatnonzero(np.bincount(label_ids, minlength=len(labels)) == 1)
     if len(single):
         names = ", ".join(labels[i] for i in single[:5]) + (", ..." if len(single) > 5 else "")
-        get_logger().warning(f"Classes with one row only, which nothing can judge and is therefore listed last: {names}")
+        get_logger().warning(f"Classes with a single row, which nothing can judge, so that it is listed last: {names}")
 
-    conflicts = find_conflicts(texts, label_ids, args.duplicate_threshold)
+    conflicts = find_conflicts(texts, label_ids, args.duplicate_threshold) if args.duplicate_file else []
     if checkpoint is not None:
         features, _ = cached_features(checkpoint, args.params_path, texts, args.batch_size, args.cache_dir, "train")
         probs = representer_probs(features, label_ids, len(labels))
     else:
-        fold_of, parts = split_folds(label_ids, args.folds, args.seed), []
+        parts = []
         if args.fold_model != "tfidf":
             predict = predict_finetuned(args, labels, device)
             parts.append(out_of_fold(predict, texts, label_ids, len(labels), fold_of, bar=False))
@@ -290,7 +312,8 @@ def main():
     suspects = rank_suspects(label_ids, probs)
 
     dirty = suspects.order[:args.dirty_num]
-    write_conflicts(outputs[3], texts, label_ids, labels, conflicts)
+    if args.duplicate_file:
+        write_conflicts(outputs[3], texts, label_ids, labels, conflicts)
     write_report(outputs[2], texts, label_ids, labels, suspects, args.dirty_num)
     write_rows(outputs[1], texts, label_ids, labels, np.setdiff1d(np.arange(len(texts)), dirty))
     write_rows(outputs[0], texts, label_ids, labels, dirty)
@@ -298,10 +321,13 @@ def main():
     info(f"Dirty data saved in {outputs[0]}: {args.dirty_num} rows, most suspicious first")
     info(f"Rest data saved in {outputs[1]}: {len(texts) - args.dirty_num} rows")
     info(f"Scores and suggested labels saved in {outputs[2]}")
-    info(f"Like texts with different labels saved in {outputs[3]}: {sum(s == 1 for s, _ in conflicts)} groups of equal, "
-         f"{sum(s < 1 for s, _ in conflicts)} pairs of similar texts")
-    info(f"Next: correct the labels in {outputs[0]} by hand, then run: cat {outputs[1]} {outputs[0]} > "
-         f"{os.path.join(args.dataset_dir, 'train_clean.txt')}")
+    if args.duplicate_file:
+        info(f"Like texts with different labels saved in {outputs[3]}: {sum(s == 1 for s, _ in conflicts)} groups of equal, "
+             f"{sum(s < 1 for s, _ in conflicts)} pairs of similar texts")
+    clean = "train_clean.txt" if "train_clean.txt" not in map(os.path.basename, outputs) else "train_cleaned.txt"
+    paths = [shlex.quote(path) for path in (outputs[1], outputs[0], os.path.join(args.dataset_dir, clean))]
+    info(f"Next: correct the labels in {outputs[0]} by hand, then run: cat {paths[0]} {paths[1]} > {paths[2]}")
+    info(f"Then train again: train.py --train_file {clean} ...")
 
 
 if __name__ == "__main__":

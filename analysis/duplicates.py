@@ -1,17 +1,22 @@
 """When two texts are the same, or nearly; where such texts carry different labels, at least one label is likely to be wrong."""
 
+import re
 import unicodedata
 
 import numpy as np
 from tqdm import tqdm
 
+NO_MATTER = re.compile(r"[^\w+\-.<>=≤≥±]|_|(?<!\d)\.|\.(?!\d)|(?<=[^\W\d])-(?=[^\W\d])")
 BLOCK = 256  # texts compared with all others at once: bounds memory
 
 
 def comparison_key(text):
-    """What texts have in common that differ only in width, case, blanks, punctuation or symbols. Returns str, never empty."""
+    """What texts have in common that differ only in width, case, blanks, punctuation or most symbols. Returns str, never empty.
+
+    Kept is what makes another statement of the same words: + - < > = ≤ ≥ ±, the point of 5.6 and the hyphen of 3-5.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(char for char in folded if unicodedata.category(char)[0] not in "ZPSC") or folded
+    return NO_MATTER.sub("", folded) or folded
 
 
 def find_conflicts(texts, label_ids, threshold=0.8):

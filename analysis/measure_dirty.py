@@ -19,9 +19,9 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import Problems, UserError, add_model_options, positive_int, read_labelled, read_labels, run_script
+from utils import Problems, UserError, add_model_options, positive_int, read_labelled, read_labels, run_script, seed_number
 from modeling import load_checkpoint, select_device
-from dirty import (check_folds, combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs,
+from dirty import (combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs,
                    split_folds, train_checkpoint)
 from influence import extract_features
 
@@ -39,10 +39,10 @@ def parse_arguments():
     parser.add_argument("--ranking", nargs="+", choices=["self_confidence", "normalized_margin"], default=["self_confidence"],
                         help="cleanlab's label quality score")
     parser.add_argument("--noise", nargs="+", type=float, default=[0.1, 0.2], help="share of rows given a wrong label")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds of the wrong labels")
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[1, 2, 3], help="seeds of the wrong labels")
     parser.add_argument("--folds", type=positive_int, default=5, help="as of dirty.py")
     parser.add_argument("--model_name_or_path", help="as of dirty.py")
-    parser.add_argument("--seed", type=int, default=3, help="as of dirty.py")
+    parser.add_argument("--seed", type=seed_number, default=3, help="as of dirty.py")
     args, args.train_options = parser.parse_known_args()
     if args.train_options and set(args.methods) == {"tfidf"}:
         parser.error(f"unknown option {' '.join(args.train_options)}")
@@ -65,7 +65,7 @@ def plant(label_ids, num_classes, noise, seed):
 
 def judge(args, device, labels, texts, label_ids):
     """Yield (method, probabilities float [num_rows, num_classes]) of the methods asked for."""
-    fold_of, parts = split_folds(label_ids, args.folds, args.seed), {}
+    fold_of, parts = split_folds(texts, label_ids, args.folds, args.seed), {}
     for method, predict in (("tfidf", predict_tfidf(len(labels))), ("finetune", predict_finetuned(args, labels, device))):
         if {method, "both"} & set(args.methods):
             parts[method] = out_of_fold(predict, texts, label_ids, len(labels), fold_of, bar=method == "tfidf")
@@ -94,7 +94,6 @@ def main():
             noisy, planted = plant(label_ids, len(labels), noise, seed)
             if not len(planted):
                 raise UserError(f"--noise {noise}: no row of {len(texts)} would get a wrong label, expected a larger share")
-            check_folds(noisy, args.folds)
             for method, probs in judge(args, device, labels, texts, noisy):
                 for ranking in args.ranking:
                     suspects = rank_suspects(noisy, probs, ranking)

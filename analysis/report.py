@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
 from utils import (Problems, add_model_options, check_output_folder, find_label_file, positive_int, read_labels, run_script,
-                   softmax)
+                   seed_number, softmax)
 from modeling import get_logger, load_checkpoint, select_device
 from dirty import find_label_errors
 from duplicates import find_conflicts
@@ -48,7 +48,7 @@ def parse_arguments():
     parser.add_argument("--baseline", action="store_true",
                         help="also train character TF-IDF + logistic regression and show its accuracy")
     parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for the training features; "": keep none')
-    parser.add_argument("--seed", type=int, default=3, help="of the folds for suspect labels and of the interpreters")
+    parser.add_argument("--seed", type=seed_number, default=3, help="of the folds for suspect labels and of the interpreters")
     return parser.parse_args()
 
 

@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import (Problems, UserError, add_model_options, check_output, complete_file, find_label_file, positive_int,
-                   read_labelled, read_labels, run_script, softmax)
+from utils import (Problems, add_model_options, check_outputs, complete_file, find_label_file, positive_int, read_labelled,
+                   read_labels, run_script, seed_number, softmax)
 from modeling import get_logger, load_checkpoint, select_device
 from influence import METHODS, cached_features, extract_features, influence_scores, nearest_rows
 from texts_to_explain import read_rows
@@ -41,7 +41,7 @@ def parse_arguments():
     parser.add_argument("--sim_fn", choices=["cos", "dot", "euc"],
                         help="how features or gradients are compared; None: cos, or dot where the method has only that")
     parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for the training features; "": keep none')
-    parser.add_argument("--seed", type=int, default=3, help="for command lines of other scripts: nothing here is random")
+    parser.add_argument("--seed", type=seed_number, default=3, help="for command lines of other scripts: nothing here is random")
     args = parser.parse_args()
     args.sim_fn = args.sim_fn or METHODS[args.method][0]
     if args.sim_fn not in METHODS[args.method]:
@@ -93,10 +93,7 @@ def main():
     select_device(args.device)
     label_path, train_path = find_label_file(args), os.path.join(args.dataset_dir, args.train_file)
     inputs = [train_path, label_path, args.interpret_input_file, args.params_path]
-    check_output(args.interpret_result_file, inputs)
-    check_output(args.jsonl_file, inputs)
-    if os.path.realpath(args.interpret_result_file) == os.path.realpath(args.jsonl_file):
-        raise UserError(f"{args.jsonl_file}: named as both outputs, expected two files")
+    check_outputs([args.interpret_result_file, args.jsonl_file], inputs, args.dataset_dir)
     problems = Problems()
     if os.path.isfile(label_path):
         read_labels(label_path, problems)

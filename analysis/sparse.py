@@ -28,10 +28,10 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import (Problems, UserError, add_model_options, check_output, complete_file, find_label_file, positive_int,
-                   read_labels, read_texts, run_script)
+from utils import (Problems, UserError, add_model_options, check_outputs, complete_file, find_label_file, positive_int,
+                   read_labels, read_lines, read_texts, run_script, seed_number)
 from modeling import get_logger, load_checkpoint, select_device
-from augmentation import AUG_TYPES, STRATEGIES, augment, load_source
+from augmentation import AUG_TYPES, STRATEGIES, augment, load_source, proportion
 from duplicates import comparison_key
 from evaluate import read_splits
 from influence import cached_features, nearest_rows, normalize, sparse_scores
@@ -70,13 +70,13 @@ def parse_arguments():
     parser.add_argument("--aug_strategy", choices=["duplicate", *STRATEGIES], default="substitute")
     parser.add_argument("--aug_type", choices=AUG_TYPES, default="synonym", help="source of new words (substitute, insert)")
     parser.add_argument("--create_n", type=positive_int, default=1, help="variants per supporting row")
-    parser.add_argument("--aug_percent", type=float, default=0.1, help="part of the words that change, 0 to 1")
+    parser.add_argument("--aug_percent", type=proportion, default=0.1, help="part of the words that change, 0 to 1")
     parser.add_argument("--custom_file_path", help="JSON dictionary {word: [word, ...]} (--aug_type custom)")
     parser.add_argument("--mlm_model", help="masked LM, a folder or a name (--aug_type mlm)")
     parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for features; "": keep none')
-    parser.add_argument("--seed", type=int, default=3, help="of the augmentation")
+    parser.add_argument("--seed", type=seed_number, default=3, help="of the augmentation")
     args = parser.parse_args()
-    for name, low in (("aug_percent", 0), ("max_overlap", 0), ("support_threshold", -1)):
+    for name, low in (("max_overlap", 0), ("support_threshold", -1)):
         if not low <= getattr(args, name) <= 1:
             parser.error(f"--{name} {getattr(args, name)}: expected {low} to 1")
     if (args.annotate or args.aug_strategy == "duplicate") and (args.custom_file_path or args.mlm_model):
@@ -141,13 +141,13 @@ def check_files(args, label_path):
     if os.path.realpath(inputs[0]) == os.path.realpath(inputs[1]):
         raise UserError(f"{inputs[1]}: is the training file too, in which no text is sparse, expected other texts as --dev_file")
     inputs += [label_path, args.params_path] + [path for path in (args.custom_file_path, args.mlm_model) if path]
-    outputs = []
-    for name in (args.sparse_file, args.support_file, args.report_file):
-        path = os.path.join(args.dataset_dir, name)
-        check_output(path, inputs)
-        if os.path.realpath(path) in map(os.path.realpath, outputs):
-            raise UserError(f"{path}: named as two outputs, expected three files")
-        outputs.append(path)
+    outputs = [os.path.join(args.dataset_dir, name) for name in (args.sparse_file, args.support_file, args.report_file)]
+    check_outputs(outputs, inputs, args.dataset_dir)
+    if args.annotate and os.path.isfile(outputs[1]):
+        for number, line in read_lines(outputs[1], Problems()):
+            if "\t" in line:
+                raise UserError(f"{outputs[1]}:{number}: has been labelled, which would be lost, expected another "
+                                "--support_file, or this one moved away")
     return outputs
 
 
@@ -160,19 +160,27 @@ def read_files(args, labels, problems):
     train, dev = read_splits(args, labels, problems)
     if not args.annotate:
         return train, dev, None
-    unlabeled, left_out = read_candidates(path, train[0] + dev[0], problems)
-    get_logger().info(f"{path}: {len(unlabeled)} texts, without {left_out} that repeat or are in {args.train_file} or "
-                      f"{args.dev_file}")
+    unlabeled, left_out = read_candidates(path, train[0] + dev[0] + read_evaluation_texts(args), problems)
+    get_logger().info(f"{path}: {len(unlabeled)} texts, without {left_out} that repeat or are in {args.train_file}, "
+                      f"{args.dev_file}, dev.txt or test.txt")
     if not unlabeled:
-        raise UserError(f"{path}: no text is new, expected texts that are neither in {args.train_file} nor {args.dev_file}")
+        raise UserError(f"{path}: no text is new, expected texts that are not in {args.train_file}, {args.dev_file}, dev.txt or "
+                        "test.txt")
     return train, dev, unlabeled
+
+
+def read_evaluation_texts(args):
+    """Texts of dev.txt and test.txt in dataset_dir where they exist: what is evaluated on must not come into training."""
+    paths = [os.path.join(args.dataset_dir, name) for name in ("dev.txt", "test.txt")]
+    problems = Problems()  # not the user's concern in this run
+    return [line.split("\t")[0] for path in paths if os.path.isfile(path) for _, line in read_lines(path, problems)]
 
 
 def make_variants(args, support, train, dev, source):
     """Augment the supporting training rows. Returns a list of (Support, variant)."""
     variants = augment([train[0][found.candidate] for found in support], args.aug_strategy, args.aug_type, args.create_n,
                        args.aug_percent, args.seed, args.custom_file_path, args.mlm_model, args.batch_size,
-                       exclude=train[0] + dev[0], source=source)
+                       exclude=train[0] + dev[0] + read_evaluation_texts(args), source=source)
     missing = sum(not texts for texts in variants)
     if missing == len(support):
         raise UserError(f"--aug_strategy {args.aug_strategy}: nothing new could be made of the {missing} supporting rows, "

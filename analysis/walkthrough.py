@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
 from utils import (Problems, UserError, check_output_folder, complete_file, positive_int, read_json, read_labelled, read_labels,
-                   run_script, softmax, tokenize)
+                   run_script, seed_number, softmax, tokenize)
 from modeling import load_checkpoint, predict_logits, select_device
 from evaluate import score
 from measure_dirty import plant
@@ -40,7 +40,7 @@ def parse_arguments():
     parser.add_argument("--source_dir", required=True, help="folder of train.txt, dev.txt and label.txt")
     parser.add_argument("--model_name_or_path", required=True, help="the model to train, as for train.py")
     parser.add_argument("--output_dir", default="build/walkthrough", help="folder of all data and results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[1, 2, 3])
     parser.add_argument("--noise", type=float, default=0.2, help="share of the labels of train replaced at random")
     parser.add_argument("--learning_rate", default="5e-4")
     parser.add_argument("--num_train_epochs", type=positive_int, default=4)

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import (TokenizedTexts, UserError, add_model_options, check_output, complete_file, find_label_file, pad_batch,
-                   positive_int, read_labels, run_script, softmax, sorted_batches, tokenize)
+from utils import (TokenizedTexts, UserError, add_model_options, check_outputs, complete_file, find_label_file, pad_batch,
+                   positive_int, read_labels, run_script, seed_number, softmax, sorted_batches, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device
 from texts_to_explain import read_rows
 from trustai_setup import import_trustai, interpreted_model, prepare_interpretdl
@@ -36,7 +36,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_model_options(parser)
-    parser.add_argument("--seed", type=int, default=3, help="seed of lime, gradshap and the random words of --faithfulness")
+    parser.add_argument("--seed", type=seed_number, default=3, help="seed of lime, gradshap and --faithfulness")
     parser.add_argument("--interpreter", choices=list(STEPS), default="ig",
                         help="ig: integrated gradients; lime; gradshap; attention: of the last layer")
     parser.add_argument("--steps", type=positive_int,
@@ -268,12 +268,9 @@ def make_page(rows, results, labels, count, **about):
 
 def main():
     args = parse_arguments()
-    if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed {args.seed}: out of range, expected 0 to {2**32 - 1}")
     label_path = find_label_file(args)
     inputs = [args.interpret_input_file, label_path, args.params_path]
-    check_output(args.html_file, inputs)
-    check_output(args.output_file, inputs + [args.html_file])
+    check_outputs([args.html_file, args.output_file], inputs, args.dataset_dir)
     if args.interpreter == "gradshap":
         prepare_interpretdl()  # where it is missing, before slow work
     select_device(args.device)
