@@ -7,6 +7,8 @@ since they are asked for again and again with the same model.
 import contextlib
 import hashlib
 import os
+import zipfile
+import zlib
 
 import numpy as np
 from tqdm import tqdm
@@ -35,7 +37,7 @@ def cached_features(checkpoint, params_path, texts, batch_size, cache_dir, descr
         return extract_features(checkpoint, texts, batch_size, description)
     path = os.path.join(cache_dir, f"{features_key(checkpoint, params_path, texts)}.npz")
     shapes = ((len(texts), checkpoint.model.classifier.weight.shape[0]), (len(texts), len(checkpoint.labels)))
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError):  # what NumPy raises for files that are not whole
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # files that are not whole
         with np.load(path, allow_pickle=False) as saved:
             features, logits = saved["features"], saved["logits"]
         if (features.shape, logits.shape) == shapes and features.dtype == logits.dtype == np.float32:

@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import (Problems, add_model_options, check_output_folder, find_label_file, positive_int, read_labels, run_script,
-                   seed_number, softmax)
+from utils import (Problems, UserError, add_model_options, check_output_folder, find_label_file, positive_int, read_labels,
+                   run_script, seed_number, softmax)
 from modeling import get_logger, load_checkpoint, select_device
 from dirty import find_label_errors
 from duplicates import find_conflicts
@@ -29,7 +29,7 @@ from influence import cached_features, sparse_scores
 from sent_interpret import find_influences
 from word_interpret import STEPS, interpret, make_segments
 
-FOLDS = 5  # for the suspect labels, fewer where the largest class has fewer rows
+FOLDS = 5  # for the suspect labels
 NUM_NEAREST = 3  # training rows shown per text, and those whose similarity decides how well a text is covered
 
 
@@ -68,13 +68,16 @@ def describe_rows(train, indices, labels):
 
 def list_suspects(args, train, labels):
     """The template's entries on the labels of train: estimate, suspects, conflicts and num_conflicts."""
-    largest = int(np.bincount(train[1]).max())
-    suspects = find_label_errors(*train, len(labels), folds=max(2, min(FOLDS, largest)), seed=args.seed)
-    rows = describe_rows(train, suspects.order[:args.num_suspects], labels)
-    for row, index in zip(rows, suspects.order):
-        row.update(score=suspects.score[index], suggestion=labels[suspects.suggested[index]])
+    try:
+        suspects = find_label_errors(*train, len(labels), FOLDS, args.seed)
+        rows, estimate = describe_rows(train, suspects.order[:args.num_suspects], labels), suspects.estimated
+        for row, index in zip(rows, suspects.order):
+            row.update(score=suspects.score[index], suggestion=labels[suspects.suggested[index]])
+    except UserError as error:
+        get_logger().warning(f"No suspect labels in the report: too little training data ({error}).")
+        rows, estimate = [], "–"
     conflicts = find_conflicts(*train)
-    return {"estimate": suspects.estimated, "suspects": rows, "num_conflicts": len(conflicts),
+    return {"estimate": estimate, "suspects": rows, "num_conflicts": len(conflicts),
             "conflicts": [{"similarity": similarity, "rows": describe_rows(train, group, labels)}
                           for similarity, group in conflicts[:args.num_suspects]]}
 
@@ -122,7 +125,7 @@ def main():
     analysis = {"interpreter": args.interpreter, "cases": explain_cases(checkpoint, args, most_confident, train),
                 **list_suspects(args, train, labels),
                 **list_uncovered(args, train, dev, *features, probs[1].argmax(axis=1), labels)}
-    baseline = train_baseline(*train, dev, labels) if args.baseline else None
+    baseline = train_baseline(train, dev, labels) if args.baseline else None
     write_report(args.report_dir, labels, *metrics, bad_cases, baseline, args.params_path, analysis)
     get_logger().info(f"Report saved in {os.path.join(args.report_dir, 'report.html')}")
 

@@ -99,7 +99,7 @@ def main():
         read_labels(label_path, problems)
         if problems.count:
             read_labelled(train_path, [], problems)
-            problems.report()  # before the model is loaded, which would report label.txt alone
+            read_rows(args.interpret_input_file, [], problems)  # reports them all, before the model is loaded
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
     train = read_labelled(train_path, checkpoint.labels, problems, label_path)
     rows = read_rows(args.interpret_input_file, checkpoint.labels, problems)

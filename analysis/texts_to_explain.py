@@ -1,5 +1,6 @@
 """The file of texts to explain, as word_interpret.py and sent_interpret.py read it, and the model's own answers to them."""
 
+import os
 from typing import NamedTuple, Optional
 
 from utils import Problems, read_lines
@@ -17,9 +18,13 @@ def read_rows(path, labels, problems=None):
 
     A header as evaluate.py and predict.py write it is skipped, and then the file may have the columns of these, too
     (bad_case.txt with its confidence). The prediction is not used: what is explained is the model's own.
-    labels: the model's. Raises UserError naming all lines that are wrong, and what `problems`, where given, held before.
+    labels: the model's; empty where they are not known: then any is accepted. Raises UserError naming all lines that are
+    wrong, and what `problems`, where given, held before.
     """
     problems, rows, columns = Problems() if problems is None else problems, [], 3
+    if not os.path.exists(path):
+        problems.add(path, None, "file not found", "texts to explain, such as the bad_case.txt that analysis/evaluate.py writes")
+        problems.report()
     for number, line in read_lines(path, problems):
         text, *others = line.split("\t")
         if number == 1 and line.startswith(HEADERS):
@@ -28,7 +33,7 @@ def read_rows(path, labels, problems=None):
             problems.add(path, number, "empty text" if others else "empty line", "<text>[<tab><label>[<tab><prediction>]]")
         elif 1 + len(others) > columns:
             problems.add(path, number, f"{1 + len(others)} columns", "one to three: <text>[<tab><label>[<tab><prediction>]]")
-        elif others and others[0] and others[0] not in labels:
+        elif labels and others and others[0] and others[0] not in labels:
             problems.add(path, number, f"label {others[0]!r} is not one of the model's", f"one of its {len(labels)} labels")
         else:
             rows.append(Row(text, (others or [None])[0] or None))

@@ -14,6 +14,7 @@ Writes  output_dir/seed-N/NAME/: data files, checkpoint and metrics.json of each
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from utils import (Problems, UserError, check_output_folder, complete_file, positive_int, read_json, read_labelled, read_labels,
                    run_script, seed_number, softmax, tokenize)
-from modeling import load_checkpoint, predict_logits, select_device
+from modeling import WEIGHTS, load_checkpoint, predict_logits, select_device
 from evaluate import score
 from measure_dirty import plant
 
@@ -67,7 +68,7 @@ def write_rows(path, texts, names):
 
 def read_rows(path):
     """(texts, label names) of a file that one of the scripts wrote."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", newline="\n") as file:
         rows = [line.rstrip("\n").split("\t") for line in file]
     return [row[0] for row in rows], [row[1] for row in rows]
 
@@ -81,8 +82,8 @@ def make_folder(folder, source_dir, train, held_out):
     shutil.copy(os.path.join(source_dir, "label.txt"), folder)
 
 
-def train_and_test(folder, args, seed, labels):
-    """(accuracy, macro-F1) on test.txt of a model trained on the folder, 0 to 1."""
+def train_and_test(folder, args, seed, test):
+    """(accuracy, macro-F1), 0 to 1, on test (list of str, int64 label ids) of a model trained on the folder."""
     checkpoint_dir = os.path.join(folder, "checkpoint")
     if not os.path.isfile(os.path.join(checkpoint_dir, "config.json")):
         run("train.py", "--model_name_or_path", args.model_name_or_path, "--data_dir", folder, "--output_dir", checkpoint_dir,
@@ -91,17 +92,14 @@ def train_and_test(folder, args, seed, labels):
             "--metric_for_best_model", "accuracy", "--load_best_model_at_end", "--evaluation_strategy", "epoch",
             "--save_strategy", "epoch", "--save_total_limit", 1, "--overwrite_output_dir",
             *(["--device", args.device] if args.device else []))
-    problems = Problems()
-    texts, label_ids = read_labelled(os.path.join(folder, "test.txt"), labels, problems)
-    problems.report()
     checkpoint = load_checkpoint(checkpoint_dir)
-    metrics = score(label_ids, softmax(predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 32)))
+    metrics = score(test[1], softmax(predict_logits(checkpoint, tokenize(test[0], checkpoint.encode), 32)))
     with complete_file(os.path.join(folder, "metrics.json")) as file:
         json.dump(metrics, file, ensure_ascii=False, indent=2)
     return metrics["accuracy"], metrics["macro_f1"]
 
 
-def run_seed(args, seed, texts, label_ids, labels):
+def run_seed(args, seed, texts, label_ids, test, labels):
     """Results of one seed: {name: (number of training rows, accuracy, macro-F1)}."""
     names = np.array(labels)
     order = np.random.default_rng(seed).permutation(len(texts))
@@ -118,7 +116,7 @@ def run_seed(args, seed, texts, label_ids, labels):
 
     def measure(name, train, ids):
         make_folder(folder(name), args.source_dir, train, rows(held_out, ids))
-        results[name] = (len(train[0]), *train_and_test(folder(name), args, seed, labels))
+        results[name] = (len(train[0]), *train_and_test(folder(name), args, seed, test))
 
     measure("clean", rows(kept, label_ids), label_ids)
     measure("noisy", rows(kept, noisy_ids), noisy_ids)
@@ -128,8 +126,9 @@ def run_seed(args, seed, texts, label_ids, labels):
         run("analysis/dirty.py", "--dataset_dir", folder("noisy"), "--dirty_num", round(args.noise * len(kept)),
             "--dirty_file", "train_dirty.txt", "--rest_file", "train_dirty_rest.txt", "--seed", seed)
     listed, unlisted = read_rows(dirty), read_rows(rest)
-    truth = {text: names[label_ids[i]] for i, text in enumerate(texts)}
-    relabelled = [truth[text] for text in listed[0]]
+    with open(os.path.join(folder("noisy"), "train_dirty_report.tsv"), encoding="utf-8", newline="\n") as file:
+        lines = [int(row.split("\t")[1]) for row in list(file)[1:]]
+    relabelled = names[label_ids[kept[np.array(lines) - 1]]].tolist()  # what a person would write
     print(f"seed {seed}: {np.mean([a != b for a, b in zip(listed[1], relabelled)]):.1%} of the {len(relabelled)} rows that "
           "dirty.py lists are wrong", flush=True)
     measure("dropped", unlisted, noisy_ids)
@@ -150,8 +149,14 @@ def check_options(args):
     """UserError where output_dir holds trainings with other options, which must not be taken for these."""
     path = os.path.join(args.output_dir, "options.json")
     options = {name: value for name, value in vars(args).items() if name not in ("output_dir", "seeds", "device")}
+    files = [os.path.join(args.source_dir, name) for name in ("train.txt", "dev.txt", "label.txt")]
+    files += [os.path.join(args.model_name_or_path, name) for name in ("config.json", "vocab.txt", WEIGHTS)]
+    for name in filter(os.path.isfile, files):
+        with open(name, "rb") as file:
+            options[name] = hashlib.sha256(file.read()).hexdigest()
     if os.path.isfile(path) and read_json(path) != options:
-        raise UserError(f"{path}: this folder was made with other options, expected the same, or another --output_dir")
+        raise UserError(f"{path}: this folder was made with other options, data or another model, expected the same, or another "
+                        "--output_dir")
     with complete_file(path) as file:
         json.dump(options, file, ensure_ascii=False, indent=2)
 
@@ -165,14 +170,17 @@ def main():
     problems = Problems()
     labels = read_labels(os.path.join(args.source_dir, "label.txt"), problems)
     texts, label_ids = read_labelled(os.path.join(args.source_dir, "train.txt"), labels, problems)
+    test = read_labelled(os.path.join(args.source_dir, "dev.txt"), labels, problems)
     problems.report()
+    if round(HELD_OUT * len(texts)) < 1 or len(texts) < 2 * len(labels):
+        raise UserError(f"{args.source_dir}/train.txt: {len(texts)} rows are too few to hold out a tenth of them, expected more")
     check_options(args)
     select_device(args.device)
-    results = [run_seed(args, seed, texts, label_ids, labels) for seed in args.seeds]
+    results = [run_seed(args, seed, texts, label_ids, test, labels) for seed in dict.fromkeys(args.seeds)]
     lines = ["data\tseeds\ttrain rows\taccuracy %\tmacro-F1 %\taccuracy of each seed"]
     for name in results[0]:
         rows, accuracy, f1 = (np.array([result[name][place] for result in results]) for place in range(3))
-        spread = [f"{values.mean() * 100:.2f} ± {values.std(ddof=1 if len(values) > 1 else 0) * 100:.2f}"
+        spread = [f"{values.mean() * 100:.2f}" + (f" ± {values.std(ddof=1) * 100:.2f}" if len(values) > 1 else "")
                   for values in (accuracy, f1)]
         lines.append("\t".join([name, str(len(results)), f"{rows.mean():.0f}", *spread,
                                 " ".join(f"{value * 100:.2f}" for value in accuracy)]))

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
 
-from utils import (TokenizedTexts, UserError, add_model_options, check_outputs, complete_file, find_label_file, pad_batch,
-                   positive_int, read_labels, run_script, seed_number, softmax, sorted_batches, tokenize)
+from utils import (Problems, TokenizedTexts, UserError, add_model_options, check_outputs, complete_file, find_label_file,
+                   pad_batch, positive_int, read_labels, run_script, seed_number, softmax, sorted_batches, tokenize)
 from modeling import get_logger, load_checkpoint, predict_logits, select_device
 from texts_to_explain import read_rows
 from trustai_setup import import_trustai, interpreted_model, prepare_interpretdl
@@ -62,7 +62,7 @@ def interpret(checkpoint, texts, interpreter="ig", batch_size=32, steps=None, se
     or copies run at once; steps: see --steps, None takes STEPS. Leaves the model as it was.
     Returns a list of dicts in the order of the texts: {"prediction": class id, "probability": 0 to 1, "words": [(word, start,
     end, attribution), ...]}. A positive attribution speaks for the predicted class; its unit is probability for ig, gradshap
-    and lime, and attention has none. It is None for words that max_seq_length cuts off. Raises UserError.
+    and lime; attention is a share, never negative. It is None for words that max_seq_length cuts off. Raises UserError.
     """
     located = [locate_tokens(checkpoint, text) for text in texts]
     tokens = tokenize(texts, checkpoint.encode)
@@ -85,7 +85,7 @@ def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32,
     - lime (Ribeiro et al. 2016, arXiv:1602.04938): tokens become [UNK] at random, a linear model is fitted to the outcome;
       [CLS] and [SEP] always stay, since a text without them is none;
     - gradshap (Lundberg and Lee 2017, arXiv:1705.07874): gradients at random points between zero and noisy word embeddings;
-    - attention: what [CLS] pays each token in the last layer, before the softmax, summed over the heads.
+    - attention: what [CLS] pays each token in the last layer, mean of the heads' scores, 0 to 1. It has no direction.
     """
     import paddle
 
@@ -122,12 +122,17 @@ def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32,
                 with paddle.no_grad():
                     return attention(inputs)
 
+        def finish(attributions):
+            if interpreter == "attention":  # TrustAI leaves the softmax out and sums the heads: scores of any sign and size
+                return softmax(attributions[None] / model.config.num_attention_heads)[0]
+            return attributions
+
         one_by_one = interpreter in ("ig", "lime")  # TrustAI fills their batches from a single text
         with tqdm(total=len(rows), desc="Interpreting", unit=" texts", delay=2, leave=False) as progress:
             for batch in sorted_batches([len(row) for row in rows], 1 if one_by_one else batch_size):
                 ids = paddle.to_tensor(pad_batch([rows[index] for index in batch], checkpoint.pad_id))
                 for index, result in zip(batch, explain((ids,), labels=classes[batch])):
-                    values[index] = np.asarray(result.attributions, dtype=np.float64)[:len(rows[index])]
+                    values[index] = finish(np.asarray(result.attributions, dtype=np.float64)[:len(rows[index])])
                 progress.update(len(batch))
     return values
 
@@ -274,10 +279,13 @@ def main():
     if args.interpreter == "gradshap":
         prepare_interpretdl()  # where it is missing, before slow work
     select_device(args.device)
+    problems, rows = Problems(), None
     if os.path.isfile(label_path):
-        read_rows(args.interpret_input_file, read_labels(label_path))
+        labels = read_labels(label_path, problems)
+        rows = read_rows(args.interpret_input_file, [] if problems.count else labels, problems)  # may be a pipe: read once
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
-    rows = read_rows(args.interpret_input_file, checkpoint.labels)
+    if rows is None:
+        rows = read_rows(args.interpret_input_file, checkpoint.labels)
     texts = [row.text for row in rows]
     get_logger().info("Start word level interpretation, it will take some time...")
     results = interpret(checkpoint, texts, args.interpreter, args.batch_size, args.steps, args.seed)

@@ -131,7 +131,7 @@ def test_rare_classes():
     assert LABELS[suspects.suggested[-1]] == "医疗费用"
     few = find_label_errors(["甲", "乙", "丙", "丁"], np.array([0, 0, 1, 1]), 2, folds=2)  # no character is in two texts
     assert sorted(few.order.tolist()) == [0, 1, 2, 3]
-    with pytest.raises(UserError, match="--folds 200: the largest class has 110 rows"):
+    with pytest.raises(UserError, match="--folds 200: the largest class has 110 different texts"):
         find_label_errors([text for text, _ in rows], label_ids, len(LABELS), folds=200)
     with pytest.raises(UserError, match="all of one class"):
         find_label_errors(["a", "b"], np.array([1, 1]), 2)

@@ -28,4 +28,4 @@ def test_one_seed(tiny_data, tiny_model, tmp_path):
     assert not {text for text in labels_of("augmented")} & {line.split("\t")[0] for line in read_lines(tiny_data / "dev.txt")}
 
     process = run(*words, "--noise", 0.3)
-    assert_user_error(process, f"{tmp_path}/options.json: this folder was made with other options")
+    assert_user_error(process, f"{tmp_path}/options.json: this folder was made with other options, data or another model")
