@@ -161,11 +161,10 @@ def read_files(args, labels, problems):
     if not args.annotate:
         return train, dev, None
     unlabeled, left_out = read_candidates(path, train[0] + dev[0] + read_evaluation_texts(args), problems)
-    get_logger().info(f"{path}: {len(unlabeled)} texts, without {left_out} that repeat or are in {args.train_file}, "
-                      f"{args.dev_file}, dev.txt or test.txt")
+    get_logger().info(f"{path}: {len(unlabeled)} texts, without {left_out} that repeat or are in a training, dev or test "
+                      "file")
     if not unlabeled:
-        raise UserError(f"{path}: no text is new, expected texts that are not in {args.train_file}, {args.dev_file}, dev.txt or "
-                        "test.txt")
+        raise UserError(f"{path}: no text is new, expected texts that are in no training, dev or test file")
     return train, dev, unlabeled
 
 

@@ -61,7 +61,7 @@ def test_annotate_finds_the_classes_that_train_lacks(data, checkpoint):
     assert process.returncode == 0, process.stderr
     log = LOG.findall(process.stderr)
     count = len(split_off(DATA / "train.txt")[1]) + 30
-    assert f"{data}/data.txt: {count} texts, without 351 that repeat or are in train.txt or dev.txt" in log
+    assert f"{data}/data.txt: {count} texts, without 351 that repeat or are in a training, dev or test file" in log
     assert any(line.startswith("dev.txt is searched for sparse texts. After training on what is found, accuracy on the same file")
                for line in log)
     sparse, support = (read_report(data / "sparse_report.tsv", stage) for stage in ("sparse", "support"))
