@@ -158,7 +158,8 @@ def test_a_folder_with_its_marker_is_complete(tmp_path):
 def run_python(code, **environ):
     environ = {**{name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")},
                **environ}
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, encoding="utf-8", capture_output=True)
+    shell = ["sh", "-c", '"$@"; exit $?', "sh"]  # a parent with the same environment, as ranks have in their launcher
+    return subprocess.run([*shell, sys.executable, "-c", code], cwd=ROOT, env=environ, encoding="utf-8", capture_output=True)
 
 
 def test_process_set_up_uses_all_cores_shares_them_and_respects_the_user():
