@@ -134,6 +134,10 @@ def test_words_that_make_the_question_are_not_deleted():
         operator.create_n = 50
         made = operator.augment("孩子反复咳嗽发烧流鼻涕不能吃什么海鲜牛肉")[0]
         assert len(made) > 10 and all("不能" in variant and "什么" in variant for variant in made)
+    text = "昆明人民医院要不要挂号检查大约多少钱什么时候出院"
+    for strategy in ("delete", "swap"):
+        made = augment([text], strategy, create_n=50, aug_percent=0.3)[0]
+        assert len(made) > 3 and all(part in variant for variant in made for part in ("多少钱", "要不要", "什么时候"))
 
 
 def test_augmented_file(tmp_path):
@@ -269,7 +273,17 @@ def test_masked_lm_that_would_guess_at_random_is_refused(masked_lms, checkpoint,
     (tmp_path / "evil").mkdir()
     shutil.copy(masked_lms / "paddle/config.json", tmp_path / "evil")
     (tmp_path / "evil/model_state.pdparams").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    for folder, part in ((tmp_path / "bare", "holds no weights"), (checkpoint, "no weights of a masked LM's head"),
+    shutil.copytree(masked_lms / "paddle", tmp_path / "half")
+    import paddle
+
+    state = paddle.load(str(tmp_path / "half/model_state.pdparams"))
+    name = next(name for name in state if name.startswith("cls.") and "bias" not in name)
+    state.pop(name)
+    paddle.save(state, str(tmp_path / "half/model_state.pdparams"))
+    shutil.copytree(masked_lms / "paddle", tmp_path / "no_config")
+    (tmp_path / "no_config/config.json").unlink()
+    for folder, part in ((tmp_path / "half", f"lacks 1 parameters, {name}"), (tmp_path / "no_config", "no config.json"),
+                         (tmp_path / "bare", "holds no weights"), (checkpoint, "no weights of a masked LM's head"),
                          (tmp_path / "old", "LayerNorm.weight among them"), (tmp_path / "evil", "refused, its pickle refers to")):
         with pytest.raises(UserError, match=part):
             MaskedLM(str(folder))

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, assert_user_error, read_lines, run, write_lines
 
 sys.path.insert(0, str(ROOT / "analysis"))  # its scripts import each other as standalone scripts do
-from dirty import combine, find_label_errors
+from dirty import combine, find_label_errors, keep_corrections, split_folds
 from duplicates import comparison_key, find_conflicts
 from utils import UserError
 
@@ -153,6 +153,18 @@ def test_like_texts_against_all_pairs():
     for similarity, (one, other) in found:
         assert similarity == pytest.approx(cosines[one, other], abs=1e-5)
     assert comparison_key("　ＣＴ 检查，多少钱？") == "ct检查多少钱" and comparison_key("？？") == "??"
+    different = ["抗原+", "抗原-", "抗原", "血压≥140", "血压≤140", "血糖5.6", "血糖56", "3-5天", "35天"]
+    assert len(set(map(comparison_key, different))) == len(different)
+
+
+def test_equal_texts_share_a_fold_and_corrections_are_kept(tmp_path):
+    texts = [f"第{i}条看牙多少钱{mark}" for i in range(20) for mark in ("", "？", " 。")]
+    fold_of = split_folds(texts, np.arange(60) // 3 % 2, 5, 3)
+    assert (fold_of.reshape(20, 3) == fold_of[::3, None]).all() and sorted(set(fold_of.tolist())) == [0, 1, 2, 3, 4]
+    write_lines(tmp_path / "train_dirty.txt", [f"{texts[0]}\t甲", f"{texts[1]}\t乙"])
+    keep_corrections(tmp_path / "train_dirty.txt", texts[:2], np.array([0, 1]), ["甲", "乙"])
+    with pytest.raises(UserError, match="train_dirty.txt:2: 1 of its rows are not in the training file"):
+        keep_corrections(tmp_path / "train_dirty.txt", texts[:2], np.array([0, 0]), ["甲", "乙"])
 
 
 def test_wrong_input_is_refused_before_anything_is_written(tmp_path):

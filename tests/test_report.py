@@ -21,7 +21,8 @@ def reported(checkpoint, tmp_path_factory):
     write_lines(folder / "dev.txt", [*dev, f"<b>感冒</b> & 发烧\t{LABELS[-1]}", f"<b>感冒</b> & 发烧？\t{LABELS[0]}"])
     write_lines(folder / "label.txt", LABELS)
     process = run("analysis/report.py", "--dataset_dir", folder, "--params_path", checkpoint, "--report_dir", folder / "report",
-                  "--num_cases", 5, "--num_suspects", 7, "--num_uncovered", 9, "--cache_dir", folder / "cache", "--device", "cpu")
+                  "--num_cases", 5, "--num_suspects", 7, "--num_uncovered", 9, "--cache_dir", folder / "cache", "--device", "cpu",
+                  "--baseline")
     assert process.returncode == 0, process.stderr
     return folder, process
 
@@ -37,6 +38,7 @@ def test_the_page_joins_all_parts(reported, checkpoint):
     page = (folder / "report/report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<b>感冒" not in page  # dev texts are text, not HTML
+    assert "Baseline accuracy" in page
 
     metrics = json.loads((folder / "report/metrics.json").read_text(encoding="utf-8"))["dev"]
     wrong = metrics["size"] - sum(row[i] for i, row in enumerate(metrics["confusion_matrix"]))

@@ -87,6 +87,19 @@ def test_feature_similarity_is_trustais(folder, model):
         assert result.neg_scores == pytest.approx([found["score"] for found in row["negative"]], abs=1e-4)
 
 
+def test_a_damaged_cache_is_made_anew(model, checkpoint, tmp_path):
+    from influence import cached_features
+
+    features, logits = cached_features(model[0], checkpoint, TEXTS, 32, tmp_path, "texts")
+    path, = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for damaged in (whole[:1000], b"", whole[:200] + b"\xff" * 50 + whole[250:]):
+        path.write_bytes(damaged)
+        for value, expected in zip(cached_features(model[0], checkpoint, TEXTS, 32, tmp_path, "texts"), (features, logits)):
+            assert value == pytest.approx(expected, abs=1e-5)
+        assert len(path.read_bytes()) == len(whole)
+
+
 @pytest.fixture(scope="module")
 def small(model):
     """110 training texts, and features and logits of them and of TEXTS."""

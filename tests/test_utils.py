@@ -10,8 +10,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import (Problems, TokenizedTexts, UserError, check_splits, complete_file, complete_folder, pad_batch, read_labelled,
-                   read_labels, read_texts, sorted_batches)
+from utils import (Problems, TokenizedTexts, UserError, check_outputs, check_splits, complete_file, complete_folder, pad_batch,
+                   read_labelled, read_labels, read_texts, sorted_batches)
 
 LABELS = ["病因", "其他"]
 
@@ -182,3 +182,13 @@ def test_padding_and_batches_by_length():
     assert [batch.tolist() for batch in batches] == [[1, 3], [0, 2], [4]]
     tokens = TokenizedTexts(np.arange(3, dtype=np.int32), np.array([0, 2, 3]), np.array([5, 6]))
     assert tokens[0]["input_ids"].tolist() == [0, 1] and tokens[1]["labels"] == 6 and len(tokens) == 2
+
+
+def test_outputs_are_no_data_files_and_not_each_other(tmp_path):
+    check_outputs([tmp_path / "a", tmp_path / "new/b"], [tmp_path / "train.txt"], tmp_path)
+    for outputs, wrong in ((["a", "dev.txt"], "is an input of this run"), (["other.txt"], "is an input of this run"),
+                           (["a", "./a"], "named for two outputs"), (["in"], "is a folder"), (["file/b"], "cannot be")):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=wrong):
+            check_outputs([f"{tmp_path}/{name}" for name in outputs], [f"{tmp_path}/other.txt"], tmp_path)
