@@ -268,8 +268,8 @@ def main():
     args = parse_arguments()
     device, info = select_device(args.device), get_logger().info
     train_path, label_path = os.path.join(args.dataset_dir, args.train_file), find_label_file(args)
-    outputs = [os.path.join(args.dataset_dir, name) for name in
-               (args.dirty_file, args.rest_file, args.report_file, args.duplicate_file) if name]
+    names = [args.dirty_file, args.rest_file, args.report_file] + ([args.duplicate_file] if args.duplicate_file else [])
+    outputs = [os.path.join(args.dataset_dir, name) for name in names]
     check_outputs(outputs, [train_path, label_path, args.params_path], args.dataset_dir)
     problems, checkpoint, labels = Problems(), None, []
     if args.method == "confident" or os.path.isfile(label_path):
