@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from utils import UserError, complete_file, tokenize
+from utils import UserError, complete_file, softmax, tokenize
 from modeling import WEIGHTS, config_path, get_logger, predict_features
 
 METHODS = {  # how sent_interpret.py may compare texts: method -> its similarities, the default first
@@ -115,12 +115,10 @@ def influence_scores(method, sim_fn, train, queries):
     representer: alpha of `fit_representer` for the predicted class, times f.f' (Yeh et al. 2018, arXiv:1811.09720), as in
         TrustAI: without the bias, which adds the same alpha to every query.
     """
-    from scipy.special import softmax
-
     (features, logits, label_ids), (query_features, query_logits) = train, queries
     guesses = query_logits.argmax(axis=1)
     if method == "representer":
-        alpha = fit_representer(features, softmax(logits.astype(np.float64), axis=1))[0].astype(np.float32).T
+        alpha = fit_representer(features, softmax(logits.astype(np.float64)))[0].astype(np.float32).T
         return lambda part: alpha[guesses[part]] * (query_features[part] @ features.T)
     if method == "gradient_similarity":
         slopes, query_slopes = loss_slopes(logits, label_ids), loss_slopes(query_logits, guesses)
@@ -148,9 +146,7 @@ def loss_slopes(logits, label_ids):
 
     The label's entry is minus the sum of the others, so that it is exact for texts that the model is sure of.
     """
-    from scipy.special import softmax
-
-    slopes, rows = softmax(logits.astype(np.float64), axis=1), np.arange(len(logits))
+    slopes, rows = softmax(logits.astype(np.float64)), np.arange(len(logits))
     slopes[rows, label_ids] = 0
     slopes[rows, label_ids] = -slopes.sum(axis=1)
     return slopes

@@ -52,11 +52,14 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def explain_cases(checkpoint, args, cases, train):
-    """Bad cases (as of `evaluate.find_bad_cases`) with their shaded words and nearest training rows."""
+def explain_cases(checkpoint, args, cases, train, train_outputs, outputs):
+    """Bad cases (as of `evaluate.find_bad_cases`) with their shaded words and nearest training rows.
+
+    train_outputs, outputs: (features, logits) of the training rows and of the cases.
+    """
     texts = [case["text"] for case in cases]
     explained = interpret(checkpoint, texts, args.interpreter, args.batch_size, seed=args.seed)
-    found = find_influences(checkpoint, args.params_path, train, texts, args.batch_size, NUM_NEAREST, cache_dir=args.cache_dir)
+    found = find_influences(checkpoint.labels, train, train_outputs, texts, outputs, NUM_NEAREST) if cases else []
     return [{**case, "segments": make_segments(case["text"], answer["words"]), "nearest": rows["positive"]}
             for case, answer, rows in zip(cases, explained, found)]
 
@@ -111,20 +114,21 @@ def main():
     labels = checkpoint.labels
     train, dev = read_splits(args, labels, problems)
 
-    features, probs, metrics = [], [], []
-    for name, split in (("train", train), ("dev", dev)):
-        split_features, logits = cached_features(checkpoint, args.params_path, split[0], args.batch_size, args.cache_dir, name)
-        features.append(split_features)
-        probs.append(softmax(logits))
-        metrics.append(score(split[1], probs[-1]))
+    outputs = [cached_features(checkpoint, args.params_path, split[0], args.batch_size, args.cache_dir, name)
+               for name, split in (("train", train), ("dev", dev))]
+    features, probs = [split[0] for split in outputs], [softmax(split[1]) for split in outputs]
+    metrics = [score(split[1], split_probs) for split, split_probs in zip((train, dev), probs)]
+    guesses = probs[1].argmax(axis=1)
     log_metrics(labels, *metrics)
     metrics[1]["expected_calibration_error"], metrics[1]["calibration_bins"] = calibration(dev[1], probs[1])
     bad_cases = find_bad_cases(*dev, probs[1], labels)
-    most_confident = sorted(bad_cases, key=lambda case: -case["confidence"])[:args.num_cases]
+    most_confident = sorted(range(len(bad_cases)), key=lambda i: -bad_cases[i]["confidence"])[:args.num_cases]
     get_logger().info(f"Explaining {len(most_confident)} of {len(bad_cases)} bad cases, it will take some time...")
-    analysis = {"interpreter": args.interpreter, "cases": explain_cases(checkpoint, args, most_confident, train),
-                **list_suspects(args, train, labels),
-                **list_uncovered(args, train, dev, *features, probs[1].argmax(axis=1), labels)}
+    rows = np.flatnonzero(guesses != dev[1])[most_confident]  # of the cases in dev
+    cases = explain_cases(checkpoint, args, [bad_cases[i] for i in most_confident], train, outputs[0],
+                          [array[rows] for array in outputs[1]])
+    analysis = {"interpreter": args.interpreter, "cases": cases, **list_suspects(args, train, labels),
+                **list_uncovered(args, train, dev, *features, guesses, labels)}
     baseline = train_baseline(train, dev, labels) if args.baseline else None
     write_report(args.report_dir, labels, *metrics, bad_cases, baseline, args.params_path, analysis)
     get_logger().info(f"Report saved in {os.path.join(args.report_dir, 'report.html')}")

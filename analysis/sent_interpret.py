@@ -49,19 +49,17 @@ def parse_arguments():
     return args
 
 
-def find_influences(checkpoint, params_path, train, texts, batch_size=32, top_k=3, method="feature_similarity", sim_fn=None,
-                    cache_dir=None):
+def find_influences(labels, train, train_outputs, texts, outputs, top_k=3, method="feature_similarity", sim_fn=None):
     """The training rows with the most positive and the most negative influence on the model's answers.
 
-    train: (list of str, label_ids int64 [num_rows]); texts: list of str; method, sim_fn: see `influence.influence_scores`.
+    labels: names by class id; train: (list of str, label_ids int64 [num_rows]); texts: list of str; train_outputs, outputs:
+    (features, logits) of both, as of `influence.extract_features`; method, sim_fn: see `influence.influence_scores`.
     Returns a list of dicts, one per text: text, predict_label, probability (0 to 1, of predict_label), positive and
     negative: lists of dicts of text, label, score, line (number from 1 in the training file), the strongest first.
     """
-    features, logits = cached_features(checkpoint, params_path, train[0], batch_size, cache_dir, "train")
-    queries = extract_features(checkpoint, texts, batch_size, "the texts")
-    score = influence_scores(method, sim_fn or METHODS[method][0], (features, logits, train[1]), queries)
+    score = influence_scores(method, sim_fn or METHODS[method][0], (*train_outputs, train[1]), outputs)
     positive, positive_scores, negative, negative_scores = nearest_rows(score, len(texts), top_k, lowest=True)
-    labels, probs = checkpoint.labels, softmax(queries[1])
+    probs = softmax(outputs[1])
 
     def describe(indices, scores):
         return [{"text": train[0][index], "label": labels[train[1][index]], "score": float(f"{score:.6g}"), "line": index + 1}
@@ -103,8 +101,10 @@ def main():
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
     train = read_labelled(train_path, checkpoint.labels, problems, label_path)
     rows = read_rows(args.interpret_input_file, checkpoint.labels, problems)
-    found = find_influences(checkpoint, args.params_path, train, [row.text for row in rows], args.batch_size, args.top_k,
-                            args.method, args.sim_fn, args.cache_dir)
+    train_outputs = cached_features(checkpoint, args.params_path, train[0], args.batch_size, args.cache_dir, "train")
+    texts = [row.text for row in rows]
+    outputs = extract_features(checkpoint, texts, args.batch_size, "the texts")
+    found = find_influences(checkpoint.labels, train, train_outputs, texts, outputs, args.top_k, args.method, args.sim_fn)
     found = [{**result, "label": row.label} for result, row in zip(found, rows)]
     with complete_file(args.interpret_result_file) as blocks, complete_file(args.jsonl_file) as lines:
         blocks.write("\n".join(format_block(row) for row in found))
