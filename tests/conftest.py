@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,22 @@ def train_options(model, data, output, **changes):
     return words
 
 
+def thousand_texts():
+    """Real texts, emoji, texts of next to nothing, very long ones and random Unicode, in random order."""
+    generator = random.Random(3)
+    real = [line.split("\t")[0] for name in ("dev.txt", "test.txt", "train.txt") for line in read_lines(ROOT / "data" / name)]
+    texts = real[:650] + [text + generator.choice("😀👨‍👩‍👧🏥💊❤️") for text in real[:100]]
+    texts += ["", "\u3000\u200b", "。", "?", "[PAD]", "[SEP][CLS]", "a", "１"]
+    texts += ["".join(generator.sample(real, 40)) for _ in range(40)] + ["长" * 3000, "long " * 2000]
+    characters = [chr(code) for code in range(0x20, 0x30000) if not 0xD800 <= code < 0xE000]
+    known = sorted(set("".join(real)))  # else nearly every token would be [UNK]
+    while len(texts) < 1000:
+        length = generator.randint(1, 90)
+        texts.append("".join(generator.choice(generator.choice((known, characters))) for _ in range(length)))
+    generator.shuffle(texts)
+    return texts
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """About 20 training and 5 dev rows per class of the sample data, with label.txt and data.txt."""
@@ -89,6 +106,16 @@ def checkpoint(tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp("trained") / "checkpoint"
     process = run(*train_options(tiny_model, ROOT / "data", folder, num_train_epochs=10, learning_rate="3e-3"))
     assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, tmp_path_factory):
+    """A folder made by export_model.py --onnx; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("exported") / "export"
+    process = run("export_model.py", "--params_path", checkpoint, "--output_path", folder, "--onnx")
+    assert process.returncode == 0, process.stderr
+    assert "Largest logit difference between checkpoint and ONNX model: " in process.stderr
     return folder
 
 
@@ -133,3 +160,42 @@ def ernie_m(tmp_path_factory):
     assert process.returncode == 0, process.stderr
     assert json.loads((folder / "checkpoint/eval_results.json").read_text())["eval_accuracy"] > 0.7
     return folder
+
+
+@pytest.fixture(scope="session")
+def predicted(checkpoint, tmp_path_factory):
+    """1,000 texts and what predict.py says of them: (list of str, list of its JSON objects with top_k 3)."""
+    folder = tmp_path_factory.mktemp("predicted")
+    real = [line.split("\t")[0] for line in read_lines(ROOT / "data/train.txt")]
+    texts = [text for text in thousand_texts() if text.strip() and not set(text) & set("\t\n\r\0")]
+    texts += real[-(1000 - len(texts)):]
+    write_lines(folder / "data.txt", texts)
+    process = run("predict.py", "--params_path", checkpoint, "--dataset_dir", folder, "--device", "cpu", "--output_format",
+                  "jsonl", "--top_k", 3, "--output_file", folder / "answers")
+    assert process.returncode == 0, process.stderr
+    answers = [json.loads(line) for line in read_lines(folder / "answers")]
+    assert len(texts) == 1000 and [answer["text"] for answer in answers] == texts
+    return texts, answers
+
+
+def assert_answers_agree(answers, expected):
+    """The labels and confidences of a server are those of predict.py.
+
+    answers: per text a list of (label, confidence), best first; expected: the JSON objects of `predicted`.
+    """
+    for answer, right in zip(answers, expected):
+        assert [label for label, _ in answer] == [top["label"] for top in right["top_k"]][:len(answer)], right["text"]
+        wanted = [top["probability"] for top in right["top_k"]][:len(answer)]
+        assert [confidence for _, confidence in answer] == pytest.approx(wanted, abs=1e-4), right["text"]
+    assert len(answers) == len(expected)
+
+
+def server_python(name):
+    """The Python of a server's own environment, which `make test` makes. Without it the module is skipped, in CI it fails."""
+    python = ROOT / f".venv-{name}/bin/python"
+    if not python.exists():
+        message = f"{python} is missing, expected what `make .venv-{name}/.installed` makes"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message, allow_module_level=True)
+    return python

@@ -3,14 +3,13 @@
 import csv
 import json
 import os
-import random
 import shutil
 import sys
 import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, read_lines, run, thousand_texts, write_lines
 
 from utils import UserError, pad_batch, softmax
 
@@ -21,16 +20,6 @@ INFER, DATA = "deploy/predictor/infer.py", ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
 
 
-@pytest.fixture(scope="module")
-def exported(checkpoint, tmp_path_factory):
-    """A folder made by export_model.py --onnx; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("exported") / "export"
-    process = run("export_model.py", "--params_path", checkpoint, "--output_path", folder, "--onnx")
-    assert process.returncode == 0, process.stderr
-    assert "Largest logit difference between checkpoint and ONNX model: " in process.stderr
-    return folder
-
-
 @pytest.fixture
 def copy(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "copy", ignore=shutil.ignore_patterns("*.int8-*"))
@@ -39,22 +28,6 @@ def copy(exported, tmp_path):
 def infer(folder, *more, **options):
     """Run infer.py on data/data.txt unless told otherwise."""
     return run(INFER, "--model_path_prefix", folder, "--dataset_dir", DATA, *more, **options)
-
-
-def thousand_texts():
-    """Real texts, emoji, texts of next to nothing, very long ones and random Unicode, in random order."""
-    generator = random.Random(3)
-    real = [line.split("\t")[0] for name in ("dev.txt", "test.txt", "train.txt") for line in read_lines(DATA / name)]
-    texts = real[:650] + [text + generator.choice("😀👨‍👩‍👧🏥💊❤️") for text in real[:100]]
-    texts += ["", "\u3000\u200b", "。", "?", "[PAD]", "[SEP][CLS]", "a", "１"]
-    texts += ["".join(generator.sample(real, 40)) for _ in range(40)] + ["长" * 3000, "long " * 2000]
-    characters = [chr(code) for code in range(0x20, 0x30000) if not 0xD800 <= code < 0xE000]
-    known = sorted(set("".join(real)))  # else nearly every token would be [UNK]
-    while len(texts) < 1000:
-        length = generator.randint(1, 90)
-        texts.append("".join(generator.choice(generator.choice((known, characters))) for _ in range(length)))
-    generator.shuffle(texts)
-    return texts
 
 
 def paddle_inference(prefix, rows, pad_id):

@@ -12,14 +12,15 @@ import logging
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
-from utils import Problems, UserError, complete_file, pad_batch, read_json, read_labelled, read_labels, softmax, sorted_batches
+DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
+from exported import read_export
+from utils import Problems, UserError, complete_file, pad_batch, read_labelled, softmax, sorted_batches
 
 CALIBRATION_TEXTS = 2000  # of a calibration file at most, evenly spaced
 MOST_THREADS = 256
@@ -27,51 +28,6 @@ ALWAYS_THERE, MOST_POSITIONS = 512, 10000  # tokens that every BERT and ERNIE ta
 LARGEST_DROP = 0.5  # points of accuracy that INT8 may cost
 LARGEST_SIZE = 0.4  # share of the fp32 file, above which an INT8 file is remarked on
 logger = logging.getLogger("predictor")
-
-
-class Export(NamedTuple):
-    """An exported model as `read_export` returns it."""
-
-    onnx_path: str
-    tokenizer_path: str
-    labels: list  # of str, position = class id
-    max_seq_length: int  # tokens, special tokens included
-    pad_id: int
-
-
-def read_export(path):
-    """Find out what an exported folder holds. path: the folder, or folder/float32, folder/pruned_model. UserError."""
-    folder, prefix = (path, None) if os.path.isdir(path) else os.path.split(path)
-    folder = folder or "."
-    if not os.path.isdir(folder):
-        raise UserError(f"{path}: no such folder or model, expected what export_model.py --onnx or prune.py wrote")
-    deploy_path = os.path.join(folder, "deploy.json")
-    if not os.path.isfile(deploy_path):
-        raise UserError(f"{folder}: deploy.json is missing, expected a folder that export_model.py --onnx or prune.py wrote")
-    deploy = read_json(deploy_path)
-    model = str(deploy.get("model_file")).replace(".pdmodel", "")
-    if prefix not in (None, "", model):
-        raise UserError(f"{path}: no such model, expected {os.path.join(folder, model)} or {folder}")
-    for name in ("max_seq_length", "pad_token_id", "num_labels"):
-        if type(deploy.get(name)) is not int:
-            raise UserError(f"{deploy_path}: {name} is {deploy.get(name)!r}, expected a number")
-    tokenizer_path = os.path.join(folder, "tokenizer.json")
-    if not os.path.isfile(tokenizer_path):
-        raise UserError(f"{folder}: tokenizer.json is missing, and the tokenizer of model type {deploy.get('model_type')!r} may "
-                        "not have that form (ERNIE-M has not), expected an exported ERNIE or BERT; predict.py takes all models")
-    onnx_path = os.path.join(folder, str(deploy.get("onnx_file")))
-    if model.endswith(("int8", "quant_emb")):
-        raise UserError(f"{folder}: a graph that Paddle has quantized, which ONNX Runtime cannot run, expected export/ or "
-                        "width_mult_X/ with --use_quantize")
-    if "onnx_file" not in deploy or not os.path.isfile(onnx_path):
-        command = ("that of the pruning (python prune.py ...) with --onnx" if model != "float32" else
-                   f"python export_model.py --params_path ./checkpoint/ --output_path {folder} --onnx")
-        raise UserError(f"{folder}: no ONNX model here; this command makes it: {command}")
-    labels = read_labels(os.path.join(folder, "label.txt"))
-    if len(labels) != deploy["num_labels"]:
-        raise UserError(f"{os.path.join(folder, 'label.txt')}: {len(labels)} labels, expected the {deploy['num_labels']} that "
-                        "deploy.json says")
-    return Export(onnx_path, tokenizer_path, labels, deploy["max_seq_length"], deploy["pad_token_id"])
 
 
 def open_session(model, name, device, device_id=0):
@@ -106,7 +62,8 @@ class Predictor:
     use_fp16: 16-bit floats (GPU only). num_threads: threads that run batches on a CPU; None: one per usable core.
     batch_size: texts per batch at most. max_seq_length: tokens; None: as in training. calibration_file: labelled texts, on
     which a new INT8 model is compared with fp32; it is refused where it loses more than LARGEST_DROP points of accuracy,
-    unless allow_accuracy_drop. labels: list of str, position = class id. Raises UserError.
+    unless allow_accuracy_drop. labels: list of str, position = class id. onnx_model: the model that runs, a path, or bytes
+    where its INT8 form could not be kept. Raises UserError.
     """
 
     def __init__(self, path, device="cpu", quantize=False, use_fp16=False, device_id=0, num_threads=None, batch_size=32,
@@ -136,6 +93,7 @@ class Predictor:
             raise UserError(f"--max_seq_length {self.max_seq_length}: expected 3 or more")
         self._tokenizer.enable_truncation(self.max_seq_length)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="predictor")
+        self.onnx_model = self._export.onnx_path
         if quantize:
             self._session = self._int8_session(calibration_file, allow_accuracy_drop)
         elif use_fp16:
@@ -226,6 +184,7 @@ class Predictor:
 
             open_session(self._export.onnx_path, self._export.onnx_path, "gpu", device_id)  # refused before the work
             write_model(path, to_fp16(self._export.onnx_path))
+        self.onnx_model = path
         return open_session(path, path, "gpu", device_id)
 
     def _int8_session(self, calibration_file, allow_accuracy_drop):
@@ -260,6 +219,7 @@ class Predictor:
                 logger.warning(f"The comparison is not kept: {error}")
         if model is not None:
             write_model(path, model)
+        self.onnx_model = path if os.path.isfile(path) else model
         if "agreement" not in figures:
             logger.warning("INT8 was not compared with fp32: there is no calibration file.")
             return session
