@@ -130,15 +130,22 @@ class Predictor:
                 raise ValueError(f"text {index} holds a lone surrogate, expected Unicode text")
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
 
+    def batch_probabilities(self, texts):
+        """As `probabilities`, but all texts as one batch, in the calling thread: for callers with threads of their own."""
+        return softmax(self._run(self._session, self.tokenize(texts)))
+
+    def _run(self, session, rows):
+        """float32 [num_texts, num_classes] of rows of token ids, run as one batch."""
+        batch = pad_batch(rows, self._export.pad_id)
+        names = [item.name for item in session.get_inputs()]
+        return session.run(None, {name: batch if name == "input_ids" else np.zeros_like(batch) for name in names})[0]
+
     def _logits(self, session, rows, progress=None):
         """float32 [num_texts, num_classes] of rows of token ids, in their order."""
-        names = [item.name for item in session.get_inputs()]
         logits = np.empty((len(rows), len(self.labels)), np.float32)
 
         def run(indices):
-            batch = pad_batch([rows[index] for index in indices], self._export.pad_id)
-            feed = {name: batch if name == "input_ids" else np.zeros_like(batch) for name in names}
-            logits[indices] = session.run(None, feed)[0]
+            logits[indices] = self._run(session, [rows[index] for index in indices])
             if progress is not None:
                 progress.update(len(indices))
 

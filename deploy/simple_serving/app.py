@@ -1,0 +1,277 @@
+"""The HTTP interface: request and answer schemas with their limits, routes, error answers, metrics, authorization, logs."""
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from typing import Annotated, Union
+
+import numpy as np
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from batching import QueueFull
+
+HEALTH = ("/health/live", "/health/ready")  # need no token, and are not logged
+PROTECTED = ("/predict", "/taskflow/cls", "/metrics")
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
+logger = logging.getLogger("serving")
+
+
+class Strict(BaseModel):
+    """Fields of exactly their types, and no others: a mistyped name is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Answer(BaseModel):
+    label: str
+    confidence: float
+
+
+class TextAnswer(Answer):
+    top_k: list[Answer]
+
+
+class Predicted(BaseModel):
+    result: list[TextAnswer]
+
+
+class TaskflowPrediction(BaseModel):
+    label: str
+    score: float
+
+
+class TaskflowAnswer(BaseModel):
+    predictions: list[TaskflowPrediction]
+    text: str
+
+
+class TaskflowPredicted(BaseModel):
+    result: list[TaskflowAnswer]
+
+
+class Problem(BaseModel):
+    field: str = Field(description="where in the request, e.g. data.text.0; empty: the request as a whole")
+    message: str
+
+
+class Refused(BaseModel):
+    errors: list[Problem]
+
+
+class Status(BaseModel):
+    status: str
+
+
+REFUSALS = {code: {"model": Refused, "description": meaning} for code, meaning in (
+    (400, "not HTTP or JSON that can be read"), (401, "no token, or a wrong one"), (413, "the body is too large"),
+    (422, "a field is wrong"), (500, "the model failed"), (503, "too many texts are waiting; come back later"))}
+
+
+def request_schemas(num_labels, limits):
+    """The classes of the two requests, with the limits in them: (of /predict, of /taskflow/cls)."""
+    one_text = Annotated[str, Field(min_length=1, max_length=limits.max_text_length, pattern=r"\S")]
+    some_texts = Annotated[list[one_text], Field(min_length=1, max_length=limits.max_texts)]
+
+    class Data(Strict):
+        text: some_texts
+
+    class Parameters(Strict):
+        top_k: int = Field(1, ge=1, le=num_labels)
+
+    class PredictRequest(Strict):
+        data: Data
+        parameters: Parameters = Parameters()
+        model_config = ConfigDict(json_schema_extra={"examples": [
+            {"data": {"text": ["头疼怎么办", "拔牙多少钱"]}, "parameters": {"top_k": min(3, num_labels)}}]})
+
+    class TaskflowData(Strict):
+        text: Union[one_text, some_texts]
+
+    class TaskflowRequest(Strict):
+        data: TaskflowData
+        parameters: dict = Field({}, description="taken for old clients, and without effect")
+        model_config = ConfigDict(json_schema_extra={"examples": [{"data": {"text": ["头疼怎么办", "拔牙多少钱"]}}]})
+
+    return PredictRequest, TaskflowRequest
+
+
+class Metrics:
+    """What /metrics shows, for Prometheus."""
+
+    def __init__(self, waiting):
+        self.registry = CollectorRegistry()
+        self.requests = Counter("serving_requests", "Requests answered", ["path", "status"], registry=self.registry)
+        self.seconds = Histogram("serving_request_seconds", "Time from the request to its answer", ["path"], buckets=SECONDS,
+                                 registry=self.registry)
+        self.texts = Counter("serving_texts", "Texts labelled", registry=self.registry)
+        self.batches = Histogram("serving_batch_size", "Texts per batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+                                 registry=self.registry)
+        Gauge("serving_queue_texts", "Texts that wait for a batch", registry=self.registry).set_function(waiting)
+
+
+def json_response(content, status=200, headers=None):
+    body = json.dumps(content, ensure_ascii=False).encode()
+    return Response(body, status, headers, "application/json")
+
+
+def refuse(status, message, field="", headers=None):
+    return json_response({"errors": [{"field": field, "message": message}]}, status, headers)
+
+
+def make_app(batcher, labels, limits, token, state):
+    """The ASGI application.
+
+    batcher: a MicroBatcher; its on_batch is set here. labels: list of str, position = class id. limits: with max_texts,
+    max_text_length (characters) and max_body_bytes. token: str, or None: no authorization. state: with draining (bool).
+    """
+    PredictRequest, TaskflowRequest = request_schemas(len(labels), limits)
+    app = FastAPIOffline(title="Text classification", version="1", redoc_url=None, separate_input_output_schemas=False,
+                         description="Single-label classification of texts. All errors have the form of `Refused`.")
+    metrics = Metrics(lambda: batcher.waiting)
+    batcher.on_batch = metrics.batches.observe
+    bearer = [Depends(HTTPBearer(auto_error=False))] if token else []  # for the OpenAPI page; `Guard` checks
+
+    async def best(texts, top_k):
+        """Per text the top_k (label, confidence), best first."""
+        probs = await batcher(texts)
+        metrics.texts.inc(len(texts))
+        top = np.argsort(-probs, axis=1, kind="stable")[:, :top_k]
+        return [[(labels[index], round(row[index], 6)) for index in classes]
+                for row, classes in zip(probs.tolist(), top.tolist())]
+
+    @app.post("/predict", response_model=Predicted, responses=REFUSALS, dependencies=bearer)
+    async def predict(request: PredictRequest):
+        """Label texts; confidences are probabilities."""
+        answers = [[{"label": label, "confidence": confidence} for label, confidence in text]
+                   for text in await best(request.data.text, request.parameters.top_k)]
+        return json_response({"result": [{**text[0], "top_k": text} for text in answers]})
+
+    @app.post("/taskflow/cls", response_model=TaskflowPredicted, responses=REFUSALS, dependencies=bearer)
+    async def taskflow(request: TaskflowRequest):
+        """The form of PaddleNLP's SimpleServer with a Taskflow."""
+        texts = [request.data.text] if isinstance(request.data.text, str) else request.data.text
+        answers = await best(texts, 1)
+        return json_response({"result": [{"predictions": [{"label": label, "score": score} for label, score in answer],
+                                          "text": text} for text, answer in zip(texts, answers)]})
+
+    @app.get("/health/live", response_model=Status)
+    async def live():
+        """The process runs."""
+        return json_response({"status": "live"})
+
+    @app.get("/health/ready", response_model=Status, responses={503: {"model": Refused}})
+    async def ready():
+        """Requests are welcome: not while the server is shutting down or its queue is full."""
+        if state.draining or batcher.waiting >= batcher.max_queue:
+            return refuse(503, "shutting down" if state.draining else "the queue is full")
+        return json_response({"status": "ready"})
+
+    @app.get("/metrics", dependencies=bearer, responses={200: {"content": {"text/plain": {}}}, 401: REFUSALS[401]},
+             response_class=Response)
+    async def show_metrics():
+        """Figures in Prometheus's text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error):
+        errors = [{"field": ".".join(map(str, item["loc"][1:])), "message": item["msg"]} for item in error.errors()[:20]]
+        if error.errors()[0]["type"] == "json_invalid":
+            errors = [{"field": "", "message": "the body is not JSON"}]
+        return json_response({"errors": errors}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error):
+        message = "the body is not UTF-8 or not JSON" if error.status_code == 400 else str(error.detail)
+        return refuse(error.status_code, message, headers=error.headers)
+
+    @app.exception_handler(QueueFull)
+    async def full(request: Request, error):
+        return refuse(503, "too many texts are waiting, come back later", headers={"Retry-After": "1"})
+
+    known = {route.path for route in app.routes if hasattr(route, "path")}
+    return Guard(app, known, limits, token, state, metrics)
+
+
+class Guard:
+    """What holds for every request, around the application: request id, token, size of the body, metrics, a line of log.
+
+    The body is read here, bounded, before anything is parsed. While draining, each answer ends its connection.
+    """
+
+    def __init__(self, app, known, limits, token, state, metrics):
+        self.app, self.known, self.limits, self.state, self.metrics = app, known, limits, state, metrics
+        self.authorization = f"Bearer {token}".encode() if token else None
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start, headers, status = time.perf_counter(), dict(scope["headers"]), 500
+        wanted = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = wanted if re.fullmatch(r"[\w.-]{1,64}", wanted, re.ASCII) else uuid.uuid4().hex
+
+        async def answer(message):
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = [(b"x-request-id", request_id.encode())] + [(b"connection", b"close")] * self.state.draining
+                message = {**message, "headers": [*message.get("headers", []), *extra]}
+            await send(message)
+
+        try:
+            refusal, body = await self.check(scope, headers, receive)
+            if refusal:
+                await refusal(scope, receive, answer)
+            else:
+                await self.app(scope, replay(body, receive), answer)
+        except Exception:  # the client gets a neutral answer, the log the traceback
+            logger.exception("request %s failed", request_id)
+            await refuse(500, "internal error, see the server's log")(scope, receive, answer)
+        path, seconds = scope["path"] if scope["path"] in self.known else "other", time.perf_counter() - start
+        self.metrics.requests.labels(path, status).inc()
+        self.metrics.seconds.labels(path).observe(seconds)
+        if path not in HEALTH or status != 200:
+            logger.info("request", extra={"fields": {
+                "request_id": request_id, "client": (scope.get("client") or ["-"])[0], "method": scope["method"],
+                "path": path, "status": status, "ms": round(seconds * 1000, 2)}})
+
+    async def check(self, scope, headers, receive):
+        """(the refusal as a response, None) or (None, the whole body)."""
+        given = headers.get(b"authorization", b"")
+        if self.authorization and scope["path"] in PROTECTED and not hmac.compare_digest(given, self.authorization):
+            return refuse(401, "the header Authorization: Bearer <token> is missing or wrong", "Authorization",
+                          {"WWW-Authenticate": "Bearer", "Connection": "close"}), None
+        limit, body = self.limits.max_body_bytes, bytearray()
+        too_large = refuse(413, f"the body has more than {limit} bytes", headers={"Connection": "close"})
+        if int(headers.get(b"content-length", b"0")) > limit:  # the HTTP parser takes digits only
+            return too_large, None
+        more = True
+        while more:
+            try:
+                message = await asyncio.wait_for(receive(), self.limits.body_seconds)
+            except asyncio.TimeoutError:
+                return refuse(408, "the body did not come in time", headers={"Connection": "close"}), None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > limit:
+                return too_large, None
+        return None, bytes(body)
+
+
+def replay(body, receive):
+    """An ASGI receive function that gives the body that was read, then what the server says further."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def next_message():
+        return messages.pop() if messages else await receive()
+    return next_message

@@ -1,0 +1,166 @@
+"""Serve an exported model by HTTP, with ONNX Runtime; no Paddle is needed.
+
+    python server.py --export_dir ../../export
+    python server.py --export_dir ../../export --use_quantize --calibration_file ../../data/dev.txt
+    python server.py --export_dir ../../export --host 0.0.0.0 --port 8189 --token_file token.txt
+    python server.py --export_dir ../../export --device gpu --use_fp16
+
+Reads   export_dir, written by export_model.py --onnx or prune.py --onnx; token_file, one line.
+Serves  POST /predict and /taskflow/cls, GET /health/live, /health/ready, /metrics, /docs, /openapi.json.
+Writes  a JSON object per event and request to standard error. SIGTERM or Ctrl-C: it takes no new connections, answers what
+        it has accepted, and ends with code 0; a second one ends it at once.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), os.path.join(os.path.dirname(HERE), "predictor")]
+from utils import UserError, positive_int, run_script
+
+try:
+    import uvicorn
+
+    from app import make_app
+except ImportError as missing:
+    print(f"the package {missing.name} is missing, expected `pip install -r deploy/simple_serving/requirements.txt`",
+          file=sys.stderr)
+    sys.exit(2)
+from batching import MicroBatcher
+from predictor import Predictor
+
+BACKLOG, KEEP_ALIVE_SECONDS, QUIET_SECONDS = 2048, 65, 1.0  # the last: when shutting down, for requests on their way
+logger = logging.getLogger("serving")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--export_dir", default="../../export", help="exported folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine")
+    parser.add_argument("--port", type=int, default=8189, help="0: any free one, which the log names")
+    parser.add_argument("--token_file", help="file with a token that requests must bring: Authorization: Bearer <token>")
+    model = parser.add_argument_group("model")
+    model.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    model.add_argument("--device_id", type=int, default=0, help="number of the GPU")
+    model.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
+    model.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU)")
+    model.add_argument("--calibration_file", help="labelled texts on which INT8 is compared with fp32")
+    model.add_argument("--allow_accuracy_drop", action="store_true", help="use INT8 even where it costs more than 0.5 points")
+    model.add_argument("--num_threads", type=positive_int, help="CPU threads; None: one per usable core")
+    model.add_argument("--batch_size", type=positive_int, help="texts per batch; None: 4 on a CPU, 32 on a GPU")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max_texts", type=positive_int, default=256, help="texts per request")
+    limits.add_argument("--max_text_length", type=positive_int, default=10000, help="characters per text")
+    limits.add_argument("--max_body_bytes", type=positive_int, default=1 << 20, help="bytes per request")
+    limits.add_argument("--max_queue", type=positive_int, default=2048, help="texts that may wait; beyond: status 503")
+    limits.add_argument("--max_connections", type=positive_int, default=1000, help="open connections; beyond: status 503")
+    limits.add_argument("--body_seconds", type=positive_int, default=30, help="a request's body must come within these")
+    limits.add_argument("--drain_seconds", type=positive_int, default=30, help="accepted requests may take so long at the end")
+    args = parser.parse_args()
+    if not 0 <= args.port <= 65535:
+        parser.error(f"--port {args.port}: expected 0 to 65535")
+    if args.max_queue < args.max_texts:
+        parser.error(f"--max_queue {args.max_queue}: expected at least --max_texts, {args.max_texts}")
+    return args
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON; texts of requests are never logged."""
+
+    def format(self, record):
+        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+                 "level": record.levelname, "message": record.getMessage(), **getattr(record, "fields", {})}
+        if record.exc_info:
+            entry["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def set_up_logging():
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in ("serving", "predictor"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def read_token(path):
+    """The token in a file of one line. UserError."""
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="ascii") as file:
+            token = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected a file with the token in one line of ASCII") from None
+    if len(token) < 16 or any(not "!" <= char <= "~" for char in token):
+        raise UserError(f"{path}: holds no token, expected one line of 16 or more visible ASCII characters")
+    return token
+
+
+def listen(host, port):
+    """A listening socket. UserError where there can be none."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise UserError(f"{host}:{port}: cannot listen there ({error.strerror}), expected a free port as --port and an address "
+                        "of this machine as --host") from None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; ends without losing a request. state: one attribute, draining."""
+
+    draining = False
+
+    def handle_exit(self, sig, frame):
+        self.force_exit, self.should_exit = self.should_exit, True  # uvicorn would raise the signal again at the end
+
+    async def shutdown(self, sockets=None):
+        """Stop listening, let each open connection bring its next answer as the last one, then end as uvicorn does.
+
+        Without the pause a connection that is idle, but on which a request is on its way, would be reset.
+        """
+        logger.info("shutting down: answering what was accepted")
+        self.draining = True
+        for server in self.servers:
+            server.close()
+        end = time.monotonic() + QUIET_SECONDS
+        while self.server_state.connections and time.monotonic() < end and not self.force_exit:
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+
+def main():
+    args = parse_arguments()
+    set_up_logging()
+    token = read_token(args.token_file)
+    predictor = Predictor(args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
+                          calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop)
+    batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
+    # the largest batch that can come: memory is laid out once, and the first request is not slow
+    predictor.batch_probabilities(["暖" * args.max_text_length] * batch_size)
+    listening = listen(args.host, args.port)
+    # one batch more than cores: it is ready when another ends
+    batcher = MicroBatcher(predictor.batch_probabilities, batch_size, predictor.num_threads + 1, args.max_queue)
+    server = Server(uvicorn.Config(
+        None, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=KEEP_ALIVE_SECONDS, server_header=False,
+        timeout_graceful_shutdown=args.drain_seconds, limit_concurrency=args.max_connections))
+    server.config.app = make_app(batcher, predictor.labels, args, token, server)
+    if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
+        logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
+    logger.info("listening", extra={"fields": {
+        "url": f"http://{args.host}:{listening.getsockname()[1]}", "labels": len(predictor.labels),
+        "max_seq_length": predictor.max_seq_length, "threads": predictor.num_threads, "batch_size": batch_size}})
+    server.run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,77 @@
+"""Many clients at once against deploy/simple_serving: what the tests and the bench put a load on the server with."""
+
+import asyncio
+import json
+import time
+
+
+def encode(text, top_k=1):
+    """The HTTP request of one text."""
+    body = json.dumps({"data": {"text": [text]}, "parameters": {"top_k": top_k}}).encode()
+    return b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body), body)
+
+
+class Client(asyncio.Protocol):
+    """One keep-alive connection. outcome: None for a connection that ended, else (status, body)."""
+
+    def __init__(self):
+        self.buffer, self.answer, self.closing = b"", None, False
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def ask(self, request):
+        """Send a request; returns a future of (status, body), or of None where the connection ends without an answer."""
+        self.answer = asyncio.get_running_loop().create_future()
+        if self.closing:
+            self.answer.set_result(None)
+        else:
+            self.transport.write(request)
+        return self.answer
+
+    def data_received(self, data):
+        self.buffer += data
+        head, found, body = self.buffer.partition(b"\r\n\r\n")
+        if found:
+            head = head.lower()
+            length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+            if len(body) >= length:
+                self.buffer = body[length:]
+                self.closing = b"connection: close" in head
+                self.answer.set_result((int(head.split(b" ", 2)[1]), body[:length]))
+
+    def connection_lost(self, error):
+        self.closing = True
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(None)
+
+
+async def drive(port, clients, work, on_answer, keep_alive=True):
+    """Let `clients` clients work at once: each takes an item of the iterator `work`, (key, request), waits for the answer,
+    gives it to on_answer(key, status or None where there was none, body, seconds), and takes the next.
+
+    Ends when the work is done, or when the server takes no connections any more. Returns how many requests found none.
+    """
+    loop, refused = asyncio.get_running_loop(), 0
+
+    async def client():
+        nonlocal refused
+        connection = None
+        for key, request in work:
+            if connection is None or connection.closing or not keep_alive:
+                if connection is not None:
+                    connection.transport.close()
+                try:
+                    _, connection = await loop.create_connection(Client, "127.0.0.1", port)
+                except OSError:
+                    refused += 1
+                    return
+            start = time.perf_counter()
+            outcome = await connection.ask(request)
+            on_answer(key, *(outcome or (None, b"")), time.perf_counter() - start)
+        if connection is not None:
+            connection.transport.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return refused
