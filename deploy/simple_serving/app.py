@@ -1,14 +1,14 @@
 """The HTTP interface: request and answer schemas with their limits, routes, error answers, metrics, authorization, logs."""
 
-import asyncio
 import hmac
 import json
 import logging
 import re
+import secrets
 import time
-import uuid
 from typing import Annotated, Union
 
+import anyio
 import numpy as np
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -218,7 +218,7 @@ class Guard:
             return await self.app(scope, receive, send)
         start, headers, status = time.perf_counter(), dict(scope["headers"]), 500
         wanted = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = wanted if re.fullmatch(r"[\w.-]{1,64}", wanted, re.ASCII) else uuid.uuid4().hex
+        request_id = wanted if re.fullmatch(r"[\w.-]{1,64}", wanted, re.ASCII) else secrets.token_hex(8)
 
         async def answer(message):
             nonlocal status
@@ -256,15 +256,15 @@ class Guard:
         if int(headers.get(b"content-length", b"0")) > limit:  # the HTTP parser takes digits only
             return too_large, None
         more = True
-        while more:
-            try:
-                message = await asyncio.wait_for(receive(), self.limits.body_seconds)
-            except asyncio.TimeoutError:
-                return refuse(408, "the body did not come in time", headers={"Connection": "close"}), None
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > limit:
-                return too_large, None
+        with anyio.move_on_after(self.limits.body_seconds) as timer:
+            while more:
+                message = await receive()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > limit:
+                    return too_large, None
+        if timer.cancelled_caught:
+            return refuse(408, "the body did not come in time", headers={"Connection": "close"}), None
         return None, bytes(body)
 
 

@@ -58,7 +58,7 @@ def request(args, token, texts):
             reason = "; ".join(f"{item['field']}: {item['message']}".lstrip(": ") for item in json.load(error)["errors"])
         except (ValueError, KeyError, TypeError):  # not from our server
             reason = error.reason
-        raise UserError(f"{args.url}: refused with status {error.code} ({reason}), expected a request as README.md says") from None
+        raise UserError(f"{args.url}: refused with status {error.code} ({reason}), expected what README.md says") from None
     except (OSError, ValueError, KeyError) as error:  # no connection, no HTTP, or another kind of server
         raise UserError(f"{args.url}: no answer ({getattr(error, 'reason', error)}), expected the address of a running "
                         "server.py") from None
