@@ -13,6 +13,7 @@ Writes  a JSON object per event and request to standard error. SIGTERM or Ctrl-C
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -126,10 +127,20 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets=None):
         """Stop listening, let each open connection bring its next answer as the last one, then end as uvicorn does.
 
-        Without the pause a connection that is idle, but on which a request is on its way, would be reset.
+        Closing the socket would reset connections that the system has made and uvicorn has not seen yet: they are taken
+        first. Without the pause connections on which a request is on its way would be reset.
         """
         logger.info("shutting down: answering what was accepted")
         self.draining = True
+        taken = []
+        for listening in sockets:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    taken.append(listening.accept()[0])
+            listening.shutdown(socket.SHUT_RDWR)
+        for connection in taken:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self.config.http_protocol_class(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state), connection)
         for server in self.servers:
             server.close()
         end = time.monotonic() + QUIET_SECONDS
