@@ -43,8 +43,15 @@ setup: $(VENV)/.installed
 demo: setup
 	PYTHON=$(RUN) sh data/demo.sh
 
+# each server of deploy/ that the tests start has an environment of its own, made as its README.md says
+.venv-simple-serving/.installed: deploy/simple_serving/requirements.txt deploy/simple_serving/requirements-test.txt constraints.txt
+	$(PYTHON) -m venv --clear .venv-simple-serving
+	$(subst $(RUN),.venv-simple-serving/bin/python,$(PIP)) install --quiet -r deploy/simple_serving/requirements.txt \
+		-r deploy/simple_serving/requirements-test.txt
+	touch $@
+
 # two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test .venv-simple-serving/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n 2 --dist loadfile
 
@@ -62,4 +69,4 @@ bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
 	$(RUN) tests/bench.py $(BENCH)
 
 clean:
-	rm -rf $(VENV) .venv-bench build
+	rm -rf $(VENV) .venv-bench .venv-simple-serving build
