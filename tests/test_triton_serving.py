@@ -370,6 +370,8 @@ def test_wrong_starts(server, repository, tmp_path):
     assert_user_error(script("start_server.py", *options, ports[0]), "expected three different ports")
     assert_user_error(script("start_server.py", *options, 0), "expected a whole number of 1 or more")
     assert_user_error(script("start_server.py", *options, ports[2], "--host", "203.0.113.1"), "cannot listen on 203.0.113.1")
+    for host in ("::1", ""):
+        assert_user_error(script("start_server.py", *options, ports[2], "--host", host), f"--host {host}: no IPv4 address")
     assert_user_error(script("start_server.py", "--model_repository", tmp_path), "no repository.json there")
     broken = shutil.copytree(repository, tmp_path / "broken")
     (broken / "seqcls_model/1/model.onnx").write_bytes(b"damaged")

@@ -57,19 +57,30 @@ def parse_arguments():
 
 
 def load_model(args):
-    """Check the export and take the model out of it: (exported.Export, onnxruntime.InferenceSession, ONNX path or bytes)."""
-    from exported import read_export
-    from predictor import Predictor, open_session
+    """Check the export and take the model out of it: (exported.Export, onnxruntime.InferenceSession, ONNX path or bytes).
 
+    Sets args.instance_count where it is None. UserError.
+    """
+    try:
+        from exported import read_export
+        from predictor import Predictor, open_session
+    except ImportError as error:
+        raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`"
+                        ) from None
     predictor = Predictor(args.export_dir, quantize=args.use_quantize, calibration_file=args.calibration_file,
                           allow_accuracy_drop=args.allow_accuracy_drop)
+    args.instance_count = args.instance_count or (predictor.num_threads if args.device == "cpu" else 1)
     model = predictor.onnx_model
     if args.use_fp16:  # converted here, as the machine that builds need not have a GPU
         from conversion import to_fp16
 
         model = to_fp16(model)
     name = f"{args.export_dir} in 16-bit floats" if args.use_fp16 else args.export_dir
-    return read_export(args.export_dir), open_session(model, name, "cpu"), model
+    session = open_session(model, name, "cpu")
+    for item in session.get_inputs() + session.get_outputs():
+        if item.type not in TYPES:
+            raise UserError(f"{name}: {item.name} is a {item.type}, expected one of {', '.join(TYPES)}")
+    return read_export(args.export_dir), session, model
 
 
 def tensors(kind, items):
@@ -112,7 +123,6 @@ def make_configs(args, export, session):
     inputs = [(item.name, TYPES[item.type], "[ -1 ]") for item in session.get_inputs()]
     [logits] = [(item.name, TYPES[item.type], f"[ {len(export.labels)} ]") for item in session.get_outputs()]
     text, answers = ("INPUT", "TYPE_STRING", "[ 1 ]"), [("label", "TYPE_STRING", "[ -1 ]"), ("confidence", "TYPE_FP32", "[ -1 ]")]
-    count = args.instance_count or (usable_cores() if args.device == "cpu" else 1)
     # one thread per batch and several batches at a time are faster than one batch on several threads
     threads = parameters({"intra_op_thread_count": 1, "inter_op_thread_count": 1}) if args.device == "cpu" else ""
     zeros = {name: f"data_type: {kind}, dims: [ {export.max_seq_length} ], zero_data: true" for name, kind, _ in inputs}
@@ -125,7 +135,7 @@ def make_configs(args, export, session):
                       batching(args), warm_up("one text", 1, {"INPUT": 'data_type: TYPE_STRING, dims: [ 1 ], '
                                                               'input_data_file: "text"'})],
         "seqcls_model": ['platform: "onnxruntime_onnx"', tensors("input", inputs), tensors("output", [logits]), threads,
-                         instances(count, args.device, args.device_id), batching(args),
+                         instances(args.instance_count, args.device, args.device_id), batching(args),
                          warm_up("largest batch", args.max_batch_size, zeros)],
         "seqcls_postprocess": ['backend: "python"', tensors("input", [logits]), tensors("output", answers), instances(1),
                                batching(args), warm_up("largest batch", args.max_batch_size, {
@@ -134,10 +144,6 @@ def make_configs(args, export, session):
                    "ensemble_scheduling {\n  step [\n" + ",\n".join(steps) + "\n  ]\n}"]}
     return {name: "\n".join([f'name: "{name}"', blocks[0], f"max_batch_size: {args.max_batch_size}", *filter(None, blocks[1:])])
             + "\n" for name, blocks in parts.items()}
-
-
-def usable_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def write_repository(folder, args, export, session, model):
@@ -193,6 +199,8 @@ def complete_repository(path):
             os.rename(path, old)
         os.rename(new, path)
     finally:
+        if os.path.isdir(old) and not os.path.exists(path):  # interrupted just then
+            os.rename(old, path)
         shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -204,8 +212,9 @@ def main():
     export, session, model = load_model(args)
     with complete_repository(args.model_repository) as folder:
         write_repository(folder, args, export, session, model)
+    precision = "INT8" if args.use_quantize else "fp16" if args.use_fp16 else "fp32"
     print(f"Model repository saved in {args.model_repository}: {len(export.labels)} labels, {export.max_seq_length} tokens, "
-          f"{args.device}, batches of up to {args.max_batch_size}.", file=sys.stderr)
+          f"{precision} on {args.device}, batches of up to {args.max_batch_size}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

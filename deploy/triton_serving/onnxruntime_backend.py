@@ -1,7 +1,8 @@
 """Stand-in for Triton's ONNX Runtime backend: runs <model>/<version>/model.onnx through the onnxruntime package, on the CPU.
 
-The PyPI package nvidia-pytriton has the server and its Python backend, but no ONNX Runtime backend. start_server.py puts this
-file as model.py into backends/onnxruntime/, and a repository made for NVIDIA's image is served unchanged.
+The PyPI package nvidia-pytriton (0.7.0) has the server and its Python backend, but no ONNX Runtime backend: without this file
+the server ends, as it finds none. start_server.py puts it as model.py into backends/onnxruntime/, and a repository made for
+NVIDIA's image is served unchanged. It can go when the package has that backend.
 """
 
 import json

@@ -2,11 +2,11 @@
 
     python start_server.py
     python start_server.py --model_repository models --host 0.0.0.0 --http_port 8000 --grpc_port 8001 --metrics_port 8002
-    python start_server.py -- --log-verbose=1 --model-control-mode=explicit
+    python start_server.py -- --log-verbose=1
 
 Reads   model_repository, made by build_repository.py.
-Serves  HTTP, gRPC and metrics until SIGTERM or Ctrl-C; then it answers what it has accepted and ends with the server's code.
-        The server's log goes to standard error.
+Serves  HTTP, gRPC and metrics until SIGTERM or Ctrl-C; then the server answers what has come, for --exit_seconds at most, and
+        this script ends with its code. The server's log goes to standard error.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def parse_arguments():
     parser.add_argument("--http_port", type=port_number, default=8000)
     parser.add_argument("--grpc_port", type=port_number, default=8001)
     parser.add_argument("--metrics_port", type=port_number, default=8002)
-    parser.add_argument("--exit_seconds", type=positive_int, default=30, help="accepted requests may take so long at the end")
+    parser.add_argument("--exit_seconds", type=positive_int, default=30, help="requests may take so long at the end")
     parser.add_argument("server_options", nargs="*", help="after --: further options of tritonserver")
     args = parser.parse_args()
     if len({args.http_port, args.grpc_port, args.metrics_port}) < 3:
@@ -56,15 +56,20 @@ def check_repository(path):
         raise UserError(f"--model_repository {path}: no repository.json there, expected a folder that build_repository.py made")
 
 
-def check_ports(args):
-    """UserError where a port is taken; the server would start its other parts first."""
+def find_address(args):
+    """The IPv4 address of --host, all that the server's HTTP part listens on. UserError, also where a port is taken there."""
+    try:
+        address = socket.gethostbyname(args.host or "no name")  # the empty name would be all of the machine
+    except (OSError, UnicodeError):
+        raise UserError(f"--host {args.host}: no IPv4 address, expected one of this machine, or 0.0.0.0 for all") from None
     for option in ("http_port", "grpc_port", "metrics_port"):
         port = getattr(args, option)
         try:
-            socket.create_server((args.host, port), family=socket.AF_INET6 if ":" in args.host else socket.AF_INET).close()
+            socket.create_server((address, port)).close()
         except OSError as error:
             raise UserError(f"--{option} {port}: cannot listen on {args.host} ({error.strerror.split(' (')[0]}), expected a "
                             "free port, and an address of this machine as --host") from None
+    return address
 
 
 def find_packages():
@@ -96,10 +101,10 @@ def make_backends(folder, server, environment):
                         "configure --enable-shared)")
 
 
-def server_command(args, server, backends):
+def server_command(args, address, server, backends):
     return [os.path.join(server, "bin", "tritonserver"), f"--model-repository={os.path.abspath(args.model_repository)}",
-            f"--backend-directory={backends}", f"--http-address={args.host}", f"--http-port={args.http_port}",
-            f"--grpc-address={args.host}", f"--grpc-port={args.grpc_port}", f"--metrics-address={args.host}",
+            f"--backend-directory={backends}", f"--http-address={address}", f"--http-port={args.http_port}",
+            f"--grpc-address={address}", f"--grpc-port={args.grpc_port}", f"--metrics-address={address}",
             f"--metrics-port={args.metrics_port}", "--allow-gpu-metrics=false", "--reuse-http-port=false",
             f"--exit-timeout-secs={args.exit_seconds}", *args.server_options]
 
@@ -125,7 +130,7 @@ def main():
     args = parse_arguments()
     package = find_packages()
     check_repository(args.model_repository)
-    check_ports(args)
+    address = find_address(args)
     server, site = os.path.join(package, "tritonserver"), os.path.dirname(package)
     libraries = [sysconfig.get_config_var("LIBDIR"), os.path.join(site, "nvidia_pytriton.libs"),
                  os.environ.get("LD_LIBRARY_PATH")]
@@ -134,7 +139,7 @@ def main():
                    "PATH": f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryDirectory(prefix="triton-backends-") as backends:
         make_backends(backends, server, environment)
-        code = run_server(server_command(args, server, backends), environment)
+        code = run_server(server_command(args, address, server, backends), environment)
     sys.exit(code if code >= 0 else 128 - code)
 
 
