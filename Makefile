@@ -58,6 +58,13 @@ test: $(VENV)/.installed-test .venv-simple-serving/.installed
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 
+# Triton has an environment of its own: deploy/triton_serving/README.md
+.venv-triton/.installed: deploy/triton_serving/requirements.txt constraints.txt
+	$(PYTHON) -m venv --clear .venv-triton
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt .venv-triton/bin/python -m pip --disable-pip-version-check install --quiet \
+		-r deploy/triton_serving/requirements.txt
+	touch $@
+
 # PyTorch to compare with has an environment of its own (Python 3.10 or later); BENCH="--quick --skip_torch" does without
 BENCH_PYTHON ?= $(PYTHON)
 .venv-bench/.installed: requirements-bench.txt

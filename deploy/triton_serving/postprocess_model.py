@@ -1,0 +1,34 @@
+"""Triton model `seqcls_postprocess`: logits in, label names and confidences out. Runs in Triton's Python backend; numpy only.
+
+build_repository.py copies this file to models/seqcls_postprocess/1/model.py, label.txt beside it. It stands alone: nothing of
+this repository is there where it runs.
+"""
+
+import json
+import os
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.logits = json.loads(args["model_config"])["input"][0]["name"]
+        with open(os.path.join(args["model_repository"], args["model_version"], "label.txt"), encoding="utf-8") as file:
+            self.labels = np.array(file.read().split("\n")[:-1], dtype=np.object_)
+
+    def execute(self, requests):
+        """One response per request: label str [texts, top_k], confidence float32 [texts, top_k], or an error."""
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        top_k = json.loads(request.parameters() or "{}").get("top_k", 1)
+        if type(top_k) is not int or not 1 <= top_k <= len(self.labels):
+            message = f"parameter top_k: is {json.dumps(top_k)[:40]}, expected a whole number, 1 to {len(self.labels)}"
+            return pb_utils.InferenceResponse([], pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+        logits = pb_utils.get_input_tensor_by_name(request, self.logits).as_numpy()
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probs = exponents / exponents.sum(axis=1, keepdims=True)
+        best = np.argsort(-probs, axis=1, kind="stable")[:, :top_k]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("label", self.labels[best]),
+                                           pb_utils.Tensor("confidence", np.take_along_axis(probs, best, axis=1))])

@@ -1,0 +1,58 @@
+"""Label texts by Triton's gRPC interface; needs tritonclient[grpc] (requirements.txt).
+
+    python seqcls_grpc_client.py 头疼怎么办 拔牙多少钱
+    python seqcls_grpc_client.py --top_k 3 --output_format jsonl --data_file ../../data/data.txt
+    python seqcls_grpc_client.py --url 127.0.0.1:8001 --timeout 10 头疼怎么办
+
+Reads   texts from the command line, or --data_file, one per line (-: standard input).
+Prints  a block per text: text, label, confidence; or with --output_format jsonl a JSON object per text.
+"""
+
+import os
+import sys
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
+from client import MODEL, label_texts, no_answer, parse_arguments, refused
+from utils import UserError, run_script
+
+try:
+    from tritonclient.grpc import InferenceServerClient, InferInput
+    from tritonclient.utils import InferenceServerException
+except ImportError as missing:
+    print(f"the package {missing.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`, or "
+          "seqcls_http_client.py", file=sys.stderr)
+    sys.exit(2)
+
+SILENT = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.UNIMPLEMENTED")  # no Triton, or none in time
+
+
+def make_ask(args):
+    """The function that `label_texts` wants, by gRPC."""
+    # a proxy of the environment would look for 127.0.0.1 on itself
+    server = InferenceServerClient(args.url, channel_args=[("grpc.enable_http_proxy", 0)])
+
+    def ask(texts):
+        values = InferInput("INPUT", [len(texts), 1], "BYTES")
+        values.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=np.object_))
+        try:
+            answer = server.infer(MODEL, [values], parameters={"top_k": args.top_k}, client_timeout=args.timeout)
+        except InferenceServerException as error:
+            reason = no_answer if error.status() in SILENT else refused
+            raise reason(args, error.message()) from None
+        labels, confidences = answer.as_numpy("label"), answer.as_numpy("confidence")
+        if labels is None or confidences is None or not labels.shape == confidences.shape == (len(texts), args.top_k):
+            raise UserError(f"{args.url}: not an answer of {MODEL}, expected label and confidence of {len(texts)} texts")
+        return [[name.decode() for name in row] for row in labels], confidences.tolist()
+
+    return ask
+
+
+def main():
+    args = parse_arguments(__doc__.splitlines()[0], "127.0.0.1:8001")
+    label_texts(args, make_ask(args))
+
+
+if __name__ == "__main__":
+    run_script(main)

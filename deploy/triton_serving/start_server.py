@@ -1,0 +1,147 @@
+"""Serve a model repository with Triton on a CPU, without a container: the server of the PyPI package nvidia-pytriton.
+
+    python start_server.py
+    python start_server.py --model_repository models --host 0.0.0.0 --http_port 8000 --grpc_port 8001 --metrics_port 8002
+    python start_server.py -- --log-verbose=1
+
+Reads   model_repository, made by build_repository.py.
+Serves  HTTP, gRPC and metrics until SIGTERM or Ctrl-C; then the server answers what has come, for --exit_seconds at most, and
+        this script ends with its code. The server's log goes to standard error.
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))  # for utils.py
+from utils import UserError, positive_int, run_script
+
+PACKAGES = ("pytriton", "onnxruntime", "tokenizers", "numpy")
+
+
+def port_number(text):
+    number = positive_int(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to 65535")
+    return number
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model_repository", default=os.path.join(HERE, "models"), help="folder that build_repository.py made")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine")
+    parser.add_argument("--http_port", type=port_number, default=8000)
+    parser.add_argument("--grpc_port", type=port_number, default=8001)
+    parser.add_argument("--metrics_port", type=port_number, default=8002)
+    parser.add_argument("--exit_seconds", type=positive_int, default=30, help="requests may take so long at the end")
+    parser.add_argument("server_options", nargs="*", help="after --: further options of tritonserver")
+    args = parser.parse_args()
+    if len({args.http_port, args.grpc_port, args.metrics_port}) < 3:
+        parser.error("--http_port, --grpc_port, --metrics_port: expected three different ports")
+    return args
+
+
+def check_repository(path):
+    """UserError where a folder is no repository that build_repository.py made."""
+    if not os.path.isfile(os.path.join(path, "repository.json")):
+        raise UserError(f"--model_repository {path}: no repository.json there, expected a folder that build_repository.py made")
+
+
+def find_address(args):
+    """The IPv4 address of --host, all that the server's HTTP part listens on. UserError, also where a port is taken there."""
+    try:
+        address = socket.gethostbyname(args.host or "no name")  # the empty name would be all of the machine
+    except (OSError, UnicodeError):
+        raise UserError(f"--host {args.host}: no IPv4 address, expected one of this machine, or 0.0.0.0 for all") from None
+    for option in ("http_port", "grpc_port", "metrics_port"):
+        port = getattr(args, option)
+        try:
+            socket.create_server((address, port)).close()
+        except OSError as error:
+            raise UserError(f"--{option} {port}: cannot listen on {args.host} ({error.strerror.split(' (')[0]}), expected a "
+                            "free port, and an address of this machine as --host") from None
+    return address
+
+
+def find_packages():
+    """Folder of the package pytriton. UserError where one of PACKAGES is missing."""
+    specs = {name: importlib.util.find_spec(name) for name in PACKAGES}
+    missing = [name.replace("pytriton", "nvidia-pytriton") for name, spec in specs.items() if spec is None]
+    if missing:
+        raise UserError(f"packages are missing ({', '.join(missing)}), expected an environment made by `pip install -r "
+                        "deploy/triton_serving/requirements.txt`")
+    return specs["pytriton"].submodule_search_locations[0]
+
+
+def make_backends(folder, server, environment):
+    """Put the Python backend and the stand-in for the ONNX Runtime backend into `folder`. server: pytriton/tritonserver."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = os.path.join(server, "python_backend_stubs", version, "triton_python_backend_stub")
+    if not os.path.isfile(stub):
+        raise UserError(f"Python {version}: nvidia-pytriton has no part for it, expected Python 3.9-3.12")
+    for name in ("python", "onnxruntime"):
+        shutil.copytree(os.path.join(server, "backends", "python"), os.path.join(folder, name))
+        shutil.copy(stub, os.path.join(folder, name))
+        os.chmod(os.path.join(folder, name, os.path.basename(stub)), 0o755)
+    shutil.copy(os.path.join(HERE, "onnxruntime_backend.py"), os.path.join(folder, "onnxruntime", "model.py"))
+    # called without arguments it only complains of that: enough to see that its libraries are there
+    probe = subprocess.run([os.path.join(folder, "python", os.path.basename(stub))], env=environment, capture_output=True)
+    if probe.returncode == 127:
+        raise UserError(f"Python {version} cannot be loaded by the server ({probe.stderr.decode(errors='replace').strip()}), "
+                        f"expected its shared library (Debian: apt-get install libpython{version}; a Python of your own: "
+                        "configure --enable-shared)")
+
+
+def server_command(args, address, server, backends):
+    return [os.path.join(server, "bin", "tritonserver"), f"--model-repository={os.path.abspath(args.model_repository)}",
+            f"--backend-directory={backends}", f"--http-address={address}", f"--http-port={args.http_port}",
+            f"--grpc-address={address}", f"--grpc-port={args.grpc_port}", f"--metrics-address={address}",
+            f"--metrics-port={args.metrics_port}", "--allow-gpu-metrics=false", "--reuse-http-port=false",
+            f"--exit-timeout-secs={args.exit_seconds}", *args.server_options]
+
+
+def run_server(command, environment):
+    """Run the server until it ends by itself or by SIGTERM or SIGINT, which it gets from here. Returns its exit code."""
+    process, early = None, []
+
+    def forward(number, frame):
+        early.append(number) if process is None else process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, forward)
+    # a session of its own: Ctrl-C would reach it twice, and the second one ends it at once
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    for number in early:
+        process.send_signal(number)
+    return process.wait()
+
+
+def main():
+    args = parse_arguments()
+    package = find_packages()
+    check_repository(args.model_repository)
+    address = find_address(args)
+    server, site = os.path.join(package, "tritonserver"), os.path.dirname(package)
+    libraries = [sysconfig.get_config_var("LIBDIR"), os.path.join(site, "nvidia_pytriton.libs"),
+                 os.environ.get("LD_LIBRARY_PATH")]
+    # the server's Python starts without PYTHONPATH and the like, as the environment of the first python3 in PATH
+    environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+                   "PATH": f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}"}
+    with tempfile.TemporaryDirectory(prefix="triton-backends-") as backends:
+        make_backends(backends, server, environment)
+        code = run_server(server_command(args, address, server, backends), environment)
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,406 @@
+"""deploy/triton_serving: the real server and its clients: agreement with predict.py, bad requests, batching, INT8, fp16."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, assert_answers_agree, assert_user_error, read_lines, server_python, write_lines
+
+PYTHON = server_python("triton")
+TRITON = ROOT / "deploy/triton_serving"
+LABELS = read_lines(ROOT / "data/label.txt")
+CODE = "__import__('os').system('touch pwned')"
+INFER = "/v2/models/seqcls/infer"
+INTERNALS = ("Traceback", ".py", "numpy", "site-packages", "pb_utils")
+
+# Sends by gRPC what the client would not send. In: a list of [datatype, shape, texts in latin-1, parameters, name of the input].
+SENDER = """
+import json, sys
+from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor
+import numpy as np
+server, answers = InferenceServerClient(sys.argv[1]), []
+for datatype, shape, texts, parameters, name in json.load(sys.stdin):
+    tensor = InferInput(name, shape, datatype)
+    raw = serialize_byte_tensor(np.array([text.encode("latin-1") for text in texts], dtype=np.object_))
+    tensor._raw_content = raw.item() if raw.size else b""
+    try:
+        answer = server.infer("seqcls", [tensor], parameters=parameters, client_timeout=60)
+        answers.append(["OK", [[label.decode() for label in row] for row in answer.as_numpy("label")]])
+    except InferenceServerException as error:
+        answers.append([error.status(), error.message()])
+json.dump(answers, sys.stdout)
+"""
+
+
+def script(name, *words, stdin=None, cwd=ROOT):
+    """Run a script of deploy/triton_serving in its own environment."""
+    command = [PYTHON, TRITON / name, *words]
+    return subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", input=stdin, cwd=cwd, timeout=300)
+
+
+def build(export, repository, *more):
+    process = script("build_repository.py", "--export_dir", export, "--model_repository", repository, *more)
+    assert process.returncode == 0, process.stderr
+    return repository
+
+
+def free_ports():
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        return [listening.getsockname()[1] for listening in sockets]
+
+
+class Server:
+    """A running start_server.py and its three ports."""
+
+    def __init__(self, repository, folder):
+        self.folder, self.log = folder, folder / "log"
+        self.http, self.grpc, self.metrics = free_ports()
+        command = [PYTHON, TRITON / "start_server.py", "--model_repository", repository, "--http_port", self.http,
+                   "--grpc_port", self.grpc, "--metrics_port", self.metrics]
+        self.process = subprocess.Popen(list(map(str, command)), cwd=folder, stderr=open(self.log, "w"),
+                                        env={**os.environ, "TMPDIR": str(folder)})
+
+    def request(self, path, body=None, headers=(), port=None):
+        """(status, body as str) of one HTTP request. body: bytes, or something to be sent as JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.http, timeout=60)
+        body = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection.request("GET" if body is None else "POST", path, body, dict(headers))
+        answer = connection.getresponse()
+        content = answer.read().decode()
+        connection.close()
+        return answer.status, content
+
+    def is_ready(self):
+        with contextlib.suppress(ConnectionError):
+            return self.request("/v2/health/ready")[0] == 200
+        return False
+
+    def client(self, kind, *words, stdin=None):
+        url = f"127.0.0.1:{self.grpc}" if kind == "grpc" else f"http://127.0.0.1:{self.http}"
+        return script(f"seqcls_{kind}_client.py", "--url", url, *words, stdin=stdin)
+
+    def infer(self, texts, **parameters):
+        """Lists of (label, confidence) of a request that must succeed, one list per text."""
+        status, answer = self.request(INFER, body(texts, **parameters))
+        assert status == 200, answer
+        data, width = {item["name"]: item["data"] for item in json.loads(answer)["outputs"]}, parameters.get("top_k", 1)
+        pairs = list(zip(data["label"], data["confidence"]))
+        return [pairs[start:start + width] for start in range(0, len(pairs), width)]
+
+    def counts(self):
+        """Model name -> (requests, executions) since the start."""
+        found = json.loads(self.request("/v2/models/stats")[1])["model_stats"]
+        return {model["name"]: (model["inference_count"], model["execution_count"]) for model in found}
+
+
+def stop(process):
+    """End a start_server.py by SIGTERM and return its exit code; should that not help, kill it and the server's group."""
+    process.terminate()
+    try:
+        return process.wait(60)
+    finally:
+        if process.poll() is None:
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.killpg(int(child), signal.SIGKILL)
+            process.kill()
+
+
+@contextlib.contextmanager
+def serving(repository, folder):
+    """A Server that answers; in the end it is stopped by SIGTERM and must leave nothing behind."""
+    folder.mkdir(exist_ok=True)
+    server = Server(repository, folder)
+    try:
+        while not server.is_ready():
+            assert server.process.poll() is None, server.log.read_text(errors="replace")
+            time.sleep(0.1)
+        yield server
+    finally:
+        code = stop(server.process)
+    assert code == 0
+    assert os.listdir(folder) == ["log"]  # no backends, no file that a request has made
+
+
+@pytest.fixture(scope="module")
+def repository(exported, tmp_path_factory):
+    return build(exported, tmp_path_factory.mktemp("triton") / "models", "--instance_count", 2)
+
+
+@pytest.fixture(scope="module")
+def server(repository, tmp_path_factory):
+    with serving(repository, tmp_path_factory.mktemp("server")) as server:
+        yield server
+    assert "Traceback" not in server.log.read_text(errors="replace")
+
+
+def body(texts, datatype="BYTES", shape=None, name="INPUT", **parameters):
+    tensor = {"name": name, "datatype": datatype, "shape": shape or [len(texts), 1], "data": texts}
+    return {"inputs": [tensor], "parameters": parameters}
+
+
+@pytest.mark.parametrize("kind", ["grpc", "http"])
+def test_clients_agree_with_predict(server, predicted, kind, tmp_path):
+    texts, expected = predicted
+    write_lines(tmp_path / "texts", texts)
+    process = server.client(kind, "--data_file", tmp_path / "texts", "--top_k", 3, "--output_format", "jsonl")
+    assert process.returncode == 0, process.stderr
+    rows = [json.loads(line) for line in process.stdout.split("\n")[:-1]]
+    assert [row["text"] for row in rows] == texts
+    assert_answers_agree([[(top["label"], top["confidence"]) for top in row["top_k"]] for row in rows], expected)
+    assert all((row["label"], row["confidence"]) == tuple(row["top_k"][0].values()) for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["grpc", "http"])
+def test_blocks_of_the_clients(server, kind):
+    [[(label, confidence)], [(other, _)]] = server.infer(["头疼怎么办", CODE])
+    blocks = server.client(kind, "头疼怎么办", CODE).stdout.split("-" * 29 + "\n")
+    assert blocks[0] == f"text: 头疼怎么办\nlabel: {label}\nconfidence: {confidence:.6f}\n"
+    assert blocks[1].startswith(f"text: {CODE}\nlabel: {other}\n") and blocks[2:] == [""]
+    best = server.infer(["头疼怎么办"], top_k=2)[0]
+    process = server.client(kind, "--data_file", "-", "--top_k", 2, stdin="头疼怎么办\n")
+    assert process.stdout.split("\n")[1:3] == [f"label: {best[0][0]}, {best[1][0]}",
+                                               f"confidence: {best[0][1]:.6f}, {best[1][1]:.6f}"]
+
+
+def test_clients_report_refusals(server, tmp_path):
+    texts = [f"第{number}条" for number in range(70)]
+    write_lines(tmp_path / "texts", texts)
+    for kind in ("grpc", "http"):
+        assert_user_error(server.client(kind, "--top_k", 12, "头疼"), "parameter top_k: is 12, expected a whole number, 1 to 11")
+        assert_user_error(server.client(kind, " "), "INPUT row 0: blank text, expected at least one character")
+        assert_user_error(server.client(kind, "--data_file", tmp_path / "texts", "--batch_size", 65), "texts 1 to 65: ", "<= 64")
+        assert_user_error(server.client(kind, "--data_file", tmp_path / "none"), "none: file not found")
+        assert_user_error(server.client(kind, "--data_file", "-", stdin="好\n\n"), "standard input:2: empty line")
+        assert_user_error(server.client(kind, os.fsdecode(b"\xff")), "text 1: invalid UTF-8")
+        assert_user_error(server.client(kind), "expected either texts or --data_file")
+        url = f"http://127.0.0.1:{free_ports()[0]}"
+        assert_user_error(script(f"seqcls_{kind}_client.py", "--url", url.replace("http://", "" if kind == "grpc" else "http://"),
+                                 "头疼"), "no answer", "refused", "expected the address of a running server")
+    # addresses that belong to something else
+    assert_user_error(script("seqcls_http_client.py", "--url", f"http://127.0.0.1:{server.grpc}", "头疼"), "no answer (not HTTP)")
+    assert_user_error(script("seqcls_http_client.py", "--url", "127.0.0.1", "头疼"), "no answer (unknown url type")
+    assert_user_error(script("seqcls_grpc_client.py", "--url", f"127.0.0.1:{server.http}", "头疼"), "no answer")
+
+
+BAD_JSON = [  # (request, status, part of the message)
+    (body([1], "INT64"), 400, "'INPUT' data-type is 'INT64', but model 'seqcls' expects 'BYTES'"),
+    (body([1.5], "FP32"), 400, "'INPUT' data-type is 'FP32'"),
+    (body([1]), 500, "JSON non-string"),
+    (body([["好"]], shape=[1]), 400, "unexpected shape for input 'INPUT'"),
+    (body(["好", "好"], shape=[1, 2]), 400, "unexpected shape for input 'INPUT'"),
+    (body(["好", "好"], shape=[3, 1]), 400, "'INPUT'"),
+    (body([], shape=[0, 1]), 400, "'INPUT'"),
+    (body(["好"], name="TEXT"), 400, "unexpected inference input 'TEXT'"),
+    ({"inputs": []}, 400, "missing required input(s) ['INPUT']"),
+    ({}, 500, "inputs"),
+    (b"{", 500, "failed to parse the request JSON"),
+    (b"\xff" * 100, 500, "failed to parse the request JSON"),
+    (body(["好"] * 65), 400, "batch-size must be <= 64 for 'seqcls'"),
+    (body(["好", "\u3000 \t"]), 400, "INPUT row 1: blank text, expected at least one character"),
+    (body(["好", ""]), 400, "INPUT row 1: blank text"),
+    (body(["好", "长" * 10001]), 400, "INPUT row 1: 10001 characters, expected at most 10000"),
+    (json.dumps(body(["好", "@"])).encode().replace(b"@", b"\xe5\xa5"), 400, "INPUT row 1: invalid UTF-8 at byte 1"),
+    (json.dumps(body(["@"])).encode().replace(b"@", b"\\ud800"), 500, "surrogate pair"),
+    *((body(["好"], top_k=wrong), 400, f"parameter top_k: is {json.dumps(wrong)}, expected a whole number, 1 to 11")
+      for wrong in (0, 12, -1, 2.5, True, "3", CODE)),
+    (body(["好"], top_k=[3]), 400, "top_k"),
+    (body(["好"], top_k=None), 400, "top_k")]
+
+
+def assert_answers_right(server, predicted):
+    texts, expected = predicted
+    assert_answers_agree(server.infer(texts[:40], top_k=3), expected[:40])
+
+
+def test_bad_requests_by_http(server, predicted):
+    for request, status, part in BAD_JSON:
+        answer = server.request(INFER, request)
+        assert answer[0] == status and part in json.loads(answer[1])["error"], (request, answer)
+        assert not [word for word in INTERNALS if word in answer[1]], answer
+    # tensors after the JSON, as tritonclient sends them: sizes that are not those of the bytes
+    raw = json.dumps({"inputs": [{"name": "INPUT", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": 7}}]})
+    for content in (b"\xff\xff\xff\x7f\xe5\xa5\xbd", b"\x00\x00\x00\x00\xe5\xa5\xbd", b"\x03\x00\x00\x00\xe5\xa5"):
+        status, answer = server.request(INFER, raw.encode() + content, {"Inference-Header-Content-Length": str(len(raw))})
+        assert status == 400 and "error" in json.loads(answer), answer
+    assert server.request("/v2/models/none/infer", body(["好"]))[0] == 404
+    assert_answers_right(server, predicted)
+    assert server.process.poll() is None
+
+
+def test_bad_requests_by_grpc(server, predicted):
+    requests = [
+        (("INT64", [1, 1], ["abcd"], {}, "INPUT"), "INVALID_ARGUMENT", "expects 'BYTES'"),
+        (("BYTES", [1, 1], ["\xff\xfe"], {}, "INPUT"), "INVALID_ARGUMENT", "INPUT row 0: invalid UTF-8 at byte 1"),
+        (("BYTES", [2, 1], ["a", "\xe5\xa5"], {}, "INPUT"), "INVALID_ARGUMENT", "INPUT row 1: invalid UTF-8 at byte 1"),
+        (("BYTES", [0, 1], [], {}, "INPUT"), "INVALID_ARGUMENT", "'INPUT'"),
+        (("BYTES", [65, 1], ["a"] * 65, {}, "INPUT"), "INVALID_ARGUMENT", "batch-size must be <= 64"),
+        (("BYTES", [2, 1], ["a"], {}, "INPUT"), "INVALID_ARGUMENT", "'INPUT'"),
+        (("BYTES", [1, 1], ["a" * 10001], {}, "INPUT"), "INVALID_ARGUMENT", "INPUT row 0: 10001 characters"),
+        (("BYTES", [1, 1], ["a"], {}, "TEXT"), "INVALID_ARGUMENT", "TEXT"),
+        (("BYTES", [1, 1], ["a"], {"top_k": 99}, "INPUT"), "INVALID_ARGUMENT", "parameter top_k: is 99"),
+        (("BYTES", [1, 1], ["a"], {"top_k": "3"}, "INPUT"), "INVALID_ARGUMENT", 'parameter top_k: is "3"')]
+    right = ("BYTES", [2, 1], ["a", CODE], {"top_k": 2}, "INPUT")
+    sent = [request for item, *_ in requests for request in (item, right)]
+    process = subprocess.run([PYTHON, "-c", SENDER, f"127.0.0.1:{server.grpc}"], input=json.dumps(sent), capture_output=True,
+                             encoding="utf-8", timeout=120)
+    assert process.returncode == 0, process.stderr
+    answers = json.loads(process.stdout)
+    for (request, status, part), (found, message) in zip(requests, answers[::2]):
+        assert found == f"StatusCode.{status}" and part in message, (request, found, message)
+        assert not [word for word in INTERNALS if word in message], message
+    labels = [[label for label, _ in top] for top in server.infer(["a", CODE], top_k=2)]
+    assert answers[1::2] == [["OK", labels]] * len(requests)
+    assert_answers_right(server, predicted)
+
+
+def test_16_clients_at_once_share_batches(server, predicted):
+    """Requests of several sizes and top_k, every tenth a bad one: all get their own answers, and the model runs them together."""
+    texts, expected = predicted
+    before = server.counts()
+
+    def work(number):
+        start, top_k = number * 2 % 998, number % 3 + 1
+        if number % 10 == 0:
+            return server.request(INFER, body([texts[start], ""]))
+        size = number % 2 + 1
+        assert_answers_agree(server.infer(texts[start:start + size], top_k=top_k), expected[start:start + size])
+
+    with ThreadPoolExecutor(16) as pool:
+        refusals = list(filter(None, pool.map(work, range(800))))
+    assert len(refusals) == 80
+    assert all(status == 400 and "INPUT row 1: blank text" in answer for status, answer in refusals)
+    after = server.counts()
+    texts_run, executions = (after["seqcls_model"][index] - before["seqcls_model"][index] for index in (0, 1))
+    assert texts_run == sum(number % 2 + 1 for number in range(800) if number % 10)
+    assert executions < 720  # fewer than the requests that reach the model
+
+
+def test_health_metadata_and_metrics(server):
+    assert server.request("/v2/health/live")[0] == server.request("/v2/models/seqcls/ready")[0] == 200
+    metadata = json.loads(server.request("/v2/models/seqcls")[1])
+    assert [(item["name"], item["datatype"], item["shape"]) for item in metadata["inputs"]] == [("INPUT", "BYTES", [-1, 1])]
+    assert {item["name"]: item["datatype"] for item in metadata["outputs"]} == {"label": "BYTES", "confidence": "FP32"}
+    status, metrics = server.request("/metrics", port=server.metrics)
+    assert status == 200 and 'nv_inference_request_success{model="seqcls",version="1"}' in metrics
+
+
+def test_configs_come_from_the_export(repository):
+    configs = {path.parent.name: path.read_text(encoding="utf-8") for path in repository.glob("*/config.pbtxt")}
+    assert sorted(configs) == ["seqcls", "seqcls_model", "seqcls_postprocess", "tokenizer"]
+    for name in ("tokenizer", "seqcls_model", "seqcls_postprocess"):
+        assert "dynamic_batching {" in configs[name] and "model_warmup {" in configs[name]
+    assert '{ name: "logits", data_type: TYPE_FP32, dims: [ 11 ] }' in configs["seqcls_model"]
+    assert '{ name: "token_type_ids", data_type: TYPE_INT64, dims: [ -1 ] }' in configs["seqcls_model"]
+    assert "instance_group [ { count: 2, kind: KIND_CPU } ]" in configs["seqcls_model"]
+    assert 'key: "max_seq_length", value: { string_value: "64" }' in configs["tokenizer"]
+    assert (repository / "seqcls/1").is_dir()
+    assert read_lines(repository / "seqcls_postprocess/1/label.txt") == LABELS
+
+
+def assert_nearly_agree(repository, folder, predicted, size):
+    """A server of another precision gives at least 99 % of predict.py's labels; its model has a size in bytes as given."""
+    pairs = sorted(zip(*predicted), key=lambda pair: len(pair[0]))  # INT8 takes the range of values of a whole batch
+    low, high = size
+    assert low < os.path.getsize(repository / "seqcls_model/1/model.onnx") < high
+    with serving(repository, folder) as server:
+        batches = [[text for text, _ in pairs[start:start + 50]] for start in range(0, 1000, 50)]
+        answers = [answer for batch in batches for answer in server.infer(batch)]
+    same = [answer[0][0] == right["label"] for answer, (_, right) in zip(answers, pairs)]
+    print(f"{sum(same)} of {len(same)} labels agree")
+    assert len(same) == 1000 and sum(same) >= 990
+
+
+def test_int8(exported, predicted, tmp_path):
+    export = shutil.copytree(exported, tmp_path / "export", ignore=shutil.ignore_patterns("*.int8-*"))
+    process = script("build_repository.py", "--export_dir", export / "float32", "--model_repository", tmp_path / "models",
+                     "--use_quantize", "--calibration_file", ROOT / "data/dev.txt")
+    assert process.returncode == 0 and "% of the labels as with fp32" in process.stderr, process.stderr
+    fp32 = os.path.getsize(exported / "float32.onnx")
+    assert_nearly_agree(tmp_path / "models", tmp_path / "server", predicted, (0.1 * fp32, 0.4 * fp32))
+
+
+def test_fp16_wants_a_gpu_and_says_so(exported, predicted, tmp_path):
+    """On this machine the server ends and names the cause; on the CPU instead, the model gives the same labels."""
+    models = build(exported, tmp_path / "models", "--device", "gpu", "--device_id", 1, "--use_fp16")
+    config = (models / "seqcls_model/config.pbtxt").read_text()
+    assert "count: 1, kind: KIND_GPU, gpus: [ 1 ]" in config and "intra_op_thread_count" not in config
+    ports = [word for option, port in zip(("http", "grpc", "metrics"), free_ports()) for word in (f"--{option}_port", port)]
+    process = script("start_server.py", "--model_repository", models, *ports)
+    assert process.returncode != 0 and "Traceback" not in process.stderr
+    assert "instance group seqcls_model_0 of model seqcls_model" in process.stderr and "GPU" in process.stderr
+    (models / "seqcls_model/config.pbtxt").write_text(config.replace("KIND_GPU, gpus: [ 1 ]", "KIND_CPU"))
+    fp32 = os.path.getsize(exported / "float32.onnx")
+    assert_nearly_agree(models, tmp_path / "server", predicted, (0.4 * fp32, 0.55 * fp32))
+
+
+def test_a_repository_is_replaced_but_nothing_else(exported, repository, tmp_path):
+    models = shutil.copytree(repository, tmp_path / "models")
+    (models / "older").mkdir()
+    build(exported, models, "--max_batch_size", 8, "--max_text_length", 50, "--max_queue_delay", 500, "--max_queue_size", 7)
+    assert sorted(os.listdir(models)) == ["repository.json", "seqcls", "seqcls_model", "seqcls_postprocess", "tokenizer"]
+    assert os.listdir(tmp_path) == ["models"]
+    config = (models / "tokenizer/config.pbtxt").read_text()
+    for part in ("max_batch_size: 8\n", 'value: { string_value: "50" }', "delay_microseconds: 500\n", "max_queue_size: 7 "):
+        assert part in config
+    assert json.loads((models / "repository.json").read_text(encoding="utf-8"))["labels"] == LABELS
+    before = (models / "repository.json").read_bytes()
+    command = ["build_repository.py", "--model_repository", models, "--export_dir"]
+    assert_user_error(script(*command, tmp_path / "none/x"), "none/x: no such folder or model")
+    (tmp_path / "broken").mkdir()
+    assert_user_error(script(*command, tmp_path / "broken"), "deploy.json is missing")
+    assert_user_error(script(*command, exported, "--use_fp16"), "--use_fp16: a CPU is not faster with it")
+    assert_user_error(script(*command, exported, "--device", "gpu", "--use_quantize"), "--use_quantize: INT8 is for the CPU")
+    assert_user_error(script(*command, exported, "--max_batch_size", 0), "expected a whole number of 1 or more")
+    assert_user_error(script(*command, exported, "--max_queue_delay", -1), "--max_queue_delay -1: expected 0 or more")
+    assert_user_error(script(*command, exported, "--use_quantize", "--calibration_file", tmp_path / "no.txt"),
+                      "no.txt: cannot be read")
+    assert (models / "repository.json").read_bytes() == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("precious")
+    command = ["build_repository.py", "--export_dir", exported, "--model_repository"]
+    assert_user_error(script(*command, foreign), "foreign: holds files and no repository.json")
+    assert_user_error(script(*command, foreign / "mine.txt"), "mine.txt: is no folder")
+    assert (foreign / "mine.txt").read_text() == "precious" and os.listdir(foreign) == ["mine.txt"]
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
+def test_wrong_starts(server, repository, tmp_path):
+    ports = free_ports()
+    options = ["--model_repository", repository, "--http_port", ports[0], "--grpc_port", ports[1], "--metrics_port"]
+    assert_user_error(script("start_server.py", *options, server.metrics),
+                      f"--metrics_port {server.metrics}: cannot listen on 127.0.0.1 (Address already in use)")
+    assert_user_error(script("start_server.py", *options, ports[0]), "expected three different ports")
+    assert_user_error(script("start_server.py", *options, 0), "expected a whole number of 1 or more")
+    assert_user_error(script("start_server.py", *options, ports[2], "--host", "203.0.113.1"), "cannot listen on 203.0.113.1")
+    for host in ("::1", ""):
+        assert_user_error(script("start_server.py", *options, ports[2], "--host", host), f"--host {host}: no IPv4 address")
+    assert_user_error(script("start_server.py", "--model_repository", tmp_path), "no repository.json there")
+    broken = shutil.copytree(repository, tmp_path / "broken")
+    (broken / "seqcls_model/1/model.onnx").write_bytes(b"damaged")
+    process = script("start_server.py", "--model_repository", broken, *options[2:], ports[2])
+    assert process.returncode == 1 and "failed to load 'seqcls_model'" in process.stderr
+
+
+def test_ctrl_c_stops_everything(repository, tmp_path):
+    server = Server(repository, tmp_path)
+    try:
+        while not server.is_ready():
+            assert server.process.poll() is None, server.log.read_text(errors="replace")
+            time.sleep(0.1)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+    finally:
+        stop(server.process)
+    assert os.listdir(tmp_path) == ["log"] and not server.is_ready()
