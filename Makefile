@@ -51,6 +51,22 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 
+# Paddle Serving has an environment of its own, for Python 3.9 only (deploy/paddle_serving/README.md); without that its tests skip
+PYTHON39 ?= $(shell for p in python3.9 $(PYTHON) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.9*/bin/python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 9))' 2>/dev/null && { echo $$p; break; }; done)
+SERVING := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_USE_PEP517=1 .venv-paddle-serving/bin/python -m pip \
+	--disable-pip-version-check install --quiet
+.venv-paddle-serving/.installed: deploy/paddle_serving/requirements.txt deploy/paddle_serving/requirements-nodeps.txt constraints.txt
+	@if [ -z "$(PYTHON39)" ]; then \
+	  echo "No Python 3.9 with venv found, so no Paddle Serving: install one, or name it: make PYTHON39=/path/to/python" >&2; \
+	else set -ex; \
+	  $(PYTHON39) -m venv --clear .venv-paddle-serving; \
+	  $(SERVING) pip wheel setuptools; \
+	  $(SERVING) -r deploy/paddle_serving/requirements.txt; \
+	  $(SERVING) --no-deps -r deploy/paddle_serving/requirements-nodeps.txt; \
+	  touch $@; \
+	fi
+
 # PyTorch to compare with has an environment of its own (Python 3.10 or later); BENCH="--quick --skip_torch" does without
 BENCH_PYTHON ?= $(PYTHON)
 .venv-bench/.installed: requirements-bench.txt
