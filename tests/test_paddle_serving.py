@@ -56,19 +56,23 @@ def inside():
     """The words that run a command in a network namespace of its own: the usual ports are free there."""
     server_python("paddle-serving")
     name = f"seq-cls-{os.getpid()}"
+    inside, reason = ["ip", "netns", "exec", name], None
     try:
-        made = subprocess.run(["ip", "netns", "add", name], encoding="utf-8", capture_output=True)
-        reason = made.stderr.strip()
+        for command in (["ip", "netns", "add", name], ["ip", "-n", name, "link", "set", "lo", "up"], [*inside, "true"]):
+            process = subprocess.run(command, encoding="utf-8", errors="replace", capture_output=True)
+            if process.returncode:
+                reason = process.stderr.strip()
+                break
+        if reason is None:
+            yield inside
     except FileNotFoundError:
         reason = "the command ip is missing (Debian: iproute2)"
+    finally:
+        if shutil.which("ip"):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
     if reason:
         message = f"no network namespace for the server: {reason}"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        yield ["ip", "netns", "exec", name]
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def run_inside(inside, *command, cwd=ROOT, stdin=None):
@@ -293,7 +297,7 @@ def test_bad_requests_are_refused_by_name_and_do_no_harm(send, served, predicted
     for answer in answers:
         assert not any(word in answer["err_msg"] for word in INTERNALS), answer
         assert len(answer["err_msg"]) < 200 and not answer.get("key")
-    assert not list(ROOT.rglob("pwned")) and not list(served.rglob("pwned"))
+    assert not (ROOT / "pwned").exists() and not (served / "pwned").exists()  # where sender and server run
     [answer] = send([by_http(["sentence", "top_k"], [texts, 3])])  # and answers right as before
     assert_answers_agree(pairs(answer), expected)
 
@@ -332,6 +336,8 @@ def readme_commands():
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_readme_command(inside, service, command):
+    if not shutil.which(command.split()[0]) and command.startswith("curl "):
+        pytest.skip("the command curl is missing")
     python = re.sub("^python ", f"{server_python('paddle-serving')} ", command)
     process = subprocess.run([*inside, "sh", "-c", python], cwd=SERVING, encoding="utf-8", capture_output=True, timeout=60)
     assert process.returncode == 0, process.stderr

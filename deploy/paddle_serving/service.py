@@ -269,9 +269,12 @@ def serve(config, servicer, messages, limits):
     service = messages.DESCRIPTOR.services_by_name["PipelineService"].full_name
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"inference": inference})])
     address = f"[{host}]" if ":" in host else host
-    if server.add_insecure_port(f"{address}:{config['rpc_port']}") == 0:
-        raise UserError(f"rpc_port {config['rpc_port']} on host {host}: in use, expected a free port")
-    gateway = start_gateway(host, config["http_port"], f"/{NAME}/prediction", answer, limits, workers)
+    try:
+        server.add_insecure_port(f"{address}:{config['rpc_port']}")
+        gateway = start_gateway(host, config["http_port"], f"/{NAME}/prediction", answer, limits, workers)
+    except (OSError, RuntimeError) as error:  # taken since check_ports
+        raise UserError(f"rpc_port {config['rpc_port']} or http_port {config['http_port']}: cannot be listened on ({error}), "
+                        "expected free ports") from None
     server.start()
     print(f"Ready: http://{address}:{config['http_port']}/{NAME}/prediction and gRPC {address}:{config['rpc_port']}", flush=True)
     try:
