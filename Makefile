@@ -44,26 +44,40 @@ demo: setup
 	PYTHON=$(RUN) sh data/demo.sh
 
 # each server of deploy/ that the tests start has an environment of its own, made as its README.md says
+pip_of = $(subst $(RUN),.venv-$(1)/bin/python,$(PIP)) install --quiet
 .venv-simple-serving/.installed: deploy/simple_serving/requirements.txt deploy/simple_serving/requirements-test.txt constraints.txt
 	$(PYTHON) -m venv --clear .venv-simple-serving
-	$(subst $(RUN),.venv-simple-serving/bin/python,$(PIP)) install --quiet -r deploy/simple_serving/requirements.txt \
-		-r deploy/simple_serving/requirements-test.txt
+	$(call pip_of,simple-serving) -r deploy/simple_serving/requirements.txt -r deploy/simple_serving/requirements-test.txt
 	touch $@
 
+.venv-triton/.installed: deploy/triton_serving/requirements.txt constraints.txt
+	$(PYTHON) -m venv --clear .venv-triton
+	$(call pip_of,triton) -r deploy/triton_serving/requirements.txt
+	touch $@
+
+# Paddle Serving needs Python 3.9 (deploy/paddle_serving/README.md); where there is none its tests skip
+PYTHON39 ?= $(shell for p in python3.9 $(PYTHON) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.9*/bin/python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 9))' 2>/dev/null && { echo $$p; break; }; done)
+.venv-paddle-serving/.installed: deploy/paddle_serving/requirements.txt deploy/paddle_serving/requirements-nodeps.txt constraints.txt
+	@if [ -z "$(PYTHON39)" ]; then \
+	  echo "No Python 3.9 with venv found, so no Paddle Serving: install one, or name it: make PYTHON39=/path/to/python" >&2; \
+	else set -ex; \
+	  $(PYTHON39) -m venv --clear .venv-paddle-serving; \
+	  $(call pip_of,paddle-serving) pip wheel setuptools; \
+	  $(call pip_of,paddle-serving) -r deploy/paddle_serving/requirements.txt; \
+	  $(call pip_of,paddle-serving) --no-deps -r deploy/paddle_serving/requirements-nodeps.txt; \
+	  touch $@; \
+	fi
+
+SERVERS := .venv-simple-serving .venv-triton .venv-paddle-serving
+
 # two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order
-test: $(VENV)/.installed-test .venv-simple-serving/.installed
+test: $(VENV)/.installed-test $(SERVERS:%=%/.installed)
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
-
-# Triton has an environment of its own: deploy/triton_serving/README.md
-.venv-triton/.installed: deploy/triton_serving/requirements.txt constraints.txt
-	$(PYTHON) -m venv --clear .venv-triton
-	PIP_CONSTRAINT=$(CURDIR)/constraints.txt .venv-triton/bin/python -m pip --disable-pip-version-check install --quiet \
-		-r deploy/triton_serving/requirements.txt
-	touch $@
 
 # PyTorch to compare with has an environment of its own (Python 3.10 or later); BENCH="--quick --skip_torch" does without
 BENCH_PYTHON ?= $(PYTHON)
@@ -76,4 +90,4 @@ bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
 	$(RUN) tests/bench.py $(BENCH)
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-simple-serving build
+	rm -rf $(VENV) .venv-bench $(SERVERS) build

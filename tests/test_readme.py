@@ -14,7 +14,9 @@ CHANGES = [("--gpus 0,1 train.py", "--nproc_per_node 2 --backend gloo train.py -
            ("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # after one epoch, ties decide
            ("--num_train_epochs 100", "--num_train_epochs 1"), ("--num_train_epochs 10 ", "--max_steps 4 "),
            ('"num_train_epochs": 12', '"num_train_epochs": 1')]
-FOLDERS = {".": ".", "deploy/predictor": "deploy/predictor", "analysis": "."}  # of a README.md: where its commands are run
+FOLDERS = {".": ".", "analysis": ".",  # of a README.md: where its commands are run
+           **{folder: folder for folder in ("deploy/predictor", "deploy/simple_serving", "deploy/triton_serving",
+                                            "deploy/paddle_serving")}}
 SKIPPED = ("make ", "pip ", "python -m venv", "source ", "unset ", "nvidia-smi")  # test_demo and CI cover set-up
 
 

@@ -1,0 +1,81 @@
+"""Make the folder that service.py serves from an exported model; needs no Paddle.
+
+    python build_model.py --export_dir ../../export
+    python build_model.py --export_dir ../../prune/width_mult_0.5 --output_dir serving_server
+
+Reads   export_dir: a folder that export_model.py or prune.py wrote.
+Writes  output_dir, complete or not at all: model.pdmodel and model.pdiparams, serving_server_conf.prototxt (the inputs and the
+        output as Paddle Serving wants to know them), tokenizer.json, label.txt, deploy.json.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+
+DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
+from exported import read_export
+from utils import UserError, check_output_folder, complete_folder, read_json, run_script
+
+INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--export_dir", default="../../export", help="exported folder")
+    parser.add_argument("--output_dir", default="serving_server", help="folder to write; config.yml names it as model_config")
+    return parser.parse_args()
+
+
+def variable(kind, name, type_number, shape):
+    """One input (kind feed) or output (kind fetch) in the text form of Paddle Serving's GeneralModelConfig."""
+    lines = [f'  name: "{name}"', f'  alias_name: "{name}"', "  is_lod_tensor: false", f"  {kind}_type: {type_number}"]
+    return "\n".join([f"{kind}_var {{", *lines, *(f"  shape: {size}" for size in shape), "}\n"])
+
+
+def sha256(path):
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_model(export, folder):
+    """Write the files of an Export into a folder.
+
+    The graph always gets the same name: Paddle Serving takes any .pdmodel that it finds, even one of an earlier run.
+    """
+    shutil.copyfile(export.model_path, os.path.join(folder, "model.pdmodel"))
+    shutil.copyfile(export.params_path, os.path.join(folder, "model.pdiparams"))
+    source = os.path.dirname(export.tokenizer_path)
+    for name in ("tokenizer.json", "label.txt"):
+        shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))
+    deploy = {**read_json(os.path.join(source, "deploy.json")), "model_file": "model.pdmodel", "params_file": "model.pdiparams"}
+    deploy.pop("onnx_file", None)
+    deploy["sha256"] = {name: sha256(os.path.join(folder, name)) for name in ("model.pdmodel", "model.pdiparams")}
+    with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
+        json.dump(deploy, file, ensure_ascii=False, indent=2)
+    with open(os.path.join(folder, "serving_server_conf.prototxt"), "w", encoding="utf-8") as file:
+        file.writelines(variable("feed", name, INT64, [-1, -1]) for name in export.input_names)  # texts, length
+        file.write(variable("fetch", "logits", FLOAT32, [-1, len(export.labels)]))
+
+
+def main():
+    args = parse_arguments()
+    export = read_export(args.export_dir, with_onnx=False)
+    check_output_folder(args.output_dir, "--output_dir")
+    if os.path.realpath(args.output_dir) == os.path.realpath(os.path.dirname(export.model_path)):
+        raise UserError(f"--output_dir {args.output_dir}: is the exported folder, expected another one")
+    with complete_folder(args.output_dir, marker="deploy.json") as staging:
+        write_model(export, staging)
+    print(f"{args.output_dir}: {len(export.labels)} labels, at most {export.max_seq_length} tokens per text.")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,90 @@
+"""HTTP in front of the pipeline: POST /seq_cls/prediction with Paddle Serving's JSON form of requests and answers.
+
+It stands in the place of the gateway that Paddle Serving 0.9.0 brings, which refuses `"value": [["a", "b"]]`, answers wrong
+types with messages of its Go library that name no field, turns invalid UTF-8 silently into U+FFFD, and binds all interfaces.
+"""
+
+import json
+import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET, AF_INET6
+
+from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, RequestError, read_http_body
+
+IDLE_SECONDS = 60  # after which a connection that sends nothing is closed
+BLOCK, MOST_DISCARDED = 1 << 16, 1 << 27  # bytes of a request body that is too large
+logger = logging.getLogger("seq_cls")
+
+
+def start_gateway(host, port, path, answer, limits, worker_num):
+    """Serve HTTP in threads of this process. Returns the server; call its shutdown() at the end. OSError: port in use.
+
+    path: of the one resource. answer: function of (keys, values, has_tensors, logid) -> (HTTP status, dict), which
+    worker_num threads may call at once.
+    """
+
+    class Gateway(ThreadingHTTPServer):
+        address_family = AF_INET6 if ":" in host else AF_INET
+        daemon_threads = True
+        request_queue_size = 128
+
+        def handle_error(self, request, client_address):
+            pass  # the client has gone; what goes wrong in an answer is answered
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        server_version, sys_version = "seq_cls", ""
+        timeout, wbufsize = IDLE_SECONDS, -1  # buffered: head and body in one packet, else each answer takes 40 ms
+
+        def do_POST(self):
+            keep_alive, self.close_connection = not self.close_connection, True  # until the body is read to its end
+            if self.path != path:
+                return self.reply(404, error(f"path: unknown, expected {path}"))
+            length = self.headers.get("Content-Length", "")
+            if not (length.isascii() and length.isdecimal() and len(length) < 19):
+                return self.reply(411, error("Content-Length: missing or no number, expected the bytes of the request body"))
+            if int(length) > limits.max_bytes:
+                for _ in range(min(int(length), MOST_DISCARDED) // BLOCK):  # a client that is still sending would not see it
+                    self.rfile.read(BLOCK)
+                return self.reply(413, error(f"request body: {length} bytes, expected at most {limits.max_bytes}"))
+            body = self.rfile.read(int(length))
+            if len(body) < int(length):
+                return self.reply(400, error(f"request body: {len(body)} bytes, expected the {length} of Content-Length"))
+            self.close_connection = not keep_alive
+            try:
+                with slots:
+                    status, content = answer(*read_http_body(body))
+            except RequestError as refused:
+                status, content = 400, error(str(refused))
+            except Exception:
+                logger.exception("an HTTP request failed")
+                status, content = 500, error(FAILED, INTERNAL_ERROR)
+            self.reply(status, content)
+
+        def reply(self, status, content):
+            body = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8")
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def send_error(self, code, message=None, explain=None):  # by the base class: other methods, malformed requests
+            self.close_connection = True
+            self.reply(code, error(f"request: not understood, expected POST {path}"))
+
+        def log_message(self, format, *args):
+            pass
+
+    slots = threading.BoundedSemaphore(worker_num)
+    gateway = Gateway((host, port), Handler)
+    threading.Thread(target=gateway.serve_forever, name="http", daemon=True).start()
+    return gateway
+
+
+def error(message, number=BAD_REQUEST):
+    """A refusal in Paddle Serving's JSON form of answers."""
+    return {"err_no": number, "err_msg": message, "key": [], "value": [], "tensors": []}

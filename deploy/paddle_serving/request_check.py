@@ -1,0 +1,151 @@
+"""What a request may hold: everything that a client sends is checked here, before Paddle Serving sees it. Needs no Paddle.
+
+Texts are parsed as JSON and never evaluated. RequestError names the field that is wrong and goes to the client as it is.
+"""
+
+import json
+from typing import NamedTuple
+
+BAD_REQUEST, INTERNAL_ERROR = 51, 52  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
+FAILED = "internal error, expected the cause in the server's log"
+KEYS = ("sentence", "top_k")
+HTTP_FIELDS = ("key", "value", "tensors", "logid", "clientip", "name", "method")  # of Paddle Serving's Request message
+
+
+class Limits(NamedTuple):
+    """The largest request that is answered."""
+
+    max_texts: int
+    max_characters: int  # of one text
+    max_bytes: int  # of a whole request
+    num_labels: int  # largest top_k
+
+
+class RequestError(Exception):
+    """The request cannot be answered as it is; the message is for the client."""
+
+
+def parse_json(text):
+    """json.loads, but for whole numbers of many digits, which Python would take minutes to convert. ValueError."""
+    try:
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def check_request(keys, values, has_tensors, limits):
+    """Read the keys and values (lists of str) of a request.
+
+    Returns (texts: list of str, top_k: int, or None where the request does not ask for it). Raises RequestError.
+    """
+    if has_tensors:
+        raise RequestError("tensors: not accepted, expected the texts in key and value")
+    if len(keys) != len(values):
+        raise RequestError(f"value: {len(values)} values for {len(keys)} keys, expected one value for each key")
+    for key in keys:
+        if key not in KEYS:
+            raise RequestError(f"key: {shorten(key)} is unknown, expected {' and '.join(KEYS)}")
+        if keys.count(key) > 1:
+            raise RequestError(f"key: {key} is there more than once, expected it once")
+    request = dict(zip(keys, values))
+    if "sentence" not in request:
+        raise RequestError("key: sentence is missing, expected the texts under this name")
+    return read_texts(request["sentence"], limits), read_top_k(request["top_k"], limits) if "top_k" in request else None
+
+
+def read_texts(value, limits):
+    """The texts of the value of `sentence`: a JSON list of texts, else the value itself is the one text. RequestError."""
+    texts = None
+    if value.lstrip().startswith("["):
+        try:
+            texts = parse_json(value)
+        except ValueError:
+            pass  # a text that merely begins with [
+    if texts is None:
+        check_text("sentence", value, limits)
+        return [value]
+    if not texts:
+        raise RequestError("sentence: an empty list, expected at least one text")
+    if len(texts) > limits.max_texts:
+        raise RequestError(f"sentence: {len(texts)} texts, expected at most {limits.max_texts}")
+    for position, text in enumerate(texts):
+        check_text(f"sentence[{position}]", text, limits)
+    return texts
+
+
+def check_text(field, text, limits):
+    """RequestError where a text (any JSON value) is none, is blank or is too long."""
+    if not isinstance(text, str):
+        raise RequestError(f"{field}: {describe(text)}, expected a text")
+    if len(text) > limits.max_characters:
+        raise RequestError(f"{field}: {len(text)} characters, expected at most {limits.max_characters}")
+    if not text.strip():
+        raise RequestError(f"{field}: empty or blank, expected a text")
+    if "\0" in text:
+        raise RequestError(f"{field}: a NUL character, expected a text")
+    check_unicode(field, text)
+
+
+def check_unicode(field, text):
+    """RequestError where a text has half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise RequestError(f"{field}: a lone surrogate, expected Unicode text")
+
+
+def read_top_k(value, limits):
+    """The number of labels per text that the value of `top_k` asks for. RequestError."""
+    if not (value.isascii() and value.isdecimal() and len(value) < 9 and 1 <= int(value) <= limits.num_labels):
+        raise RequestError(f"top_k: {shorten(value)}, expected a whole number, 1 to {limits.num_labels}")
+    return int(value)
+
+
+def read_http_body(body):
+    """Read the JSON body (bytes) of an HTTP request.
+
+    Returns (keys: list of str, values: list of str as gRPC has them, has_tensors: bool, logid: int). Lists and numbers may
+    stand among the values as they are; they become their JSON text. Raises RequestError.
+    """
+    try:
+        request = parse_json(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RequestError(f"request body: invalid UTF-8 at byte {error.start + 1}, expected JSON in UTF-8") from None
+    except ValueError:
+        raise RequestError('request body: not JSON, expected {"key": ["sentence"], "value": [["text", ...]]}') from None
+    if not isinstance(request, dict):
+        raise RequestError(f"request body: {describe(request)}, expected an object with key and value")
+    for name in request:
+        if name not in HTTP_FIELDS:
+            raise RequestError(f"request body: {shorten(name)} is unknown, expected key and value")
+    for name in ("key", "value"):
+        if not isinstance(request.get(name), list):
+            wrong = describe(request[name]) if name in request else "missing"
+            raise RequestError(f"{name}: {wrong}, expected a list")
+    for position, key in enumerate(request["key"]):
+        if not isinstance(key, str):
+            raise RequestError(f"key[{position}]: {describe(key)}, expected a text")
+        check_unicode(f"key[{position}]", key)
+    values = []
+    for position, value in enumerate(request["value"]):
+        if isinstance(value, str):
+            check_unicode(f"value[{position}]", value)
+            values.append(value)
+        elif isinstance(value, list) or type(value) is int:
+            values.append(json.dumps(value))
+        else:
+            raise RequestError(f"value[{position}]: {describe(value)}, expected a text or a list of texts")
+    logid = request.get("logid") or 0
+    if type(logid) is not int or not 0 <= logid < 2**63:
+        raise RequestError("logid: expected a whole number")
+    return request["key"], values, bool(request.get("tensors")), logid
+
+
+def describe(value):
+    """The kind of a JSON value, in words."""
+    kinds = {str: "a text", bool: "true or false", type(None): "null", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "a number")
+
+
+def shorten(text, length=40):
+    """A client's own word in a message: quoted, cut, without lone surrogates and control characters."""
+    text = text if len(text) <= length else text[:length] + "..."
+    return json.dumps(text.encode("utf-8", "replace").decode("utf-8"), ensure_ascii=False)

@@ -1,0 +1,57 @@
+"""Label texts by the service's gRPC interface; runs in the environment of service.py.
+
+    python rpc_client.py 头疼怎么办 拔牙多少钱
+    python rpc_client.py --top_k 3 --data_file ../../data/data.txt
+    python rpc_client.py --url 127.0.0.1:18090 头疼怎么办
+"""
+
+import importlib.util
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
+from client import label_texts, parse_arguments
+from utils import UserError, run_script
+
+METHOD = "/baidu.paddle_serving.pipeline_serving.PipelineService/inference"
+
+
+def import_messages():
+    """Paddle Serving's messages, without importing its package, which loads Paddle and makes folders for logs. UserError."""
+    package = importlib.util.find_spec("paddle_serving_server")
+    if package is None:
+        raise UserError("paddle_serving_server is missing, expected the environment of service.py (README.md, section 1)")
+    sys.path.append(os.path.join(package.submodule_search_locations[0], "pipeline", "proto"))
+    import pipeline_service_pb2
+
+    return pipeline_service_pb2
+
+
+def make_ask(args):
+    """The function that `label_texts` wants, by gRPC."""
+    messages = import_messages()
+    import grpc
+
+    channel = grpc.insecure_channel(args.url, [("grpc.enable_http_proxy", 0)])
+    inference = channel.unary_unary(METHOD, messages.Request.SerializeToString, messages.Response.FromString)
+
+    def ask(keys, values):
+        values = [value if isinstance(value, str) else json.dumps(value) for value in values]  # a list as JSON
+        try:
+            answer = inference(messages.Request(key=keys, value=values), timeout=args.timeout)
+        except grpc.RpcError as error:
+            raise UserError(f"{args.url}: no answer ({error.code().name}: {error.details()}), expected the address of a running "
+                            "service.py, a smaller --batch_size or a longer --timeout") from None
+        return answer.err_no, answer.err_msg, dict(zip(answer.key, answer.value))
+
+    return ask
+
+
+def main():
+    args = parse_arguments(__doc__.splitlines()[0], "127.0.0.1:18090")
+    label_texts(args, make_ask(args))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,92 @@
+"""The settings of service.py: config.yml, and whether this machine has what it asks for. UserError where not."""
+
+import os
+import socket
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
+from utils import UserError
+
+NAME = "seq_cls"  # of the service and of its only step
+LOCAL = {"model_config": str, "device_type": int, "devices": str, "thread_num": int}
+STEP = {"batch_size": int, "local_service_conf": LOCAL}
+CONFIG = {"host": str, "rpc_port": int, "http_port": int, "worker_num": int, "op": {NAME: STEP}}  # all that config.yml has
+SMALLEST = {"rpc_port": 1024, "http_port": 1024, "worker_num": 1, "batch_size": 1, "device_type": 0, "thread_num": 0}
+LARGEST = {"rpc_port": 65535, "http_port": 65535, "worker_num": 1024, "batch_size": 1024, "device_type": 1, "thread_num": 256}
+
+
+def read_config(args):
+    """Read and check the file args.config; args.host, args.rpc_port and args.http_port take the place of its values.
+
+    Returns it as a dict, the path of model_config absolute, thread_num filled in. UserError.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise UserError(f"{error}, expected an environment of its own (README.md, section 1)") from None
+    try:
+        with open(args.config, encoding="utf-8-sig") as file:
+            config = yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(f"{args.config}: cannot be read ({error.strerror}), expected the service's settings") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{args.config}: not YAML ({' '.join(str(error).split())}), expected the service's settings") from None
+    for name in ("host", "rpc_port", "http_port"):
+        if isinstance(config, dict) and getattr(args, name) is not None:
+            config[name] = getattr(args, name)
+    check_settings(config, CONFIG, args.config)
+    if config["rpc_port"] == config["http_port"]:
+        raise UserError(f"{args.config}: rpc_port and http_port are both {config['rpc_port']}, expected two ports")
+    local = config["op"][NAME]["local_service_conf"]
+    local["model_config"] = os.path.join(os.path.dirname(os.path.abspath(args.config)), local["model_config"])
+    local["thread_num"] = local["thread_num"] or len(os.sched_getaffinity(0))
+    return config
+
+
+def check_settings(settings, expected, place):
+    """UserError where settings (as YAML has them) are not of the types that expected names, or out of range."""
+    if not isinstance(settings, dict):
+        raise UserError(f"{place}: {settings!r}, expected {', '.join(expected)}")
+    for name in settings:
+        if name not in expected:
+            raise UserError(f"{place}: {name} is unknown here, expected {', '.join(expected)}")
+    for name, kind in expected.items():
+        value = settings.get(name)
+        if isinstance(kind, dict):
+            check_settings(value, kind, f"{place}: {name}")
+        elif type(value) is not kind:
+            raise UserError(f"{place}: {name} is {value!r}, expected {'a text' if kind is str else 'a whole number'}")
+        elif kind is int and not SMALLEST[name] <= value <= LARGEST[name]:
+            raise UserError(f"{place}: {name} is {value}, expected {SMALLEST[name]} to {LARGEST[name]}")
+
+
+def check_ports(config):
+    """UserError where the host cannot be listened on or one of the ports is taken."""
+    host = config["host"]
+    for name in ("rpc_port", "http_port"):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers themselves
+            try:
+                probe.bind((host, config[name]))
+                probe.listen()  # with the option above, only this finds a port that others listen on
+            except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
+                raise UserError(f"{name} {config[name]} on host {host}: cannot be listened on "
+                                f"({getattr(error, 'strerror', error)}), expected a free port and an address of this "
+                                "machine") from None
+
+
+def check_device(config):
+    """UserError where the settings ask for a GPU that is not there."""
+    local = config["op"][NAME]["local_service_conf"]
+    if local["device_type"] == 0:
+        if local["devices"]:
+            raise UserError(f"devices is {local['devices']!r} with device_type 0, expected \"\", or device_type 1 for a GPU")
+        return
+    import paddle
+
+    if not paddle.is_compiled_with_cuda():
+        raise UserError("device_type is 1, and this Paddle is a CPU build, expected device_type 0, or paddlepaddle-gpu in the "
+                        "place of paddlepaddle (README.md, section 6)")
+    count = paddle.device.cuda.device_count()
+    if not (local["devices"].isdecimal() and int(local["devices"]) < count):
+        raise UserError(f"devices is {local['devices']!r}, and this machine has {count} GPUs, expected the number of one, from 0")
