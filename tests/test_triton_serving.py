@@ -69,7 +69,9 @@ class Server:
         command = [PYTHON, TRITON / "start_server.py", "--model_repository", repository, "--http_port", self.http,
                    "--grpc_port", self.grpc, "--metrics_port", self.metrics]
         self.process = subprocess.Popen(list(map(str, command)), cwd=folder, stderr=open(self.log, "w"),
-                                        env={**os.environ, "TMPDIR": str(folder)})
+                                        env={**os.environ, "TMPDIR": str(folder)},
+                                        # a test run in the background may have it ignored
+                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def request(self, path, body=None, headers=(), port=None):
         """(status, body as str) of one HTTP request. body: bytes, or something to be sent as JSON."""

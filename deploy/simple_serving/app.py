@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from batching import QueueFull
@@ -31,6 +31,10 @@ class Strict(BaseModel):
     """Fields of exactly their types, and no others: a mistyped name is an error, not ignored."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# 3.0 is a whole number in JSON; true and "3" are not
+WholeNumber = Annotated[int, BeforeValidator(lambda value: int(value) if type(value) is float and value.is_integer() else value)]
 
 
 class Answer(BaseModel):
@@ -87,7 +91,7 @@ def request_schemas(num_labels, limits):
         text: some_texts
 
     class Parameters(Strict):
-        top_k: int = Field(1, ge=1, le=num_labels)
+        top_k: WholeNumber = Field(1, ge=1, le=num_labels)
 
     class PredictRequest(Strict):
         data: Data

@@ -21,6 +21,7 @@ import socket
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), os.path.join(os.path.dirname(HERE), "predictor")]
@@ -156,11 +157,11 @@ def main():
     predictor = Predictor(args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
                           calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop)
     batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
-    # the largest batch that can come: memory is laid out once, and the first request is not slow
-    predictor.batch_probabilities(["暖" * args.max_text_length] * batch_size)
+    slots = predictor.num_threads + 1  # one batch more than cores: it is ready when another ends
+    with ThreadPoolExecutor(slots) as pool:  # the largest batches that can come: memory is laid out once, nothing is slow later
+        list(pool.map(predictor.batch_probabilities, [["暖" * args.max_text_length] * batch_size] * slots * 4))
     listening = listen(args.host, args.port)
-    # one batch more than cores: it is ready when another ends
-    batcher = MicroBatcher(predictor.batch_probabilities, batch_size, predictor.num_threads + 1, args.max_queue)
+    batcher = MicroBatcher(predictor.batch_probabilities, batch_size, slots, args.max_queue)
     server = Server(uvicorn.Config(
         None, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=KEEP_ALIVE_SECONDS, server_header=False,
         timeout_graceful_shutdown=args.drain_seconds, limit_concurrency=args.max_connections))
