@@ -11,11 +11,12 @@ RUN := $(VENV)/bin/python
 # constraints.txt also holds for the packages that pip builds; both settings are pip's own
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_USE_PEP517=1 $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench bench-serving clean
 help:
 	@echo "make demo   train, evaluate, predict with and export a small model on the sample data"
 	@echo "make test   run all tests (KUAKE_QIC_DIR=folder adds those on the real data set)"
 	@echo "make bench  measure speed (KUAKE_QIC_DIR=folder is needed)"
+	@echo "make bench-serving  measure deploy/simple_serving (KUAKE_QIC_DIR=folder is needed)"
 	@echo "make lint   check the code's style"
 	@echo "make setup  only create $(VENV) with the packages of $(REQUIREMENTS)"
 
@@ -88,6 +89,9 @@ BENCH_PYTHON ?= $(PYTHON)
 
 bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
 	$(RUN) tests/bench.py $(BENCH)
+
+bench-serving: setup .venv-simple-serving/.installed
+	$(RUN) tests/bench_serving.py
 
 clean:
 	rm -rf $(VENV) .venv-bench $(SERVERS) build
