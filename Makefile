@@ -16,7 +16,7 @@ help:
 	@echo "make demo   train, evaluate, predict with and export a small model on the sample data"
 	@echo "make test   run all tests (KUAKE_QIC_DIR=folder adds those on the real data set)"
 	@echo "make bench  measure speed (KUAKE_QIC_DIR=folder is needed)"
-	@echo "make bench-serving  measure deploy/simple_serving (KUAKE_QIC_DIR=folder is needed)"
+	@echo "make bench-serving  measure the servers of deploy/ (KUAKE_QIC_DIR=folder is needed)"
 	@echo "make lint   check the code's style"
 	@echo "make setup  only create $(VENV) with the packages of $(REQUIREMENTS)"
 
@@ -90,7 +90,7 @@ BENCH_PYTHON ?= $(PYTHON)
 bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
 	$(RUN) tests/bench.py $(BENCH)
 
-bench-serving: setup .venv-simple-serving/.installed
+bench-serving: setup .venv-simple-serving/.installed .venv-triton/.installed
 	$(RUN) tests/bench_serving.py
 
 clean:

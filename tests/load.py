@@ -7,9 +7,14 @@ import time
 
 def encode(text, top_k=1):
     """The HTTP request of one text."""
-    body = json.dumps({"data": {"text": [text]}, "parameters": {"top_k": top_k}}).encode()
-    return b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-        len(body), body)
+    return encode_body("/predict", {"data": {"text": [text]}, "parameters": {"top_k": top_k}})
+
+
+def encode_body(path, content):
+    """The HTTP request that posts an object as JSON."""
+    body = json.dumps(content).encode()
+    return b"POST %b HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        path.encode(), len(body), body)
 
 
 class Client(asyncio.Protocol):

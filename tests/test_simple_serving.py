@@ -67,7 +67,7 @@ def client(port, *more, stdin=None):
 def test_client_agrees_with_predict(server, predicted, tmp_path):
     texts, expected = predicted
     write_lines(tmp_path / "texts", texts)
-    process = client(server[1], "--file", tmp_path / "texts", "--top_k", 3, "--output_format", "jsonl")
+    process = client(server[1], "--data_file", tmp_path / "texts", "--top_k", 3, "--output_format", "jsonl")
     assert process.returncode == 0, process.stderr
     rows = [json.loads(line) for line in process.stdout.split("\n")[:-1]]
     assert [row["text"] for row in rows] == texts
@@ -213,10 +213,7 @@ def test_token(exported, predicted, tmp_path):
 def test_a_full_queue_refuses(exported, predicted, tmp_path):
     process, port = start(exported, tmp_path / "log", "--max_queue", 256, "--num_threads", 1)
     try:
-        body = json.dumps({"data": {"text": predicted[0][:250]}}).encode()
-        request = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-            len(body), body)
-        outcomes = []
+        request, outcomes = load.encode_body("/predict", {"data": {"text": predicted[0][:250]}}), []
         asyncio.run(load.drive(port, 8, iter([(0, request)] * 8), lambda key, status, body, _: outcomes.append((status, body))))
         assert {status for status, _ in outcomes} == {200, 503}
         for status, answer in outcomes:

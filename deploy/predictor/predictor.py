@@ -137,8 +137,8 @@ class Predictor:
     def _run(self, session, rows):
         """float32 [num_texts, num_classes] of rows of token ids, run as one batch."""
         batch = pad_batch(rows, self._export.pad_id)
-        names = [item.name for item in session.get_inputs()]
-        return session.run(None, {name: batch if name == "input_ids" else np.zeros_like(batch) for name in names})[0]
+        return session.run(None, {name: batch if name == "input_ids" else np.zeros_like(batch)
+                                  for name in self._export.input_names})[0]
 
     def _logits(self, session, rows, progress=None):
         """float32 [num_texts, num_classes] of rows of token ids, in their order."""

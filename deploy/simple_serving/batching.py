@@ -84,4 +84,4 @@ class _Answer:
         self._rows[place] = row
         self._missing -= 1
         if not self._missing:
-            self.complete.set_result(np.stack(self._rows))
+            self.complete.set_result(np.array(self._rows))

@@ -1,10 +1,10 @@
 """Label texts by a running server.py; needs nothing but Python.
 
     python client.py 头疼怎么办 拔牙多少钱
-    python client.py --file ../../data/data.txt --top_k 3
-    python client.py --url http://10.0.0.5:8189 --token_file token.txt --output_format jsonl --file texts.txt
+    python client.py --data_file ../../data/data.txt --top_k 3
+    python client.py --url http://10.0.0.5:8189 --token_file token.txt --output_format jsonl --data_file texts.txt
 
-Reads   texts from the command line, or --file, one per line (-: standard input).
+Reads   texts from the command line, or --data_file, one per line (-: standard input).
 Prints  a block per text: the text, its labels, a line of dashes; or with --output_format jsonl a JSON object per text.
 """
 
@@ -23,7 +23,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("texts", nargs="*", help="texts to label")
-    parser.add_argument("--file", help="texts, one per line; -: standard input")
+    parser.add_argument("--data_file", help="texts, one per line; -: standard input")
     parser.add_argument("--url", default="http://127.0.0.1:8189", help="where server.py listens")
     parser.add_argument("--token_file", help="file with the server's token")
     parser.add_argument("--top_k", type=positive_int, default=1, help="labels per text")
@@ -31,17 +31,17 @@ def parse_arguments():
     parser.add_argument("--timeout", type=positive_int, default=60, help="seconds to wait for an answer")
     parser.add_argument("--output_format", default="txt", choices=["txt", "jsonl"])
     args = parser.parse_args()
-    if bool(args.texts) == bool(args.file):
-        parser.error("expected either texts or --file")
+    if bool(args.texts) == bool(args.data_file):
+        parser.error("expected either texts or --data_file")
     return args
 
 
 def read_input(args):
-    """The texts of the command line or of --file: list of str. UserError."""
+    """The texts of the command line or of --data_file: list of str. UserError."""
     if args.texts:
         return args.texts
     problems = Problems()
-    texts = list(read_texts(args.file, problems, sys.stdin.buffer if args.file == "-" else None))
+    texts = list(read_texts(args.data_file, problems, sys.stdin.buffer if args.data_file == "-" else None))
     problems.report()
     return texts
 
