@@ -41,6 +41,9 @@ def read_export(path, with_onnx=True):
     for name in ("max_seq_length", "pad_token_id", "num_labels"):
         if type(deploy.get(name)) is not int:
             raise UserError(f"{deploy_path}: {name} is {deploy.get(name)!r}, expected a number")
+    if deploy["max_seq_length"] < 3 or deploy["pad_token_id"] < 0:
+        raise UserError(f"{deploy_path}: max_seq_length is {deploy['max_seq_length']} and pad_token_id {deploy['pad_token_id']}, "
+                        "expected at least 3 and 0")
     if deploy.get("input_names") not in (["input_ids"], ["input_ids", "token_type_ids"]):
         raise UserError(f"{deploy_path}: input_names is {deploy.get('input_names')!r}, expected input_ids and token_type_ids")
     tokenizer_path = os.path.join(folder, "tokenizer.json")
