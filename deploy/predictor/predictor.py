@@ -37,6 +37,7 @@ def open_session(model, name, device, device_id=0):
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # it keeps a plan for every shape of a batch: memory that grows, and no speed
     options.log_severity_level = 4  # errors come as exceptions
     providers = ["CPUExecutionProvider"]
     if device == "gpu":
