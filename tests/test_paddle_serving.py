@@ -456,6 +456,10 @@ def test_build_model(exported, served, tmp_path):
     assert_user_error(build(tmp_path, tmp_path / "out"), "deploy.json is missing")
     assert_user_error(build(exported, exported), "is the exported folder, expected another one")
     assert_user_error(build(exported, served / "config.yml"), "config.yml: is no folder")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/label.txt").write_text("mine")
+    assert_user_error(build(exported, tmp_path / "mine"), "mine: holds files and no serving_server_conf.prototxt")
+    assert (tmp_path / "mine/label.txt").read_text() == "mine" and len(os.listdir(tmp_path / "mine")) == 1
     copy = shutil.copytree(exported, tmp_path / "copy")
     os.remove(copy / "float32.pdiparams")
     assert_user_error(build(copy, tmp_path / "out"), "float32.pdiparams: file not found")

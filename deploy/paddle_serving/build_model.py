@@ -20,6 +20,7 @@ sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
 from exported import read_export
 from utils import UserError, check_output_folder, complete_folder, read_json, run_script
 
+MARKER = "serving_server_conf.prototxt"
 INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
 
 
@@ -61,7 +62,7 @@ def write_model(export, folder):
     deploy["sha256"] = {name: sha256(os.path.join(folder, name)) for name in ("model.pdmodel", "model.pdiparams")}
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
         json.dump(deploy, file, ensure_ascii=False, indent=2)
-    with open(os.path.join(folder, "serving_server_conf.prototxt"), "w", encoding="utf-8") as file:
+    with open(os.path.join(folder, MARKER), "w", encoding="utf-8") as file:
         file.writelines(variable("feed", name, INT64, [-1, -1]) for name in export.input_names)  # texts, length
         file.write(variable("fetch", "logits", FLOAT32, [-1, len(export.labels)]))
 
@@ -72,6 +73,10 @@ def main():
     check_output_folder(args.output_dir, "--output_dir")
     if os.path.realpath(args.output_dir) == os.path.realpath(os.path.dirname(export.model_path)):
         raise UserError(f"--output_dir {args.output_dir}: is the exported folder, expected another one")
+    is_ours = os.path.isfile(os.path.join(args.output_dir, MARKER))
+    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not is_ours:
+        raise UserError(f"--output_dir {args.output_dir}: holds files and no {MARKER}, expected a new folder, or one that this "
+                        "script made")
     with complete_folder(args.output_dir, marker="deploy.json") as staging:
         write_model(export, staging)
     print(f"{args.output_dir}: {len(export.labels)} labels, at most {export.max_seq_length} tokens per text.")

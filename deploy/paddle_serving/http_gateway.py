@@ -18,7 +18,7 @@ logger = logging.getLogger("seq_cls")
 
 
 def start_gateway(host, port, path, answer, limits, worker_num):
-    """Serve HTTP in threads of this process. Returns the server; call its shutdown() at the end. OSError: port in use.
+    """Serve HTTP in threads of this process. Returns the server; call its drain() at the end. OSError: port in use.
 
     path: of the one resource. answer: function of (keys, values, has_tensors, logid) -> (HTTP status, dict), which
     worker_num threads may call at once.
@@ -28,6 +28,14 @@ def start_gateway(host, port, path, answer, limits, worker_num):
         address_family = AF_INET6 if ":" in host else AF_INET
         daemon_threads = True
         request_queue_size = 128
+        busy, closing = 0, False  # requests in work; whether each answer is the last of its connection
+
+        def drain(self, seconds):
+            """Take no more connections and wait until what is in work has been answered, for so long at most."""
+            self.closing = True
+            self.shutdown()
+            with changed:
+                changed.wait_for(lambda: self.busy == 0, seconds)
 
         def handle_error(self, request, client_address):
             pass  # the client has gone; what goes wrong in an answer is answered
@@ -41,6 +49,8 @@ def start_gateway(host, port, path, answer, limits, worker_num):
             keep_alive, self.close_connection = not self.close_connection, True  # until the body is read to its end
             if self.path != path:
                 return self.reply(404, error(f"path: unknown, expected {path}"))
+            if "Transfer-Encoding" in self.headers or len(self.headers.get_all("Content-Length", [])) > 1:  # smuggling
+                return self.reply(400, error("Content-Length: given twice or beside Transfer-Encoding, expected it alone"))
             length = self.headers.get("Content-Length", "")
             if not (length.isascii() and length.isdecimal() and len(length) < 19):
                 return self.reply(411, error("Content-Length: missing or no number, expected the bytes of the request body"))
@@ -51,7 +61,8 @@ def start_gateway(host, port, path, answer, limits, worker_num):
             body = self.rfile.read(int(length))
             if len(body) < int(length):
                 return self.reply(400, error(f"request body: {len(body)} bytes, expected the {length} of Content-Length"))
-            self.close_connection = not keep_alive
+            with changed:
+                gateway.busy += 1
             try:
                 with slots:
                     status, content = answer(*read_http_body(body))
@@ -60,7 +71,14 @@ def start_gateway(host, port, path, answer, limits, worker_num):
             except Exception:
                 logger.exception("an HTTP request failed")
                 status, content = 500, error(FAILED, INTERNAL_ERROR)
-            self.reply(status, content)
+            self.close_connection = gateway.closing or not keep_alive
+            try:
+                self.reply(status, content)
+                self.wfile.flush()
+            finally:
+                with changed:
+                    gateway.busy -= 1
+                    changed.notify()
 
         def reply(self, status, content):
             body = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8")
@@ -79,7 +97,7 @@ def start_gateway(host, port, path, answer, limits, worker_num):
         def log_message(self, format, *args):
             pass
 
-    slots = threading.BoundedSemaphore(worker_num)
+    slots, changed = threading.BoundedSemaphore(worker_num), threading.Condition()
     gateway = Gateway((host, port), Handler)
     threading.Thread(target=gateway.serve_forever, name="http", daemon=True).start()
     return gateway

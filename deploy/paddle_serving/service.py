@@ -20,6 +20,7 @@ from concurrent import futures
 
 import numpy as np
 
+DRAIN_SECONDS = 10  # at the end, for requests in work
 DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
 from build_model import sha256
@@ -111,6 +112,9 @@ def make_steps(pipeline, export, limits, batch_size):
         tokenizer = Tokenizer.from_file(export.tokenizer_path)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{export.tokenizer_path}: cannot be read ({error}), expected what build_model.py wrote") from None
+    pad_id = tokenizer.token_to_id("[PAD]")
+    if pad_id not in (None, export.pad_id):
+        raise UserError(f"{export.tokenizer_path}: [PAD] has the id {pad_id}, expected that of deploy.json, {export.pad_id}")
     tokenizer.enable_truncation(export.max_seq_length)
 
     class Request(pipeline.RequestOp):
@@ -211,9 +215,10 @@ def read_model(folder):
     return export
 
 
-def check_answer(servicer, messages, folder):
+def check_answer(servicer, messages, folder, limits):
     """UserError where the pipeline cannot answer a request: the model does not fit the other files, or cannot run."""
-    response = servicer.inference(messages.Request(key=["sentence"], value=["头疼怎么办"]), None)
+    texts = ["疼" * limits.max_characters, "头"][:limits.max_texts]  # of all positions that there can be, and one that is padded
+    response = servicer.inference(messages.Request(key=["sentence"], value=[json.dumps(texts)]), None)
     if response.err_no != 0:
         raise UserError(f"{folder}: the model cannot label a text, expected the folder as build_model.py wrote it; the cause is "
                         "in the log, PipelineServingLogs/pipeline.log in --log_dir")
@@ -232,7 +237,7 @@ def main():
 
         limits = Limits(args.max_texts, args.max_characters, args.max_bytes, len(export.labels))
         servicer = start_pipeline(pipeline, make_steps(pipeline, export, limits, args.batch_size), config, args.log_dir)
-        check_answer(servicer, messages, folder)
+        check_answer(servicer, messages, folder, limits)
     serve(config, servicer, messages, limits)
 
 
@@ -279,9 +284,16 @@ def serve(config, servicer, messages, limits):
     print(f"Ready: http://{address}:{config['http_port']}/{NAME}/prediction and gRPC {address}:{config['rpc_port']}", flush=True)
     try:
         server.wait_for_termination()
-    finally:
-        gateway.shutdown()
-        server.stop(grace=5).wait()
+    except (KeyboardInterrupt, SystemExit) as end:
+        stopped = server.stop(grace=DRAIN_SECONDS)
+        gateway.drain(DRAIN_SECONDS)
+        stopped.wait()
+        if isinstance(end, KeyboardInterrupt):
+            print("Interrupted.", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # not by shutting Python down: the threads of Paddle 2.6.2 may abort the process meanwhile
+        os._exit(130 if isinstance(end, KeyboardInterrupt) else end.code)
 
 
 if __name__ == "__main__":
