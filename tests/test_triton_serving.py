@@ -240,6 +240,13 @@ def test_bad_requests_by_http(server, predicted):
     assert server.process.poll() is None
 
 
+def test_bodies_that_need_a_large_stack_do_not_end_the_server(server, predicted):
+    assert server.request(INFER, body(["长" * 4000000]))[0] == 400
+    assert server.request(INFER, b"[" * 300000)[0] == 500
+    [[(label, _)]] = server.infer(predicted[0][:1])
+    assert label == predicted[1][0]["label"]
+
+
 def test_bad_requests_by_grpc(server, predicted):
     requests = [
         (("INT64", [1, 1], ["abcd"], {}, "INPUT"), "INVALID_ARGUMENT", "expects 'BYTES'"),
@@ -348,9 +355,10 @@ def test_fp16_wants_a_gpu_and_says_so(exported, predicted, tmp_path):
 
 def test_a_repository_is_replaced_but_nothing_else(exported, repository, tmp_path):
     models = shutil.copytree(repository, tmp_path / "models")
-    (models / "older").mkdir()
+    (models / "seqcls/2").mkdir()
     build(exported, models, "--max_batch_size", 8, "--max_text_length", 50, "--max_queue_delay", 500, "--max_queue_size", 7)
     assert sorted(os.listdir(models)) == ["repository.json", "seqcls", "seqcls_model", "seqcls_postprocess", "tokenizer"]
+    assert sorted(os.listdir(models / "seqcls")) == ["1", "config.pbtxt"]
     assert os.listdir(tmp_path) == ["models"]
     config = (models / "tokenizer/config.pbtxt").read_text()
     for part in ("max_batch_size: 8\n", 'value: { string_value: "50" }', "delay_microseconds: 500\n", "max_queue_size: 7 "):
@@ -364,7 +372,7 @@ def test_a_repository_is_replaced_but_nothing_else(exported, repository, tmp_pat
     assert_user_error(script(*command, exported, "--use_fp16"), "--use_fp16: a CPU is not faster with it")
     assert_user_error(script(*command, exported, "--device", "gpu", "--use_quantize"), "--use_quantize: INT8 is for the CPU")
     assert_user_error(script(*command, exported, "--max_batch_size", 0), "expected a whole number of 1 or more")
-    assert_user_error(script(*command, exported, "--max_queue_delay", -1), "--max_queue_delay -1: expected 0 or more")
+    assert_user_error(script(*command, exported, "--max_queue_delay", -1), "--max_queue_delay -1: expected 0 to 10000000")
     assert_user_error(script(*command, exported, "--use_quantize", "--calibration_file", tmp_path / "no.txt"),
                       "no.txt: cannot be read")
     assert (models / "repository.json").read_bytes() == before
@@ -372,7 +380,12 @@ def test_a_repository_is_replaced_but_nothing_else(exported, repository, tmp_pat
     foreign.mkdir()
     (foreign / "mine.txt").write_text("precious")
     command = ["build_repository.py", "--export_dir", exported, "--model_repository"]
-    assert_user_error(script(*command, foreign), "foreign: holds files and no repository.json")
+    assert_user_error(script(*command, foreign), "foreign: holds mine.txt, expected a new folder")
+    (models / "own_model").mkdir()
+    assert_user_error(script(*command, models), "models: holds own_model, expected a new folder")
+    (models / "own_model").rename(tmp_path / "own_model")
+    (models / "repository.json").rename(tmp_path / "repository.json")
+    assert_user_error(script(*command, models), "models: has no repository.json, expected a new folder")
     assert_user_error(script(*command, foreign / "mine.txt"), "mine.txt: is no folder")
     assert (foreign / "mine.txt").read_text() == "precious" and os.listdir(foreign) == ["mine.txt"]
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]

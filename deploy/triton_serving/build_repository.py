@@ -23,6 +23,7 @@ sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), os.path.join(os.path.dir
 from utils import UserError, check_output_folder, positive_int, run_script
 
 MARKER = "repository.json"  # in a folder that this script made; the server takes no notice of files here
+MADE = {MARKER, "tokenizer", "seqcls_model", "seqcls_postprocess", "seqcls"}
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(float)": "TYPE_FP32"}
 logger = logging.getLogger("predictor")
 
@@ -50,9 +51,10 @@ def parse_arguments():
         parser.error("--use_fp16: a CPU is not faster with it, expected --device gpu, or --use_quantize on a CPU")
     if args.use_quantize and args.device == "gpu":
         parser.error("--use_quantize: INT8 is for the CPU, expected --device cpu, or --use_fp16 on a GPU")
-    for name in ("device_id", "max_queue_delay"):
-        if getattr(args, name) < 0:
-            parser.error(f"--{name} {getattr(args, name)}: expected 0 or more")
+    for name, least, most in (("device_id", 0, 255), ("max_queue_delay", 0, 10**7), ("max_batch_size", 1, 10**4),
+                              ("max_queue_size", 1, 10**6), ("instance_count", 1, 256), ("max_text_length", 1, 10**7)):
+        if getattr(args, name) is not None and not least <= getattr(args, name) <= most:
+            parser.error(f"--{name} {getattr(args, name)}: expected {least} to {most}")
     return args
 
 
@@ -177,9 +179,11 @@ def write(path, content):
 def check_replaceable(path):
     """UserError where a folder holds something that this script did not make."""
     check_output_folder(path, "--model_repository")
-    if os.path.isdir(path) and os.listdir(path) and not os.path.isfile(os.path.join(path, MARKER)):
-        raise UserError(f"--model_repository {path}: holds files and no {MARKER}, expected a new folder, an empty one, or one "
-                        "that build_repository.py made")
+    found = set(os.listdir(path)) if os.path.isdir(path) else set()
+    if found and (MARKER not in found or found - MADE):
+        reason = f"holds {min(found - MADE)}" if found - MADE else f"has no {MARKER}"
+        raise UserError(f"--model_repository {path}: {reason}, expected a new folder, an empty one, or one that "
+                        "build_repository.py made")
 
 
 @contextlib.contextmanager

@@ -10,8 +10,10 @@ Serves  HTTP, gRPC and metrics until SIGTERM or Ctrl-C; then the server answers 
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -24,6 +26,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))  # for utils.py
 from utils import UserError, positive_int, run_script
 
+STACK_BYTES = 1 << 30  # of each of the server's threads, address space only
 PACKAGES = ("pytriton", "onnxruntime", "tokenizers", "numpy")
 
 
@@ -120,10 +123,18 @@ def run_server(command, environment):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, forward)
     # a session of its own: Ctrl-C would reach it twice, and the second one ends it at once
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    # Triton 2.51.0 keeps HTTP bodies and nested JSON on its stack: with the usual 8 MiB, a body of 8 MB or 200,000 brackets
+    # end it by SIGSEGV. To go when a later server does not.
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = STACK_BYTES if most == resource.RLIM_INFINITY else min(STACK_BYTES, most)
+    process = subprocess.Popen(command, env=environment, start_new_session=True,
+                               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (stack, most)))
     for number in early:
         process.send_signal(number)
-    return process.wait()
+    code = process.wait()
+    with contextlib.suppress(ProcessLookupError):  # where the server has crashed its Python backends are left
+        os.killpg(process.pid, signal.SIGKILL)
+    return code
 
 
 def main():
