@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -135,7 +136,8 @@ def test_64_clients_for_a_minute_and_the_memory(server, predicted):
     ({"data": {"text": ["a"]}, "parameters": {"top_k": "3"}}, 422, "parameters.top_k"),
     ({"data": {"text": ["a"]}, "parameters": {"top_k": True}}, 422, "parameters.top_k"),
     ({"data": {"text": ["\ud800"]}}, 422, "data.text.0"), (b'{"data": {"text": ["\xff"]}}', 400, ""), (b"{", 422, ""),
-    (CODE.encode(), 422, ""), (b"[" * 100000, 400, ""), (b" " * (1 << 20) + b"{}", 413, "")])
+    (CODE.encode(), 422, ""), (b"[" * 100000, 400, ""), (b" " * (1 << 20) + b"{}", 413, ""),
+    (b" " * (15 << 20), 413, "")])
 def test_bad_requests(server, body, status, field):
     got, answer, _ = post(server[1], body)
     assert got == status and field in [problem["field"] for problem in answer["errors"]], answer
@@ -143,6 +145,22 @@ def test_bad_requests(server, body, status, field):
     good = post(server[1], {"data": {"text": [CODE]}})
     assert good[0] == 200 and len(good[1]["result"]) == 1
     assert not (ROOT / "pwned").exists()
+
+
+def test_silent_connections_are_closed(server):
+    for begun in (b"", b"POST /predict HTTP/1.1\r\nHost: test\r\n"):
+        with socket.create_connection(("127.0.0.1", server[1]), timeout=30) as connection:
+            connection.sendall(begun)
+            assert connection.recv(100) == b""
+
+
+def test_the_earlier_form_names_fields_and_the_content_type(server):
+    answer = post(server[1], {"data": {"text": [1, ""]}}, "/taskflow/cls")[1]
+    assert [problem["field"] for problem in answer["errors"]] == ["data.text.0", "data.text.1"]
+    assert [problem["field"] for problem in post(server[1], {"data": {"text": 1}}, "/taskflow/cls")[1]["errors"]] == ["data.text"]
+    status, answer, _ = post(server[1], {"data": {"text": ["a"]}}, headers=[("Content-Type", "text/plain")])
+    assert status == 422 and answer["errors"][0]["field"] == "Content-Type"
+    assert post(server[1], {"data": {"text": ["a"]}}, "/predict/")[0] == 404
 
 
 def test_chunked_bodies_are_limited_too(server):
@@ -201,6 +219,7 @@ def test_token(exported, predicted, tmp_path):
         for path in ("/predict", "/taskflow/cls"):
             for headers in ((), [("Authorization", "Bearer 0123456789abcdeg")], [("Authorization", "0123456789abcdef")]):
                 assert post(port, body, path, headers)[0] == 401
+        assert post(port, b" " * (15 << 20))[0] == 401
         assert post(port, b"", "/metrics")[0] == 401 and post(port, b"", "/health/ready")[0] == 200
         assert post(port, body, headers=[("Authorization", "Bearer 0123456789abcdef")])[0] == 200
         assert "securitySchemes" in post(port, b"", "/openapi.json")[1]["components"]

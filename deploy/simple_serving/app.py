@@ -16,13 +16,14 @@ from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from starlette.exceptions import HTTPException
 
 from batching import QueueFull
 
 HEALTH = ("/health/live", "/health/ready")  # need no token, and are not logged
 PROTECTED = ("/predict", "/taskflow/cls", "/metrics")
+DISCARDED_BYTES = 1 << 24  # of a refused body, at most
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
 logger = logging.getLogger("serving")
 
@@ -78,7 +79,8 @@ class Status(BaseModel):
 
 
 REFUSALS = {code: {"model": Refused, "description": meaning} for code, meaning in (
-    (400, "not HTTP or JSON that can be read"), (401, "no token, or a wrong one"), (413, "the body is too large"),
+    (400, "not HTTP or JSON that can be read"), (401, "no token, or a wrong one"), (408, "the body did not come in time"),
+    (413, "the body is too large"),
     (422, "a field is wrong"), (500, "the model failed"), (503, "too many texts are waiting; come back later"))}
 
 
@@ -100,7 +102,8 @@ def request_schemas(num_labels, limits):
             {"data": {"text": ["头疼怎么办", "拔牙多少钱"]}, "parameters": {"top_k": min(3, num_labels)}}]})
 
     class TaskflowData(Strict):
-        text: Union[one_text, some_texts]
+        text: Annotated[Union[Annotated[one_text, Tag("one")], Annotated[some_texts, Tag("several")]],
+                        Discriminator(lambda value: "several" if isinstance(value, list) else "one")]
 
     class TaskflowRequest(Strict):
         data: TaskflowData
@@ -140,7 +143,8 @@ def make_app(batcher, labels, limits, token, state):
     max_text_length (characters) and max_body_bytes. token: str, or None: no authorization. state: with draining (bool).
     """
     PredictRequest, TaskflowRequest = request_schemas(len(labels), limits)
-    app = FastAPIOffline(title="Text classification", version="1", redoc_url=None, separate_input_output_schemas=False,
+    app = FastAPIOffline(title="Text classification", version="1", redoc_url=None, redirect_slashes=False,
+                         separate_input_output_schemas=False,
                          description="Single-label classification of texts. All errors have the form of `Refused`.")
     metrics = Metrics(lambda: batcher.waiting)
     batcher.on_batch = metrics.batches.observe
@@ -189,7 +193,10 @@ def make_app(batcher, labels, limits, token, state):
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error):
-        errors = [{"field": ".".join(map(str, item["loc"][1:])), "message": item["msg"]} for item in error.errors()[:20]]
+        if "json" not in request.headers.get("content-type", ""):
+            return refuse(422, "expected application/json", "Content-Type")
+        errors = [{"field": ".".join(str(part) for part in item["loc"][1:] if part not in ("one", "several")),
+                   "message": item["msg"]} for item in error.errors()[:20]]
         if error.errors()[0]["type"] == "json_invalid":
             errors = [{"field": "", "message": "the body is not JSON"}]
         return json_response({"errors": errors}, 422)
@@ -203,6 +210,10 @@ def make_app(batcher, labels, limits, token, state):
     async def full(request: Request, error):
         return refuse(503, "too many texts are waiting, come back later", headers={"Retry-After": "1"})
 
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error):
+        return refuse(500, "internal error, see the server's log")
+
     known = {route.path for route in app.routes if hasattr(route, "path")}
     return Guard(app, known, limits, token, state, metrics)
 
@@ -215,12 +226,12 @@ class Guard:
 
     def __init__(self, app, known, limits, token, state, metrics):
         self.app, self.known, self.limits, self.state, self.metrics = app, known, limits, state, metrics
-        self.authorization = f"Bearer {token}".encode() if token else None
+        self.token = token.encode() if token else None
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        start, headers, status = time.perf_counter(), dict(scope["headers"]), 500
+        start, headers, status = time.perf_counter(), dict(scope["headers"]), None
         wanted = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = wanted if re.fullmatch(r"[\w.-]{1,64}", wanted, re.ASCII) else secrets.token_hex(8)
 
@@ -238,9 +249,10 @@ class Guard:
                 await refusal(scope, receive, answer)
             else:
                 await self.app(scope, replay(body, receive), answer)
-        except Exception:  # the client gets a neutral answer, the log the traceback
+        except Exception:  # the client gets a neutral answer (here, or before by `broken`), the log the traceback
             logger.exception("request %s failed", request_id)
-            await refuse(500, "internal error, see the server's log")(scope, receive, answer)
+            if status is None:
+                await refuse(500, "internal error, see the server's log")(scope, receive, answer)
         path, seconds = scope["path"] if scope["path"] in self.known else "other", time.perf_counter() - start
         self.metrics.requests.labels(path, status).inc()
         self.metrics.seconds.labels(path).observe(seconds)
@@ -250,26 +262,35 @@ class Guard:
                 "path": path, "status": status, "ms": round(seconds * 1000, 2)}})
 
     async def check(self, scope, headers, receive):
-        """(the refusal as a response, None) or (None, the whole body)."""
-        given = headers.get(b"authorization", b"")
-        if self.authorization and scope["path"] in PROTECTED and not hmac.compare_digest(given, self.authorization):
-            return refuse(401, "the header Authorization: Bearer <token> is missing or wrong", "Authorization",
-                          {"WWW-Authenticate": "Bearer", "Connection": "close"}), None
-        limit, body = self.limits.max_body_bytes, bytearray()
+        """(the refusal as a response, None) or (None, the whole body).
+
+        What is refused is read to its end, too, within reason: where a connection is closed on a client that still sends, the
+        client sees a reset and not the answer.
+        """
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        given = given if scheme.lower() == b"bearer" else b""
+        declared = int(headers.get(b"content-length", b"0"))  # the HTTP parser takes digits only
+        limit, most = self.limits.max_body_bytes, max(self.limits.max_body_bytes, DISCARDED_BYTES)
         too_large = refuse(413, f"the body has more than {limit} bytes", headers={"Connection": "close"})
-        if int(headers.get(b"content-length", b"0")) > limit:  # the HTTP parser takes digits only
-            return too_large, None
-        more = True
+        refusal, body, size, more = None, bytearray(), 0, True
+        if self.token and scope["path"] in PROTECTED and not hmac.compare_digest(given, self.token):
+            refusal = refuse(401, "the header Authorization: Bearer <token> is missing or wrong", "Authorization",
+                             {"WWW-Authenticate": "Bearer", "Connection": "close"})
+        elif declared > limit:
+            refusal = too_large
+        if declared > most or refusal and b"expect" in headers:  # nobody has sent the body of the latter yet
+            return refusal, None
         with anyio.move_on_after(self.limits.body_seconds) as timer:
-            while more:
+            while more and size <= most:
                 message = await receive()
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > limit:
-                    return too_large, None
+                more, chunk = message.get("more_body", False), message.get("body", b"")
+                size += len(chunk)
+                refusal = refusal or (too_large if size > limit else None)
+                if not refusal:
+                    body += chunk
         if timer.cancelled_caught:
             return refuse(408, "the body did not come in time", headers={"Connection": "close"}), None
-        return None, bytes(body)
+        return refusal, bytes(body)
 
 
 def replay(body, receive):

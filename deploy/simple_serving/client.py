@@ -51,7 +51,8 @@ def request(args, token, texts):
     body = json.dumps({"data": {"text": texts}, "parameters": {"top_k": args.top_k}}).encode()
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{args.url}/predict", body, headers), timeout=args.timeout) as answer:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not lead to a server of one's own
+        with opener.open(urllib.request.Request(f"{args.url}/predict", body, headers), timeout=args.timeout) as answer:
             return json.load(answer)["result"]
     except urllib.error.HTTPError as error:
         try:
@@ -67,8 +68,10 @@ def request(args, token, texts):
 def main():
     args, token = parse_arguments(), None
     if args.token_file:
-        with open(args.token_file, encoding="utf-8") as file:
+        with open(args.token_file, encoding="latin-1") as file:
             token = file.read().strip()
+        if not token.isascii() or len(token.split()) != 1:
+            raise UserError(f"{args.token_file}: holds no token, expected the one line of the server's token file")
     texts = read_input(args)
     sys.stdout.reconfigure(encoding="utf-8")
     for start in range(0, len(texts), args.batch_size):

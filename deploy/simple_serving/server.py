@@ -29,6 +29,7 @@ from utils import UserError, positive_int, run_script
 
 try:
     import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     from app import make_app
 except ImportError as missing:
@@ -38,7 +39,8 @@ except ImportError as missing:
 from batching import MicroBatcher
 from predictor import Predictor
 
-BACKLOG, KEEP_ALIVE_SECONDS, QUIET_SECONDS = 2048, 65, 1.0  # the last: when shutting down, for requests on their way
+BACKLOG, HEAD_SECONDS, KEEP_ALIVE_SECONDS = 2048, 10, 65
+QUIET_SECONDS = 1.0  # when shutting down, for requests that are on their way
 logger = logging.getLogger("serving")
 
 
@@ -117,6 +119,36 @@ def listen(host, port):
                         "of this machine as --host") from None
 
 
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with a limit of time for the head of a request, too: without it, silent connections stay for ever."""
+
+    timer = None
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.expect_head()
+
+    def on_message_begin(self):
+        super().on_message_begin()
+        self.expect_head()
+
+    def expect_head(self):
+        self.stop_timer()
+        self.timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def stop_timer(self):
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def on_headers_complete(self):
+        self.stop_timer()
+        super().on_headers_complete()
+
+    def connection_lost(self, error):
+        self.stop_timer()
+        super().connection_lost(error)
+
+
 class Server(uvicorn.Server):
     """uvicorn's server; ends without losing a request. state: one attribute, draining."""
 
@@ -157,13 +189,15 @@ def main():
     predictor = Predictor(args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
                           calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop)
     batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
     slots = predictor.num_threads + 1  # one batch more than cores: it is ready when another ends
     with ThreadPoolExecutor(slots) as pool:  # the largest batches that can come: memory is laid out once, nothing is slow later
         list(pool.map(predictor.batch_probabilities, [["暖" * args.max_text_length] * batch_size] * slots * 4))
     listening = listen(args.host, args.port)
     batcher = MicroBatcher(predictor.batch_probabilities, batch_size, slots, args.max_queue)
     server = Server(uvicorn.Config(
-        None, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=KEEP_ALIVE_SECONDS, server_header=False,
+        None, http=Protocol, log_config=None, access_log=False, lifespan="off", server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=args.drain_seconds, limit_concurrency=args.max_connections))
     server.config.app = make_app(batcher, predictor.labels, args, token, server)
     if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
