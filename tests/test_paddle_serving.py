@@ -50,6 +50,29 @@ with ThreadPoolExecutor(8) as pool:
     print(json.dumps(list(pool.map(lambda request: kinds[request.pop("by")](**request), json.load(sys.stdin)))))
 """
 
+# Has eight large requests answered at once and says when the server has them all; then prints status and size of each answer.
+HURRIED = """
+import http.client, json, sys, time
+sys.path.insert(0, "deploy/paddle_serving")
+from rpc_client import METHOD, import_messages
+messages = import_messages()
+import grpc
+text = json.dumps(["疼" * 60] * 1000)
+method = grpc.insecure_channel("127.0.0.1:18290").unary_unary(
+    METHOD, messages.Request.SerializeToString, messages.Response.FromString)
+calls = [method.future(messages.Request(key=["sentence"], value=[text])) for _ in range(4)]
+connections = [http.client.HTTPConnection("127.0.0.1", 9978, timeout=60) for _ in range(4)]
+for connection in connections:
+    connection.request("POST", "/seq_cls/prediction", json.dumps({"key": ["sentence"], "value": [text]}))
+time.sleep(0.2)
+assert not any(call.done() for call in calls[2:]), "too fast to test anything"
+print("all sent", flush=True)
+answers = [connection.getresponse() for connection in connections]
+found = [(str(answer.status), json.loads(answer.read())["value"][0]) for answer in answers]
+found += [(call.code().name, call.result().value[0]) for call in calls]
+print(json.dumps([(status, len(json.loads(labels))) for status, labels in found]))
+"""
+
 
 @pytest.fixture(scope="module")
 def inside():
@@ -277,7 +300,9 @@ def test_bad_requests_are_refused_by_name_and_do_no_harm(send, served, predicted
                  {"by": "http", "body": "", "method": "GET"},
                  {"by": "http", "body": "", "method": "PUT"},
                  {"by": "http", "body": "{}", "path": "/other"},
-                 {"by": "http", "body": "", "headers": {"Content-Length": "-1"}}]
+                 {"by": "http", "body": "", "headers": {"Content-Length": "-1"}},
+                 {"by": "http", "body": "", "headers": {"Content-Length": "2", "content-length": "0"}},
+                 {"by": "http", "body": "", "headers": {"Content-Length": "2", "Transfer-Encoding": "chunked"}}]
     answers = send(requests)
     for answer, (_, _, message) in zip(answers, BAD):
         assert message in answer["err_msg"] and (answer["status"], answer["err_no"]) == (400, 51), answer
@@ -285,7 +310,8 @@ def test_bad_requests_are_refused_by_name_and_do_no_harm(send, served, predicted
         assert message in answer["err_msg"] and answer["err_no"] == 51, answer
     for answer, (_, status, message) in zip(answers[2 * len(BAD):], BAD_HTTP):
         assert message in answer["err_msg"] and (answer["status"], answer["err_no"]) == (status, 51), answer
-    tensors, both, not_utf8, name, large_rpc, large_http, get, put, other, negative = answers[2 * len(BAD) + len(BAD_HTTP):]
+    (tensors, both, not_utf8, name, large_rpc, large_http, get, put, other, negative, twice,
+     chunked) = answers[2 * len(BAD) + len(BAD_HTTP):]
     for answer in (tensors, both):
         assert (answer["err_no"], answer["err_msg"][:22]) == (51, "tensors: not accepted,")
     assert not_utf8["err_no"] == 51 and "request: damaged, or invalid UTF-8 in key or value" in not_utf8["err_msg"]
@@ -294,6 +320,7 @@ def test_bad_requests_are_refused_by_name_and_do_no_harm(send, served, predicted
     assert large_http["status"] == 413 and large_http["err_msg"] == "request body: 9000000 bytes, expected at most 8388608"
     assert get["status"] == put["status"] == 501 and get["err_msg"] == f"request: not understood, expected POST {PATH}"
     assert other["status"] == 404 and negative["status"] == 411
+    assert twice["status"] == chunked["status"] == 400 and twice["err_msg"].startswith("Content-Length: given twice or beside")
     for answer in answers:
         assert not any(word in answer["err_msg"] for word in INTERNALS), answer
         assert len(answer["err_msg"]) < 200 and not answer.get("key")
@@ -374,6 +401,20 @@ def test_host_ports_and_limits_can_be_chosen_and_ctrl_c_ends_it(inside, served, 
     finally:
         code = stop(process, signal.SIGINT)
     assert code == 130 and not {18190, 9978} & set(listening(inside))
+
+
+def test_sigterm_answers_what_is_in_work(inside, served, tmp_path):
+    for name in ("config.yml", "serving_server"):
+        os.symlink(served / name, tmp_path / name)
+    process = start(inside, tmp_path, "--rpc_port", 18290, "--http_port", 9978)
+    try:
+        sender = subprocess.Popen([*inside, server_python("paddle-serving"), "-c", HURRIED], cwd=ROOT, stdout=subprocess.PIPE,
+                                  encoding="utf-8")
+        assert sender.stdout.readline() == "all sent\n"
+    finally:
+        code = stop(process, signal.SIGTERM)
+    assert code == 143
+    assert json.loads(sender.communicate(timeout=60)[0]) == [["200", 1000]] * 4 + [["OK", 1000]] * 4
 
 
 def serve_wrongly(inside, folder):
