@@ -5,6 +5,7 @@ import http.client
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -256,6 +257,23 @@ def test_int8(exported, predicted, tmp_path):
         stop(process)
 
 
+def test_a_failing_model_is_a_neutral_error(exported, predicted, tmp_path):
+    export = shutil.copytree(exported, tmp_path / "export")
+    tokenizer = json.loads((export / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["疼"] = 10**6  # beyond the model's embedding
+    (export / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    process, port = start(export, tmp_path / "log")
+    try:
+        status, answer, headers = post(port, {"data": {"text": ["头疼"]}}, headers=[("X-Request-ID", "failing")])
+        assert status == 500 and answer == {"errors": [{"field": "", "message": "internal error, see the server's log"}]}
+        assert headers["X-Request-ID"] == "failing"
+        assert post(port, {"data": {"text": predicted[0][:1]}})[1]["result"][0]["label"] == predicted[1][0]["label"]
+    finally:
+        stop(process)
+    failures = [entry for entry in map(json.loads, read_lines(tmp_path / "log")) if entry["message"] == "request failing failed"]
+    assert len(failures) == 1 and "Traceback" in failures[0]["traceback"] and "头疼" not in failures[0]["traceback"]
+
+
 def test_refusals_at_the_start(server, exported, tmp_path):
     (tmp_path / "short").write_text("short\n")
     for options, parts in (
@@ -264,6 +282,7 @@ def test_refusals_at_the_start(server, exported, tmp_path):
             (["--export_dir", exported, "--host", "192.0.2.1"], ["192.0.2.1:8189: cannot listen there"]),
             (["--export_dir", exported, "--token_file", tmp_path / "none"], ["none: cannot be read"]),
             (["--export_dir", exported, "--token_file", tmp_path / "short"], ["short: holds no token"]),
+            (["--export_dir", exported, "--calibration_file", "dev.txt"], ["--calibration_file", "expected --use_quantize"]),
             (["--export_dir", exported, "--device", "gpu"], ["--device gpu", "expected --device cpu"])):
         process = subprocess.run(list(map(str, [PYTHON, SERVER, *options])), capture_output=True, encoding="utf-8", timeout=60)
         assert_user_error(process, *parts)

@@ -371,6 +371,7 @@ def test_a_repository_is_replaced_but_nothing_else(exported, repository, tmp_pat
     assert_user_error(script(*command, tmp_path / "broken"), "deploy.json is missing")
     assert_user_error(script(*command, exported, "--use_fp16"), "--use_fp16: a CPU is not faster with it")
     assert_user_error(script(*command, exported, "--device", "gpu", "--use_quantize"), "--use_quantize: INT8 is for the CPU")
+    assert_user_error(script(*command, exported, "--calibration_file", "dev.txt"), "expected --use_quantize with them")
     assert_user_error(script(*command, exported, "--max_batch_size", 0), "expected a whole number of 1 or more")
     assert_user_error(script(*command, exported, "--max_queue_delay", -1), "--max_queue_delay -1: expected 0 to 10000000")
     assert_user_error(script(*command, exported, "--use_quantize", "--calibration_file", tmp_path / "no.txt"),

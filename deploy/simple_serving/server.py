@@ -71,6 +71,8 @@ def parse_arguments():
     args = parser.parse_args()
     if not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port}: expected 0 to 65535")
+    if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
+        parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
     if args.max_queue < args.max_texts:
         parser.error(f"--max_queue {args.max_queue}: expected at least --max_texts, {args.max_texts}")
     return args
@@ -202,8 +204,9 @@ def main():
     server.config.app = make_app(batcher, predictor.labels, args, token, server)
     if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
+    host = f"[{args.host}]" if ":" in args.host else args.host
     logger.info("listening", extra={"fields": {
-        "url": f"http://{args.host}:{listening.getsockname()[1]}", "labels": len(predictor.labels),
+        "url": f"http://{host}:{listening.getsockname()[1]}", "labels": len(predictor.labels),
         "max_seq_length": predictor.max_seq_length, "threads": predictor.num_threads, "batch_size": batch_size}})
     server.run(sockets=[listening])
 

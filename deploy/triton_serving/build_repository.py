@@ -51,6 +51,8 @@ def parse_arguments():
         parser.error("--use_fp16: a CPU is not faster with it, expected --device gpu, or --use_quantize on a CPU")
     if args.use_quantize and args.device == "gpu":
         parser.error("--use_quantize: INT8 is for the CPU, expected --device cpu, or --use_fp16 on a GPU")
+    if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
+        parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
     for name, least, most in (("device_id", 0, 255), ("max_queue_delay", 0, 10**7), ("max_batch_size", 1, 10**4),
                               ("max_queue_size", 1, 10**6), ("instance_count", 1, 256), ("max_text_length", 1, 10**7)):
         if getattr(args, name) is not None and not least <= getattr(args, name) <= most:
