@@ -20,7 +20,6 @@ from concurrent import futures
 
 import numpy as np
 
-DRAIN_SECONDS = 10  # at the end, for requests in work
 DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
 from build_model import sha256
@@ -30,6 +29,7 @@ from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, Limits, RequestEr
 from settings import NAME, check_device, check_ports, read_config
 from utils import UserError, exit_on_sigterm, pad_batch, positive_int, read_json, run_script, softmax, sorted_batches
 
+DRAIN_SECONDS = 10  # at the end, for requests in work
 logger = logging.getLogger(NAME)
 
 

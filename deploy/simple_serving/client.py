@@ -9,6 +9,7 @@ Prints  a block per text: the text, its labels, a line of dashes; or with --outp
 """
 
 import argparse
+import http.client
 import json
 import os
 import sys
@@ -60,7 +61,7 @@ def request(args, token, texts):
         except (ValueError, KeyError, TypeError):  # not from our server
             reason = error.reason
         raise UserError(f"{args.url}: refused with status {error.code} ({reason}), expected what README.md says") from None
-    except (OSError, ValueError, KeyError) as error:  # no connection, no HTTP, or another kind of server
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:  # another kind of server, or none
         raise UserError(f"{args.url}: no answer ({getattr(error, 'reason', error)}), expected the address of a running "
                         "server.py") from None
 

@@ -122,11 +122,11 @@ def run_server(command, environment):
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, forward)
-    # a session of its own: Ctrl-C would reach it twice, and the second one ends it at once
     # Triton 2.51.0 keeps HTTP bodies and nested JSON on its stack: with the usual 8 MiB, a body of 8 MB or 200,000 brackets
     # end it by SIGSEGV. To go when a later server does not.
     _, most = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if most == resource.RLIM_INFINITY else min(STACK_BYTES, most)
+    # a session of its own: Ctrl-C would reach it twice, and the second one ends it at once
     process = subprocess.Popen(command, env=environment, start_new_session=True,
                                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (stack, most)))
     for number in early:
