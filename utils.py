@@ -9,6 +9,7 @@ import array
 import contextlib
 import ctypes
 import difflib
+import errno
 import json
 import os
 import shutil
@@ -94,7 +95,8 @@ def run_script(main):
         print(f"out of memory ({error}), expected a smaller model, fewer texts at once or more memory", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # disk full, no permission, a folder in place of a file
-        place = error.filename or "writing failed"
+        full = error.errno == errno.ENOSPC  # of a copy it is the second file that cannot be written
+        place = full and error.filename2 or error.filename or "writing failed"
         print(f"{place}: {error.strerror or error}, expected a file that can be read or written and free space", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

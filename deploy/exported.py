@@ -29,7 +29,7 @@ def read_export(path, with_onnx=True):
     folder, prefix = (path, None) if os.path.isdir(path) else os.path.split(path)
     folder = folder or "."
     makers = f"export_model.py {'--onnx ' if with_onnx else ''}or prune.py"
-    if not os.path.isdir(folder):
+    if not os.path.isdir(folder) or prefix and not os.path.isfile(os.path.join(folder, "deploy.json")):
         raise UserError(f"{path}: no such folder or model, expected what {makers} wrote")
     deploy_path = os.path.join(folder, "deploy.json")
     if not os.path.isfile(deploy_path):
