@@ -118,11 +118,16 @@ def stop(process):
             process.kill()
 
 
+def shared_memory():
+    """Names of the shared memory of all of this user's servers."""
+    return {path.name for path in Path("/dev/shm").glob("triton-backends-*")}
+
+
 @contextlib.contextmanager
 def serving(repository, folder):
     """A Server that answers; in the end it is stopped by SIGTERM and must leave nothing behind."""
     folder.mkdir(exist_ok=True)
-    server = Server(repository, folder)
+    before, server = shared_memory(), Server(repository, folder)
     try:
         while not server.is_ready():
             assert server.process.poll() is None, server.log.read_text(errors="replace")
@@ -132,6 +137,7 @@ def serving(repository, folder):
         code = stop(server.process)
     assert code == 0
     assert os.listdir(folder) == ["log"]  # no backends, no file that a request has made
+    assert shared_memory() <= before
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +251,26 @@ def test_bodies_that_need_a_large_stack_do_not_end_the_server(server, predicted)
     assert server.request(INFER, b"[" * 300000)[0] == 500
     [[(label, _)]] = server.infer(predicted[0][:1])
     assert label == predicted[1][0]["label"]
+
+
+def test_bad_requests_in_a_batch_harm_neither_the_server_nor_the_others(server, predicted):
+    texts, expected = predicted
+    ids = {"name": "input_ids", "datatype": "INT64", "shape": [1, 8], "data": [1, 99999999, 2, 0, 0, 0, 0, 0]}
+    outside = json.dumps({"inputs": [ids, {**ids, "name": "token_type_ids", "data": [0] * 8}]}).encode()
+    not_utf8 = json.dumps({**body(["好"]), "parameters": {"x": "?"}}).encode().replace(b"?", b"\xff")
+
+    def work(number):
+        if number % 4 == 0:
+            return server.request("/v2/models/seqcls_model/infer", outside)
+        if number % 4 == 1:
+            return server.request(INFER, not_utf8)
+        assert_answers_agree(server.infer(texts[number:number + 1], top_k=3), expected[number:number + 1])
+
+    with ThreadPoolExecutor(16) as pool:
+        refusals = set(filter(None, pool.map(work, range(400))))
+    assert {(status, json.loads(answer)["error"].split(", ")[-2 if status == 400 else 0]) for status, answer in refusals} == {
+        (500, "the model could not be run"), (400, "parameters: not UTF-8 or not JSON")}
+    assert server.process.poll() is None
 
 
 def test_bad_requests_by_grpc(server, predicted):
@@ -407,6 +433,15 @@ def test_wrong_starts(server, repository, tmp_path):
     (broken / "seqcls_model/1/model.onnx").write_bytes(b"damaged")
     process = script("start_server.py", "--model_repository", broken, *options[2:], ports[2])
     assert process.returncode == 1 and "failed to load 'seqcls_model'" in process.stderr
+
+
+def test_an_interrupted_start_leaves_nothing(repository, tmp_path):
+    before, server = shared_memory(), Server(repository, tmp_path)
+    while not shared_memory() - before:  # the Python backends are starting
+        assert server.process.poll() is None, server.log.read_text(errors="replace")
+        time.sleep(0.05)
+    assert stop(server.process) in (0, 1, 143)
+    assert os.listdir(tmp_path) == ["log"] and shared_memory() <= before
 
 
 def test_ctrl_c_stops_everything(repository, tmp_path):

@@ -20,7 +20,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"{args['model_name']}: this stand-in for the ONNX Runtime backend runs on the "
                                                 "CPU, expected KIND_CPU (build_repository.py --device cpu) or NVIDIA's image")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         for name in ("intra_op_thread_count", "inter_op_thread_count"):
             threads = config.get("parameters", {}).get(name, {}).get("string_value")
             if threads:
@@ -30,14 +30,19 @@ class TritonPythonModel:
         self.inputs, self.outputs = ([item["name"] for item in config[kind]] for kind in ("input", "output"))
 
     def execute(self, requests):
-        """Run all requests as one batch: the server puts together only such as are of one shape but for the texts."""
+        """Run all requests as one batch: the server puts together only such as are of one shape but for the texts.
+
+        Where it fails each request runs alone, so that a bad one harms no other. A TritonError belongs to one response: the
+        server crashes where two share it.
+        """
         arrays = [[pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests] for name in self.inputs]
         try:
             results = self.session.run(self.outputs, {name: np.concatenate(parts) for name, parts in zip(self.inputs, arrays)})
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            if len(requests) > 1:
+                return [response for request in requests for response in self.execute([request])]
             pb_utils.Logger.log_error(f"ONNX Runtime: {error}")
-            failure = pb_utils.TritonError("the model could not be run, see the server's log")
-            return [pb_utils.InferenceResponse([], failure) for _ in requests]
+            return [pb_utils.InferenceResponse([], pb_utils.TritonError("the model could not be run, see the server's log"))]
         ends = np.cumsum([len(part) for part in arrays[0]])[:-1]
         parts = zip(*(np.split(result, ends) for result in results))
         return [pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(self.outputs, part)])

@@ -22,7 +22,11 @@ class TritonPythonModel:
         return [self.answer(request) for request in requests]
 
     def answer(self, request):
-        top_k = json.loads(request.parameters() or "{}").get("top_k", 1)
+        try:
+            top_k = json.loads(request.parameters() or "{}").get("top_k", 1)
+        except ValueError:
+            message = "parameters: not UTF-8 or not JSON, expected top_k at most"
+            return pb_utils.InferenceResponse([], pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         if type(top_k) is not int or not 1 <= top_k <= len(self.labels):
             message = f"parameter top_k: is {json.dumps(top_k)[:40]}, expected a whole number, 1 to {len(self.labels)}"
             return pb_utils.InferenceResponse([], pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))

@@ -11,6 +11,8 @@ Serves  HTTP, gRPC and metrics until SIGTERM or Ctrl-C; then the server answers 
 
 import argparse
 import contextlib
+import ctypes
+import glob
 import importlib.util
 import os
 import resource
@@ -26,6 +28,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))  # for utils.py
 from utils import UserError, positive_int, run_script
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 STACK_BYTES = 1 << 30  # of each of the server's threads, address space only
 PACKAGES = ("pytriton", "onnxruntime", "tokenizers", "numpy")
 
@@ -105,19 +108,27 @@ def make_backends(folder, server, environment):
 
 
 def server_command(args, address, server, backends):
+    """The command line; the Python backend's shared memory is named after the folder `backends`, so that it can be found."""
     return [os.path.join(server, "bin", "tritonserver"), f"--model-repository={os.path.abspath(args.model_repository)}",
             f"--backend-directory={backends}", f"--http-address={address}", f"--http-port={args.http_port}",
             f"--grpc-address={address}", f"--grpc-port={args.grpc_port}", f"--metrics-address={address}",
             f"--metrics-port={args.metrics_port}", "--allow-gpu-metrics=false", "--reuse-http-port=false",
+            f"--backend-config=python,shm-region-prefix-name={os.path.basename(backends)}",
             f"--exit-timeout-secs={args.exit_seconds}", *args.server_options]
 
 
 def run_server(command, environment):
     """Run the server until it ends by itself or by SIGTERM or SIGINT, which it gets from here. Returns its exit code."""
-    process, early = None, []
+    process, early, libc = None, [], ctypes.CDLL(None)
 
     def forward(number, frame):
+        number = signal.SIGTERM if number == signal.SIGHUP else number  # which the server does not know
         early.append(number) if process is None else process.send_signal(number)
+
+    def prepare():
+        """In the new process: room for the stack, and SIGTERM where this script is killed."""
+        resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -127,8 +138,7 @@ def run_server(command, environment):
     _, most = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if most == resource.RLIM_INFINITY else min(STACK_BYTES, most)
     # a session of its own: Ctrl-C would reach it twice, and the second one ends it at once
-    process = subprocess.Popen(command, env=environment, start_new_session=True,
-                               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (stack, most)))
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=prepare)
     for number in early:
         process.send_signal(number)
     code = process.wait()
@@ -151,6 +161,8 @@ def main():
     with tempfile.TemporaryDirectory(prefix="triton-backends-") as backends:
         make_backends(backends, server, environment)
         code = run_server(server_command(args, address, server, backends), environment)
+        for left in glob.glob(f"/dev/shm/{os.path.basename(backends)}*"):  # by a server that crashed or ended while starting
+            os.remove(left)
     sys.exit(code if code >= 0 else 128 - code)
 
 
