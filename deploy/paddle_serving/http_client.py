@@ -30,7 +30,9 @@ def make_ask(args):
                     content = response.read()
             except urllib.error.HTTPError as error:
                 content = error.read()  # a refusal has the same form
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: the URL is none
+        except HTTPException:
+            raise UserError(f"{args.url}: what answers there is no HTTP, expected the address of a running service.py") from None
+        except (OSError, ValueError) as error:  # ValueError: the URL is none
             raise UserError(f"{args.url}: no answer ({getattr(error, 'reason', error)}), expected the address of a running "
                             "service.py, or a longer --timeout") from None
         try:

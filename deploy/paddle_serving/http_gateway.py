@@ -6,12 +6,15 @@ types with messages of its Go library that name no field, turns invalid UTF-8 si
 
 import json
 import logging
+import select
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
 
 from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, RequestError, read_http_body
 
+QUIET_SECONDS = 0.5  # when ending, for requests that are on their way
 IDLE_SECONDS = 60  # after which a connection that sends nothing is closed
 BLOCK, MOST_DISCARDED = 1 << 16, 1 << 27  # bytes of a request body that is too large
 logger = logging.getLogger("seq_cls")
@@ -28,12 +31,16 @@ def start_gateway(host, port, path, answer, limits, worker_num):
         address_family = AF_INET6 if ":" in host else AF_INET
         daemon_threads = True
         request_queue_size = 128
-        busy, closing = 0, False  # requests in work; whether each answer is the last of its connection
+        busy, closing = 0, False  # number of requests; whether each answer is the last of its connection
 
         def drain(self, seconds):
-            """Take no more connections and wait until what is in work has been answered, for so long at most."""
+            """Take no more connections and wait until what has come has been answered, for so long at most."""
             self.closing = True
             self.shutdown()
+            while select.select([self.socket], [], [], 0)[0]:  # connections that the system has made already
+                self.handle_request()
+            self.server_close()
+            time.sleep(QUIET_SECONDS)
             with changed:
                 changed.wait_for(lambda: self.busy == 0, seconds)
 
@@ -46,6 +53,17 @@ def start_gateway(host, port, path, answer, limits, worker_num):
         timeout, wbufsize = IDLE_SECONDS, -1  # buffered: head and body in one packet, else each answer takes 40 ms
 
         def do_POST(self):
+            with changed:
+                gateway.busy += 1
+            try:
+                self.answer_request()
+                self.wfile.flush()
+            finally:
+                with changed:
+                    gateway.busy -= 1
+                    changed.notify()
+
+        def answer_request(self):
             keep_alive, self.close_connection = not self.close_connection, True  # until the body is read to its end
             if self.path != path:
                 return self.reply(404, error(f"path: unknown, expected {path}"))
@@ -61,8 +79,6 @@ def start_gateway(host, port, path, answer, limits, worker_num):
             body = self.rfile.read(int(length))
             if len(body) < int(length):
                 return self.reply(400, error(f"request body: {len(body)} bytes, expected the {length} of Content-Length"))
-            with changed:
-                gateway.busy += 1
             try:
                 with slots:
                     status, content = answer(*read_http_body(body))
@@ -72,13 +88,7 @@ def start_gateway(host, port, path, answer, limits, worker_num):
                 logger.exception("an HTTP request failed")
                 status, content = 500, error(FAILED, INTERNAL_ERROR)
             self.close_connection = gateway.closing or not keep_alive
-            try:
-                self.reply(status, content)
-                self.wfile.flush()
-            finally:
-                with changed:
-                    gateway.busy -= 1
-                    changed.notify()
+            self.reply(status, content)
 
         def reply(self, status, content):
             body = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8")

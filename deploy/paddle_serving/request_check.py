@@ -6,6 +6,8 @@ Texts are parsed as JSON and never evaluated. RequestError names the field that 
 import json
 from typing import NamedTuple
 
+from settings import NAME
+
 BAD_REQUEST, INTERNAL_ERROR = 51, 52  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
 FAILED = "internal error, expected the cause in the server's log"
 KEYS = ("sentence", "top_k")
@@ -129,14 +131,16 @@ def read_http_body(body):
         if isinstance(value, str):
             check_unicode(f"value[{position}]", value)
             values.append(value)
-        elif isinstance(value, list) or type(value) is int:
+        elif isinstance(value, list) or type(value) is int and request["key"][position:position + 1] == ["top_k"]:
             values.append(json.dumps(value))
         else:
             raise RequestError(f"value[{position}]: {describe(value)}, expected a text or a list of texts")
+    if request.get("name", "") not in ("", NAME):
+        raise RequestError(f"name: not of this service, expected {NAME}")
     logid = request.get("logid") or 0
     if type(logid) is not int or not 0 <= logid < 2**63:
         raise RequestError("logid: expected a whole number")
-    return request["key"], values, bool(request.get("tensors")), logid
+    return request["key"], values, request.get("tensors") not in (None, []), logid
 
 
 def describe(value):

@@ -29,6 +29,7 @@ from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, Limits, RequestEr
 from settings import NAME, check_device, check_ports, read_config
 from utils import UserError, exit_on_sigterm, pad_batch, positive_int, read_json, run_script, softmax, sorted_batches
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DRAIN_SECONDS = 10  # at the end, for requests in work
 logger = logging.getLogger(NAME)
 
@@ -78,6 +79,8 @@ def output_to(log_dir):
 def import_pipeline(log_dir, stderr):
     """Import Paddle Serving, its logs and ProcessInfo.json in log_dir; returns its module `pipeline`."""
     os.environ["SERVING_LOG_PATH"] = os.environ["SERVING_HOME"] = os.path.abspath(log_dir)
+    # Paddle takes SIGTERM over, Paddle Serving SIGINT: they wait until both are taken back
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         import paddle_serving_server.util
 
@@ -87,8 +90,9 @@ def import_pipeline(log_dir, stderr):
         from paddle_serving_server import pipeline
     except ImportError as error:
         raise UserError(f"{error}, expected an environment of its own (README.md, section 1)") from None
-    exit_on_sigterm()  # Paddle has taken SIGTERM over, Paddle Serving SIGINT
+    exit_on_sigterm()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     logging.getLogger("paddle_serving_server").setLevel(logging.WARNING)  # six lines per request otherwise
     for handler in logging.getLogger().handlers:
         handler.maxBytes, handler.backupCount = 10 * 2**20, 3  # of each log file; 10 GB otherwise
@@ -284,17 +288,16 @@ def serve(config, servicer, messages, limits):
     print(f"Ready: http://{address}:{config['http_port']}/{NAME}/prediction and gRPC {address}:{config['rpc_port']}", flush=True)
     try:
         server.wait_for_termination()
-    except (KeyboardInterrupt, SystemExit) as end:
+    finally:
         stopped = server.stop(grace=DRAIN_SECONDS)
         gateway.drain(DRAIN_SECONDS)
         stopped.wait()
-        if isinstance(end, KeyboardInterrupt):
-            print("Interrupted.", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # not by shutting Python down: the threads of Paddle 2.6.2 may abort the process meanwhile
-        os._exit(130 if isinstance(end, KeyboardInterrupt) else end.code)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    try:
+        run_script(main)
+    except SystemExit as end:  # not by shutting Python down: the threads of Paddle 2.6.2 may abort the process meanwhile
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)

@@ -35,6 +35,8 @@ def read_config(args):
         if isinstance(config, dict) and getattr(args, name) is not None:
             config[name] = getattr(args, name)
     check_settings(config, CONFIG, args.config)
+    if not config["host"]:
+        raise UserError(f"{args.config}: host is empty, expected an address of this machine, or 0.0.0.0 for all")
     if config["rpc_port"] == config["http_port"]:
         raise UserError(f"{args.config}: rpc_port and http_port are both {config['rpc_port']}, expected two ports")
     local = config["op"][NAME]["local_service_conf"]
