@@ -1,6 +1,7 @@
 """deploy/simple_serving, started for real: agreement with predict.py, load, bad requests, its OpenAPI description, its end."""
 
 import asyncio
+import contextlib
 import http.client
 import itertools
 import json
@@ -138,7 +139,7 @@ def test_64_clients_for_a_minute_and_the_memory(server, predicted):
     ({"data": {"text": ["a"]}, "parameters": {"top_k": True}}, 422, "parameters.top_k"),
     ({"data": {"text": ["\ud800"]}}, 422, "data.text.0"), (b'{"data": {"text": ["\xff"]}}', 400, ""), (b"{", 422, ""),
     (CODE.encode(), 422, ""), (b"[" * 100000, 400, ""), (b" " * (1 << 20) + b"{}", 413, ""),
-    (b" " * (15 << 20), 413, "")])
+    (b" " * (15 << 20), 413, ""), ('{"data": {"text": ["a"]}}'.encode("utf-16-le"), 400, "")])
 def test_bad_requests(server, body, status, field):
     got, answer, _ = post(server[1], body)
     assert got == status and field in [problem["field"] for problem in answer["errors"]], answer
@@ -153,6 +154,25 @@ def test_silent_connections_are_closed(server):
         with socket.create_connection(("127.0.0.1", server[1]), timeout=30) as connection:
             connection.sendall(begun)
             assert connection.recv(100) == b""
+
+
+def test_a_large_head_is_refused(server):
+    for part in (b"X: " + b"a" * (1 << 20), b"X: a\r\n" * (1 << 18)):
+        with socket.create_connection(("127.0.0.1", server[1]), timeout=5) as connection:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n" + part)
+                assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+                assert connection.recv(1000) == b""  # the server has not waited for the rest
+
+
+def test_a_body_that_ends_early_is_not_answered(server, log):
+    with socket.create_connection(("127.0.0.1", server[1])) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
+                           b'X-Request-ID: early\r\n\r\n{"data": {"text": ["a"]}}')
+    while "early" not in log.read_text(encoding="utf-8"):
+        time.sleep(0.05)
+    [entry] = [entry for entry in map(json.loads, read_lines(log)) if entry.get("request_id") == "early"]
+    assert entry["status"] == 400
 
 
 def test_the_earlier_form_names_fields_and_the_content_type(server):
@@ -189,16 +209,16 @@ def test_logs_are_json_without_texts(server, log):
     assert "不该出现" not in log.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("keep_alive", [True, False])
-def test_sigterm_under_load_loses_nothing(exported, predicted, tmp_path, keep_alive):
+@pytest.mark.parametrize("number, keep_alive", [(signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGHUP, True)])
+def test_the_end_under_load_loses_nothing(exported, predicted, tmp_path, number, keep_alive):
     process, port = start(exported, tmp_path / "log")
     outcomes, requests = [], [load.encode(text) for text in predicted[0]]
 
     def work():
-        for number in itertools.count():
-            if number == 3000:
-                process.send_signal(signal.SIGTERM)
-            yield number % 1000, requests[number % 1000]
+        for place in itertools.count():
+            if place == 3000:
+                process.send_signal(number)
+            yield place % 1000, requests[place % 1000]
 
     def on_answer(key, status, body, seconds):
         outcomes.append(status)
@@ -282,6 +302,9 @@ def test_refusals_at_the_start(server, exported, tmp_path):
             (["--export_dir", exported, "--host", "192.0.2.1"], ["192.0.2.1:8189: cannot listen there"]),
             (["--export_dir", exported, "--token_file", tmp_path / "none"], ["none: cannot be read"]),
             (["--export_dir", exported, "--token_file", tmp_path / "short"], ["short: holds no token"]),
+            (["--export_dir", "/none"], ["/none: no such folder or model"]),
+            (["--export_dir", exported, "--host", ""], ["--host: empty"]),
+            (["--export_dir", exported, "--batch_size", 2000], ["--batch_size 2000: expected 1 to 1024"]),
             (["--export_dir", exported, "--calibration_file", "dev.txt"], ["--calibration_file", "expected --use_quantize"]),
             (["--export_dir", exported, "--device", "gpu"], ["--device gpu", "expected --device cpu"])):
         process = subprocess.run(list(map(str, [PYTHON, SERVER, *options])), capture_output=True, encoding="utf-8", timeout=60)

@@ -283,6 +283,8 @@ class Guard:
         with anyio.move_on_after(self.limits.body_seconds) as timer:
             while more and size <= most:
                 message = await receive()
+                if message["type"] == "http.disconnect":
+                    return refuse(400, "the connection ended before the body"), None
                 more, chunk = message.get("more_body", False), message.get("body", b"")
                 size += len(chunk)
                 refusal = refusal or (too_large if size > limit else None)
@@ -290,7 +292,18 @@ class Guard:
                     body += chunk
         if timer.cancelled_caught:
             return refuse(408, "the body did not come in time", headers={"Connection": "close"}), None
+        if not refusal and not is_utf8(body):
+            refusal = refuse(400, "the body is not UTF-8 or not JSON")
         return refusal, bytes(body)
+
+
+def is_utf8(body):
+    """Whether bytes are UTF-8 without NUL, which JSON has not, but UTF-16 has."""
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in body
 
 
 def replay(body, receive):

@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -40,6 +41,7 @@ from batching import MicroBatcher
 from predictor import Predictor
 
 BACKLOG, HEAD_SECONDS, KEEP_ALIVE_SECONDS = 2048, 10, 65
+MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests
 QUIET_SECONDS = 1.0  # when shutting down, for requests that are on their way
 logger = logging.getLogger("serving")
 
@@ -65,12 +67,15 @@ def parse_arguments():
     limits.add_argument("--max_text_length", type=positive_int, default=10000, help="characters per text")
     limits.add_argument("--max_body_bytes", type=positive_int, default=1 << 20, help="bytes per request")
     limits.add_argument("--max_queue", type=positive_int, default=2048, help="texts that may wait; beyond: status 503")
-    limits.add_argument("--max_connections", type=positive_int, default=1000, help="open connections; beyond: status 503")
+    limits.add_argument("--max_connections", type=positive_int, default=500, help="open connections; beyond: status 503")
     limits.add_argument("--body_seconds", type=positive_int, default=30, help="a request's body must come within these")
     limits.add_argument("--drain_seconds", type=positive_int, default=30, help="accepted requests may take so long at the end")
     args = parser.parse_args()
-    if not 0 <= args.port <= 65535:
-        parser.error(f"--port {args.port}: expected 0 to 65535")
+    if not args.host:
+        parser.error("--host: empty, expected an address of this machine, or 0.0.0.0 for all")
+    for name, least, most in (("port", 0, 65535), ("batch_size", 1, 1024), ("max_text_length", 1, 10**6)):
+        if getattr(args, name) is not None and not least <= getattr(args, name) <= most:
+            parser.error(f"--{name} {getattr(args, name)}: expected {least} to {most}")
     if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
         parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
     if args.max_queue < args.max_texts:
@@ -122,9 +127,9 @@ def listen(host, port):
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, with a limit of time for the head of a request, too: without it, silent connections stay for ever."""
+    """uvicorn's, with limits for the head of a request, too: of time, else silent connections stay for ever, and of bytes."""
 
-    timer = None
+    timer, overhead = None, 0  # bytes of a request but for its body: head, marks of chunks, trailers
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -137,6 +142,20 @@ class Protocol(HttpToolsProtocol):
     def expect_head(self):
         self.stop_timer()
         self.timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def data_received(self, data):
+        self.overhead += len(data)
+        super().data_received(data)
+        if self.overhead > MOST_OVERHEAD and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_body(self, body):
+        self.overhead -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self):
+        self.overhead = 0
+        super().on_message_complete()
 
     def stop_timer(self):
         if self.timer is not None:
@@ -193,8 +212,9 @@ def main():
     batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
     slots = predictor.num_threads + 1  # one batch more than cores: it is ready when another ends
+    texts = ["暖" * args.max_text_length] + ["暖" * min(args.max_text_length, predictor.max_seq_length)] * (batch_size - 1)
     with ThreadPoolExecutor(slots) as pool:  # the largest batches that can come: memory is laid out once, nothing is slow later
-        list(pool.map(predictor.batch_probabilities, [["暖" * args.max_text_length] * batch_size] * slots * 4))
+        list(pool.map(predictor.batch_probabilities, [texts] * slots * 4))
     listening = listen(args.host, args.port)
     batcher = MicroBatcher(predictor.batch_probabilities, batch_size, slots, args.max_queue)
     server = Server(uvicorn.Config(
@@ -208,6 +228,8 @@ def main():
     logger.info("listening", extra={"fields": {
         "url": f"http://{host}:{listening.getsockname()[1]}", "labels": len(predictor.labels),
         "max_seq_length": predictor.max_seq_length, "threads": predictor.num_threads, "batch_size": batch_size}})
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listening])
 
 
