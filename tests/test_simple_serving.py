@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import load
 import numpy as np
@@ -292,6 +293,17 @@ def test_a_failing_model_is_a_neutral_error(exported, predicted, tmp_path):
         stop(process)
     failures = [entry for entry in map(json.loads, read_lines(tmp_path / "log")) if entry["message"] == "request failing failed"]
     assert len(failures) == 1 and "Traceback" in failures[0]["traceback"] and "头疼" not in failures[0]["traceback"]
+
+
+@pytest.mark.parametrize("answer, message", [(b"\0\x12garbage\r\n", "what answers there is no HTTP"), (b"", "no answer (Remote")])
+def test_the_client_says_that_it_is_another_kind_of_server(answer, message):
+    with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor(1) as pool:
+        port = other.getsockname()[1]
+        asked = pool.submit(client, port, "头疼怎么办")
+        with other.accept()[0] as connection:
+            connection.recv(10000)
+            connection.sendall(answer)
+        assert_user_error(asked.result(), f"http://127.0.0.1:{port}: {message}")
 
 
 def test_refusals_at_the_start(server, exported, tmp_path):

@@ -30,11 +30,11 @@ def make_ask(args):
                     content = response.read()
             except urllib.error.HTTPError as error:
                 content = error.read()  # a refusal has the same form
-        except HTTPException:
-            raise UserError(f"{args.url}: what answers there is no HTTP, expected the address of a running service.py") from None
         except (OSError, ValueError) as error:  # ValueError: the URL is none
             raise UserError(f"{args.url}: no answer ({getattr(error, 'reason', error)}), expected the address of a running "
                             "service.py, or a longer --timeout") from None
+        except HTTPException:
+            raise UserError(f"{args.url}: what answers there is no HTTP, expected the address of a running service.py") from None
         try:
             answer = json.loads(content)
             return answer["err_no"], answer["err_msg"], dict(zip(answer["key"], answer["value"]))

@@ -61,11 +61,11 @@ def request(args, token, texts):
         except (ValueError, KeyError, TypeError):  # not from our server
             reason = error.reason
         raise UserError(f"{args.url}: refused with status {error.code} ({reason}), expected what README.md says") from None
-    except http.client.HTTPException:
-        raise UserError(f"{args.url}: what answers there is no HTTP, expected the address of a running server.py") from None
     except (OSError, ValueError, KeyError, TypeError) as error:  # no connection, no URL, or another kind of server
         raise UserError(f"{args.url}: no answer ({getattr(error, 'reason', error)}), expected the address of a running "
                         "server.py") from None
+    except http.client.HTTPException:
+        raise UserError(f"{args.url}: what answers there is no HTTP, expected the address of a running server.py") from None
 
 
 def main():
