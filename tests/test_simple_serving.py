@@ -122,8 +122,6 @@ def test_64_clients_for_a_minute_and_the_memory(server, predicted):
     assert refused == 0 and len(answers) >= 50000
     assert figures[50000] == pytest.approx(figures[5000], rel=0.02)
     metrics = post(port, b"", "/metrics")[1].decode()
-    texts, batches = (float(metrics.split(f"\nserving_batch_size_{name} ")[1].split("\n")[0]) for name in ("sum", "count"))
-    assert texts / batches > 2  # texts of several requests in a batch
     assert "serving_queue_texts 0.0" in metrics and 'serving_request_seconds_count{path="/predict"}' in metrics
 
 
@@ -148,6 +146,21 @@ def test_bad_requests(server, body, status, field):
     good = post(server[1], {"data": {"text": [CODE]}})
     assert good[0] == 200 and len(good[1]["result"]) == 1
     assert not (ROOT / "pwned").exists()
+
+
+def batch_figures(port):
+    """(texts, batches) of a server since its start."""
+    metrics = post(port, b"", "/metrics")[1].decode()
+    return [float(metrics.split(f"\nserving_batch_size_{name} ")[1].split("\n")[0]) for name in ("sum", "count")]
+
+
+def test_requests_at_once_share_batches(server):
+    """The texts are long: the model takes much longer over one than the clients and the server's front over its request."""
+    statuses, before, request = [], batch_figures(server[1]), load.encode("头疼怎么办" * 2000)
+    asyncio.run(load.drive(server[1], 64, iter([(0, request)] * 512), lambda _, status, *rest: statuses.append(status)))
+    texts, batches = np.subtract(batch_figures(server[1]), before)
+    assert texts == 512 and statuses == [200] * 512
+    assert texts / batches > 2  # texts of several requests in a batch
 
 
 def test_silent_connections_are_closed(server):
