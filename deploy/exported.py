@@ -29,10 +29,10 @@ def read_export(path, with_onnx=True):
     folder, prefix = (path, None) if os.path.isdir(path) else os.path.split(path)
     folder = folder or "."
     makers = f"export_model.py {'--onnx ' if with_onnx else ''}or prune.py"
-    if not os.path.isdir(folder) or prefix and not os.path.isfile(os.path.join(folder, "deploy.json")):
-        raise UserError(f"{path}: no such folder or model, expected what {makers} wrote")
     deploy_path = os.path.join(folder, "deploy.json")
     if not os.path.isfile(deploy_path):
+        if prefix or not os.path.isdir(folder):
+            raise UserError(f"{path}: no such folder or model, expected what {makers} wrote")
         raise UserError(f"{folder}: deploy.json is missing, expected a folder that {makers} wrote")
     deploy = read_json(deploy_path)
     model = str(deploy.get("model_file")).replace(".pdmodel", "")
@@ -70,3 +70,20 @@ def read_export(path, with_onnx=True):
                         "deploy.json says")
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
                   deploy["pad_token_id"])
+
+
+def read_tokenizer(export):
+    """The tokenizers.Tokenizer of an Export, which does not cut yet. UserError, also where it pads otherwise than the model."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise UserError("the package tokenizers is missing, expected an environment made as README.md says") from None
+    try:
+        tokenizer = Tokenizer.from_file(export.tokenizer_path)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{export.tokenizer_path}: cannot be read ({error}), expected the file that export_model.py wrote"
+                        ) from None
+    pad_id = tokenizer.token_to_id("[PAD]")
+    if pad_id not in (None, export.pad_id):
+        raise UserError(f"{export.tokenizer_path}: [PAD] has the id {pad_id}, expected that of deploy.json, {export.pad_id}")
+    return tokenizer

@@ -20,7 +20,7 @@ sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
 from exported import read_export
 from utils import UserError, check_output_folder, complete_folder, read_json, run_script
 
-MARKER = "serving_server_conf.prototxt"
+MARKER = "serving_server_conf.prototxt"  # in a folder that this script made, and what Paddle Serving reads first
 INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
-from build_model import sha256
-from exported import read_export
+from build_model import MARKER, sha256
+from exported import read_export, read_tokenizer
 from http_gateway import start_gateway
 from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, Limits, RequestError, check_request
 from settings import NAME, check_device, check_ports, read_config
@@ -110,15 +110,7 @@ def make_steps(pipeline, export, limits, batch_size):
 
     export: the Export that is served. batch_size: texts per batch of the model.
     """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(export.tokenizer_path)
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{export.tokenizer_path}: cannot be read ({error}), expected what build_model.py wrote") from None
-    pad_id = tokenizer.token_to_id("[PAD]")
-    if pad_id not in (None, export.pad_id):
-        raise UserError(f"{export.tokenizer_path}: [PAD] has the id {pad_id}, expected that of deploy.json, {export.pad_id}")
+    tokenizer = read_tokenizer(export)
     tokenizer.enable_truncation(export.max_seq_length)
 
     class Request(pipeline.RequestOp):
@@ -201,15 +193,16 @@ def start_pipeline(pipeline, last_step, config, log_dir):
     server.prepare_server(yml_dict=full)
     try:
         return PipelineServicer(NAME, server._response_op, server._conf)
-    except Exception:  # a CustomException, whose cause is in the log only
+    except Exception:  # its own is a CustomException, which says nothing
+        logger.exception("the pipeline cannot start")
         raise UserError(f"Paddle Serving cannot start, expected what {log_dir}/PipelineServingLogs/pipeline.log says to be "
                         "mended") from None
 
 
 def read_model(folder):
     """The Export of a folder that build_model.py wrote. UserError; Paddle ends with a segmentation fault on a damaged graph."""
-    if not os.path.isfile(os.path.join(folder, "serving_server_conf.prototxt")):
-        raise UserError(f"{folder}: serving_server_conf.prototxt is missing, expected the folder (model_config) that "
+    if not os.path.isfile(os.path.join(folder, MARKER)):
+        raise UserError(f"{folder}: {MARKER} is missing, expected the folder (model_config) that "
                         "`python build_model.py --export_dir ../../export` makes")
     export = read_export(folder, with_onnx=False)
     hashes = read_json(os.path.join(folder, "deploy.json")).get("sha256")

@@ -15,11 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
-from tokenizers import Tokenizer
 
 DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
-from exported import read_export
+from exported import read_export, read_tokenizer
 from utils import Problems, UserError, complete_file, pad_batch, read_labelled, softmax, sorted_batches
 
 CALIBRATION_TEXTS = 2000  # of a calibration file at most, evenly spaced
@@ -85,11 +84,7 @@ class Predictor:
         self._export = read_export(path)
         self.labels, self.batch_size, self.num_threads = self._export.labels, batch_size, num_threads
         self.max_seq_length = self._export.max_seq_length if max_seq_length is None else max_seq_length
-        try:
-            self._tokenizer = Tokenizer.from_file(self._export.tokenizer_path)
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{self._export.tokenizer_path}: cannot be read ({error}), expected the file that export_model.py "
-                            "wrote") from None
+        self._tokenizer = read_tokenizer(self._export)
         if self.max_seq_length < 3:
             raise UserError(f"--max_seq_length {self.max_seq_length}: expected 3 or more")
         self._tokenizer.enable_truncation(self.max_seq_length)
@@ -163,9 +158,6 @@ class Predictor:
             raise UserError(f"{path}: its inputs are {sorted(inputs)}, expected input_ids and token_type_ids, and one output")
         if outputs[0].shape[-1] != len(self.labels):
             raise UserError(f"{path}: it has {outputs[0].shape[-1]} classes, expected the {len(self.labels)} of label.txt")
-        if self._tokenizer.token_to_id("[PAD]") not in (None, self._export.pad_id):
-            raise UserError(f"{path}: deploy.json says that [PAD] has the id {self._export.pad_id}, expected that of "
-                            f"tokenizer.json, {self._tokenizer.token_to_id('[PAD]')}")
         if self.max_seq_length > self._export.max_seq_length:
             logger.warning(f"--max_seq_length {self.max_seq_length} is more than the {self._export.max_seq_length} of training.")
         if self.max_seq_length > min(self._export.max_seq_length, ALWAYS_THERE):
