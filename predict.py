@@ -17,11 +17,16 @@ import os
 
 from tqdm import tqdm
 
-from utils import (UserError, add_model_options, check_output, complete_file, find_label_file, is_main_rank, run_script, softmax,
-                   tokenize)
-from answers import (CHUNK, add_output_options, check_labels, check_output_options, count_texts, make_rows, open_output,
-                     read_chunks, write_rows)
-from modeling import get_logger, load_checkpoint, predict_logits, select_device
+from utils import softmax, tokenize
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.errors import UserError, is_main_rank, run_script
+from textcls.inference import predict_logits
+from textcls.log import get_logger
+from textcls.options import add_model_options, find_label_file
+from textcls.outputs import check_output, complete_file
+from textcls.predictions import (CHUNK, add_output_options, check_labels, check_output_options, count_texts, make_rows,
+                                 open_output, read_chunks, write_rows)
 
 
 def parse_arguments():
@@ -82,7 +87,7 @@ def main():
 
 def predict_in_parts(args, checkpoint, data_path, total, rank, ranks):
     """Each rank writes its chunks to a hidden file beside the output; rank 0 joins them when all are done."""
-    import paddle
+    from textcls.paddle_setup import paddle
 
     folder, name = os.path.split(os.path.abspath(args.output_file))
     parts = [os.path.join(folder, f".{name}.rank-{index}.part") for index in range(ranks)]

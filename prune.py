@@ -18,26 +18,26 @@ import os
 import re
 import shutil
 import time
-
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Optional
 
-from utils import (Problems, UserError, check_splits, find_label_file, is_main_rank, pad_batch, read_json, read_labelled,
-                   run_script, sorted_batches, tokenize)
-from modeling import get_logger, load_checkpoint, quiet_import, select_device
-
-with quiet_import():
-    import paddle
-    from paddlenlp.trainer import CompressionArguments
-
 import numpy as np
 
-from compression import PruningTrainer, evaluate, export_widths, mend_compression, narrowed
-from export_model import open_graph, run_graph, write_deployment
-from training import (check_batch, check_training_arguments, collate, compute_metrics, lock_folder, parse_dataclasses,
-                      remove_folder)
+from utils import check_splits, pad_batch, read_json, read_labelled, sorted_batches, tokenize
+from textcls.checkpoints import load_checkpoint
+from textcls.compression import PruningTrainer, evaluate, export_widths, mend_compression, narrowed
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, is_main_rank, run_script
+from textcls.exporting import open_graph, run_graph, write_deployment
+from textcls.log import get_logger
+from textcls.options import find_label_file
+from textcls.paddle_setup import paddle
+from textcls.scoring import compute_metrics
+from textcls.trainer import check_batch, check_training_arguments, collate, lock_folder, parse_dataclasses, remove_folder
+
+from paddlenlp.trainer import CompressionArguments
 
 UNPRUNED = "unpruned"  # folder of the unpruned graph while a run goes on
 HELD_OUT = 0.1  # share of the training rows that importance and selection use
@@ -259,7 +259,7 @@ def main():
     parameters.update({str(round(width, 2)): count_parameters(narrowed(checkpoint.model, width)) for width in widths})
     paddle.seed(args.seed)
     trainer = PruningTrainer(
-        checkpoint.labels, checkpoint.fast, model=checkpoint.model, criterion=paddle.nn.CrossEntropyLoss(), args=args,
+        checkpoint.labels, checkpoint.rust_tokenizer, model=checkpoint.model, criterion=paddle.nn.CrossEntropyLoss(), args=args,
         data_collator=lambda rows: collate(rows, checkpoint.pad_id), train_dataset=tokens,
         eval_dataset=held_tokens.longest_first(), tokenizer=checkpoint.tokenizer)
     trainer.steps = trainer.count_steps()

@@ -19,21 +19,24 @@ import shutil
 from dataclasses import dataclass, field
 from typing import Optional
 
-from utils import (Problems, UserError, check_splits, compare_labels, complete_folder, fast_tokenizer, is_main_rank,
-                   make_encoder, read_json, read_labelled, read_labels, run_script, tokenize)
-from modeling import (WEIGHTS, check_length, check_vocabulary, check_weights, get_logger, guard_paddle_load, load_model,
-                      load_tokenizer, quiet_import, select_device)
-
-with quiet_import():
-    import paddle
-    from paddlenlp.trainer import TrainingArguments
-    from paddlenlp.trainer.trainer_utils import get_last_checkpoint
-
 import numpy as np
 
-from training import (ClassificationLoss, ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite,
-                      check_batch, check_training_arguments, collate, compute_metrics, list_checkpoints, lock_folder,
-                      parse_dataclasses, remove_folder)
+from utils import check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
+from textcls.checkpoints import WEIGHTS, check_length, check_vocabulary, check_weights, load_model, load_tokenizer
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, is_main_rank, run_script
+from textcls.log import get_logger
+from textcls.losses import ClassificationLoss
+from textcls.outputs import complete_folder
+from textcls.paddle_setup import paddle
+from textcls.pickle_guard import guard_paddle_load
+from textcls.scoring import compute_metrics
+from textcls.trainer import (ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite, check_batch,
+                             check_training_arguments, collate, list_checkpoints, lock_folder, parse_dataclasses, remove_folder)
+from textcls.wordpiece import rust_tokenizer, make_encoder
+
+from paddlenlp.trainer import TrainingArguments
+from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
 
@@ -226,7 +229,7 @@ def main():
         compare_labels(read_labels(trained_labels), labels, label_path, model_args.model_name_or_path)
     tokenizer = load_tokenizer(model_args.model_name_or_path)
     check_vocabulary(tokenizer, model, model_args.model_name_or_path)
-    fast = fast_tokenizer(tokenizer, data_args.max_seq_length)
+    fast = rust_tokenizer(tokenizer, data_args.max_seq_length)
     encode = make_encoder(tokenizer, fast, data_args.max_seq_length)
     train_tokens = tokenize_split(train, encode, data_args.max_seq_length, "training") if args.do_train else None
     dev_tokens = None

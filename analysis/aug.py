@@ -16,15 +16,19 @@ import os
 import shlex
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import (Problems, UserError, check_outputs, complete_file, positive_int, read_labelled, read_labels, read_lines,
-                   run_script, seed_number)
-from modeling import get_logger, select_device
-from augmentation import AUG_TYPES, STRATEGIES, augment, load_source, proportion
+from utils import read_labelled, read_labels, read_lines
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, run_script
+from textcls.log import get_logger
+from textcls.options import positive_int, seed_number
+from textcls.outputs import check_outputs, complete_file
+from analysis.parts.augmentation import AUG_TYPES, STRATEGIES, augment, load_source, proportion
 
 
 def parse_arguments():

@@ -19,21 +19,27 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import read_labelled, read_labels, read_lines, softmax, tokenize
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, run_script
+from textcls.inference import predict_logits
+from textcls.log import get_logger
+from textcls.options import add_model_options, find_label_file, positive_int, seed_number
+from textcls.outputs import check_outputs, complete_file
+from analysis.parts.baseline import baseline_probs
+from analysis.parts.duplicates import comparison_key, find_conflicts
+from analysis.parts.influence import cached_features, fit_representer
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)  # the scripts' shared modules
-
-from utils import (Problems, UserError, add_model_options, check_outputs, complete_file, find_label_file, positive_int,
-                   read_labelled, read_labels, read_lines, run_script, seed_number, softmax, tokenize)
-from modeling import get_logger, load_checkpoint, predict_logits, select_device
-from baseline import baseline_probs
-from duplicates import comparison_key, find_conflicts
-from influence import cached_features, fit_representer
-
 BASELINE_C = 3.0  # less than evaluate.py's 10: the labels are noisy
 BASELINE_MIN_DF = 2  # an n-gram of one row says nothing about others
 OWN_TRAIN_OPTIONS = {"--data_dir", "--output_dir", "--do_train", "--save_strategy", "--report_to", "--resume_from_checkpoint"}

@@ -14,16 +14,22 @@ import base64
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import (Problems, add_model_options, check_output, check_output_folder, check_splits, complete_file, complete_folder,
-                   find_label_file, read_labelled, read_labels, run_script, softmax, tokenize)
-from modeling import get_logger, load_checkpoint, predict_logits, select_device
-from baseline import baseline_probs
+from utils import check_splits, read_labelled, read_labels, softmax, tokenize
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.errors import Problems, run_script
+from textcls.inference import predict_logits
+from textcls.log import get_logger
+from textcls.options import add_model_options, find_label_file
+from textcls.outputs import check_output, check_output_folder, complete_file, complete_folder
+from analysis.parts.baseline import baseline_probs
 
 CALIBRATION_BINS = 10
 MATRIX_LABELS = 40  # up to so many classes the confusion matrix shows names and numbers, above only shades

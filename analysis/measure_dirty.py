@@ -14,16 +14,20 @@ import argparse
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import Problems, UserError, add_model_options, positive_int, read_labelled, read_labels, run_script, seed_number
-from modeling import load_checkpoint, select_device
+from utils import read_labelled, read_labels
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, run_script
+from textcls.options import add_model_options, positive_int, seed_number
+from analysis.parts.influence import extract_features
 from dirty import (combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs,
                    split_folds, train_checkpoint)
-from influence import extract_features
 
 METHODS = ("tfidf", "finetune", "both", "representer")
 

@@ -14,18 +14,23 @@ Writes  report_dir: report.html, self-contained: the evaluation as evaluate.py -
 import argparse
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import (Problems, UserError, add_model_options, check_output_folder, find_label_file, positive_int, read_labels,
-                   run_script, seed_number, softmax)
-from modeling import get_logger, load_checkpoint, select_device
+from utils import read_labels, softmax
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, run_script
+from textcls.log import get_logger
+from textcls.options import add_model_options, find_label_file, positive_int, seed_number
+from textcls.outputs import check_output_folder
+from analysis.parts.duplicates import find_conflicts
+from analysis.parts.influence import cached_features, sparse_scores
 from dirty import find_label_errors
-from duplicates import find_conflicts
 from evaluate import calibration, find_bad_cases, log_metrics, read_splits, score, train_baseline, write_report
-from influence import cached_features, sparse_scores
 from sent_interpret import find_influences
 from word_interpret import STEPS, interpret, make_segments
 

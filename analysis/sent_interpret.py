@@ -16,16 +16,21 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import (Problems, add_model_options, check_outputs, complete_file, find_label_file, positive_int, read_labelled,
-                   read_labels, run_script, seed_number, softmax)
-from modeling import get_logger, load_checkpoint, select_device
-from influence import METHODS, cached_features, extract_features, influence_scores, nearest_rows
-from texts_to_explain import read_rows
+from utils import read_labelled, read_labels, softmax
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.errors import Problems, run_script
+from textcls.log import get_logger
+from textcls.options import add_model_options, find_label_file, positive_int, seed_number
+from textcls.outputs import check_outputs, complete_file
+from analysis.parts.influence import METHODS, cached_features, extract_features, influence_scores, nearest_rows
+from analysis.parts.texts_to_explain import read_rows
 
 
 def parse_arguments():

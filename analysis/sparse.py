@@ -21,20 +21,25 @@ Writes  into dataset_dir: sparse_file `text\\tlabel`; support_file `text\\tlabel
 import argparse
 import os
 import sys
+from pathlib import Path
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import (Problems, UserError, add_model_options, check_outputs, complete_file, find_label_file, positive_int,
-                   read_labels, read_lines, read_texts, run_script, seed_number)
-from modeling import get_logger, load_checkpoint, select_device
-from augmentation import AUG_TYPES, STRATEGIES, augment, load_source, proportion
-from duplicates import comparison_key
+from utils import read_labels, read_lines, read_texts
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, run_script
+from textcls.log import get_logger
+from textcls.options import add_model_options, find_label_file, positive_int, seed_number
+from textcls.outputs import check_outputs, complete_file
+from analysis.parts.augmentation import AUG_TYPES, STRATEGIES, augment, load_source, proportion
+from analysis.parts.duplicates import comparison_key
+from analysis.parts.influence import cached_features, nearest_rows, normalize, sparse_scores
 from evaluate import read_splits
-from influence import cached_features, nearest_rows, normalize, sparse_scores
 
 HEADER = ("Stage", "Text", "Label", "Prediction", "Score", "Near to", "Made from")  # of report_file
 

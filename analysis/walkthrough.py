@@ -20,14 +20,19 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import (Problems, UserError, check_output_folder, complete_file, positive_int, read_json, read_labelled, read_labels,
-                   run_script, seed_number, softmax, tokenize)
-from modeling import WEIGHTS, load_checkpoint, predict_logits, select_device
+from utils import read_json, read_labelled, read_labels, softmax, tokenize
+from textcls.checkpoints import WEIGHTS, load_checkpoint
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, run_script
+from textcls.inference import predict_logits
+from textcls.options import positive_int, seed_number
+from textcls.outputs import check_output_folder, complete_file
 from evaluate import score
 from measure_dirty import plant
 

@@ -15,18 +15,24 @@ import functools
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the scripts' shared modules
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import (Problems, TokenizedTexts, UserError, add_model_options, check_outputs, complete_file, find_label_file,
-                   pad_batch, positive_int, read_labels, run_script, seed_number, softmax, sorted_batches, tokenize)
-from modeling import get_logger, load_checkpoint, predict_logits, select_device
-from texts_to_explain import read_rows
-from trustai_setup import import_trustai, interpreted_model, prepare_interpretdl
-from words import join_words, locate_tokens, split_words
+from utils import TokenizedTexts, pad_batch, read_labels, softmax, sorted_batches, tokenize
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, run_script
+from textcls.inference import predict_logits
+from textcls.log import get_logger
+from textcls.options import add_model_options, find_label_file, positive_int, seed_number
+from textcls.outputs import check_outputs, complete_file
+from analysis.parts.texts_to_explain import read_rows
+from analysis.parts.trustai_setup import import_trustai, interpreted_model, prepare_interpretdl
+from analysis.parts.words import join_words, locate_tokens, split_words
 
 STEPS = {"ig": 50, "lime": 500, "gradshap": 20, "attention": 1}
 RANDOM_DRAWS = 5
@@ -87,7 +93,7 @@ def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32,
     - gradshap (Lundberg and Lee 2017, arXiv:1705.07874): gradients at random points between zero and noisy word embeddings;
     - attention: what [CLS] pays each token in the last layer, mean of the heads' scores, 0 to 1. It has no direction.
     """
-    import paddle
+    from textcls.paddle_setup import paddle
 
     trustai = import_trustai()
     model, steps = checkpoint.model, steps or STEPS[interpreter]

@@ -21,10 +21,13 @@ import random
 import re
 import sys
 import time
+from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # utils.py stands in the parent folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import Problems, UserError, complete_file, read_labels, read_lines, run_script
+from utils import read_labels, read_lines
+from textcls.errors import Problems, UserError, run_script
+from textcls.outputs import complete_file
 
 SPLITS = ("train.txt", "dev.txt", "test.txt")
 TEXT_KEYS = ("text", "data", "column_data")

@@ -54,7 +54,7 @@ def stock(job):
     """Paddle as it comes."""
     ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)  # else Paddle may crash; the suite does it in utils.py
     import numpy as np
-    import paddle
+    from textcls.paddle_setup import paddle
     from paddlenlp import data, trainer, transformers
     paddle.set_device("cpu")
     tokenizer = transformers.ErnieTokenizer.from_pretrained(job["folder"])
@@ -76,7 +76,7 @@ def suite(job):
     """This suite: importing its utils.py sets the process up."""
     import utils
     import modeling
-    import paddle
+    from textcls.paddle_setup import paddle
     import train
     from paddlenlp import trainer
     modeling.select_device("cpu")
@@ -114,7 +114,7 @@ def torch(job):
 def make_model(job):
     """Write config.json, vocab.txt and seeded random weights into job["folder"]."""
     import modeling
-    import paddle
+    from textcls.paddle_setup import paddle
     from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
     modeling.select_device("cpu")
     paddle.seed(SEED)
@@ -154,7 +154,7 @@ def training(job):
     else:
         rows.labels = np.array(job["label_ids"])
     if job["profile"]:
-        import paddle
+        from textcls.paddle_setup import paddle
         profiler = paddle.profiler.Profiler()
 
     class SpreadTrainer(trainer_class):
@@ -217,9 +217,10 @@ def export(job):
 
 def export_half(job):
     """Export job["folder"] pruned to the width 1/2, its weights not trained: only their number matters here."""
-    from modeling import load_checkpoint, select_device
-    from compression import narrowed
-    from export_model import write_deployment
+    from textcls.checkpoints import load_checkpoint
+    from textcls.device import select_device
+    from textcls.compression import narrowed
+    from textcls.exporting import write_deployment
     select_device("cpu")
     checkpoint, folder = load_checkpoint(job["folder"]), os.path.join(job["folder"], "half")
     os.mkdir(folder)
@@ -232,7 +233,7 @@ def load_predictor(job):
     """The Predictor of the exported folder, or of the one that job["exported"] names; with job["quantize"] in INT8, with
     job["threads"] on so many threads."""
     sys.path.insert(0, os.path.join(ROOT, "deploy", "predictor"))
-    from predictor import Predictor
+    from textcls.predictor import Predictor
     folder = os.path.join(job["folder"], job.get("exported", "export"))
     return Predictor(folder, quantize=job["quantize"], num_threads=job["threads"])
 
@@ -251,7 +252,7 @@ def searching(job):
     import utils  # noqa: F401  it sets the process up
     import numpy as np
     sys.path.insert(0, os.path.join(ROOT, "analysis"))
-    from influence import METHODS, influence_scores, nearest_rows
+    from analysis.parts.influence import METHODS, influence_scores, nearest_rows
     random_state, classes, seconds = np.random.default_rng(SEED), 11, {}
     weights = random_state.normal(size=(job["hidden_size"], classes)).astype(np.float32) / 4
     train, texts = (np.tanh(random_state.normal(size=(count, job["hidden_size"]))).astype(np.float32)

@@ -106,7 +106,7 @@ def triton_serving(args, export, folder, *options):
 def offline(export, texts, size):
     """Texts per second of the predictor, so many at a time."""
     sys.path.insert(0, os.path.join(DEPLOY, "predictor"))
-    from predictor import Predictor
+    from textcls.predictor import Predictor
     predictor = Predictor(export)
     predictor(texts)  # warm-up
     start = time.perf_counter()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import utils  # noqa: F401  prepares this process before a test imports paddle
+import textcls.paddle_setup  # noqa: F401  prepares this process before a test imports paddle
 
 ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")

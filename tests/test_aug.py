@@ -14,8 +14,8 @@ from conftest import ROOT, assert_user_error, make_model, read_lines, run, write
 
 sys.path.insert(0, str(ROOT / "analysis"))
 
-from augmentation import STRATEGIES, MaskedLM, augment, load_source, make_operators, read_dictionary
-from utils import UserError
+from textcls.errors import UserError
+from analysis.parts.augmentation import STRATEGIES, MaskedLM, augment, load_source, make_operators, read_dictionary
 
 DATA = ROOT / "data"
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
@@ -49,7 +49,7 @@ def no_network(monkeypatch):
 @pytest.fixture(scope="module")
 def masked_lms(tmp_path_factory):
     """Folders of one tiny BERT for masked LM: as PaddleNLP saves it, and with Hugging Face's names in safetensors."""
-    import paddle
+    from textcls.paddle_setup import paddle
     from paddlenlp.transformers import BertConfig, BertForMaskedLM
     from safetensors.numpy import save_file
 
@@ -274,7 +274,7 @@ def test_masked_lm_that_would_guess_at_random_is_refused(masked_lms, checkpoint,
     shutil.copy(masked_lms / "paddle/config.json", tmp_path / "evil")
     (tmp_path / "evil/model_state.pdparams").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     shutil.copytree(masked_lms / "paddle", tmp_path / "half")
-    import paddle
+    from textcls.paddle_setup import paddle
 
     state = paddle.load(str(tmp_path / "half/model_state.pdparams"))
     name = next(name for name in state if name.startswith("cls.") and "bias" not in name)

@@ -10,8 +10,8 @@ from conftest import ROOT, assert_user_error, read_lines, run, write_lines
 
 sys.path.insert(0, str(ROOT / "analysis"))  # its scripts import each other as standalone scripts do
 from dirty import combine, find_label_errors, keep_corrections, split_folds
-from duplicates import comparison_key, find_conflicts
-from utils import UserError
+from textcls.errors import UserError
+from analysis.parts.duplicates import comparison_key, find_conflicts
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")

@@ -12,7 +12,8 @@ import time
 import pytest
 from conftest import ROOT, assert_user_error, launch, read_lines, run, write_lines
 
-from utils import UserError, compare_labels
+from utils import compare_labels
+from textcls.errors import UserError
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")

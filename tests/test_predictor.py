@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, assert_user_error, read_lines, run, thousand_texts, write_lines
 
-from utils import UserError, pad_batch, softmax
+from utils import pad_batch, softmax
+from textcls.errors import UserError
 
 sys.path.insert(0, str(ROOT / "deploy/predictor"))
-from predictor import Predictor, converted_path
+from textcls.predictor import Predictor, converted_path
 
 INFER, DATA = "deploy/predictor/infer.py", ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
@@ -61,7 +62,9 @@ def assert_paths_agree(prefix, texts, calibration_file):
 
 
 def test_checkpoint_graph_onnx_and_int8_agree_on_a_thousand_texts(checkpoint, exported):
-    from modeling import load_checkpoint, predict_logits, select_device
+    from textcls.checkpoints import load_checkpoint
+    from textcls.inference import predict_logits
+    from textcls.device import select_device
     from utils import tokenize
 
     texts = thousand_texts()
@@ -231,7 +234,7 @@ def change_classifier(path, output):
 
 
 def test_int8_that_loses_accuracy_is_refused_unless_allowed(copy, tmp_path):
-    from conversion import to_int8
+    from textcls.onnx_conversion import to_int8
 
     change_classifier(copy / "float32.onnx", tmp_path / "wrong.onnx")
     cache = converted_path(str(copy / "float32.onnx"), "int8")
@@ -252,7 +255,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(copy):
 
 def test_fp16_conversion_keeps_types_and_answers(exported):
     import onnxruntime
-    from conversion import to_fp16
+    from textcls.onnx_conversion import to_fp16
 
     model = to_fp16(str(exported / "float32.onnx"))
     assert len(model) < 0.55 * os.path.getsize(exported / "float32.onnx")

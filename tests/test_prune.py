@@ -42,7 +42,7 @@ def pruned(checkpoint, tmp_path_factory):
 
 def graph_accuracy(prefix, folder):
     """Dev accuracy in percent of a graph, from the files beside it alone."""
-    from export_model import open_graph, run_graph
+    from textcls.exporting import open_graph, run_graph
     from tokenizers import Tokenizer
 
     tokenizer, labels = Tokenizer.from_file(str(folder / "tokenizer.json")), read_lines(folder / "label.txt")
@@ -57,11 +57,12 @@ def test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table
     assert sorted(os.listdir(folder)) == sorted(f"width_mult_{width}" for width in WIDTHS)  # no staging folder
     rows = table(process)
     assert list(rows) == ["1", *WIDTHS]
-    from modeling import guard_paddle_load, load_checkpoint
-    from utils import UserError
+    from textcls.pickle_guard import guard_paddle_load
+    from textcls.checkpoints import load_checkpoint
+    from textcls.errors import UserError
 
     guard_paddle_load()
-    import paddle
+    from textcls.paddle_setup import paddle
 
     whole = paddle.load(str(checkpoint / "model_state.pdparams"), return_numpy=True)
     assert rows["1"][0] == sum(value.size for value in whole.values())
@@ -114,7 +115,7 @@ def test_ernie_m_is_pruned_and_its_padding_stays_masked(ernie_m, tmp_path):
     rows, deploy = table(process), json.loads((tmp_path / "width_mult_0.5/deploy.json").read_text())
     assert deploy["input_names"] == ["input_ids"] and rows["0.5"][2] > 70
     assert (tmp_path / "width_mult_0.5/sentencepiece.bpe.model").exists()
-    from export_model import open_graph, run_graph
+    from textcls.exporting import open_graph, run_graph
 
     predictor = open_graph(str(tmp_path / "width_mult_0.5/pruned_model"))
     alone = run_graph(predictor, np.array([[0, 9, 8, 2]]))
@@ -153,8 +154,8 @@ def test_two_processes_prune(checkpoint, tmp_path):
 
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path):
-    from training import lock_folder
-    from utils import UserError
+    from textcls.trainer import lock_folder
+    from textcls.errors import UserError
 
     lock_folder(tmp_path)
     with pytest.raises(UserError, match="another run is writing there"):
@@ -169,7 +170,7 @@ def test_two_runs_do_not_share_an_output_folder(tmp_path):
 ])
 def test_widths_are_parsed_not_evaluated(text, wrong):
     from prune import parse_widths
-    from utils import UserError
+    from textcls.errors import UserError
 
     assert parse_widths(["3/4", "2/3", "0.5", "5/12"], 12) == [0.75, 2 / 3, 0.5, 5 / 12]
     with pytest.raises(UserError, match=wrong):

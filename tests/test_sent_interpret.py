@@ -35,7 +35,7 @@ def folder(checkpoint, tmp_path_factory):
 def model(checkpoint):
     """The checkpoint of this process, and its token ids of a list of texts as TrustAI takes them, `size` texts a batch."""
     import modeling
-    import paddle
+    from textcls.paddle_setup import paddle
 
     modeling.select_device("cpu")
     loaded = modeling.load_checkpoint(str(checkpoint))
@@ -73,7 +73,7 @@ def test_blocks_say_what_the_jsonl_says(folder):
 
 
 def test_feature_similarity_is_trustais(folder, model):
-    from trustai_setup import import_trustai
+    from analysis.parts.trustai_setup import import_trustai
 
     loaded, batches = model
     train = [line.split("\t")[0] for line in read_lines(DATA / "train.txt")]
@@ -88,7 +88,7 @@ def test_feature_similarity_is_trustais(folder, model):
 
 
 def test_a_damaged_cache_is_made_anew(model, checkpoint, tmp_path):
-    from influence import cached_features
+    from analysis.parts.influence import cached_features
 
     features, logits = cached_features(model[0], checkpoint, TEXTS, 32, tmp_path, "texts")
     path, = tmp_path.iterdir()
@@ -103,7 +103,7 @@ def test_a_damaged_cache_is_made_anew(model, checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def small(model):
     """110 training texts, and features and logits of them and of TEXTS."""
-    from influence import extract_features
+    from analysis.parts.influence import extract_features
 
     train = [line.split("\t")[0] for line in read_lines(DATA / "train.txt")[:110]]
     return train, extract_features(model[0], train, 32, "train"), extract_features(model[0], TEXTS, 32, "texts")
@@ -115,9 +115,9 @@ def small(model):
 def test_similarities_are_trustais(model, small, method, sim_fn):
     """TrustAI's own loss for gradients is another (see `influence_scores`): it is given the right one, and the labels that
     it assumes, the predicted ones."""
-    import paddle
-    from influence import influence_scores, nearest_rows
-    from trustai_setup import import_trustai
+    from textcls.paddle_setup import paddle
+    from analysis.parts.influence import influence_scores, nearest_rows
+    from analysis.parts.trustai_setup import import_trustai
 
     (loaded, batches), (train, (features, logits), queries) = model, small
     if method == "feature_similarity":
@@ -137,7 +137,7 @@ def test_similarities_are_trustais(model, small, method, sim_fn):
 
 def test_gradient_similarity_takes_the_label_of_the_file(model, small):
     """Of two training rows with the same text, the one whose label is the prediction speaks for it, the other against it."""
-    from influence import influence_scores
+    from analysis.parts.influence import influence_scores
 
     _, (features, logits), (query_features, query_logits) = small
     guess = query_logits[0].argmax()
@@ -147,9 +147,9 @@ def test_gradient_similarity_takes_the_label_of_the_file(model, small):
 
 
 def test_representer_ranks_as_trustai_does(model, small):
-    from influence import fit_representer, influence_scores
+    from analysis.parts.influence import fit_representer, influence_scores
     from scipy.stats import spearmanr
-    from trustai_setup import import_trustai
+    from analysis.parts.trustai_setup import import_trustai
 
     (loaded, batches), (train, (features, logits), queries) = model, small
     trustai = import_trustai().RepresenterPointModel(loaded.model, batches(train, 32), device="cpu", epochs=3000)

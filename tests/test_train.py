@@ -18,10 +18,10 @@ from conftest import ROOT, assert_user_error, launch, make_model, read_lines, ru
 
 def weights(folder):
     """model_state.pdparams as {name: array}."""
-    from modeling import guard_paddle_load
+    from textcls.pickle_guard import guard_paddle_load
 
     guard_paddle_load()
-    import paddle
+    from textcls.paddle_setup import paddle
 
     state = paddle.load(str(Path(folder) / "model_state.pdparams"), return_numpy=True)
     return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
@@ -36,7 +36,7 @@ def assert_same_weights(first, second):
 
 def assert_complete(folder):
     """Every file that a resume needs is there and can be read."""
-    from modeling import check_pickle
+    from textcls.pickle_guard import check_pickle
     from train import RESUME_FILES
 
     for name in RESUME_FILES + ("rng_state.pth", "label.txt", "vocab.txt"):
@@ -105,7 +105,7 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
 ])
 def test_options_that_cannot_work_are_refused_at_once(changes, parts, monkeypatch):
     import train
-    from utils import UserError
+    from textcls.errors import UserError
 
     monkeypatch.setattr(sys, "argv", train_options("data", "data", "never", **changes))
     with pytest.raises(UserError) as error:
@@ -117,7 +117,7 @@ def test_options_that_cannot_work_are_refused_at_once(changes, parts, monkeypatc
 
 
 def test_gpu_without_a_gpu_and_bad_data_are_user_errors(tiny_model, tmp_path):
-    import paddle
+    from textcls.paddle_setup import paddle
 
     if not paddle.is_compiled_with_cuda():
         process = run(*train_options(tiny_model, ROOT / "data", tmp_path / "out", device="gpu"))
@@ -149,7 +149,7 @@ def test_names_without_a_connection_say_what_to_do(tiny_data, tmp_path):
 
 def test_a_built_in_name_is_taken_from_the_local_cache(tiny_data, tmp_path):
     """The folder that another machine downloaded: ERNIE 3.0 Nano's own shape and file names."""
-    import paddle
+    from textcls.paddle_setup import paddle
     from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
 
     cache = tmp_path / "home/models/ernie-3.0-nano-zh"
@@ -270,8 +270,8 @@ def test_a_finished_training_may_be_repeated_in_its_folder(tiny_data, tiny_model
 
 
 def test_a_diverged_training_saves_nothing(tiny_data, tiny_model, tmp_path):
-    from training import StopAtNonFinite
-    from utils import UserError
+    from textcls.trainer import StopAtNonFinite
+    from textcls.errors import UserError
 
     state = type("State", (), {"global_step": 3})
     with pytest.raises(UserError, match="the training has diverged: loss is nan at step 3"):
@@ -304,8 +304,8 @@ def test_two_processes_train_and_agree(tiny_data, tiny_model, tmp_path):
 
 
 def test_losses_are_what_their_formulas_say():
-    import paddle
-    from training import ClassificationLoss
+    from textcls.paddle_setup import paddle
+    from textcls.losses import ClassificationLoss
 
     random_state = np.random.default_rng(0)
     logits, labels = random_state.normal(size=(6, 3)).astype("float32"), np.array([0, 1, 2, 1, 1, 0])
@@ -335,7 +335,7 @@ def test_imbalance_options_train(tmp_path, tiny_model, tiny_data):
 
 
 def test_batches_group_lengths_shuffle_every_epoch_and_agree_on_all_ranks():
-    from training import LengthGroupedBatchSampler
+    from textcls.trainer import LengthGroupedBatchSampler
     from utils import TokenizedTexts
 
     lengths = np.random.default_rng(0).integers(3, 90, size=1001)
@@ -411,8 +411,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, checkpoint, tiny_
     folder = tmp_path / "evil"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("runs", "checkpoint-*"))
     (folder / "model_state.pdparams").write_bytes(pickle.dumps({"w": Evil()}, protocol=protocol))
-    from modeling import check_pickle
-    from utils import UserError
+    from textcls.pickle_guard import check_pickle
+    from textcls.errors import UserError
 
     with pytest.raises(UserError, match=r"model_state.pdparams: refused, its pickle refers to .*mkdir"):
         check_pickle(folder / "model_state.pdparams")
@@ -430,8 +430,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, checkpoint, tiny_
     b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", b"not a pickle", b"\x80\x04\x95\x10", b"",
 ])
 def test_hidden_imports_and_damaged_pickles_are_refused(tmp_path, code):
-    from modeling import check_pickle
-    from utils import UserError
+    from textcls.pickle_guard import check_pickle
+    from textcls.errors import UserError
 
     (tmp_path / "x.pdparams").write_bytes(code)
     with pytest.raises(UserError, match="x.pdparams: (refused|damaged)"):
@@ -442,8 +442,8 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
     folder = tmp_path / "torch"
     shutil.copytree(tiny_model, folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
-    from modeling import load_model
-    from utils import UserError
+    from textcls.checkpoints import load_model
+    from textcls.errors import UserError
 
     with pytest.raises(UserError, match="pytorch_model.bin is a pickle and is not read"):
         load_model(str(folder))
@@ -477,8 +477,8 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
      "vocabulary is not that of vocab.txt"),
 ])
 def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, change, message):
-    from modeling import load_checkpoint
-    from utils import UserError
+    from textcls.checkpoints import load_checkpoint
+    from textcls.errors import UserError
 
     folder = tmp_path / "damaged"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
@@ -488,7 +488,7 @@ def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, change, message):
 
 
 def drop_weight(path, name):
-    import paddle
+    from textcls.paddle_setup import paddle
 
     state = paddle.load(str(path))
     del state[name]

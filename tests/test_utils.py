@@ -10,8 +10,9 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import (Problems, TokenizedTexts, UserError, check_outputs, check_splits, complete_file, complete_folder, pad_batch,
-                   read_labelled, read_labels, read_texts, sorted_batches)
+from utils import TokenizedTexts, check_splits, pad_batch, read_labelled, read_labels, read_texts, sorted_batches
+from textcls.errors import Problems, UserError
+from textcls.outputs import check_outputs, complete_file, complete_folder
 
 LABELS = ["病因", "其他"]
 

@@ -23,7 +23,8 @@ NASTY = ["孕妇可以做B超吗？CT检查呢", "看牙 Hello, WORLD! 39.5℃ d
 
 @pytest.fixture(scope="module")
 def trained(checkpoint):
-    from modeling import load_checkpoint, select_device
+    from textcls.checkpoints import load_checkpoint
+    from textcls.device import select_device
 
     select_device("cpu")
     return load_checkpoint(str(checkpoint))
@@ -32,25 +33,25 @@ def trained(checkpoint):
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     """A BERT with random weights."""
-    from modeling import Checkpoint, load_model, load_tokenizer
-    from utils import fast_tokenizer, make_encoder
+    from textcls.checkpoints import Checkpoint, load_model, load_tokenizer
+    from textcls.wordpiece import rust_tokenizer, make_encoder
 
     folder = str(make_model(tmp_path_factory.mktemp("bert"), model_type="bert", architectures=["BertForSequenceClassification"],
                             use_task_id=None, task_type_vocab_size=None))
     tokenizer, model = load_tokenizer(folder), load_model(folder, num_labels=2)
-    fast = fast_tokenizer(tokenizer, 64)
+    fast = rust_tokenizer(tokenizer, 64)
     return Checkpoint(model, tokenizer, fast, make_encoder(tokenizer, fast, 64), ["a", "b"], 64, tokenizer.pad_token_id)
 
 
 @pytest.fixture(scope="module")
 def ernie_m_model(ernie_m):
-    from modeling import load_checkpoint
+    from textcls.checkpoints import load_checkpoint
 
     return load_checkpoint(str(ernie_m / "checkpoint"))
 
 
 def test_words_make_up_the_text():
-    from words import split_words
+    from analysis.parts.words import split_words
 
     for text in NASTY + [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")]:
         position = 0
@@ -65,7 +66,7 @@ def test_words_make_up_the_text():
 
 @pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
 def test_tokens_lie_where_their_characters_are(name, request):
-    from words import join_words, locate_tokens, split_words
+    from analysis.parts.words import join_words, locate_tokens, split_words
 
     checkpoint = request.getfixturevalue(name)
     generator = random.Random(3)
@@ -92,7 +93,7 @@ def test_tokens_lie_where_their_characters_are(name, request):
 
 
 def test_a_token_across_two_words_is_shared_by_characters():
-    from words import join_words
+    from analysis.parts.words import join_words
 
     words = [("多少", 0, 2), ("钱", 2, 3), ("呢", 4, 5)]
     assert [word[3] for word in join_words("多少钱 呢", words, [(0, 3), (3, 5)], [3.0, 5.0])] == [2.0, 1.0, 5.0]
@@ -101,10 +102,10 @@ def test_a_token_across_two_words_is_shared_by_characters():
 
 @pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
 def test_every_method_on_every_model(name, request):
-    from modeling import predict_logits
+    from textcls.inference import predict_logits
     from utils import softmax, tokenize
     from word_interpret import attribute_tokens, interpret
-    from words import locate_tokens
+    from analysis.parts.words import locate_tokens
 
     checkpoint = request.getfixturevalue(name)
     texts = [NASTY[0], NASTY[4], NASTY[-1], "为什么会发烧"]
@@ -128,10 +129,10 @@ def test_every_method_on_every_model(name, request):
 
 
 def test_integrated_gradients_add_up_to_the_change_of_probability(trained):
-    from modeling import predict_logits
+    from textcls.inference import predict_logits
     from utils import softmax, tokenize
     from word_interpret import attribute_tokens
-    from words import locate_tokens
+    from analysis.parts.words import locate_tokens
 
     texts = [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")[:6]]
     tokens = tokenize(texts, trained.encode)

@@ -11,7 +11,7 @@ import pytest
 from conftest import KUAKE, ROOT, needs_kuake, read_lines
 from tokenizers import Tokenizer
 
-from wordpiece import build_fast_tokenizer
+from textcls.wordpiece import build_rust_tokenizer
 
 MARKS = [chr(code) for code in range(sys.maxunicode) if unicodedata.combining(chr(code))]
 PIECES = ["[SEP]", "[MASK]", "[PAD]", "[unk]", "头疼", "怎么办？", "～×°｜", "Σς", "ΑΣ", "İI", "é", "e\u0301", "\u3000", "\u2028",
@@ -55,7 +55,7 @@ def minilm(tmp_path_factory):
 
 def assert_same_ids(tokenizer, texts, folder, max_length=128):
     """Directly and after a round through tokenizer.json."""
-    build_fast_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
+    build_rust_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
     fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
     fast.enable_truncation(max_length)
     for text, encoding in zip(texts, fast.encode_batch_fast(texts)):
@@ -86,13 +86,13 @@ def test_kuake_qic(tmp_path, minilm):
 
 
 def test_settings_that_cannot_be_reproduced_are_refused_and_said(tmp_path, capsys):
-    from utils import fast_tokenizer, make_encoder
+    from textcls.wordpiece import rust_tokenizer, make_encoder
 
     tokenizer = ernie(ROOT / "data/vocab.txt")
     tokenizer.truncation_side = "left"
     with pytest.raises(ValueError, match="truncation_side"):
-        build_fast_tokenizer(tokenizer)
-    assert fast_tokenizer(tokenizer, 8) is None
+        build_rust_tokenizer(tokenizer)
+    assert rust_tokenizer(tokenizer, 8) is None
     assert "warning: tokenizing with PaddleNLP's slower tokenizer" in capsys.readouterr().err
     ids = make_encoder(tokenizer, None, 8)(["头疼怎么办"])
     assert ids == [tokenizer("头疼怎么办")["input_ids"]]

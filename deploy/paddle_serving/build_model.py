@@ -14,11 +14,13 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
-DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
-from exported import read_export
-from utils import UserError, check_output_folder, complete_folder, read_json, run_script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from utils import read_json
+from textcls.errors import UserError, run_script
+from textcls.exported import read_export
+from textcls.outputs import check_output_folder, complete_folder
 
 MARKER = "serving_server_conf.prototxt"  # in a folder that this script made, and what Paddle Serving reads first
 INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types

@@ -6,15 +6,15 @@
 """
 
 import json
-import os
 import sys
+from pathlib import Path
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from client import label_texts, parse_arguments
-from utils import UserError, run_script
+from textcls.errors import UserError, run_script
 
 
 def make_ask(args):

@@ -17,17 +17,19 @@ import os
 import signal
 import sys
 from concurrent import futures
+from pathlib import Path
 
 import numpy as np
 
-DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from build_model import MARKER, sha256
-from exported import read_export, read_tokenizer
+from utils import pad_batch, read_json, softmax, sorted_batches
+from textcls.errors import UserError, exit_on_sigterm, run_script
+from textcls.exported import read_export, read_tokenizer
+from textcls.options import positive_int
 from http_gateway import start_gateway
 from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, Limits, RequestError, check_request
 from settings import NAME, check_device, check_ports, read_config
-from utils import UserError, exit_on_sigterm, pad_batch, positive_int, read_json, run_script, softmax, sorted_batches
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DRAIN_SECONDS = 10  # at the end, for requests in work

@@ -2,10 +2,8 @@
 
 import os
 import socket
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
-from utils import UserError
+from textcls.errors import UserError
 
 NAME = "seq_cls"  # of the service and of its only step
 LOCAL = {"model_config": str, "device_type": int, "devices": str, "thread_num": int}

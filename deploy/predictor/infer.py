@@ -18,12 +18,15 @@ import os
 import statistics
 import sys
 import time
+from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
-from utils import (Problems, UserError, check_output, compare_labels, find_label_file, positive_int, read_labelled, read_labels,
-                   run_script)
-from answers import (add_output_options, check_labels, check_output_options, count_texts, make_rows, open_output, read_chunks,
-                     write_rows)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from utils import compare_labels, read_labelled, read_labels
+from textcls.errors import Problems, UserError, run_script
+from textcls.options import find_label_file, positive_int
+from textcls.outputs import check_output
+from textcls.predictions import (add_output_options, check_labels, check_output_options, count_texts, make_rows, open_output,
+                                 read_chunks, write_rows)
 
 REPEATS, LONGEST = 5, 60.0  # --perf: runs after the warm-up, and seconds after which no further run is started
 logger = logging.getLogger("predictor")
@@ -69,7 +72,7 @@ def load_predictor(args):
     """Load the model and check the options that depend on it."""
     if args.num_threads:
         os.environ.setdefault("RAYON_NUM_THREADS", str(args.num_threads))  # threads of the tokenizer
-    from predictor import Predictor
+    from textcls.predictor import Predictor
 
     logger.info(">>> [InferBackend] Creating Engine ...")
     dev_path = os.path.join(args.dataset_dir, "dev.txt")

@@ -11,13 +11,15 @@ Prints  a block per text: the text, its labels, a line of dashes; or with --outp
 import argparse
 import http.client
 import json
-import os
 import sys
+from pathlib import Path
 import urllib.error
 import urllib.request
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
-from utils import Problems, UserError, positive_int, read_texts, run_script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from utils import read_texts
+from textcls.errors import Problems, UserError, run_script
+from textcls.options import positive_int
 
 
 def parse_arguments():

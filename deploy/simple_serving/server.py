@@ -23,10 +23,11 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), os.path.join(os.path.dirname(HERE), "predictor")]
-from utils import UserError, positive_int, run_script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from textcls.errors import UserError, run_script
+from textcls.options import positive_int
 
 try:
     import uvicorn
@@ -38,7 +39,7 @@ except ImportError as missing:
           file=sys.stderr)
     sys.exit(2)
 from batching import MicroBatcher
-from predictor import Predictor
+from textcls.predictor import Predictor
 
 BACKLOG, HEAD_SECONDS, KEEP_ALIVE_SECONDS = 2048, 10, 65
 MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests

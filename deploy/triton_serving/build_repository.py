@@ -17,11 +17,14 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from textcls.errors import UserError, run_script
+from textcls.options import positive_int
+from textcls.outputs import check_output_folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(os.path.dirname(HERE)), os.path.join(os.path.dirname(HERE), "predictor"), os.path.dirname(HERE)]
-from utils import UserError, check_output_folder, positive_int, run_script
-
 MARKER = "repository.json"  # in a folder that this script made; the server takes no notice of files here
 MADE = {MARKER, "tokenizer", "seqcls_model", "seqcls_postprocess", "seqcls"}
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(float)": "TYPE_FP32"}
@@ -66,8 +69,8 @@ def load_model(args):
     Sets args.instance_count where it is None. UserError.
     """
     try:
-        from exported import read_export
-        from predictor import Predictor, open_session
+        from textcls.exported import read_export
+        from textcls.predictor import Predictor, open_session
     except ImportError as error:
         raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`"
                         ) from None
@@ -76,7 +79,7 @@ def load_model(args):
     args.instance_count = args.instance_count or (predictor.num_threads if args.device == "cpu" else 1)
     model = predictor.onnx_model
     if args.use_fp16:  # converted here, as the machine that builds need not have a GPU
-        from conversion import to_fp16
+        from textcls.onnx_conversion import to_fp16
 
         model = to_fp16(model)
     name = f"{args.export_dir} in 16-bit floats" if args.use_fp16 else args.export_dir

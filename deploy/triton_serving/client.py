@@ -2,11 +2,13 @@
 
 import argparse
 import json
-import os
 import sys
+from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
-from utils import Problems, UserError, positive_int, read_texts
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from utils import read_texts
+from textcls.errors import Problems, UserError
+from textcls.options import positive_int
 
 MODEL = "seqcls"  # the ensemble that build_repository.py makes
 

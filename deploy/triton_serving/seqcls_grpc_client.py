@@ -8,14 +8,14 @@ Reads   texts from the command line, or --data_file, one per line (-: standard i
 Prints  a block per text: text, label, confidence; or with --output_format jsonl a JSON object per text.
 """
 
-import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from client import MODEL, label_texts, no_answer, parse_arguments, refused
-from utils import UserError, run_script
+from textcls.errors import UserError, run_script
 
 try:
     from tritonclient.grpc import InferenceServerClient, InferInput

@@ -23,11 +23,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from textcls.errors import UserError, run_script
+from textcls.options import positive_int
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))  # for utils.py
-from utils import UserError, positive_int, run_script
-
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 STACK_BYTES = 1 << 30  # of each of the server's threads, address space only
 PACKAGES = ("pytriton", "onnxruntime", "tokenizers", "numpy")

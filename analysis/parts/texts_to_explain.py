@@ -3,7 +3,8 @@
 import os
 from typing import NamedTuple, Optional
 
-from utils import Problems, read_lines
+from utils import read_lines
+from textcls.errors import Problems
 
 HEADERS = ("Text\tLabel", "text\tlabel")  # how bad_case.txt and predict.py's output begin
 

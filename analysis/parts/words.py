@@ -10,7 +10,7 @@ import unicodedata
 
 import numpy as np
 
-from utils import UserError
+from textcls.errors import UserError
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af\u3005\u3007"
 # Punctuation that no word holds, in whatever script: brackets, quotes, ends of sentences, everything full-width.
@@ -55,8 +55,8 @@ def locate_tokens(checkpoint, text):
     Returns (input_ids: list of int with the special tokens, offsets: [(start, end)] of the others, is_cut: whether the text
     goes on after the last of them). Raises UserError for a text that cannot be traced.
     """
-    if checkpoint.fast is not None:
-        encoding = checkpoint.fast.encode(text)
+    if checkpoint.rust_tokenizer is not None:
+        encoding = checkpoint.rust_tokenizer.encode(text)
         return encoding.ids, encoding.offsets[1:-1], bool(encoding.overflowing)
     ids, tokenizer = checkpoint.encode([text])[0], checkpoint.tokenizer
     try:

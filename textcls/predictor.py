@@ -1,6 +1,6 @@
 """Text classification by ONNX Runtime: a Python API that needs no Paddle.
 
-    from predictor import Predictor
+    from textcls.predictor import Predictor
     predictor = Predictor("../../export")
     labels, probabilities = predictor(["头疼怎么办", "拔牙多少钱"], top_k=2)
 
@@ -10,16 +10,15 @@ It reads a folder that `export_model.py --onnx` or prune.py wrote, and nothing e
 import hashlib
 import logging
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
 
-DEPLOY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [os.path.dirname(DEPLOY), DEPLOY]  # for utils.py and exported.py
-from exported import read_export, read_tokenizer
-from utils import Problems, UserError, complete_file, pad_batch, read_labelled, softmax, sorted_batches
+from utils import pad_batch, read_labelled, softmax, sorted_batches
+from textcls.errors import Problems, UserError
+from textcls.exported import read_export, read_tokenizer
+from textcls.outputs import complete_file
 
 CALIBRATION_TEXTS = 2000  # of a calibration file at most, evenly spaced
 MOST_THREADS = 256
@@ -180,7 +179,7 @@ class Predictor:
     def _fp16_session(self, device_id):
         path = converted_path(self._export.onnx_path, "fp16")
         if not os.path.isfile(path):
-            from conversion import to_fp16
+            from textcls.onnx_conversion import to_fp16
 
             open_session(self._export.onnx_path, self._export.onnx_path, "gpu", device_id)  # refused before the work
             write_model(path, to_fp16(self._export.onnx_path))
@@ -197,7 +196,7 @@ class Predictor:
             except UserError as error:
                 logger.warning(f"{error}: converting again.")
         if session is None:
-            from conversion import to_int8
+            from textcls.onnx_conversion import to_int8
 
             logger.info("Quantizing the model to INT8 ...")
             model, counts = to_int8(fp32_path)
@@ -212,7 +211,7 @@ class Predictor:
         if calibration and figures.get("calibration") != calibration:
             figures = {"calibration": calibration, **self._compare(session, calibration_file)}
             try:
-                from conversion import with_metadata
+                from textcls.onnx_conversion import with_metadata
 
                 model = with_metadata(model or path, figures)
             except UserError as error:  # a model that was converted elsewhere, and no package onnx here

@@ -7,13 +7,11 @@ import collections
 import contextlib
 import logging
 import os
-import sys
 import tempfile
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # for utils.py
-from utils import UserError
+from textcls.errors import UserError
 
 try:
     import onnx

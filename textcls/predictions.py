@@ -8,7 +8,10 @@ import sys
 
 import numpy as np
 
-from utils import Problems, UserError, complete_file, is_stream, positive_int, read_texts
+from utils import read_texts
+from textcls.errors import Problems, UserError
+from textcls.options import positive_int
+from textcls.outputs import complete_file, is_stream
 
 CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
 UNDECIDED = "undecided"  # written for answers below --threshold

@@ -31,10 +31,13 @@ import numpy as np
 from safetensors import safe_open
 from tqdm import tqdm
 
-from utils import Problems, UserError, complete_file, pad_batch, sorted_batches
-from modeling import (WEIGHTS, check_safetensors, check_vocabulary, get_logger, guard_paddle_load, load_model, load_tokenizer,
-                      quiet_import)
-from duplicates import comparison_key
+from utils import pad_batch, sorted_batches
+from textcls.checkpoints import WEIGHTS, check_safetensors, check_vocabulary, load_model, load_tokenizer
+from textcls.errors import Problems, UserError
+from textcls.log import get_logger
+from textcls.outputs import complete_file
+from textcls.pickle_guard import guard_paddle_load
+from analysis.parts.duplicates import comparison_key
 
 STRATEGIES = ("substitute", "insert", "delete", "swap")
 AUG_TYPES = ("synonym", "homonym", "mlm", "custom")
@@ -155,9 +158,10 @@ def make_operators(dictionary, aug_percent):
     """One dataaug augmenter per strategy. dictionary: {word: [word, ...]} for substitute and insert."""
     import jieba
 
-    with quiet_import():
-        from paddlenlp.dataaug import WordDelete, WordInsert, WordSubstitute, WordSwap
-        from paddlenlp.dataaug.base_augment import BaseAugment
+    from textcls.paddle_setup import paddle  # noqa: F401  before paddlenlp
+
+    from paddlenlp.dataaug import WordDelete, WordInsert, WordSubstitute, WordSwap
+    from paddlenlp.dataaug.base_augment import BaseAugment
 
     local = {"stop_words": os.devnull, "vocab": json.dumps({"token_to_idx": {"[UNK]": 0}, "unk_token": "[UNK]"})}
     BaseAugment._load_file = lambda self, mode: local[mode]
@@ -221,8 +225,9 @@ def shipped(aug_type):
 
 def find_dictionary(aug_type):
     """Path of PaddleNLP's own dictionary for "synonym" or "homonym", downloaded if need be; UserError if that fails."""
-    with quiet_import():
-        from paddlenlp.utils.env import DATA_HOME
+    from textcls.paddle_setup import paddle  # noqa: F401  before paddlenlp
+
+    from paddlenlp.utils.env import DATA_HOME
 
     name, digest, url = make_operators({}, 0.1)["delete"]._DATA[f"word_{aug_type}"]
     folder = os.path.join(DATA_HOME, "WordSubstitute")
@@ -360,7 +365,7 @@ class MaskedLM:
 
         Returns a list of str. The answers do not depend on batch_size.
         """
-        import paddle
+        from textcls.paddle_setup import paddle
 
         mask, pad = self.tokenizer.mask_token, self.tokenizer.pad_token_id
         rows = [self.tokenizer(before + mask * count + after)["input_ids"] for before, count, after in slots]
@@ -403,7 +408,7 @@ def check_masked_lm(folder):
             names = list(file.keys())
     else:
         guard_paddle_load()
-        import paddle
+        from textcls.paddle_setup import paddle
 
         names = list(paddle.load(path, return_numpy=True))
     if not any(name.startswith("cls.") for name in names):
@@ -413,7 +418,7 @@ def check_masked_lm(folder):
 
 def check_complete(model, path):
     """UserError where a weights file lacks parameters of a masked LM, which PaddleNLP would leave random."""
-    import paddle
+    from textcls.paddle_setup import paddle
 
     missing = {name for name in model.state_dict() if ".pooler." not in name} - set(paddle.load(path, return_numpy=True))
     if missing:

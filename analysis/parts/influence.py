@@ -13,8 +13,12 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from utils import UserError, complete_file, softmax, tokenize
-from modeling import WEIGHTS, config_path, get_logger, predict_features
+from utils import softmax, tokenize
+from textcls.checkpoints import WEIGHTS, config_path
+from textcls.errors import UserError
+from textcls.inference import predict_features
+from textcls.log import get_logger
+from textcls.outputs import complete_file
 
 METHODS = {  # how sent_interpret.py may compare texts: method -> its similarities, the default first
     "feature_similarity": ("cos", "dot", "euc"), "gradient_similarity": ("cos", "dot"), "representer": ("dot",)}

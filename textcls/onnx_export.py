@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from utils import UserError
+from textcls.errors import UserError
 
 OPSET = 13  # as the Triton images of Paddle's time can run it (ONNX Runtime 1.9 and later)
 TOLERANCE = 1e-4  # largest difference of logits that is only rounding

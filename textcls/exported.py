@@ -1,11 +1,10 @@
 """Reads an exported folder: all that a deployment needs to know of a model. Needs neither Paddle nor ONNX Runtime."""
 
 import os
-import sys
 from typing import NamedTuple, Optional
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # for utils.py
-from utils import UserError, read_json, read_labels
+from utils import read_json, read_labels
+from textcls.errors import UserError
 
 
 class Export(NamedTuple):

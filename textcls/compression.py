@@ -3,17 +3,16 @@
 import copy
 import os
 
-from utils import is_main_rank
-from modeling import WEIGHTS, get_logger, quiet_import
-
-with quiet_import():
-    import paddle
-    from paddlenlp.trainer import trainer_compress
-
 import numpy as np
 
-from export_model import input_names, input_spec, write_deployment
-from training import ClassificationTrainer, LengthGroupedBatchSampler
+from textcls.checkpoints import WEIGHTS
+from textcls.errors import is_main_rank
+from textcls.exporting import input_names, input_spec, write_deployment
+from textcls.log import get_logger
+from textcls.paddle_setup import paddle
+from textcls.trainer import ClassificationTrainer, LengthGroupedBatchSampler
+
+from paddlenlp.trainer import trainer_compress
 
 
 class AdvancingSampler(LengthGroupedBatchSampler):
@@ -82,9 +81,8 @@ def mend_compression(trainer, export_widths):
     - Quantization hands over a generator where Paddle takes a DataLoader ("data_loader cannot be None"), and names where
       it takes variables ("'feed_vars' should be a Variable"). Can go when the strategies ptq and embeddings run.
     """
-    with quiet_import():
-        from paddle.static import quantization
-        from paddleslim.nas.ofa.layers import SuperLayerNorm
+    from paddle.static import quantization
+    from paddleslim.nas.ofa.layers import SuperLayerNorm
 
     begin, quantize, save = (trainer_compress._dynabert_init, quantization.PostTrainingQuantization,
                              paddle.static.save_inference_model)

@@ -1,25 +1,17 @@
-"""What the scripts share and needs Paddle: logger, device, safe checkpoint reading, models, inference.
-
-Logits are float32 [num_texts, num_classes] in the order of the input.
-"""
+"""Models, tokenizers and trained checkpoints: found, checked and loaded."""
 
 import contextlib
-import functools
-import logging
 import os
-import pickletools
-import sys
 import tempfile
-import threading
 import types
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from utils import (UserError, compare_labels, exit_on_sigterm, fast_tokenizer, is_main_rank, make_encoder, pad_batch, read_json,
-                   read_labels, sorted_batches)
+from utils import compare_labels, read_json, read_labels
+from textcls.errors import UserError
+from textcls.log import get_logger
+from textcls.wordpiece import make_encoder, rust_tokenizer
 
 BUILT_IN_MODELS = (
     "ernie-3.0-xbase-zh", "ernie-3.0-base-zh", "ernie-3.0-medium-zh", "ernie-3.0-mini-zh", "ernie-3.0-micro-zh",
@@ -27,140 +19,6 @@ BUILT_IN_MODELS = (
     "ernie-m-large",
 )
 WEIGHTS = "model_state.pdparams"
-
-
-# ---------------------------------------------------------------- logger and device
-
-
-@functools.cache
-def get_logger():
-    """PaddleNLP's logger: `[time] [    INFO] - text` on standard error, coloured only on a terminal."""
-    with quiet_import():
-        from paddlenlp.utils.log import logger
-    if threading.current_thread() is threading.main_thread():
-        exit_on_sigterm()
-    if not sys.stderr.isatty():
-        logger.handler.setFormatter(logging.Formatter("[%(asctime)-15s] [%(levelname)8s] - %(message)s"))
-    return logger
-
-
-class _WithoutNoise:
-    """Standard error without two warnings; a proxy, since log handlers made during an import keep the stream."""
-
-    noise = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS WISELY")
-
-    def __init__(self, stream):
-        self.stream, self.dropped = stream, False
-
-    def write(self, text):
-        if not (text.startswith(self.noise) or (self.dropped and text == "\n")):
-            self.stream.write(text)
-        self.dropped = text.startswith(self.noise)
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
-@contextlib.contextmanager
-def quiet_import():
-    """Hide the warnings that importing Paddle prints on every start.
-
-    Paddle 2.6.2 warns about OMP_NUM_THREADS > 1 (meant for OpenBLAS builds; the PyPI wheels use MKL), setuptools about
-    distutils. Neither says anything a user could act on.
-    """
-    with warnings.catch_warnings(), contextlib.redirect_stderr(_WithoutNoise(sys.stderr)):
-        warnings.simplefilter("ignore")
-        yield
-
-
-def select_device(device):
-    """Select and return the Paddle device.
-
-    device: "cpu", "gpu", "gpu:1", "xpu", "npu" or None (the GPU if Paddle sees one, else the CPU, saying so).
-    Raises UserError where the device does not exist.
-    """
-    logger = get_logger()  # first: it imports Paddle without its warnings
-    import paddle
-
-    kind = (device or "").split(":")[0]
-    if device is not None and kind not in ("cpu", "gpu", "xpu", "npu"):
-        raise UserError(f"--device {device}: unknown device, expected cpu, gpu, gpu:N, xpu or npu")
-    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
-    if device is None:
-        kind = device = "gpu" if gpus else "cpu"
-        if not gpus and is_main_rank():
-            logger.info("No GPU seen by Paddle: using the CPU.")
-    if kind == "gpu" and not gpus:
-        build = "this Paddle is a CPU build" if not paddle.is_compiled_with_cuda() else "Paddle sees no GPU"
-        raise UserError(f"--device {device}: {build}, expected --device cpu, or `pip install -r requirements.txt` on a "
-                        "machine with an NVIDIA GPU and driver")
-    try:
-        paddle.set_device(device)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"--device {device}: Paddle cannot use it ({error}), expected cpu or gpu") from None
-    return device
-
-
-# ---------------------------------------------------------------- checkpoints
-
-# What Paddle's own pickles refer to: arrays, tensors (as tuples), ordered dicts and the state of its random generator.
-PICKLE_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar"), ("numpy", "ndarray"),
-    ("numpy", "dtype"), ("_codecs", "encode"), ("builtins", "tuple"), ("__builtin__", "tuple"),
-    ("collections", "OrderedDict"), ("paddle.base.libpaddle", "GeneratorState"),
-}
-PICKLE_STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
-
-
-def check_pickle(path):
-    """Raise UserError unless unpickling the file could only build what Paddle itself writes (see PICKLE_GLOBALS).
-
-    Reads the opcodes without running them. An import whose name is not spelled out right before it is refused too.
-    """
-    expected = "a file that paddle.save wrote; do not load files from sources you do not trust"
-    recent, memo, found = [], {}, None
-    try:
-        with open(path, "rb") as file:
-            for opcode, argument, _ in pickletools.genops(file):
-                name = opcode.name
-                if name == "FRAME":
-                    continue
-                if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
-                    memo[len(memo) if name == "MEMOIZE" else argument] = recent[-1] if recent else None
-                    continue
-                if name in ("INST", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"):
-                    found = name
-                elif name in ("GLOBAL", "STACK_GLOBAL"):
-                    reference = argument.split(" ", 1) if name == "GLOBAL" else recent[-2:]
-                    if tuple(reference) not in PICKLE_GLOBALS:
-                        found = ".".join(str(part) for part in reference)
-                if found:
-                    raise UserError(f"{path}: refused, its pickle refers to {found!r}, expected {expected}")
-                if name in PICKLE_STRINGS:
-                    recent.append(argument)
-                else:
-                    recent.append(memo.get(argument) if name in ("BINGET", "LONG_BINGET", "GET") else None)
-                del recent[:-2]
-    except (ValueError, OSError, UnicodeDecodeError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: damaged or not a Paddle file ({error}), expected {expected}") from None
-
-
-@functools.cache
-def guard_paddle_load():
-    """Make every `paddle.load`, PaddleNLP's own calls included, check the pickle before it is read."""
-    import paddle
-
-    load = paddle.load
-
-    @functools.wraps(load)
-    def checked_load(path, **configs):
-        check_pickle(path)
-        return load(path, **configs)
-
-    paddle.load = checked_load
-
-
-# ---------------------------------------------------------------- models and tokenizers
 
 
 def config_path(folder):
@@ -173,8 +31,9 @@ def config_path(folder):
 
 def load_tokenizer(name_or_path):
     """Load PaddleNLP's tokenizer of a folder or a built-in model."""
-    with quiet_import():
-        from paddlenlp import transformers
+    from textcls.paddle_setup import paddle  # noqa: F401  first
+    from paddlenlp import transformers
+
     if not os.path.isdir(name_or_path):
         with _explain_download(name_or_path):
             return _without_paths(transformers.AutoTokenizer.from_pretrained(name_or_path))
@@ -206,9 +65,10 @@ def load_model(name_or_path, head="SequenceClassification", **config_changes):
     "MaskedLM". config_changes: entries of the model's config to set (num_labels, id2label, ...). UserError where the model
     cannot be had.
     """
+    from textcls.pickle_guard import guard_paddle_load
+    from paddlenlp import transformers
+
     guard_paddle_load()
-    with quiet_import():
-        from paddlenlp import transformers
     auto_model = getattr(transformers, f"AutoModelFor{head}")
     # a Hugging Face config brings use_cache=true, with which PaddleNLP's BERT returns a tuple instead of logits
     config_changes.update(use_cache=False, return_dict=False)
@@ -302,7 +162,7 @@ class Checkpoint(NamedTuple):
 
     model: Any  # PaddleNLP sequence classifier in eval mode
     tokenizer: Any  # PaddleNLP tokenizer
-    fast: Any  # the same as a tokenizers.Tokenizer, or None where there is no such form
+    rust_tokenizer: Any  # the same as a tokenizers.Tokenizer, or None where there is no such form
     encode: Callable  # list of str -> list of lists of token ids
     labels: list[str]  # position = class id
     max_seq_length: int  # tokens, special tokens included
@@ -334,14 +194,14 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     check_vocabulary(tokenizer, model, folder)
     length = check_length(trained_length if max_seq_length is None else max_seq_length, model)
     saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
-    fast = fast_tokenizer(tokenizer, length, saved)
-    encode = make_encoder(tokenizer, fast, length)
-    return Checkpoint(model, tokenizer, fast, encode, labels, length, tokenizer.pad_token_id)
+    rust = rust_tokenizer(tokenizer, length, saved)
+    encode = make_encoder(tokenizer, rust, length)
+    return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id)
 
 
 def check_weights(model, path):
     """UserError if the weights file is not just the model's: PaddleNLP would leave what it lacks random, and skip the rest."""
-    import paddle
+    from textcls.paddle_setup import paddle
 
     saved = {name for name, value in paddle.load(path, return_numpy=True).items() if isinstance(value, np.ndarray)}
     own = set(model.state_dict())
@@ -385,69 +245,3 @@ def _checkpoint_labels(folder, config, label_path):
         if path and os.path.isfile(path):
             compare_labels(labels, read_labels(path), path, folder)
     return labels
-
-
-# ---------------------------------------------------------------- inference
-
-
-def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
-    """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
-
-    Batches are formed by length. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and layer norm
-    use one thread only, whatever OMP_NUM_THREADS says. progress: a tqdm bar to advance by the texts done, or None.
-    after_batch: called with the indices (int64 [batch]) of the texts that the calling thread has just run, or None.
-    """
-    import paddle
-    from threadpoolctl import threadpool_limits
-
-    device = paddle.get_device()
-    logits = np.empty((len(tokens), len(checkpoint.labels)), dtype=np.float32)
-
-    def prepare_thread():
-        paddle.set_device(device)
-        threadpool_limits(1, user_api="openmp")  # of this thread; the other threads keep theirs
-
-    def run(indices):
-        rows = [tokens[index]["input_ids"] for index in indices]
-        with paddle.no_grad():
-            logits[indices] = checkpoint.model(paddle.to_tensor(pad_batch(rows, checkpoint.pad_id))).numpy()
-        if after_batch is not None:
-            after_batch(indices)
-        if progress is not None:
-            progress.update(len(indices))
-
-    batches = sorted_batches(tokens.lengths, batch_size)
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 1))) if device == "cpu" else 1
-    if threads == 1:
-        for batch in batches:
-            run(batch)
-    else:
-        with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
-            list(pool.map(run, batches))
-    if not np.isfinite(logits).all():
-        raise UserError("the model's answers are not numbers, expected a model whose training did not diverge")
-    return logits
-
-
-def predict_features(checkpoint, tokens, batch_size, progress=None):
-    """Run the classifier over TokenizedTexts and keep what its last layer, `classifier`, is given.
-
-    Returns (features float32 [num_texts, hidden_size], logits float32 [num_texts, num_classes]) in input order; logits are
-    features @ classifier.weight + classifier.bias. batch_size, progress: as of `predict_logits`.
-    """
-    classifier = checkpoint.model.classifier
-    features = np.empty((len(tokens), classifier.weight.shape[0]), dtype=np.float32)
-    own = threading.local()  # each thread's last batch: they share the model
-
-    def keep(layer, inputs):
-        own.batch = inputs[0]
-
-    def store(indices):
-        features[indices] = own.batch.numpy()
-
-    hook = classifier.register_forward_pre_hook(keep)
-    try:
-        logits = predict_logits(checkpoint, tokens, batch_size, progress, after_batch=store)
-    finally:
-        hook.remove()
-    return features, logits

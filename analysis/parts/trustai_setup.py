@@ -10,8 +10,8 @@ import io
 import sys
 import types
 
-from utils import UserError
-from modeling import quiet_import
+from textcls.errors import UserError
+from textcls.paddle_setup import quiet_import
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def import_trustai():
       warns of it). Without a penalty (alpha=0) and with more rows than columns, scaling the columns does not change the
       solution, so it is left out. Can go when TrustAI does.
     """
-    import paddle
+    from textcls.paddle_setup import paddle
 
     def matmul(x, y, transpose_x=False, transpose_y=False, alpha=1.0):
         return alpha * paddle.matmul(x, y, transpose_x, transpose_y)

@@ -1,19 +1,21 @@
 """What train.py and prune.py train with: options, PaddleNLP's Trainer with batches by length, whole checkpoints and exact
-resumption; losses, metrics."""
+resumption."""
 
 import os
 import shutil
 import sys
 
-from modeling import get_logger, quiet_import
-from utils import UserError, check_output_folder, pad_batch, read_json
-
-with quiet_import():
-    import paddle
-    from paddlenlp.trainer import EarlyStoppingCallback, PdArgumentParser, Trainer, TrainerCallback
-    from paddlenlp.trainer.integrations import get_available_reporting_integrations
-
 import numpy as np
+
+from utils import pad_batch, read_json
+from textcls.errors import UserError
+from textcls.log import get_logger
+from textcls.outputs import check_output_folder
+from textcls.paddle_setup import paddle
+
+import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
+from paddlenlp.trainer import EarlyStoppingCallback, PdArgumentParser, Trainer, TrainerCallback
+from paddlenlp.trainer.integrations import get_available_reporting_integrations
 
 GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
 
@@ -245,45 +247,6 @@ def remove_folder(folder):
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(folder, doomed)
         shutil.rmtree(doomed)
-
-
-class ClassificationLoss(paddle.nn.Layer):
-    """Cross entropy, optionally focal (Lin et al. 2017, arXiv:1708.02002), class-weighted and label-smoothed.
-
-    The mean over a batch is weighted by the weight of each text's own class. class_weights: float32 [num_classes] or None.
-    """
-
-    def __init__(self, class_weights=None, focal_gamma=0.0, label_smoothing=0.0):
-        super().__init__()
-        self.class_weights = None if class_weights is None else paddle.to_tensor(class_weights)
-        self.focal_gamma, self.label_smoothing = focal_gamma, label_smoothing
-
-    def forward(self, logits, labels):
-        """logits: float32 [batch, num_classes]; labels: int64 [batch]. Returns a scalar."""
-        num_classes = logits.shape[-1]
-        log_probs = paddle.nn.functional.log_softmax(logits.astype("float32"), axis=-1)  # (batch, num_classes)
-        target = paddle.nn.functional.one_hot(labels, num_classes)
-        target = target * (1 - self.label_smoothing) + self.label_smoothing / num_classes
-        if self.focal_gamma:
-            # clipped, since below gamma = 1 the power has an infinite slope at 0
-            target = target * paddle.clip(1 - log_probs.exp(), min=1e-6) ** self.focal_gamma
-        losses = -(target * log_probs).sum(axis=-1)  # (batch,)
-        if self.class_weights is None:
-            return losses.mean()
-        weights = self.class_weights[labels]
-        return (losses * weights).sum() / weights.sum()
-
-
-def compute_metrics(prediction):
-    """Accuracy, micro and macro precision, recall and F1 from logits [num_texts, num_classes] and label ids."""
-    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-
-    guesses, label_ids = prediction.predictions.argmax(axis=-1), prediction.label_ids
-    metrics = {"accuracy": accuracy_score(label_ids, guesses)}
-    for average in ("micro", "macro"):
-        scores = precision_recall_fscore_support(label_ids, guesses, average=average, zero_division=0)
-        metrics.update(zip((f"{average}_precision", f"{average}_recall", f"{average}_f1"), map(float, scores)))
-    return metrics
 
 
 def collate(rows, pad_id):

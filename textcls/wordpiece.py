@@ -1,5 +1,6 @@
 """A Rust `tokenizers.Tokenizer` that gives the very ids of a PaddleNLP 2.8.1 ERNIE or BERT tokenizer."""
 import itertools
+import os
 import sys
 import unicodedata
 
@@ -8,6 +9,8 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import NFD, Lowercase, Replace, Sequence
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import BertProcessing
+
+from textcls.errors import UserError
 
 
 def _ranges(chars):
@@ -51,7 +54,7 @@ def _whole_words(tokenizer, special, normalize):
     return whole
 
 
-def build_fast_tokenizer(tokenizer):
+def build_rust_tokenizer(tokenizer):
     """Build the Rust twin of a PaddleNLP `ErnieTokenizer` or `BertTokenizer`.
 
     For every text without lone surrogates (Rust can't hold them), `encode(text).ids` equals
@@ -120,15 +123,49 @@ def build_fast_tokenizer(tokenizer):
 
     # Ids are asked for, as those of added tokens come before those of the vocabulary.
     vocab = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.vocab.token_to_idx}
-    fast = Tokenizer(WordPiece(vocab, unk_token=str(wordpiece.unk_token),
+    rust = Tokenizer(WordPiece(vocab, unk_token=str(wordpiece.unk_token),
                                max_input_chars_per_word=wordpiece.max_input_chars_per_word))
-    fast.normalizer = Sequence(steps)
-    fast.pre_tokenizer = Split(Regex(pattern), "removed", invert=True)
-    fast.post_processor = BertProcessing((str(tokenizer.sep_token), tokenizer.sep_token_id),
+    rust.normalizer = Sequence(steps)
+    rust.pre_tokenizer = Split(Regex(pattern), "removed", invert=True)
+    rust.post_processor = BertProcessing((str(tokenizer.sep_token), tokenizer.sep_token_id),
                                          (str(tokenizer.cls_token), tokenizer.cls_token_id))
     for token in sorted(added, key=tokenizer.convert_tokens_to_ids):
-        add = fast.add_special_tokens if token in special else fast.add_tokens
+        add = rust.add_special_tokens if token in special else rust.add_tokens
         add([AddedToken(token, normalized=False)])
-        if fast.token_to_id(token) != tokenizer.convert_tokens_to_ids(token):
+        if rust.token_to_id(token) != tokenizer.convert_tokens_to_ids(token):
             raise ValueError(f"Rust can't give the id of the added token {token!r}")
-    return fast
+    return rust
+
+
+def rust_tokenizer(tokenizer, max_seq_length, saved=None):
+    """The `tokenizers` twin of a PaddleNLP BERT or ERNIE tokenizer, cutting at max_seq_length; None for other kinds.
+
+    saved: a tokenizer.json that this function's result was saved as; it spares the two seconds of building.
+    """
+    if type(tokenizer).__name__ not in ("BertTokenizer", "ErnieTokenizer"):
+        return None
+    if saved is not None and os.path.isfile(saved):
+        try:
+            rust = Tokenizer.from_file(saved)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{saved}: cannot be read ({error}), expected the file that train.py wrote") from None
+        if any(rust.token_to_id(token) != index for token, index in tokenizer.get_vocab().items()):
+            raise UserError(f"{saved}: its vocabulary is not that of vocab.txt, expected the two files that train.py wrote")
+    else:
+        try:
+            rust = build_rust_tokenizer(tokenizer)
+        except ValueError as error:
+            print(f"warning: tokenizing with PaddleNLP's slower tokenizer: {error}", file=sys.stderr)
+            return None
+    rust.enable_truncation(max_seq_length)
+    return rust
+
+
+def make_encoder(tokenizer, rust, max_seq_length):
+    """Return a function: list of str -> list of lists of token ids, special tokens included, cut to max_seq_length.
+
+    rust: as `rust_tokenizer` returns it; with None PaddleNLP's own tokenizer does the work.
+    """
+    if rust is not None:
+        return lambda texts: [encoding.ids for encoding in rust.encode_batch_fast(texts)]
+    return lambda texts: [tokenizer(text, max_length=max_seq_length, truncation=True)["input_ids"] for text in texts]

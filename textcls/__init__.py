@@ -1,0 +1,1 @@
+"""What the commands share: the library of the suite. docs/development.md has a map of it."""

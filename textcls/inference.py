@@ -1,0 +1,73 @@
+"""Run a trained classifier over many texts: logits, probabilities, features."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from utils import pad_batch, sorted_batches
+from textcls.errors import UserError
+
+def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
+    """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
+
+    Batches are formed by length. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and layer norm
+    use one thread only, whatever OMP_NUM_THREADS says. progress: a tqdm bar to advance by the texts done, or None.
+    after_batch: called with the indices (int64 [batch]) of the texts that the calling thread has just run, or None.
+    """
+    from threadpoolctl import threadpool_limits
+
+    from textcls.paddle_setup import paddle
+
+    device = paddle.get_device()
+    logits = np.empty((len(tokens), len(checkpoint.labels)), dtype=np.float32)
+
+    def prepare_thread():
+        paddle.set_device(device)
+        threadpool_limits(1, user_api="openmp")  # of this thread; the other threads keep theirs
+
+    def run(indices):
+        rows = [tokens[index]["input_ids"] for index in indices]
+        with paddle.no_grad():
+            logits[indices] = checkpoint.model(paddle.to_tensor(pad_batch(rows, checkpoint.pad_id))).numpy()
+        if after_batch is not None:
+            after_batch(indices)
+        if progress is not None:
+            progress.update(len(indices))
+
+    batches = sorted_batches(tokens.lengths, batch_size)
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 1))) if device == "cpu" else 1
+    if threads == 1:
+        for batch in batches:
+            run(batch)
+    else:
+        with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
+            list(pool.map(run, batches))
+    if not np.isfinite(logits).all():
+        raise UserError("the model's answers are not numbers, expected a model whose training did not diverge")
+    return logits
+
+
+def predict_features(checkpoint, tokens, batch_size, progress=None):
+    """Run the classifier over TokenizedTexts and keep what its last layer, `classifier`, is given.
+
+    Returns (features float32 [num_texts, hidden_size], logits float32 [num_texts, num_classes]) in input order; logits are
+    features @ classifier.weight + classifier.bias. batch_size, progress: as of `predict_logits`.
+    """
+    classifier = checkpoint.model.classifier
+    features = np.empty((len(tokens), classifier.weight.shape[0]), dtype=np.float32)
+    own = threading.local()  # each thread's last batch: they share the model
+
+    def keep(layer, inputs):
+        own.batch = inputs[0]
+
+    def store(indices):
+        features[indices] = own.batch.numpy()
+
+    hook = classifier.register_forward_pre_hook(keep)
+    try:
+        logits = predict_logits(checkpoint, tokens, batch_size, progress, after_batch=store)
+    finally:
+        hook.remove()
+    return features, logits
