@@ -15,14 +15,12 @@ import contextlib
 import itertools
 import os
 
-from tqdm import tqdm
-
 from utils import softmax, tokenize
 from textcls.checkpoints import load_checkpoint
 from textcls.device import select_device
 from textcls.errors import UserError, is_main_rank, run_script
 from textcls.inference import predict_logits
-from textcls.log import get_logger
+from textcls.log import get_logger, progress_bar
 from textcls.options import add_model_options, find_label_file
 from textcls.outputs import check_output, complete_file
 from textcls.predictions import (CHUNK, add_output_options, check_labels, check_output_options, count_texts, make_rows,
@@ -41,7 +39,7 @@ def parse_arguments():
 
 def predict_chunks(args, checkpoint, data_path, total, output, rank=0, ranks=1):
     """Write the rows of every chunk whose number is `rank` modulo `ranks` to the text stream `output`."""
-    with tqdm(total=total, desc="Predicting", unit=" texts", delay=2, disable=rank > 0) as progress:
+    with progress_bar(total, "Predicting", leave=True, disable=rank > 0) as progress:
         for number, chunk in enumerate(read_chunks(data_path, args.data_file == "-")):
             if number % ranks == rank:
                 tokens = tokenize(chunk, checkpoint.encode)

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 
+from textcls.log import progress_bar
 from textcls.errors import MAX_REPORTED, Problems, UserError
 
 TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
@@ -202,10 +203,8 @@ class TokenizedTexts:
 
 def tokenize(texts, encode, labels=None, description="Tokenizing"):
     """Tokenize a list of str with an encoder of `make_encoder`; returns TokenizedTexts."""
-    from tqdm import tqdm
-
     ids, lengths = array.array("i"), array.array("q", [0])
-    with tqdm(total=len(texts), desc=description, unit=" texts", delay=2, leave=False) as progress:
+    with progress_bar(len(texts), description) as progress:
         for start in range(0, len(texts), TOKENIZE_CHUNK):
             chunk = texts[start:start + TOKENIZE_CHUNK]
             for encoded in encode(chunk):
@@ -227,6 +226,17 @@ def sorted_batches(lengths, batch_size):
     """Indices of the texts in batches of like length, longest first (so that too large a batch fails at once)."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def model_inputs(input_ids, names):
+    """What a graph with these inputs is fed: {name: int64 [num_texts, length]}; all but input_ids are zeros (one segment)."""
+    return {name: input_ids if name == "input_ids" else np.zeros_like(input_ids) for name in names}
+
+
+def top_classes(probs, k):
+    """The k most probable classes, best first, the lower id first among equals. float [num_texts, num_classes] -> int64
+    [num_texts, k]."""
+    return np.argsort(-probs, axis=1, kind="stable")[:, :k]
 
 
 def softmax(logits):

@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import check_splits, read_labelled, read_labels, softmax, tokenize
@@ -26,7 +24,7 @@ from textcls.checkpoints import load_checkpoint
 from textcls.device import select_device
 from textcls.errors import Problems, run_script
 from textcls.inference import predict_logits
-from textcls.log import get_logger
+from textcls.log import get_logger, progress_bar
 from textcls.options import add_model_options, find_label_file
 from textcls.outputs import check_output, check_output_folder, complete_file, complete_folder
 from analysis.parts.baseline import baseline_probs
@@ -236,7 +234,7 @@ def main():
     results = []
     for name, (texts, label_ids) in zip(("train", "dev"), splits):
         tokens = tokenize(texts, checkpoint.encode, description=f"Tokenizing {name}")
-        with tqdm(total=len(tokens), desc=f"Evaluating {name}", unit=" texts", delay=2, leave=False) as progress:
+        with progress_bar(len(tokens), f"Evaluating {name}") as progress:
             probs = softmax(predict_logits(checkpoint, tokens, args.batch_size, progress))
         results.append(score(label_ids, probs))
     train, dev = results

@@ -18,8 +18,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import TokenizedTexts, pad_batch, read_labels, softmax, sorted_batches, tokenize
@@ -27,7 +25,7 @@ from textcls.checkpoints import load_checkpoint
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.inference import predict_logits
-from textcls.log import get_logger
+from textcls.log import get_logger, progress_bar
 from textcls.options import add_model_options, find_label_file, positive_int, seed_number
 from textcls.outputs import check_outputs, complete_file
 from analysis.parts.texts_to_explain import read_rows
@@ -72,7 +70,7 @@ def interpret(checkpoint, texts, interpreter="ig", batch_size=32, steps=None, se
     """
     located = [locate_tokens(checkpoint, text) for text in texts]
     tokens = tokenize(texts, checkpoint.encode)
-    with tqdm(total=len(texts), desc="Predicting", unit=" texts", delay=2, leave=False) as progress:
+    with progress_bar(len(texts), "Predicting") as progress:
         probs = softmax(predict_logits(checkpoint, tokens, batch_size, progress))
     classes = probs.argmax(axis=1)
     values = attribute_tokens(checkpoint, [ids for ids, _, _ in located], classes, interpreter, batch_size, steps, seed)
@@ -134,7 +132,7 @@ def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32,
             return attributions
 
         one_by_one = interpreter in ("ig", "lime")  # TrustAI fills their batches from a single text
-        with tqdm(total=len(rows), desc="Interpreting", unit=" texts", delay=2, leave=False) as progress:
+        with progress_bar(len(rows), "Interpreting") as progress:
             for batch in sorted_batches([len(row) for row in rows], 1 if one_by_one else batch_size):
                 ids = paddle.to_tensor(pad_batch([rows[index] for index in batch], checkpoint.pad_id))
                 for index, result in zip(batch, explain((ids,), labels=classes[batch])):
@@ -192,7 +190,7 @@ def measure_faithfulness(checkpoint, texts, results, count, batch_size=32, seed=
     if not classes:
         return {"texts": 0}
     tokens = tokenize(variants, checkpoint.encode)
-    with tqdm(total=len(tokens), desc="Deleting words", unit=" texts", delay=2, leave=False) as progress:
+    with progress_bar(len(tokens), "Deleting words") as progress:
         probs = softmax(predict_logits(checkpoint, tokens, batch_size, progress))
     # [num_texts, 1 + 2 * (1 + RANDOM_DRAWS)]: the class's probability for the whole text, then without and with each choice only
     probs = probs.reshape(len(classes), -1, len(checkpoint.labels))[np.arange(len(classes)), :, classes]

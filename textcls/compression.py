@@ -3,8 +3,8 @@
 import copy
 import os
 
-import numpy as np
 
+from utils import model_inputs
 from textcls.checkpoints import WEIGHTS
 from textcls.errors import is_main_rank
 from textcls.exporting import input_names, input_spec, write_deployment
@@ -103,8 +103,7 @@ def mend_compression(trainer, export_widths):
     names = input_names(trainer.trained_model)
 
     def feed(rows):
-        ids = trainer.data_collator(rows)["input_ids"]
-        return {name: ids if name == "input_ids" else np.zeros_like(ids) for name in names}
+        return model_inputs(trainer.data_collator(rows)["input_ids"], names)
 
     def quantize_from_loader(batch_generator, batch_size, **options):
         loader = paddle.io.DataLoader(trainer.eval_dataset, batch_size=batch_size, collate_fn=feed, places=paddle.CPUPlace())

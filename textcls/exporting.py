@@ -5,9 +5,10 @@ import os
 
 import numpy as np
 
-from utils import pad_batch
+from utils import model_inputs, pad_batch
 from textcls.errors import UserError
 from textcls.log import get_logger
+from textcls.outputs import write_labels
 from textcls.onnx_export import TOLERANCE, export_onnx
 from textcls.paddle_setup import paddle
 
@@ -44,8 +45,8 @@ def open_graph(prefix, threads=1):
 
 def run_graph(predictor, input_ids):
     """Run a predictor of `open_graph`. input_ids: int64 [batch, length]. Returns the logits float32 [batch, num_classes]."""
-    for name in predictor.get_input_names():
-        predictor.get_input_handle(name).copy_from_cpu(input_ids if name == "input_ids" else np.zeros_like(input_ids))
+    for name, values in model_inputs(input_ids, predictor.get_input_names()).items():
+        predictor.get_input_handle(name).copy_from_cpu(values)
     predictor.run()
     return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
@@ -79,8 +80,7 @@ def write_deployment(checkpoint, folder, name, with_onnx):
     checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.rust_tokenizer is not None:
         checkpoint.rust_tokenizer.save(os.path.join(folder, "tokenizer.json"))
-    with open(os.path.join(folder, "label.txt"), "w", encoding="utf-8") as file:
-        file.write("".join(label + "\n" for label in checkpoint.labels))
+    write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
         deploy = {"model_type": model.config.model_type, "max_seq_length": checkpoint.max_seq_length,
                   "input_names": input_names(model), "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from utils import pad_batch, sorted_batches
+from utils import pad_batch, softmax, sorted_batches
 from textcls.errors import UserError
+from textcls.log import progress_bar
 
 def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
     """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
@@ -47,6 +48,15 @@ def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=No
     if not np.isfinite(logits).all():
         raise UserError("the model's answers are not numbers, expected a model whose training did not diverge")
     return logits
+
+
+def predict_probs(checkpoint, tokens, batch_size, description=None):
+    """Run the classifier over TokenizedTexts; returns probabilities float32 [num_texts, num_classes], rows sum to 1.
+
+    description: what the progress of it is called; None: no progress is shown.
+    """
+    with progress_bar(len(tokens), description, disable=description is None) as progress:
+        return softmax(predict_logits(checkpoint, tokens, batch_size, progress))
 
 
 def predict_features(checkpoint, tokens, batch_size, progress=None):

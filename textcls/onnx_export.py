@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from utils import model_inputs
 from textcls.errors import UserError
 
 OPSET = 13  # as the Triton images of Paddle's time can run it (ONNX Runtime 1.9 and later)
@@ -36,8 +37,7 @@ def export_onnx(prefix, batches, expected):
     names = [item.name for item in session.get_inputs()]
     difference = 0.0
     for batch, logits in zip(batches, expected):
-        feed = {name: batch if name == "input_ids" else np.zeros_like(batch) for name in names}
-        difference = max(difference, float(np.abs(session.run(None, feed)[0] - logits).max()))
+        difference = max(difference, float(np.abs(session.run(None, model_inputs(batch, names))[0] - logits).max()))
     if not difference <= TOLERANCE:
         raise UserError(f"the ONNX model differs from the graph by {difference:.2e}, expected at most {TOLERANCE:.0e}; "
                         "nothing was exported")

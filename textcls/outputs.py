@@ -101,6 +101,12 @@ def complete_folder(path, marker):
                 os.rmdir(path)  # stays where it holds the result
 
 
+def write_labels(path, labels):
+    """Write a label.txt. labels: list of str, position = class id."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(label + "\n" for label in labels)
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)

@@ -6,9 +6,8 @@ import itertools
 import json
 import sys
 
-import numpy as np
 
-from utils import read_texts
+from utils import read_texts, top_classes
 from textcls.errors import Problems, UserError
 from textcls.options import positive_int
 from textcls.outputs import complete_file, is_stream
@@ -102,7 +101,7 @@ def header(args):
 
 def make_rows(texts, probs, labels, args):
     """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]."""
-    top = np.argsort(-probs, axis=1, kind="stable")[:, :args.top_k]
+    top = top_classes(probs, args.top_k)
     for text, row, classes in zip(texts, probs.tolist(), top.tolist()):
         label = labels[classes[0]] if row[classes[0]] >= args.threshold else UNDECIDED
         if args.output_format == "jsonl":

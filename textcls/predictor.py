@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 
-from utils import pad_batch, read_labelled, softmax, sorted_batches
+from utils import model_inputs, pad_batch, read_labelled, softmax, sorted_batches, top_classes
 from textcls.errors import Problems, UserError
 from textcls.exported import read_export, read_tokenizer
 from textcls.outputs import complete_file
@@ -105,7 +105,7 @@ class Predictor:
         if not 1 <= top_k <= len(self.labels):
             raise ValueError(f"top_k is {top_k}, expected 1 to {len(self.labels)}")
         probs = self.probabilities(texts)
-        top = np.argsort(-probs, axis=1, kind="stable")[:, :top_k]
+        top = top_classes(probs, top_k)
         return [[self.labels[index] for index in row] for row in top], np.take_along_axis(probs, top, axis=1)
 
     def probabilities(self, texts, progress=None):
@@ -132,8 +132,7 @@ class Predictor:
     def _run(self, session, rows):
         """float32 [num_texts, num_classes] of rows of token ids, run as one batch."""
         batch = pad_batch(rows, self._export.pad_id)
-        return session.run(None, {name: batch if name == "input_ids" else np.zeros_like(batch)
-                                  for name in self._export.input_names})[0]
+        return session.run(None, model_inputs(batch, self._export.input_names))[0]
 
     def _logits(self, session, rows, progress=None):
         """float32 [num_texts, num_classes] of rows of token ids, in their order."""

@@ -10,7 +10,7 @@ import numpy as np
 from utils import pad_batch, read_json
 from textcls.errors import UserError
 from textcls.log import get_logger
-from textcls.outputs import check_output_folder
+from textcls.outputs import check_output_folder, write_labels
 from textcls.paddle_setup import paddle
 
 import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
@@ -175,8 +175,7 @@ class ClassificationTrainer(Trainer):
         super()._save(output_dir, **kwargs)
         if self.args.should_save:
             os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
-            with open(os.path.join(output_dir, "label.txt"), "w", encoding="utf-8") as file:
-                file.write("".join(label + "\n" for label in self.labels))
+            write_labels(os.path.join(output_dir, "label.txt"), self.labels)
             if self.fast is not None:
                 self.fast.save(os.path.join(output_dir, "tokenizer.json"))
 

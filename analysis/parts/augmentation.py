@@ -29,12 +29,10 @@ from collections import Counter
 
 import numpy as np
 from safetensors import safe_open
-from tqdm import tqdm
-
 from utils import pad_batch, sorted_batches
 from textcls.checkpoints import WEIGHTS, check_safetensors, check_vocabulary, load_model, load_tokenizer
 from textcls.errors import Problems, UserError
-from textcls.log import get_logger
+from textcls.log import get_logger, progress_bar
 from textcls.outputs import complete_file
 from textcls.pickle_guard import guard_paddle_load
 from analysis.parts.duplicates import comparison_key
@@ -100,7 +98,7 @@ def augment(texts, strategy="substitute", aug_type="synonym", create_n=2, aug_pe
     variants = [[] for _ in texts]
     taken = {comparison_key(text) for text in itertools.chain(texts, exclude)}
 
-    with seeded(seed), tqdm(total=len(texts), desc="Augmenting", unit=" texts", delay=2, leave=False) as progress:
+    with seeded(seed), progress_bar(len(texts), "Augmenting") as progress:
 
         def accept(row, candidates):
             for candidate in candidates:
@@ -376,7 +374,7 @@ class MaskedLM:
         impossible = paddle.to_tensor(np.where(self.answers, 0, -1e9).astype(np.float32))
         encoder = getattr(self.model, self.model.base_model_prefix)
         batches = sorted_batches([len(rows[index]) for index in usable], batch_size)
-        with tqdm(total=len(usable), desc="Filling in words", unit=" texts", delay=2, leave=False) as progress, paddle.no_grad():
+        with progress_bar(len(usable), "Filling in words") as progress, paddle.no_grad():
             for batch in batches:
                 batch = usable[batch]
                 input_ids = pad_batch([rows[index] for index in batch], pad)

@@ -4,8 +4,8 @@ import re
 import unicodedata
 
 import numpy as np
-from tqdm import tqdm
 
+from textcls.log import progress_bar
 NO_MATTER = re.compile(r"[^\w+\-.<>=≤≥±]|_|(?<!\d)\.|\.(?!\d)|(?<=[^\W\d])-(?=[^\W\d])")
 BLOCK = 256  # texts compared with all others at once: bounds memory
 
@@ -55,7 +55,7 @@ def _near_pairs(keys, labels, threshold):
         prefixes.data[start:end] = rest >= (threshold - 1e-4) ** 2  # 1e-4: rounding
     prefixes.eliminate_zeros()
     columns, found = prefixes.T.tocsr(), {}
-    with tqdm(total=len(keys), desc="Comparing texts", unit=" texts", delay=2, leave=False) as progress:
+    with progress_bar(len(keys), "Comparing texts") as progress:
         for start in range(0, len(keys), BLOCK):
             candidates = (prefixes[start:start + BLOCK] @ columns).tocoo()
             ones, others = candidates.row + start, candidates.col

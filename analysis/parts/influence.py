@@ -11,13 +11,11 @@ import zipfile
 import zlib
 
 import numpy as np
-from tqdm import tqdm
-
 from utils import softmax, tokenize
 from textcls.checkpoints import WEIGHTS, config_path
 from textcls.errors import UserError
 from textcls.inference import predict_features
-from textcls.log import get_logger
+from textcls.log import get_logger, progress_bar
 from textcls.outputs import complete_file
 
 METHODS = {  # how sent_interpret.py may compare texts: method -> its similarities, the default first
@@ -28,7 +26,7 @@ QUERIES = 256  # texts compared with all training rows at once: 100 MB of scores
 def extract_features(checkpoint, texts, batch_size, description):
     """(features float32 [num_texts, hidden_size], logits float32 [num_texts, num_classes]) of a list of str."""
     tokens = tokenize(texts, checkpoint.encode, description=f"Tokenizing {description}")
-    with tqdm(total=len(tokens), desc=f"Reading features of {description}", unit=" texts", delay=2, leave=False) as progress:
+    with progress_bar(len(tokens), f"Reading features of {description}") as progress:
         return predict_features(checkpoint, tokens, batch_size, progress)
 
 
@@ -84,7 +82,7 @@ def nearest_rows(score, num_queries, top_k, lowest=False):
     more, lowest first. Equal scores go by row number.
     """
     found = []
-    with tqdm(total=num_queries, desc="Searching", unit=" texts", delay=2, leave=False) as progress:
+    with progress_bar(num_queries, "Searching") as progress:
         for start in range(0, num_queries, QUERIES):
             block = score(slice(start, min(start + QUERIES, num_queries)))
             found.append(_top(block, top_k) + (_top(block, top_k, lowest=True) if lowest else ()))

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from textcls.log import progress_bar
 from utils import compare_labels, read_labelled, read_labels
 from textcls.errors import Problems, UserError, run_script
 from textcls.options import find_label_file, positive_int
@@ -100,12 +101,10 @@ def print_blocks(texts, probs, labels, args):
 
 def label_texts(args, data_path, total):
     """Label data_path chunk by chunk. total: number of its texts, None where it is not known."""
-    from tqdm import tqdm
-
     predictor = load_predictor(args)
 
     def chunks():
-        with tqdm(total=total, desc="Predicting", unit=" texts", delay=2) as progress:
+        with progress_bar(total, "Predicting", leave=True) as progress:
             for texts in read_chunks(data_path, args.data_file == "-"):
                 yield texts, predictor.probabilities(texts, progress), predictor.labels, args
 
