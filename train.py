@@ -22,7 +22,7 @@ from typing import Optional
 import numpy as np
 
 from utils import check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
-from textcls.checkpoints import WEIGHTS, check_length, check_vocabulary, check_weights, load_model, load_tokenizer
+from textcls.checkpoints import MAX_SEQ_LENGTH, WEIGHTS, check_length, check_vocabulary, check_weights, load_model, load_tokenizer
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.log import get_logger
@@ -32,12 +32,21 @@ from textcls.paddle_setup import paddle
 from textcls.pickle_guard import guard_paddle_load
 from textcls.scoring import compute_metrics
 from textcls.trainer import (ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite, check_batch,
-                             check_training_arguments, collate, list_checkpoints, lock_folder, parse_dataclasses, remove_folder)
-from textcls.wordpiece import rust_tokenizer, make_encoder
+                             check_training_arguments, collate, list_checkpoints, lock_folder, parse_dataclasses,
+                             random_state_file, remove_folder)
+from textcls.wordpiece import make_encoder, rust_tokenizer
 
 from paddlenlp.trainer import TrainingArguments
 from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 
+NEXT_STEPS = """train.py: nothing to do, expected --do_train, --do_eval or both
+With the sample data, one step after the other; the folder data also holds a small model without weights:
+  train     python train.py --model_name_or_path data --learning_rate 1e-3 --num_train_epochs 12 --do_train --do_eval
+  evaluate  python analysis/evaluate.py --report_dir report
+  predict   python predict.py
+  export    python export_model.py --onnx
+  serve     deploy/simple_serving/README.md
+With a pretrained model: --model_name_or_path ernie-3.0-medium-zh --learning_rate 3e-5. All options: --help"""
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
 
 
@@ -59,7 +68,8 @@ class DataArguments:
     train_file: str = field(default="train.txt", metadata={"help": "Training file in data_dir."})
     dev_file: str = field(default="dev.txt", metadata={"help": "Development file in data_dir."})
     label_file: str = field(default="label.txt", metadata={"help": "Label file in data_dir."})
-    max_seq_length: int = field(default=128, metadata={"help": "Longest text in tokens; longer texts are cut."})
+    max_seq_length: Optional[int] = field(default=None, metadata={
+        "help": f"Longest text in tokens; longer texts are cut. Default: that of a trained model, else {MAX_SEQ_LENGTH}."})
 
 
 @dataclass
@@ -78,8 +88,6 @@ def check_arguments(model_args, data_args, args):
     metrics = ["loss", "accuracy"] + [f"{average}_{name}" for average in ("micro", "macro")
                                       for name in ("precision", "recall", "f1")]
     metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
-    if not (args.do_train or args.do_eval):
-        raise UserError("train.py: nothing to do, expected --do_train, --do_eval or both")
     if metric and metric not in metrics:
         raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
     if args.do_train and metric and not evaluates:
@@ -114,6 +122,15 @@ def read_data(data_args, args):
     return labels, train, dev
 
 
+def check_row_counts(args, data_args, num_train, num_dev):
+    """UserError where there are too few rows for a batch, or for the processes to share them."""
+    if args.do_train:
+        check_batch(args, num_train)
+    if args.do_eval and num_dev < args.dataset_world_size:
+        raise UserError(f"{data_args.dev_file}: {num_dev} rows for {args.dataset_world_size} processes, expected at "
+                        "least one row per process")
+
+
 def make_loss(model_args, label_ids, num_classes):
     """The loss that the options ask for; `balanced` gives class c the weight n / (num_classes * n_c)."""
     weights = None
@@ -134,8 +151,7 @@ def find_resume_point(args):
             raise UserError(f"--resume_from_checkpoint {wanted}: no such folder, expected a checkpoint-N folder made by train.py "
                             "(or the output_dir that holds some)")
         folder = wanted if not list_checkpoints(wanted) else get_last_checkpoint(wanted)
-        random_state = f"rng_state_{args.world_size}.pth" if args.world_size > 1 else "rng_state.pth"
-        missing = [name for name in (*RESUME_FILES, random_state) if not os.path.isfile(os.path.join(folder, name))]
+        missing = [name for name in (*RESUME_FILES, random_state_file(args)) if not os.path.isfile(os.path.join(folder, name))]
         if missing:
             raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N "
                             "folder made by train.py (or the output_dir that holds some)")
@@ -201,73 +217,88 @@ def tokenize_split(split, encode, max_seq_length, name):
     return tokens
 
 
+def check_model(model, folder, args, labels, label_path, resume_point, num_rows):
+    """UserError where the model cannot go on with the checkpoint to resume from, or has not learnt these labels."""
+    if resume_point:
+        check_resume_point(resume_point, args, labels, label_path, model, num_rows)
+    if args.do_train:
+        return
+    if os.path.isfile(os.path.join(folder, WEIGHTS)):
+        check_weights(model, os.path.join(folder, WEIGHTS))
+    if os.path.isfile(os.path.join(folder, "label.txt")):
+        compare_labels(read_labels(os.path.join(folder, "label.txt")), labels, label_path, folder)
+
+
+def choose_callbacks(model_args, args):
+    """The callbacks of this training; says so where early stopping is asked for and cannot work."""
+    callbacks = [DropRemainder(), StopAtNonFinite()]
+    if args.do_train and model_args.early_stopping_patience > 0:
+        if args.load_best_model_at_end and args.evaluation_strategy.value != "no":
+            callbacks.append(ResumableEarlyStopping(model_args.early_stopping_patience))
+        else:
+            get_logger().info("Early stopping is off: it needs --evaluation_strategy and --load_best_model_at_end.")
+    return callbacks
+
+
+def train_and_save(trainer, args, resume_point):
+    """Train, save the model in args.output_dir, complete or not at all, and its metrics."""
+    if is_main_rank():
+        lock_folder(args.output_dir)
+        clear_leftovers(args, resume_point)
+    metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
+    StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
+    if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+        get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "
+                             "Use --evaluation_strategy epoch --save_strategy epoch, or smaller --eval_steps.")
+    if is_main_rank():
+        with complete_folder(args.output_dir, marker="config.json") as staging:
+            trainer.save_model(staging)
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+
+
 def main():
-    get_logger()  # first, so that all of the log has its form
     model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, TrainArguments), __doc__)
+    if not (args.do_train or args.do_eval):
+        raise UserError(NEXT_STEPS)
     args.device = select_device(args.device)
     check_arguments(model_args, data_args, args)
     resume_point = find_resume_point(args) if args.do_train else None
     labels, train, dev = read_data(data_args, args)
     label_path = os.path.join(data_args.data_dir, data_args.label_file)
-    if args.do_train:
-        check_batch(args, len(train[0]))
-    if args.do_eval and len(dev[0]) < args.dataset_world_size:
-        raise UserError(f"{data_args.dev_file}: {len(dev[0])} rows for {args.dataset_world_size} processes, expected at "
-                        "least one row per process")
+    check_row_counts(args, data_args, len(train[0]), len(dev[0]))
 
     guard_paddle_load()
     paddle.seed(args.seed)
-    model = load_model(model_args.model_name_or_path, ignore_mismatched_sizes=True, num_labels=len(labels),
-                       id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
-    if resume_point:
-        check_resume_point(resume_point, args, labels, label_path, model, len(train[0]))
-    elif not args.do_train and os.path.isfile(os.path.join(model_args.model_name_or_path, WEIGHTS)):
-        check_weights(model, os.path.join(model_args.model_name_or_path, WEIGHTS))
-    model.config.max_seq_length = check_length(data_args.max_seq_length, model)  # for the scripts that load it later
-    trained_labels = os.path.join(model_args.model_name_or_path, "label.txt")
-    if not args.do_train and os.path.isfile(trained_labels):
-        compare_labels(read_labels(trained_labels), labels, label_path, model_args.model_name_or_path)
-    tokenizer = load_tokenizer(model_args.model_name_or_path)
-    check_vocabulary(tokenizer, model, model_args.model_name_or_path)
-    fast = rust_tokenizer(tokenizer, data_args.max_seq_length)
-    encode = make_encoder(tokenizer, fast, data_args.max_seq_length)
-    train_tokens = tokenize_split(train, encode, data_args.max_seq_length, "training") if args.do_train else None
+    folder = model_args.model_name_or_path
+    model = load_model(folder, ignore_mismatched_sizes=True, num_labels=len(labels), id2label=dict(enumerate(labels)),
+                       label2id={label: index for index, label in enumerate(labels)})
+    check_model(model, folder, args, labels, label_path, resume_point, len(train[0]))
+    max_seq_length = data_args.max_seq_length
+    if max_seq_length is None:
+        max_seq_length = getattr(model.config, "max_seq_length", MAX_SEQ_LENGTH)
+    model.config.max_seq_length = check_length(max_seq_length, model)  # for the scripts that load it later
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, model, folder)
+    rust = rust_tokenizer(tokenizer, max_seq_length)
+    encode = make_encoder(tokenizer, rust, max_seq_length)
+    train_tokens = tokenize_split(train, encode, max_seq_length, "training") if args.do_train else None
     dev_tokens = None
     if args.do_eval:  # the Trainer evaluates in the order given
-        dev_tokens = tokenize_split(dev, encode, data_args.max_seq_length, "dev").longest_first()
+        dev_tokens = tokenize_split(dev, encode, max_seq_length, "dev").longest_first()
 
-    callbacks = [DropRemainder(), StopAtNonFinite()]
-    if args.do_train and args.load_best_model_at_end and args.evaluation_strategy.value != "no" \
-            and model_args.early_stopping_patience > 0:
-        callbacks.append(ResumableEarlyStopping(model_args.early_stopping_patience))
-    elif args.do_train and model_args.early_stopping_patience > 0:
-        get_logger().info("Early stopping is off: it needs --evaluation_strategy and --load_best_model_at_end.")
     trainer = ClassificationTrainer(
-        labels, fast, model=model, criterion=make_loss(model_args, train[1], len(labels)), args=args, tokenizer=tokenizer,
+        labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)), tokenizer=tokenizer,
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
-        eval_dataset=dev_tokens, compute_metrics=compute_metrics, callbacks=callbacks)
+        eval_dataset=dev_tokens, compute_metrics=compute_metrics, callbacks=choose_callbacks(model_args, args))
     if args.do_train:
-        if is_main_rank():
-            lock_folder(args.output_dir)
-            clear_leftovers(args, resume_point)
-        metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
-        StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
-        if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
-            get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "
-                                 "Use --evaluation_strategy epoch --save_strategy epoch, or smaller --eval_steps.")
-        if is_main_rank():
-            with complete_folder(args.output_dir, marker="config.json") as staging:
-                trainer.save_model(staging)
-        trainer.log_metrics("train", metrics)
-        trainer.save_metrics("train", metrics)
+        train_and_save(trainer, args, resume_point)
     if args.do_eval:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if args.do_train:
         trainer.save_state()
-        if is_main_rank():
-            shutil.rmtree(os.path.join(args.output_dir, ".staging"), ignore_errors=True)
         get_logger().info(f"Model saved in {args.output_dir}")
 
 

@@ -19,6 +19,7 @@ BUILT_IN_MODELS = (
     "ernie-m-large",
 )
 WEIGHTS = "model_state.pdparams"
+MAX_SEQ_LENGTH = 128  # tokens, where neither an option nor a checkpoint says how many
 
 
 def config_path(folder):
@@ -183,7 +184,7 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
         raise UserError(f"{folder}: {missing} is missing, expected a complete checkpoint made by train.py")
     config = read_json(path)
     labels = _checkpoint_labels(folder, config, label_path)
-    trained_length = config.get("max_seq_length", 128)
+    trained_length = config.get("max_seq_length", MAX_SEQ_LENGTH)
     if not isinstance(trained_length, int):
         raise UserError(f"{path}: max_seq_length is {trained_length!r}, expected a number of tokens")
     if max_seq_length is not None and max_seq_length != trained_length:

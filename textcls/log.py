@@ -1,5 +1,6 @@
 """The log of all scripts, in the form of PaddleNLP's: `[time] [    INFO] - text` on standard error; progress of long work."""
 
+import contextlib
 import functools
 import logging
 import sys
@@ -31,24 +32,37 @@ def make_formatter():
     return colorlog.ColoredFormatter("%(log_color)s[%(asctime)-15s] [%(levelname)8s]%(reset)s - %(message)s", log_colors=colours)
 
 
-def progress_bar(total, description, leave=False, disable=False):
-    """A context manager that shows how far long work has got; call its update(n) as texts are done, from any thread.
+@contextlib.contextmanager
+def without_library_log():
+    """Drop what PaddleNLP has to say below the level of warnings."""
+    library = logging.getLogger("PaddleNLP")
+    level = library.level
+    library.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        library.setLevel(level)
+
+
+def progress_bar(total, description, unit="texts", leave=False, disable=False):
+    """A context manager that shows how far long work has got; call its update(n) as units are done, from any thread.
 
     On a terminal a tqdm bar. Elsewhere, where a bar would fill the log, a plain line every tenth of the work or 30 s.
-    total: number of texts, or None where it is not known.
+    total: number of units, or None where it is not known.
     """
     if disable or (sys.stderr is not None and sys.stderr.isatty()):
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=description, unit=" texts", delay=2, leave=leave, disable=disable)
-    return PlainProgress(total, description)
+        return tqdm(total=total, desc=description, unit=f" {unit}", delay=2, leave=leave, disable=disable)
+    return PlainProgress(total, description, unit)
 
 
 class PlainProgress:
     """The progress of `progress_bar` as lines of the log. Work of less than LEAST_SILENT seconds has none."""
 
-    def __init__(self, total, description):
-        self.total, self.description, self.done, self.lock = total, description, 0, threading.Lock()
+    def __init__(self, total, description, unit):
+        self.total, self.description, self.unit = total, description, unit
+        self.done, self.lock = 0, threading.Lock()
         self.said, self.next = time.monotonic(), (total or 0) / 10  # when the last line came, and where the next one is due
 
     def __enter__(self):
@@ -64,5 +78,5 @@ class PlainProgress:
             is_due = bool(self.total) and self.done >= self.next and seconds >= LEAST_SILENT
             if is_due or seconds >= MOST_SILENT:
                 of = f" of {self.total}" if self.total else ""
-                get_logger().info(f"{self.description}: {self.done}{of} texts")
+                get_logger().info(f"{self.description}: {self.done}{of} {self.unit}")
                 self.said, self.next = time.monotonic(), self.done + (self.total or 0) / 10

@@ -2,6 +2,7 @@
 resumption."""
 
 import os
+import random
 import shutil
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from utils import pad_batch, read_json
 from textcls.errors import UserError
-from textcls.log import get_logger
+from textcls.log import get_logger, progress_bar, without_library_log
 from textcls.outputs import check_output_folder, write_labels
 from textcls.paddle_setup import paddle
 
@@ -19,12 +20,8 @@ from paddlenlp.trainer.integrations import get_available_reporting_integrations
 
 GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
 
-LARGE = 2**31
-RANGES = [("per_device_train_batch_size", 1, LARGE), ("per_device_eval_batch_size", 1, LARGE), ("save_steps", 1, LARGE),
-          ("gradient_accumulation_steps", 1, LARGE), ("eval_steps", 1, LARGE), ("logging_steps", 1, LARGE),
-          ("eval_accumulation_steps", 1, LARGE), ("dataloader_num_workers", 0, LARGE), ("warmup_steps", 0, LARGE),
-          ("seed", 0, 2**32 - 1), ("learning_rate", 0, 1000), ("weight_decay", 0, 1000), ("max_grad_norm", 0, LARGE),
-          ("warmup_ratio", 0, 1), ("adam_beta1", 0, 0.999999), ("adam_beta2", 0, 0.999999), ("adam_epsilon", 1e-15, 1)]
+COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_steps", "eval_steps",
+          "logging_steps")
 
 
 def parse_dataclasses(classes, description):
@@ -58,11 +55,13 @@ def parse_dataclasses(classes, description):
 
 def check_training_arguments(args):
     """Refuse values of TrainingArguments that would only fail, or train nothing, later. Raises UserError."""
-    for name, lowest, highest in RANGES:
-        value = getattr(args, name)
-        if value is not None and not lowest <= value <= highest:
-            allowed = f"{lowest} to {highest}" if highest < LARGE else f"{lowest} or more"
-            raise UserError(f"--{name} {value}: out of range, expected {allowed}")
+    for name in COUNTS:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
+    if not 0 <= args.learning_rate <= 1000:  # not a number is refused, too
+        raise UserError(f"--learning_rate {args.learning_rate}: out of range, expected 0 to 1000")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: out of range, expected 0 to {2**32 - 1}")
     for name in ("sharding", "enable_auto_parallel", "unified_checkpoint"):
         if getattr(args, name):
             raise UserError(f"--{name}: not supported, expected a run without it; models of this size fit on one device")
@@ -80,7 +79,7 @@ def check_training_arguments(args):
     if unknown:  # asked for by name: a missing package would only show when the training begins
         raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
     check_output_folder(args.output_dir, "--output_dir")
-    if not 0 < args.num_train_epochs < LARGE and args.max_steps <= 0:
+    if not 0 < args.num_train_epochs < float("inf") and args.max_steps <= 0:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
 
 
@@ -103,12 +102,12 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
         self.seed = seed
 
     def __iter__(self):
-        random = np.random.default_rng([self.seed, self.epoch])
+        generator = np.random.default_rng([self.seed, self.epoch])
         lengths, step = self.dataset.lengths, self.batch_size * self.nranks
-        order = random.permutation(len(lengths))
+        order = generator.permutation(len(lengths))
         groups = [order[start:start + step * GROUP_BATCHES] for start in range(0, len(order), step * GROUP_BATCHES)]
         order = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
-        for index in random.permutation(len(self)):
+        for index in generator.permutation(len(self)):
             batch = order[index * step:(index + 1) * step]
             if len(batch) % self.nranks:
                 batch = np.resize(batch, len(batch) + self.nranks - len(batch) % self.nranks)
@@ -149,17 +148,39 @@ class StopAtNonFinite(TrainerCallback):
                                 "number; try a lower --learning_rate, or --warmup_ratio 0.1")
 
 
-class ClassificationTrainer(Trainer):
-    """PaddleNLP's Trainer with length-grouped batches, checkpoints that are complete or absent, and exact resumption."""
+class LoggedProgress(TrainerCallback):
+    """Progress as lines of the log, where the library's bars would fill it. The loss is logged as always."""
 
-    def __init__(self, labels, fast, **kwargs):
-        self.labels, self.fast = labels, fast
-        super().__init__(**kwargs)
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.steps = progress_bar(state.max_steps, "Training", unit="steps", disable=not state.is_world_process_zero)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.update(1)
+
+
+class ClassificationTrainer(Trainer):
+    """PaddleNLP's Trainer with length-grouped batches, checkpoints that are complete or absent, and exact resumption.
+
+    labels: list of str, position = class id; rust_tokenizer: a tokenizers.Tokenizer to save with the model, or None. The
+    other options are the library's.
+    """
+
+    def __init__(self, labels, rust_tokenizer, args, **options):
+        self.labels, self.rust_tokenizer = labels, rust_tokenizer
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        args.disable_tqdm = args.disable_tqdm or not is_terminal
+        super().__init__(args=args, **options)
+        if not is_terminal:
+            self.add_callback(LoggedProgress())
 
     def _get_train_sampler(self):
         return LengthGroupedBatchSampler(
             self.train_dataset, self.args.per_device_train_batch_size, self.args.seed, self.args.dataset_world_size,
             self.args.dataset_rank, self.args.dataloader_drop_last)
+
+    def evaluation_loop(self, *args, **options):
+        with without_library_log():  # five lines per evaluation
+            return super().evaluation_loop(*args, **options)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -171,52 +192,87 @@ class ClassificationTrainer(Trainer):
             generator = paddle.framework.core.default_cpu_generator()
             generator.manual_seed(generator.get_state().current_seed())
 
-    def _save(self, output_dir=None, **kwargs):
-        super()._save(output_dir, **kwargs)
+    def _save(self, output_dir=None, **options):
+        with without_library_log():  # it names the folder of the unfinished files
+            super()._save(output_dir, **options)
         if self.args.should_save:
             os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
             write_labels(os.path.join(output_dir, "label.txt"), self.labels)
-            if self.fast is not None:
-                self.fast.save(os.path.join(output_dir, "tokenizer.json"))
+            if self.rust_tokenizer is not None:
+                self.rust_tokenizer.save(os.path.join(output_dir, "tokenizer.json"))
 
     def _save_checkpoint(self, model, metrics=None):
-        """Write the checkpoint in a staging folder; its rename to checkpoint-N makes it visible, whole."""
+        """Write output_dir/checkpoint-N in a staging folder, whose last rename makes it visible, whole.
+
+        In the place of the library's method, which writes it in its final place, file by file. Files and contents are the
+        library's. metrics: of the evaluation just before, or None.
+        """
+        self.runtime_timer.start("checkpoint saving time")
+        folder = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        staging = os.path.join(self.args.output_dir, ".staging")
+        self._note_best(folder, metrics)
+        random_states = self._collect_random_states()
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            try:
+                self.save_model(staging)
+                if not self.args.ignore_save_lr_and_optim:
+                    paddle.save(self.optimizer.state_dict(), os.path.join(staging, "optimizer.pdopt"))
+                    paddle.save(self.lr_scheduler.state_dict(), os.path.join(staging, "scheduler.pdparams"))
+                    if self.do_grad_scaling:
+                        paddle.save(self.scaler.state_dict(), os.path.join(staging, "scaler.pdparams"))
+                paddle.save(random_states, os.path.join(staging, random_state_file(self.args)))
+                self.state.save_to_json(os.path.join(staging, "trainer_state.json"))
+                remove_folder(folder)
+                os.replace(staging, folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)  # of what could not be finished: disk full, Ctrl-C, SIGTERM
+            get_logger().info(f"Checkpoint saved in {folder}")
+            self._delete_old_checkpoints(folder)
+        self.runtime_timer.stop()
+
+    def _note_best(self, folder, metrics):
+        """Remember the checkpoint that is about to be written as the best one, if its metric is."""
+        if metrics is None or self.args.metric_for_best_model is None:
+            return
+        value = metrics["eval_" + self.args.metric_for_best_model.replace("eval_", "", 1)]
+        best = self.state.best_metric
+        if best is None or self.state.best_model_checkpoint is None or (
+                value > best if self.args.greater_is_better else value < best):
+            self.state.best_metric, self.state.best_model_checkpoint = value, folder
+
+    def _collect_random_states(self):
+        """The states of all random generators, in the library's form; of all ranks, in several processes."""
         # Paddle 2.6.2 pickles of its CPU generator only the seed, not how far it has got: give it a new seed at every
         # checkpoint, so that the seed says all. Can go when a loaded generator state draws what the saved one draws.
         generator = paddle.framework.core.default_cpu_generator()
         generator.manual_seed(generator.random())
-        output_dir, name = self.args.output_dir, f"checkpoint-{self.state.global_step}"
-        staging, final = os.path.join(output_dir, ".staging"), os.path.join(output_dir, name)
-        self.args.output_dir = staging
-        try:
-            super()._save_checkpoint(model, metrics=metrics)
-        except BaseException:  # disk full; Ctrl-C and SIGTERM too, which are no Exception
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        finally:
-            self.args.output_dir = output_dir
-        if self.state.best_model_checkpoint == os.path.join(staging, name):
-            self.state.best_model_checkpoint = final
-        if self.args.should_save:
-            self.state.save_to_json(os.path.join(staging, name, "trainer_state.json"))
-            remove_folder(final)
-            os.replace(os.path.join(staging, name), final)
-            self._rotate_checkpoints(output_dir=output_dir)
+        states = {"python": random.getstate(), "numpy": np.random.get_state(), "cuda": paddle.get_rng_state(),
+                  "cpu": generator.get_state()}
+        if self.args.world_size == 1:
+            return states
+        all_states = []
+        paddle.distributed.all_gather_object(all_states, states)
+        return all_states
 
-    def _rotate_checkpoints(self, use_mtime=False, output_dir=None):
+    def _delete_old_checkpoints(self, newest):
         """Keep the newest save_total_limit checkpoints, always with the best and the newest among them."""
         limit = self.args.save_total_limit
-        if output_dir != self.args.output_dir or output_dir.endswith(".staging") or not limit or limit <= 0:
-            return  # called by the library before the checkpoint has its final place
-        folders = sorted(list_checkpoints(output_dir), key=lambda folder: int(folder.rsplit("-", 1)[1]))
-        best = self.state.best_model_checkpoint
-        kept = {folders[-1]} | ({best} if best in folders else set())
+        if not limit or limit <= 0:
+            return
+        folders = sorted(list_checkpoints(self.args.output_dir), key=lambda folder: int(folder.rsplit("-", 1)[1]))
+        kept = {newest, self.state.best_model_checkpoint}.intersection(folders)
         for folder in reversed(folders):
             if len(kept) < limit:
                 kept.add(folder)
             elif folder not in kept:
                 get_logger().info(f"Deleting older checkpoint [{folder}] due to args.save_total_limit")
                 remove_folder(folder)
+
+
+def random_state_file(args):
+    """Name of the file in which the library looks for the states of the random generators."""
+    return f"rng_state_{args.world_size}.pth" if args.world_size > 1 else "rng_state.pth"
 
 
 def lock_folder(folder):
