@@ -27,15 +27,16 @@ import numpy as np
 
 from utils import check_splits, pad_batch, read_json, read_labelled, sorted_batches, tokenize
 from textcls.checkpoints import load_checkpoint
-from textcls.compression import PruningTrainer, evaluate, export_widths, mend_compression, narrowed
+from textcls.compression import PruningTrainer, evaluate_held_out, narrowed
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.exporting import open_graph, run_graph, write_deployment
 from textcls.log import get_logger
+from textcls.outputs import STAGING
 from textcls.options import find_label_file
 from textcls.paddle_setup import paddle
 from textcls.scoring import compute_metrics
-from textcls.trainer import check_batch, check_training_arguments, collate, lock_folder, parse_dataclasses, remove_folder
+from textcls.trainer import check_batch, check_training_arguments, lock_folder, parse_dataclasses, remove_folder
 
 from paddlenlp.trainer import CompressionArguments
 
@@ -212,27 +213,55 @@ def make_table(graphs, results, parameters):
     return "\n".join(lines)
 
 
-def finish(args, output_dir, parameters, dev_tokens, pad_id):
-    """Measure all graphs in args.output_dir, move their folders to output_dir and return the table."""
-    for name in os.listdir(args.output_dir):  # what quantization-aware training of the whole model leaves outside of folders
+def collect_graphs(staging):
+    """The graphs that a finished run has left in staging, each with all that a deployment needs beside it.
+
+    Returns {row name: prefix}, as of `list_graphs`.
+    """
+    for name in os.listdir(staging):  # what quantization-aware training of the whole model leaves outside of folders
         if name.startswith(("int8.", "quant_emb.")):
-            os.makedirs(os.path.join(args.output_dir, "qat"), exist_ok=True)
-            os.replace(os.path.join(args.output_dir, name), os.path.join(args.output_dir, "qat", name))
-    graphs = list_graphs(args.output_dir)
+            os.makedirs(os.path.join(staging, "qat"), exist_ok=True)
+            os.replace(os.path.join(staging, name), os.path.join(staging, "qat", name))
+    graphs = list_graphs(staging)
     for prefix in graphs.values():
         complete_deployment(prefix, os.path.dirname(graphs["1"]))
-    get_logger().info(f"Measuring {len(graphs)} models on the dev rows ...")
-    table = make_table(graphs, measure(graphs, dev_tokens, pad_id, args.per_device_eval_batch_size), parameters)
-    tops = sorted({os.path.relpath(prefix, args.output_dir).split(os.sep)[0] for prefix in graphs.values()} - {UNPRUNED})
-    for name in tops:
+    return graphs
+
+
+def publish(graphs, staging, output_dir):
+    """Move the folders of all graphs but the unpruned one from staging to output_dir, in the place of older ones."""
+    folders = sorted({os.path.relpath(prefix, staging).split(os.sep)[0] for prefix in graphs.values()} - {UNPRUNED})
+    for name in folders:
         remove_folder(os.path.join(output_dir, name))
-        os.replace(os.path.join(args.output_dir, name), os.path.join(output_dir, name))
-    get_logger().info(f"Compressed models saved in {', '.join(os.path.join(output_dir, name) for name in tops)}")
-    return table
+        os.replace(os.path.join(staging, name), os.path.join(output_dir, name))
+    get_logger().info(f"Compressed models saved in {', '.join(os.path.join(output_dir, name) for name in folders)}")
+
+
+def split_tokens(checkpoint, train, importance, seed):
+    """Tokenize the rows to train on and those that tell what matters; without importance a part of train is held out.
+
+    train, importance: (texts, label ids), importance or None. Returns two TokenizedTexts.
+    """
+    tokens = tokenize(train[0], checkpoint.encode, train[1], "Tokenizing training")
+    if importance is not None:
+        return tokens, tokenize(importance[0], checkpoint.encode, importance[1], "Tokenizing importance")
+    held = hold_out(tokens.labels, seed)
+    get_logger().info(f"{held.sum()} of {len(held)} training rows are held out for importance and selection.")
+    return tokens.select(np.flatnonzero(~held)), tokens.select(np.flatnonzero(held))
+
+
+def compress(trainer, checkpoint, staging):
+    """Prune and quantize into the folder staging, which also gets the unpruned graph to compare with."""
+    if is_main_rank():
+        shutil.rmtree(staging, ignore_errors=True)
+        os.makedirs(os.path.join(staging, UNPRUNED))
+        write_deployment(checkpoint._replace(model=copy.deepcopy(trainer.trained_model)), os.path.join(staging, UNPRUNED),
+                         "float32", with_onnx=False)
+    trainer.compress(custom_evaluate=evaluate_held_out)
+    paddle.disable_static()  # quantizing embeddings leaves Paddle in static mode
 
 
 def main():
-    get_logger()  # first, so that all of the log has its form
     model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, PruneArguments), __doc__)
     args.device = select_device(args.device)
     check_arguments(args)
@@ -240,45 +269,29 @@ def main():
     checkpoint = load_checkpoint(model_args.params_dir, label_path, data_args.max_seq_length)
     widths = parse_widths(args.width_mult_list or ["3/4"], checkpoint.model.config.num_attention_heads)
     train, dev, importance = read_data(data_args, checkpoint.labels, label_path)
-
-    tokens = tokenize(train[0], checkpoint.encode, train[1], "Tokenizing training")
+    train_tokens, held_tokens = split_tokens(checkpoint, train, importance, args.seed)
     dev_tokens = tokenize(dev[0], checkpoint.encode, dev[1], "Tokenizing dev")
-    if importance is None:
-        held = hold_out(tokens.labels, args.seed)
-        held_tokens, tokens = tokens.select(np.flatnonzero(held)), tokens.select(np.flatnonzero(~held))
-        get_logger().info(f"{len(held_tokens)} of {len(held)} training rows are held out for importance and selection.")
-    else:
-        held_tokens = tokenize(importance[0], checkpoint.encode, importance[1], "Tokenizing importance")
 
-    check_batch(args, len(tokens))
+    check_batch(args, len(train_tokens))
     if is_main_rank():
         lock_folder(args.output_dir)
-    output_dir, args.output_dir = args.output_dir, os.path.join(args.output_dir, ".staging")
-    args.width_mult_list = [repr(width) for width in widths]  # compress() evaluates these strings
     parameters = {"1": count_parameters(checkpoint.model)}
     parameters.update({str(round(width, 2)): count_parameters(narrowed(checkpoint.model, width)) for width in widths})
     paddle.seed(args.seed)
-    trainer = PruningTrainer(
-        checkpoint.labels, checkpoint.rust_tokenizer, model=checkpoint.model, criterion=paddle.nn.CrossEntropyLoss(), args=args,
-        data_collator=lambda rows: collate(rows, checkpoint.pad_id), train_dataset=tokens,
-        eval_dataset=held_tokens.longest_first(), tokenizer=checkpoint.tokenizer)
-    trainer.steps = trainer.count_steps()
-    args.save_steps = min(args.save_steps, trainer.steps)  # compress() saves nothing in a run that is shorter
-    trainer.trained_model = copy.deepcopy(checkpoint.model)  # compress() changes its own
-    mend_compression(trainer, lambda trainer: export_widths(trainer, checkpoint))
+    staging = os.path.join(args.output_dir, STAGING)
+    trainer = PruningTrainer(checkpoint, args, widths, staging, train_tokens, held_tokens)
     try:
+        compress(trainer, checkpoint, staging)
         if is_main_rank():
-            shutil.rmtree(args.output_dir, ignore_errors=True)
-            os.makedirs(os.path.join(args.output_dir, UNPRUNED))
-            write_deployment(checkpoint._replace(model=copy.deepcopy(trainer.trained_model)),
-                             os.path.join(args.output_dir, UNPRUNED), "float32", with_onnx=False)
-        trainer.compress(custom_evaluate=evaluate)
-        paddle.disable_static()  # quantizing embeddings leaves Paddle in static mode
-        if is_main_rank():
-            print(finish(args, output_dir, parameters, dev_tokens, checkpoint.pad_id))
+            graphs = collect_graphs(staging)
+            get_logger().info(f"Measuring {len(graphs)} models on the dev rows ...")
+            results = measure(graphs, dev_tokens, checkpoint.pad_id, args.per_device_eval_batch_size)
+            table = make_table(graphs, results, parameters)
+            publish(graphs, staging, args.output_dir)
+            print(table)
     finally:
         if is_main_rank():
-            shutil.rmtree(args.output_dir, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.log import get_logger
 from textcls.losses import ClassificationLoss
-from textcls.outputs import complete_folder
+from textcls.outputs import STAGING, complete_folder
 from textcls.paddle_setup import paddle
 from textcls.pickle_guard import guard_paddle_load
 from textcls.scoring import compute_metrics
@@ -198,7 +198,7 @@ def check_resume_point(folder, args, labels, label_path, model, num_rows):
 def clear_leftovers(args, resume_point):
     """Remove what an earlier run left: half-written staging folders, and before a new training its resume points."""
     for name in os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []:
-        if name.startswith((".staging", ".deleted-")):
+        if name.startswith((STAGING, ".deleted-")):
             shutil.rmtree(os.path.join(args.output_dir, name), ignore_errors=True)
     if resume_point is None:
         for folder in list_checkpoints(args.output_dir):

@@ -10,7 +10,7 @@ from textcls.errors import is_main_rank
 from textcls.exporting import input_names, input_spec, write_deployment
 from textcls.log import get_logger
 from textcls.paddle_setup import paddle
-from textcls.trainer import ClassificationTrainer, LengthGroupedBatchSampler
+from textcls.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
 
 from paddlenlp.trainer import trainer_compress
 
@@ -30,12 +30,24 @@ class AdvancingSampler(LengthGroupedBatchSampler):
 
 
 class PruningTrainer(ClassificationTrainer):
-    """The trainer of train.py, with held-out rows that every rank reads as a whole: all then agree what is best."""
+    """The trainer of train.py, with held-out rows that every rank reads as a whole: all then agree what is best.
 
-    def count_steps(self):
-        """How many steps --max_steps or --num_train_epochs make."""
+    checkpoint: of `load_checkpoint`; widths: list of float, 0 to 1; folder: where the results of compress() go, made and
+    removed by the caller; train, held_out: TokenizedTexts. trained_model: a copy, since compress() changes the model.
+    """
+
+    def __init__(self, checkpoint, args, widths, folder, train, held_out):
+        args = copy.copy(args)
+        args.output_dir = folder
+        args.width_mult_list = [repr(width) for width in widths]  # compress() evaluates these strings
+        super().__init__(checkpoint.labels, checkpoint.rust_tokenizer, args, model=checkpoint.model,
+                         criterion=paddle.nn.CrossEntropyLoss(), data_collator=lambda rows: collate(rows, checkpoint.pad_id),
+                         train_dataset=train, eval_dataset=held_out.longest_first(), tokenizer=checkpoint.tokenizer)
         batches = len(super()._get_train_sampler())
-        return self.args.max_steps if self.args.max_steps > 0 else max(1, int(self.args.num_train_epochs * batches))
+        self.steps = args.max_steps if args.max_steps > 0 else max(1, int(args.num_train_epochs * batches))
+        args.save_steps = min(args.save_steps, self.steps)  # compress() saves nothing in a run that is shorter
+        self.trained_model = copy.deepcopy(checkpoint.model)
+        patch_compression(self, lambda trainer: export_widths(trainer, checkpoint))
 
     def _get_train_sampler(self):
         sampler = AdvancingSampler(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed,
@@ -69,8 +81,9 @@ class TeacherOfRanks(paddle.nn.Layer):
         return self._layers(*inputs, **options)
 
 
-def mend_compression(trainer, export_widths):
-    """Replace what is wrong in PaddleSlim 2.6.0, PaddleNLP 2.8.1 (trainer_compress) and between them and Paddle 2.6.2.
+def patch_compression(trainer, export_widths):
+    """Replace, for the rest of this process, what is wrong in PaddleSlim 2.6.0, PaddleNLP 2.8.1 (trainer_compress) and
+    between them and Paddle 2.6.2.
 
     - PaddleSlim's SuperLayerNorm expects three results of an operator that returns one since Paddle 2.6 ("too many values
       to unpack"). Can go when its forward runs.
@@ -122,7 +135,7 @@ def mend_compression(trainer, export_widths):
 
 
 @paddle.no_grad()
-def evaluate(trainer, model, loader):
+def evaluate_held_out(trainer, model, loader):
     """How good a model is on the held-out rows, for compress(): accuracy and, between equals, the lower loss.
 
     The library's own evaluation reuses the first batch's padding mask for all, leaves the teacher with dropout, and

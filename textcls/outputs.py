@@ -7,6 +7,7 @@ import tempfile
 
 from textcls.errors import UserError
 
+STAGING = ".staging"  # how the names of folders begin that are not finished
 DATA_FILES = ("train.txt", "dev.txt", "test.txt", "label.txt", "data.txt")  # no script may overwrite these
 
 
@@ -85,7 +86,7 @@ def complete_folder(path, marker):
     is_new = not os.path.isdir(path)
     try:
         os.makedirs(path, exist_ok=True)
-        staging = tempfile.mkdtemp(prefix=".staging-", dir=path)
+        staging = tempfile.mkdtemp(prefix=f"{STAGING}-", dir=path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
     try:

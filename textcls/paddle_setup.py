@@ -17,6 +17,7 @@ import threading
 import warnings
 
 from textcls.log import make_formatter
+from textcls.outputs import STAGING
 
 
 def _prepare_process():
@@ -113,6 +114,7 @@ def _import_paddlenlp():
 
     paddle.disable_signal_handler()  # as paddlenlp/__init__.py does
     logger.handler.setFormatter(make_formatter())
+    logger.logger.addFilter(lambda record: STAGING not in record.getMessage())  # folders that are there for a moment only
 
 
 _prepare_process()

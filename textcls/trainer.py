@@ -11,7 +11,7 @@ import numpy as np
 from utils import pad_batch, read_json
 from textcls.errors import UserError
 from textcls.log import get_logger, progress_bar, without_library_log
-from textcls.outputs import check_output_folder, write_labels
+from textcls.outputs import STAGING, check_output_folder, write_labels
 from textcls.paddle_setup import paddle
 
 import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
@@ -193,8 +193,7 @@ class ClassificationTrainer(Trainer):
             generator.manual_seed(generator.get_state().current_seed())
 
     def _save(self, output_dir=None, **options):
-        with without_library_log():  # it names the folder of the unfinished files
-            super()._save(output_dir, **options)
+        super()._save(output_dir, **options)
         if self.args.should_save:
             os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
             write_labels(os.path.join(output_dir, "label.txt"), self.labels)
@@ -209,7 +208,7 @@ class ClassificationTrainer(Trainer):
         """
         self.runtime_timer.start("checkpoint saving time")
         folder = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        staging = os.path.join(self.args.output_dir, ".staging")
+        staging = os.path.join(self.args.output_dir, STAGING)
         self._note_best(folder, metrics)
         random_states = self._collect_random_states()
         if self.args.should_save:
