@@ -7,8 +7,8 @@ import json
 
 import numpy as np
 
-from textcls.log import progress_bar
 from textcls.errors import MAX_REPORTED, Problems, UserError
+from textcls.log import progress_bar
 
 TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
 
@@ -62,8 +62,8 @@ def read_labels(path, problems=None):
     Returns the list of labels. Empty, duplicate, padded and tabbed labels are problems; without a `problems` to collect
     them in, they raise UserError here.
     """
-    own = problems is None
-    problems = Problems() if own else problems
+    reports_here = problems is None
+    problems = problems or Problems()
     before, seen = problems.count, {}
     for number, label in read_lines(path, problems):
         if not label.strip():
@@ -77,7 +77,7 @@ def read_labels(path, problems=None):
         seen.setdefault(label, number)
     if problems.count == before and len(seen) < 2:
         problems.add(path, None, "only one label", "at least two labels")
-    if own:
+    if reports_here:
         problems.report()
     return list(seen)
 

@@ -35,8 +35,9 @@ def run_script(main):
         print(f"out of memory ({error}), expected a smaller model, fewer texts at once or more memory", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # disk full, no permission, a folder in place of a file
-        full = error.errno == errno.ENOSPC  # of a copy it is the second file that cannot be written
-        place = full and error.filename2 or error.filename or "writing failed"
+        place = error.filename or "writing failed"
+        if error.errno == errno.ENOSPC and error.filename2:
+            place = error.filename2  # of a copy it is the second file that cannot be written
         print(f"{place}: {error.strerror or error}, expected a file that can be read or written and free space", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
