@@ -1,9 +1,13 @@
 """Shared by the tests: running the real command lines, tiny data, tiny models, one trained checkpoint."""
 
+import contextlib
+import io
 import json
 import os
 import random
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +26,25 @@ def run(*command, stdin=None, cwd=ROOT, env=None, module=None):
     start = [sys.executable] + (["-m", *module] if module else [])
     return subprocess.run([*start, *map(str, command)], cwd=cwd, env={**os.environ, **(env or {})}, encoding="utf-8",
                           errors="replace", input=stdin, capture_output=True, timeout=600)
+
+
+def run_in_process(*command, cwd=ROOT):
+    """As `run`, in this process: for quick command lines that need no Paddle."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    before = sys.argv, sys.path[:], os.getcwd(), {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    sys.argv = list(map(str, command))
+    try:
+        os.chdir(cwd)
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        sys.argv, sys.path[:], folder, handlers = before
+        os.chdir(folder)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
 
 
 def launch(*command, cwd=ROOT, log_dir):
