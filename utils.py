@@ -9,6 +9,8 @@ import numpy as np
 
 from textcls.errors import MAX_REPORTED, Problems, UserError
 from textcls.log import progress_bar
+from textcls.probabilities import softmax, top_classes  # noqa: F401  which scripts take from here
+from textcls.texts import text_problem
 
 TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
 
@@ -97,7 +99,7 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
             problems.add(path, number, wrong, "<text><tab><label>")
         elif "\t" in label:
             problems.add(path, number, f"{label.count(chr(9)) + 1} tabs", "exactly one tab: <text><tab><label>")
-        elif not text.strip():
+        elif text_problem(text):  # blank: NUL and invalid UTF-8 are found before
             problems.add(path, number, "empty text", "<text><tab><label>")
         elif label not in label2id and (labels or not label.strip()):
             close = difflib.get_close_matches(label, labels, 1, 0.5) if problems.count < MAX_REPORTED else []
@@ -113,7 +115,7 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
 def read_texts(path, problems, stream=None):
     """Yield the texts of an unlabelled file (one per line); empty lines and lines with a tab are problems."""
     for number, text in read_lines(path, problems, stream):
-        if not text.strip():
+        if text_problem(text):  # blank: NUL and invalid UTF-8 are found before
             problems.add(path, number, "empty line", "one text per line")
         elif "\t" in text:
             problems.add(path, number, "a tab", "one text per line, without a label")
@@ -231,15 +233,3 @@ def sorted_batches(lengths, batch_size):
 def model_inputs(input_ids, names):
     """What a graph with these inputs is fed: {name: int64 [num_texts, length]}; all but input_ids are zeros (one segment)."""
     return {name: input_ids if name == "input_ids" else np.zeros_like(input_ids) for name in names}
-
-
-def top_classes(probs, k):
-    """The k most probable classes, best first, the lower id first among equals. float [num_texts, num_classes] -> int64
-    [num_texts, k]."""
-    return np.argsort(-probs, axis=1, kind="stable")[:, :k]
-
-
-def softmax(logits):
-    """float32 [num_texts, num_classes] -> probabilities of the same shape, rows sum to 1."""
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from utils import pad_batch, softmax, sorted_batches
+from utils import pad_batch, sorted_batches
 from textcls.errors import UserError
 from textcls.log import progress_bar
+from textcls.probabilities import softmax
 
 def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
     """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.

@@ -6,14 +6,14 @@ import itertools
 import json
 import sys
 
-
-from utils import read_texts, top_classes
+from utils import read_texts
 from textcls.errors import Problems, UserError
 from textcls.options import positive_int
 from textcls.outputs import complete_file, is_stream
+from textcls.probabilities import top_labels
 
 CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
-UNDECIDED = "undecided"  # written for answers below --threshold
+UNDECIDED = "undecided"  # written where the highest probability is below --threshold
 
 
 def add_output_options(parser, output_file):
@@ -101,18 +101,19 @@ def header(args):
 
 def make_rows(texts, probs, labels, args):
     """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]."""
-    top = top_classes(probs, args.top_k)
-    for text, row, classes in zip(texts, probs.tolist(), top.tolist()):
-        label = labels[classes[0]] if row[classes[0]] >= args.threshold else UNDECIDED
+    for text, row, top in zip(texts, probs, top_labels(probs, labels, args.top_k)):
+        label, probability = top[0]
+        if row.max() < args.threshold:
+            label = UNDECIDED
         if args.output_format == "jsonl":
-            yield {"text": text, "label": label, "probability": round(row[classes[0]], 6),
-                   "top_k": [{"label": labels[index], "probability": round(row[index], 6)} for index in classes]}
+            yield {"text": text, "label": label, "probability": probability,
+                   "top_k": [{"label": name, "probability": value} for name, value in top]}
         elif args.output_format == "txt":
             yield [text, label]
         else:
-            columns = [text, label, f"{row[classes[0]]:.6f}"]
-            for index in classes[1:]:
-                columns += [labels[index], f"{row[index]:.6f}"]
+            columns = [text, label, f"{probability:.6f}"]
+            for name, value in top[1:]:
+                columns += [name, f"{value:.6f}"]
             yield columns
 
 

@@ -7,6 +7,7 @@ import json
 from typing import NamedTuple
 
 from settings import NAME
+from textcls.texts import has_lone_surrogate, text_problem
 
 BAD_REQUEST, INTERNAL_ERROR = 51, 52  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
 FAILED = "internal error, expected the cause in the server's log"
@@ -76,21 +77,19 @@ def read_texts(value, limits):
 
 
 def check_text(field, text, limits):
-    """RequestError where a text (any JSON value) is none, is blank or is too long."""
+    """RequestError where a text (any JSON value) is none or is too long."""
     if not isinstance(text, str):
         raise RequestError(f"{field}: {describe(text)}, expected a text")
     if len(text) > limits.max_characters:
         raise RequestError(f"{field}: {len(text)} characters, expected at most {limits.max_characters}")
-    if not text.strip():
-        raise RequestError(f"{field}: empty or blank, expected a text")
-    if "\0" in text:
-        raise RequestError(f"{field}: a NUL character, expected a text")
-    check_unicode(field, text)
+    problem = text_problem(text)
+    if problem:
+        raise RequestError(f"{field}: {problem}, expected a text")
 
 
 def check_unicode(field, text):
-    """RequestError where a text has half a surrogate pair, which JSON can write and UTF-8 cannot."""
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+    """RequestError where protobuf could not take a text."""
+    if has_lone_surrogate(text):
         raise RequestError(f"{field}: a lone surrogate, expected Unicode text")
 
 

@@ -1,7 +1,7 @@
 """Triton model `seqcls_postprocess`: logits in, label names and confidences out. Runs in Triton's Python backend; numpy only.
 
-build_repository.py copies this file to models/seqcls_postprocess/1/model.py, label.txt beside it. It stands alone: nothing of
-this repository is there where it runs.
+build_repository.py copies this file to models/seqcls_postprocess/1/model.py, label.txt and textcls/probabilities.py beside it.
+Nothing else of this repository is there where it runs.
 """
 
 import json
@@ -9,6 +9,8 @@ import os
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+from probabilities import softmax, top_classes
 
 
 class TritonPythonModel:
@@ -31,8 +33,7 @@ class TritonPythonModel:
             message = f"parameter top_k: is {json.dumps(top_k)[:40]}, expected a whole number, 1 to {len(self.labels)}"
             return pb_utils.InferenceResponse([], pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         logits = pb_utils.get_input_tensor_by_name(request, self.logits).as_numpy()
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probs = exponents / exponents.sum(axis=1, keepdims=True)
-        best = np.argsort(-probs, axis=1, kind="stable")[:, :top_k]
-        return pb_utils.InferenceResponse([pb_utils.Tensor("label", self.labels[best]),
-                                           pb_utils.Tensor("confidence", np.take_along_axis(probs, best, axis=1))])
+        probs = softmax(logits)
+        top = top_classes(probs, top_k)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("label", self.labels[top]),
+                                           pb_utils.Tensor("confidence", np.take_along_axis(probs, top, axis=1))])

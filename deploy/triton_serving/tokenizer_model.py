@@ -1,7 +1,7 @@
 """Triton model `tokenizer`: texts in, padded token ids out. Runs in Triton's Python backend; needs numpy and tokenizers only.
 
-build_repository.py copies this file to models/tokenizer/1/model.py, tokenizer.json beside it, and writes the limits into
-config.pbtxt. It stands alone: nothing of this repository is there where it runs.
+build_repository.py copies this file to models/tokenizer/1/model.py, tokenizer.json and textcls/texts.py beside it, and writes
+the limits into config.pbtxt. Nothing else of this repository is there where it runs.
 """
 
 import json
@@ -10,6 +10,8 @@ import os
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
+
+from texts import text_problem
 
 STEP = 8  # tokens; lengths are multiples of it, a form that GPUs like, too
 
@@ -56,8 +58,9 @@ class TritonPythonModel:
                 text = value.decode("utf-8")
             except UnicodeDecodeError as error:
                 return f"INPUT row {row}: invalid UTF-8 at byte {error.start + 1}, expected UTF-8 text"
-            if not text.strip():
-                return f"INPUT row {row}: blank text, expected at least one character"
+            problem = text_problem(text)
+            if problem:
+                return f"INPUT row {row}: {problem}, expected a text"
             if len(text) > self.max_text_length:
                 return f"INPUT row {row}: {len(text)} characters, expected at most {self.max_text_length}"
             texts.append(text)
