@@ -219,10 +219,15 @@ def check_vocabulary(tokenizer, model, folder):
                         f"{model.config.vocab_size}, expected the vocabulary of this model")
 
 
+def count_positions(model):
+    """How many tokens a model can take at most, special tokens included."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 512
+    return positions - 2 if type(model).__name__.startswith("ErnieM") else positions  # ERNIE-M counts positions from 2
+
+
 def check_length(max_seq_length, model):
     """Return max_seq_length if the model has that many positions; UserError otherwise."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 512
-    positions -= 2 if type(model).__name__.startswith("ErnieM") else 0  # ERNIE-M counts positions from 2
+    positions = count_positions(model)
     if not 3 <= max_seq_length <= positions:
         raise UserError(f"--max_seq_length {max_seq_length}: out of range, expected 3 to {positions} for this model")
     return max_seq_length

@@ -1,10 +1,18 @@
-"""Reads an exported folder: all that a deployment needs to know of a model. Needs neither Paddle nor ONNX Runtime."""
+"""Reads an exported folder: all that a deployment needs to know of a model. Needs neither Paddle nor ONNX Runtime.
 
+An exported classifier is any graph (input_ids[, token_type_ids]: int64 [texts, length]) -> logits [texts, classes], with the
+tokenizer.json, label.txt and deploy.json that belong to it. Nothing that serves it asks what kind of model it is.
+"""
+
+import hashlib
 import os
 from typing import NamedTuple, Optional
 
 from utils import read_json, read_labels
 from textcls.errors import UserError
+
+
+CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output; so do exports of before, which say nothing
 
 
 class Export(NamedTuple):
@@ -16,14 +24,15 @@ class Export(NamedTuple):
     tokenizer_path: str
     input_names: list  # of str: the graph's inputs, int64 [texts, length] each
     labels: list  # of str, position = class id
-    max_seq_length: int  # tokens, special tokens included
+    max_seq_length: int  # of the training: tokens, special tokens included
+    max_positions: Optional[int]  # tokens that the model can take; None: an export of before, which does not say so
     pad_id: int
 
 
 def read_export(path, with_onnx=True):
     """Find out what an exported folder holds. path: the folder, or folder/float32, folder/pruned_model.
 
-    with_onnx: the ONNX model is needed; otherwise Paddle's graph is. Raises UserError.
+    with_onnx: the ONNX model is needed; otherwise Paddle's graph is. Raises UserError, also where it is no classifier.
     """
     folder, prefix = (path, None) if os.path.isdir(path) else os.path.split(path)
     folder = folder or "."
@@ -34,45 +43,82 @@ def read_export(path, with_onnx=True):
             raise UserError(f"{path}: no such folder or model, expected what {makers} wrote")
         raise UserError(f"{folder}: deploy.json is missing, expected a folder that {makers} wrote")
     deploy = read_json(deploy_path)
-    model = str(deploy.get("model_file")).replace(".pdmodel", "")
-    if prefix not in (None, "", model):
-        raise UserError(f"{path}: no such model, expected {os.path.join(folder, model)} or {folder}")
-    for name in ("max_seq_length", "pad_token_id", "num_labels"):
-        if type(deploy.get(name)) is not int:
-            raise UserError(f"{deploy_path}: {name} is {deploy.get(name)!r}, expected a number")
-    if deploy["max_seq_length"] < 3 or deploy["pad_token_id"] < 0:
-        raise UserError(f"{deploy_path}: max_seq_length is {deploy['max_seq_length']} and pad_token_id {deploy['pad_token_id']}, "
-                        "expected at least 3 and 0")
-    if deploy.get("input_names") not in (["input_ids"], ["input_ids", "token_type_ids"]):
-        raise UserError(f"{deploy_path}: input_names is {deploy.get('input_names')!r}, expected input_ids and token_type_ids")
+    name = str(deploy.get("model_file")).replace(".pdmodel", "")
+    if prefix not in (None, "", name):
+        raise UserError(f"{path}: no such model, expected {os.path.join(folder, name)} or {folder}")
+    check_entries(deploy, deploy_path)
     tokenizer_path = os.path.join(folder, "tokenizer.json")
     if not os.path.isfile(tokenizer_path):
-        raise UserError(f"{folder}: tokenizer.json is missing, and the tokenizer of model type {deploy.get('model_type')!r} may "
-                        "not have that form (ERNIE-M has not), expected an exported ERNIE or BERT; predict.py takes all models")
-    model_path, params_path, onnx_path = (
-        os.path.join(folder, str(deploy.get(name))) for name in ("model_file", "params_file", "onnx_file"))
-    if "onnx_file" not in deploy or not os.path.isfile(onnx_path):
-        onnx_path = None
-    if with_onnx and model.endswith(("int8", "quant_emb")):
-        raise UserError(f"{folder}: a graph that Paddle has quantized, which ONNX Runtime cannot run, expected export/ or "
-                        "width_mult_X/ with --use_quantize")
-    if with_onnx and onnx_path is None:
-        command = ("that of the pruning (python prune.py ...) with --onnx" if model != "float32" else
-                   f"python export_model.py --params_path ./checkpoint/ --output_path {folder} --onnx")
-        raise UserError(f"{folder}: no ONNX model here; this command makes it: {command}")
-    for needed in () if with_onnx else (model_path, params_path):
-        if not os.path.isfile(needed):
-            raise UserError(f"{needed}: file not found, expected the graph that {makers} wrote")
+        raise UserError(f"{folder}: tokenizer.json is missing, which not every tokenizer has (that of ERNIE-M has not), expected "
+                        "an exported ERNIE or BERT; predict.py takes all models")
+    if with_onnx:
+        onnx_path, model_path, params_path = find_onnx_model(folder, name, deploy), None, None
+    else:
+        onnx_path, model_path, params_path = None, *find_graph(folder, deploy, makers)
     labels = read_labels(os.path.join(folder, "label.txt"))
     if len(labels) != deploy["num_labels"]:
         raise UserError(f"{os.path.join(folder, 'label.txt')}: {len(labels)} labels, expected the {deploy['num_labels']} that "
                         "deploy.json says")
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
-                  deploy["pad_token_id"])
+                  deploy.get("max_positions"), deploy["pad_token_id"])
+
+
+def check_entries(deploy, path):
+    """UserError where the content of a deploy.json is not that of a classifier."""
+    if deploy.get("output", CLASS_LOGITS) != CLASS_LOGITS:
+        raise UserError(f"{path}: the output of this model is {deploy['output']!r}, expected a classifier, {CLASS_LOGITS!r}")
+    names = ["max_seq_length", "pad_token_id", "num_labels"] + ["max_positions"] * ("max_positions" in deploy)
+    for name in names:
+        if type(deploy.get(name)) is not int:
+            raise UserError(f"{path}: {name} is {deploy.get(name)!r}, expected a number")
+    if deploy["max_seq_length"] < 3 or deploy["pad_token_id"] < 0:
+        raise UserError(f"{path}: max_seq_length is {deploy['max_seq_length']} and pad_token_id {deploy['pad_token_id']}, "
+                        "expected at least 3 and 0")
+    if deploy.get("input_names") not in (["input_ids"], ["input_ids", "token_type_ids"]):
+        raise UserError(f"{path}: input_names is {deploy.get('input_names')!r}, expected input_ids and token_type_ids")
+
+
+def find_onnx_model(folder, name, deploy):
+    """Path of the ONNX model. name: of Paddle's graph, without its ending. UserError where there is none."""
+    if name.endswith(("int8", "quant_emb")):
+        raise UserError(f"{folder}: a graph that Paddle has quantized, which ONNX Runtime cannot run, expected export/ or "
+                        "width_mult_X/ with --use_quantize")
+    path = os.path.join(folder, str(deploy.get("onnx_file")))
+    if "onnx_file" not in deploy or not os.path.isfile(path):
+        if name == "float32":
+            command = f"python export_model.py --params_path ./checkpoint/ --output_path {folder} --onnx"
+        else:
+            command = "that of the pruning (python prune.py ...) with --onnx"
+        raise UserError(f"{folder}: no ONNX model here; this command makes it: {command}")
+    return path
+
+
+def find_graph(folder, deploy, makers):
+    """Paths of Paddle's graph and of its weights. makers: who writes them. UserError where one is missing."""
+    paths = [os.path.join(folder, str(deploy.get(name))) for name in ("model_file", "params_file")]
+    for path in paths:
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: file not found, expected the graph that {makers} wrote")
+    return paths
+
+
+def check_length(max_seq_length, export):
+    """UserError where an Export cannot take texts of so many tokens, as far as its deploy.json says."""
+    if max_seq_length < 3:
+        raise UserError(f"--max_seq_length {max_seq_length}: expected 3 or more")
+    if export.max_positions is None and max_seq_length > export.max_seq_length:
+        raise UserError(f"--max_seq_length {max_seq_length}: this export does not say how many positions the model has, expected "
+                        f"at most the {export.max_seq_length} of training, or a new export (deploy.json with max_positions)")
+    if export.max_positions is not None and max_seq_length > export.max_positions:
+        raise UserError(f"--max_seq_length {max_seq_length}: more than the model's positions, expected at most "
+                        f"{export.max_positions}, or as in training")
 
 
 def read_tokenizer(export):
-    """The tokenizers.Tokenizer of an Export, which does not cut yet. UserError, also where it pads otherwise than the model."""
+    """The tokenizers.Tokenizer of an Export, which cuts texts to max_seq_length, as its file may say or not.
+
+    UserError, also where its [PAD] is not that of deploy.json.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -85,4 +131,17 @@ def read_tokenizer(export):
     pad_id = tokenizer.token_to_id("[PAD]")
     if pad_id not in (None, export.pad_id):
         raise UserError(f"{export.tokenizer_path}: [PAD] has the id {pad_id}, expected that of deploy.json, {export.pad_id}")
+    tokenizer.enable_truncation(export.max_seq_length)
     return tokenizer
+
+
+def sha256(path):
+    """The SHA-256 of a file, in hexadecimal digits. UserError."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}), expected a file") from None
+    return digest.hexdigest()

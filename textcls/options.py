@@ -5,6 +5,7 @@ import os
 
 from textcls.errors import UserError
 
+
 def positive_int(text):
     """Type of options that count something."""
     if not text.strip().isdecimal() or int(text) < 1:
@@ -27,6 +28,34 @@ def add_model_options(parser):
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
     parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the checkpoint")
+
+
+def add_device_options(parser, with_calibration_file=True):
+    """Add the options of the scripts that run an exported ONNX model, or prepare it to be run. Check them by `check_device`."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--device_id", type=int, default=0, help="number of the GPU")
+    parser.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
+    parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU)")
+    if with_calibration_file:
+        parser.add_argument("--calibration_file", help="labelled texts on which INT8 is compared with fp32")
+    parser.add_argument("--allow_accuracy_drop", action="store_true",
+                        help="use INT8 even where it costs more than 0.5 points of accuracy on labelled texts")
+
+
+def check_device(device, quantize, use_fp16):
+    """UserError where a precision does not belong to a device."""
+    if device not in ("cpu", "gpu"):
+        raise UserError(f"--device {device}: unknown device, expected cpu or gpu")
+    if quantize and device == "gpu":
+        raise UserError("--use_quantize: INT8 is for the CPU, expected --device cpu, or --use_fp16 on a GPU")
+    if use_fp16 and device == "cpu":
+        raise UserError("--use_fp16: a CPU is not faster with it, expected --device gpu, or --use_quantize on a CPU")
+
+
+def check_calibration(parser, args):
+    """End with the parser's error where options of INT8 are given without it."""
+    if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
+        parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
 
 
 def find_label_file(args):

@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from textcls.log import progress_bar
 from utils import compare_labels, read_labelled, read_labels
 from textcls.errors import Problems, UserError, run_script
-from textcls.options import find_label_file, positive_int
+from textcls.log import progress_bar
+from textcls.options import add_device_options, find_label_file, positive_int
 from textcls.outputs import check_output
 from textcls.predictions import (add_output_options, check_labels, check_output_options, count_texts, make_rows, open_output,
                                  read_chunks, write_rows)
@@ -37,12 +37,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model_path_prefix", default="../../export/float32", help="exported folder, or prefix in it")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
-    parser.add_argument("--device_id", type=int, default=0, help="number of the GPU")
-    parser.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
-    parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU)")
-    parser.add_argument("--allow_accuracy_drop", action="store_true",
-                        help="use INT8 even where it costs more than 0.5 points of accuracy on dataset_dir/dev.txt")
+    add_device_options(parser, with_calibration_file=False)  # that is dataset_dir/dev.txt
     parser.add_argument("--num_threads", type=positive_int, help="CPU threads; None: one per usable core")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
@@ -73,8 +68,11 @@ def load_predictor(args):
     """Load the model and check the options that depend on it."""
     if args.num_threads:
         os.environ.setdefault("RAYON_NUM_THREADS", str(args.num_threads))  # threads of the tokenizer
-    from textcls.predictor import Predictor
-
+    try:
+        from textcls.predictor import Predictor
+    except ImportError as error:
+        raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/predictor/requirements.txt`"
+                        ) from None
     logger.info(">>> [InferBackend] Creating Engine ...")
     dev_path = os.path.join(args.dataset_dir, "dev.txt")
     predictor = Predictor(
@@ -92,11 +90,14 @@ def load_predictor(args):
     return predictor
 
 
-def print_blocks(texts, probs, labels, args):
+def print_blocks(texts, probs, model_labels, args):
     """Print answers as blocks: the text, its labels, a line of dashes. With --top_k above 1, also probabilities."""
-    for row in make_rows(texts, probs, labels, argparse.Namespace(**{**vars(args), "output_format": "jsonl"})):
-        answers = [row["label"]] if args.top_k == 1 else [f"{top['label']} ({top['probability']:.6f})" for top in row["top_k"]]
-        print(f"input data: {row['text']}\nlabels: {', '.join(answers)}\n{'-' * 29}")
+    for row in make_rows(texts, probs, model_labels, argparse.Namespace(**{**vars(args), "output_format": "jsonl"})):
+        if args.top_k == 1:
+            labels = row["label"]
+        else:
+            labels = ", ".join(f"{top['label']} ({top['probability']:.6f})" for top in row["top_k"])
+        print(f"input data: {row['text']}\nlabels: {labels}\n{'-' * 29}")
 
 
 def label_texts(args, data_path, total):
