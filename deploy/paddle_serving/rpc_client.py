@@ -3,6 +3,9 @@
     python rpc_client.py 头疼怎么办 拔牙多少钱
     python rpc_client.py --top_k 3 --data_file ../../data/data.txt
     python rpc_client.py --url 127.0.0.1:18090 头疼怎么办
+
+Reads   texts from the command line, or --data_file, one per line (-: standard input).
+Prints  a block per text: text, label, confidence; or with --output_format jsonl a JSON object per text.
 """
 
 import importlib.util
@@ -12,7 +15,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from client import label_texts, parse_arguments
+from answers import make_block, make_request, read_answer
+from deploy.client import label_texts, make_parser, parse_arguments
 from textcls.errors import UserError, run_script
 
 METHOD = "/baidu.paddle_serving.pipeline_serving.PipelineService/inference"
@@ -37,21 +41,22 @@ def make_ask(args):
     channel = grpc.insecure_channel(args.url, [("grpc.enable_http_proxy", 0)])
     inference = channel.unary_unary(METHOD, messages.Request.SerializeToString, messages.Response.FromString)
 
-    def ask(keys, values):
+    def ask(texts):
+        keys, values = make_request(args, texts)
         values = [value if isinstance(value, str) else json.dumps(value) for value in values]  # a list as JSON
         try:
             answer = inference(messages.Request(key=keys, value=values), timeout=args.timeout)
         except grpc.RpcError as error:
             raise UserError(f"{args.url}: no answer ({error.code().name}: {error.details()}), expected the address of a running "
                             "service.py, a smaller --batch_size or a longer --timeout") from None
-        return answer.err_no, answer.err_msg, dict(zip(answer.key, answer.value))
+        return read_answer(args, texts, answer.err_no, answer.err_msg, dict(zip(answer.key, answer.value)))
 
     return ask
 
 
 def main():
-    args = parse_arguments(__doc__.splitlines()[0], "127.0.0.1:18090")
-    label_texts(args, make_ask(args))
+    args = parse_arguments(make_parser(__doc__.splitlines()[0], "127.0.0.1:18090", batch_size=100))
+    label_texts(args, make_ask(args), make_block)
 
 
 if __name__ == "__main__":

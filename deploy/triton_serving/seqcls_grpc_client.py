@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from client import MODEL, label_texts, no_answer, parse_arguments, refused
+from deploy.client import label_texts, make_parser, parse_arguments
+from seqcls import EXPECTED, MODEL, make_block, no_table, refused
 from textcls.errors import UserError, run_script
 
 try:
@@ -39,19 +40,20 @@ def make_ask(args):
         try:
             answer = server.infer(MODEL, [values], parameters={"top_k": args.top_k}, client_timeout=args.timeout)
         except InferenceServerException as error:
-            reason = no_answer if error.status() in SILENT else refused
-            raise reason(args, error.message()) from None
+            if error.status() in SILENT:
+                raise UserError(f"{args.url}: no answer ({error.message()}), expected {EXPECTED}") from None
+            raise refused(args, error.message()) from None
         labels, confidences = answer.as_numpy("label"), answer.as_numpy("confidence")
         if labels is None or confidences is None or not labels.shape == confidences.shape == (len(texts), args.top_k):
-            raise UserError(f"{args.url}: not an answer of {MODEL}, expected label and confidence of {len(texts)} texts")
-        return [[name.decode() for name in row] for row in labels], confidences.tolist()
+            raise no_table(args, texts)
+        return [[(name.decode(), confidence) for name, confidence in zip(*pair)] for pair in zip(labels, confidences.tolist())]
 
     return ask
 
 
 def main():
-    args = parse_arguments(__doc__.splitlines()[0], "127.0.0.1:8001")
-    label_texts(args, make_ask(args))
+    args = parse_arguments(make_parser(__doc__.splitlines()[0], "127.0.0.1:8001", batch_size=32))
+    label_texts(args, make_ask(args), make_block)
 
 
 if __name__ == "__main__":

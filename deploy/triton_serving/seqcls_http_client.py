@@ -1,4 +1,4 @@
-"""Label texts by Triton's HTTP interface, with JSON (KServe's v2 protocol); needs nothing but numpy (for utils.py).
+"""Label texts by Triton's HTTP interface, with JSON (KServe's v2 protocol); needs nothing but numpy.
 
     python seqcls_http_client.py 头疼怎么办 拔牙多少钱
     python seqcls_http_client.py --top_k 3 --output_format jsonl --data_file ../../data/data.txt
@@ -11,56 +11,46 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 import json
 import sys
 from pathlib import Path
-import urllib.error
-import urllib.request
-from http.client import HTTPException
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from client import MODEL, label_texts, no_answer, parse_arguments, refused
+from deploy.client import label_texts, make_parser, parse_arguments, post_json
+from seqcls import EXPECTED, MODEL, make_block, no_table, refused
 from textcls.errors import UserError, run_script
 
 
 def make_ask(args):
     """The function that `label_texts` wants, by HTTP."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would look for 127.0.0.1 on itself
-
-    def send(texts):
-        """The answer to one request, parsed from JSON."""
-        values = {"name": "INPUT", "datatype": "BYTES", "shape": [len(texts), 1], "data": texts}
-        body = json.dumps({"inputs": [values], "parameters": {"top_k": args.top_k}}).encode()
-        try:
-            request = urllib.request.Request(f"{args.url}/v2/models/{MODEL}/infer", body, {"Content-Type": "application/json"})
-            with opener.open(request, timeout=args.timeout) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            try:
-                reason = json.load(error)["error"]
-            except (ValueError, KeyError, TypeError):  # not from Triton
-                reason = f"status {error.code}"
-            raise refused(args, reason) from None
-        except HTTPException:
-            raise no_answer(args, "not HTTP") from None
-        except (OSError, ValueError) as error:  # no connection, no URL, no JSON
-            raise no_answer(args, getattr(error, "reason", error)) from None
-
     def ask(texts):
-        answer = send(texts)
+        values = {"name": "INPUT", "datatype": "BYTES", "shape": [len(texts), 1], "data": texts}
+        request = {"inputs": [values], "parameters": {"top_k": args.top_k}}
+        status, content = post_json(args, request, EXPECTED, f"/v2/models/{MODEL}/infer")
+        if status != 200:
+            raise refused(args, read_reason(status, content))
         try:
-            data = {item["name"]: item["data"] for item in answer["outputs"]}
-            labels, confidences = ([data[name][start:start + args.top_k] for start in range(0, len(data[name]), args.top_k)]
-                                   for name in ("label", "confidence"))  # JSON has the tables flat
+            data = {item["name"]: item["data"] for item in json.loads(content)["outputs"]}
+            pairs = list(zip(data["label"], data["confidence"]))  # JSON has the tables flat
+        except ValueError as error:
+            raise UserError(f"{args.url}: no answer ({error}), expected {EXPECTED}") from None
         except (KeyError, TypeError):
-            labels = confidences = []
-        if not len(labels) == len(confidences) == len(texts):
-            raise UserError(f"{args.url}: not an answer of {MODEL}, expected label and confidence of {len(texts)} texts")
-        return labels, confidences
+            pairs = []
+        if len(pairs) != len(texts) * args.top_k:
+            raise no_table(args, texts)
+        return [pairs[start:start + args.top_k] for start in range(0, len(pairs), args.top_k)]
 
     return ask
 
 
+def read_reason(status, content):
+    """What a refusal says. content: bytes."""
+    try:
+        return json.loads(content)["error"]
+    except (ValueError, KeyError, TypeError):  # not from Triton
+        return f"status {status}"
+
+
 def main():
-    args = parse_arguments(__doc__.splitlines()[0], "http://127.0.0.1:8000")
-    label_texts(args, make_ask(args))
+    args = parse_arguments(make_parser(__doc__.splitlines()[0], "http://127.0.0.1:8000", batch_size=32))
+    label_texts(args, make_ask(args), make_block)
 
 
 if __name__ == "__main__":
