@@ -21,14 +21,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
-from textcls.options import positive_int
+from textcls.options import add_device_options, check_calibration, check_device, positive_int
 from textcls.outputs import check_output_folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+LIBRARY = os.path.join(HERE, "..", "..", "textcls")
 MARKER = "repository.json"  # in a folder that this script made; the server takes no notice of files here
 MADE = {MARKER, "tokenizer", "seqcls_model", "seqcls_postprocess", "seqcls"}
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(float)": "TYPE_FP32"}
 logger = logging.getLogger("predictor")
+
+
+def microseconds(text):
+    """Type of --max_queue_delay."""
+    return 0 if text.strip() == "0" else positive_int(text)
 
 
 def parse_arguments():
@@ -36,30 +42,16 @@ def parse_arguments():
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--export_dir", default="../../export", help="exported folder, or prefix of the model in it")
     parser.add_argument("--model_repository", default=os.path.join(HERE, "models"), help="folder to write")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"], help="what the server shall run the model on")
-    parser.add_argument("--device_id", type=int, default=0, help="number of the GPU")
-    parser.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
-    parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU)")
-    parser.add_argument("--calibration_file", help="labelled texts on which INT8 is compared with fp32")
-    parser.add_argument("--allow_accuracy_drop", action="store_true", help="use INT8 even where it costs more than 0.5 points")
+    add_device_options(parser)
     parser.add_argument("--instance_count", type=positive_int,
                         help="batches that the model runs at a time; None: one per usable core of this machine, 1 on a GPU")
     parser.add_argument("--max_batch_size", type=positive_int, default=64, help="texts per request, and per batch of requests")
-    parser.add_argument("--max_queue_delay", type=int, default=0,
+    parser.add_argument("--max_queue_delay", type=microseconds, default=0,
                         help="microseconds that a request may wait for others to share its batch")
     parser.add_argument("--max_queue_size", type=positive_int, default=1024, help="requests that may wait; beyond: an error")
     parser.add_argument("--max_text_length", type=positive_int, default=10000, help="characters per text")
     args = parser.parse_args()
-    if args.use_fp16 and args.device == "cpu":
-        parser.error("--use_fp16: a CPU is not faster with it, expected --device gpu, or --use_quantize on a CPU")
-    if args.use_quantize and args.device == "gpu":
-        parser.error("--use_quantize: INT8 is for the CPU, expected --device cpu, or --use_fp16 on a GPU")
-    if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
-        parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
-    for name, least, most in (("device_id", 0, 255), ("max_queue_delay", 0, 10**7), ("max_batch_size", 1, 10**4),
-                              ("max_queue_size", 1, 10**6), ("instance_count", 1, 256), ("max_text_length", 1, 10**7)):
-        if getattr(args, name) is not None and not least <= getattr(args, name) <= most:
-            parser.error(f"--{name} {getattr(args, name)}: expected {least} to {most}")
+    check_calibration(parser, args)
     return args
 
 
@@ -70,7 +62,8 @@ def load_model(args):
     """
     try:
         from textcls.exported import read_export
-        from textcls.predictor import Predictor, open_session
+        from textcls.onnx_session import open_session
+        from textcls.predictor import Predictor
     except ImportError as error:
         raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`"
                         ) from None
@@ -129,14 +122,15 @@ def make_configs(args, export, session):
     """The four config.pbtxt: dict of model name -> str. Names, types and dimensions are those of the ONNX model."""
     inputs = [(item.name, TYPES[item.type], "[ -1 ]") for item in session.get_inputs()]
     [logits] = [(item.name, TYPES[item.type], f"[ {len(export.labels)} ]") for item in session.get_outputs()]
-    text, answers = ("INPUT", "TYPE_STRING", "[ 1 ]"), [("label", "TYPE_STRING", "[ -1 ]"), ("confidence", "TYPE_FP32", "[ -1 ]")]
+    text = ("INPUT", "TYPE_STRING", "[ 1 ]")
+    predictions = [("label", "TYPE_STRING", "[ -1 ]"), ("confidence", "TYPE_FP32", "[ -1 ]")]
     # one thread per batch and several batches at a time are faster than one batch on several threads
     threads = parameters({"intra_op_thread_count": 1, "inter_op_thread_count": 1}) if args.device == "cpu" else ""
     zeros = {name: f"data_type: {kind}, dims: [ {export.max_seq_length} ], zero_data: true" for name, kind, _ in inputs}
     limits = {"max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "max_text_length": args.max_text_length}
     steps = [ensemble_step("tokenizer", [("INPUT", "INPUT")], [(name, name) for name, _, _ in inputs]),
              ensemble_step("seqcls_model", [(name, name) for name, _, _ in inputs], [(logits[0], logits[0])]),
-             ensemble_step("seqcls_postprocess", [(logits[0], logits[0])], [(name, name) for name, _, _ in answers])]
+             ensemble_step("seqcls_postprocess", [(logits[0], logits[0])], [(name, name) for name, _, _ in predictions])]
     parts = {
         "tokenizer": ['backend: "python"', tensors("input", [text]), tensors("output", inputs), parameters(limits), instances(1),
                       batching(args), warm_up("one text", 1, {"INPUT": 'data_type: TYPE_STRING, dims: [ 1 ], '
@@ -144,10 +138,10 @@ def make_configs(args, export, session):
         "seqcls_model": ['platform: "onnxruntime_onnx"', tensors("input", inputs), tensors("output", [logits]), threads,
                          instances(args.instance_count, args.device, args.device_id), batching(args),
                          warm_up("largest batch", args.max_batch_size, zeros)],
-        "seqcls_postprocess": ['backend: "python"', tensors("input", [logits]), tensors("output", answers), instances(1),
+        "seqcls_postprocess": ['backend: "python"', tensors("input", [logits]), tensors("output", predictions), instances(1),
                                batching(args), warm_up("largest batch", args.max_batch_size, {
                                    logits[0]: f"data_type: {logits[1]}, dims: {logits[2]}, zero_data: true"})],
-        "seqcls": ['platform: "ensemble"', tensors("input", [text]), tensors("output", answers),
+        "seqcls": ['platform: "ensemble"', tensors("input", [text]), tensors("output", predictions),
                    "ensemble_scheduling {\n  step [\n" + ",\n".join(steps) + "\n  ]\n}"]}
     return {name: "\n".join([f'name: "{name}"', blocks[0], f"max_batch_size: {args.max_batch_size}", *filter(None, blocks[1:])])
             + "\n" for name, blocks in parts.items()}
@@ -162,7 +156,9 @@ def write_repository(folder, args, export, session, model):
     version = {name: os.path.join(folder, name, "1") for name in configs}
     shutil.copy(os.path.join(HERE, "tokenizer_model.py"), os.path.join(version["tokenizer"], "model.py"))
     shutil.copy(export.tokenizer_path, os.path.join(version["tokenizer"], "tokenizer.json"))
+    shutil.copy(os.path.join(LIBRARY, "texts.py"), version["tokenizer"])
     shutil.copy(os.path.join(HERE, "postprocess_model.py"), os.path.join(version["seqcls_postprocess"], "model.py"))
+    shutil.copy(os.path.join(LIBRARY, "probabilities.py"), version["seqcls_postprocess"])
     write(os.path.join(version["seqcls_postprocess"], "label.txt"), "".join(label + "\n" for label in export.labels).encode())
     if isinstance(model, bytes):
         write(os.path.join(version["seqcls_model"], "model.onnx"), model)
@@ -217,6 +213,7 @@ def main():
     args = parse_arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
+    check_device(args.device, args.use_quantize, args.use_fp16)
     check_replaceable(args.model_repository)
     export, session, model = load_model(args)
     with complete_repository(args.model_repository) as folder:
