@@ -9,20 +9,23 @@ import time
 from typing import Annotated, Union
 
 import anyio
-import numpy as np
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from starlette.exceptions import HTTPException
 
 from batching import QueueFull
+from textcls.probabilities import top_labels
+from textcls.texts import text_problem
 
-HEALTH = ("/health/live", "/health/ready")  # need no token, and are not logged
-PROTECTED = ("/predict", "/taskflow/cls", "/metrics")
+HEALTH = ("/health/live", "/health/ready")  # are not logged
+STATIC = "/static-docs"  # what the page /docs loads
+OPEN = (*HEALTH, "/docs", "/openapi.json")  # need no token, as do the files of STATIC; everything else does
+PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"  # tells readers of the OpenAPI description what check_text accepts
 DISCARDED_BYTES = 1 << 24  # of a refused body, at most
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
 logger = logging.getLogger("serving")
@@ -84,9 +87,18 @@ REFUSALS = {code: {"model": Refused, "description": meaning} for code, meaning i
     (422, "a field is wrong"), (500, "the model failed"), (503, "too many texts are waiting; come back later"))}
 
 
+def check_text(text):
+    """For pydantic: the text itself. ValueError where it is none."""
+    problem = text_problem(text)
+    if problem:
+        raise ValueError(f"{problem}, expected a text")
+    return text
+
+
 def request_schemas(num_labels, limits):
     """The classes of the two requests, with the limits in them: (of /predict, of /taskflow/cls)."""
-    one_text = Annotated[str, Field(min_length=1, max_length=limits.max_text_length, pattern=r"\S")]
+    one_text = Annotated[str, Field(max_length=limits.max_text_length, json_schema_extra={"minLength": 1, "pattern": PATTERN}),
+                         AfterValidator(check_text)]
     some_texts = Annotated[list[one_text], Field(min_length=1, max_length=limits.max_texts)]
 
     class Data(Strict):
@@ -142,37 +154,48 @@ def make_app(batcher, labels, limits, token, state):
     batcher: a MicroBatcher; its on_batch is set here. labels: list of str, position = class id. limits: with max_texts,
     max_text_length (characters) and max_body_bytes. token: str, or None: no authorization. state: with draining (bool).
     """
-    PredictRequest, TaskflowRequest = request_schemas(len(labels), limits)
-    app = FastAPIOffline(title="Text classification", version="1", redoc_url=None, redirect_slashes=False,
+    app = FastAPIOffline(title="Text classification", version="1", redoc_url=None, redirect_slashes=False, static_url=STATIC,
                          separate_input_output_schemas=False,
                          description="Single-label classification of texts. All errors have the form of `Refused`.")
     metrics = Metrics(lambda: batcher.waiting)
     batcher.on_batch = metrics.batches.observe
     bearer = [Depends(HTTPBearer(auto_error=False))] if token else []  # for the OpenAPI page; `Guard` checks
+    add_predictions(app, batcher, labels, limits, bearer, metrics)
+    add_health(app, batcher, state)
+    add_metrics(app, bearer, metrics)
+    add_refusals(app)
+    known = {route.path for route in app.routes if hasattr(route, "path")}
+    return Guard(app, known, limits, token, state, metrics)
 
-    async def best(texts, top_k):
+
+def add_predictions(app, batcher, labels, limits, bearer, metrics):
+    """Add /predict and /taskflow/cls."""
+    PredictRequest, TaskflowRequest = request_schemas(len(labels), limits)
+
+    async def predict_labels(texts, top_k):
         """Per text the top_k (label, confidence), best first."""
         probs = await batcher(texts)
         metrics.texts.inc(len(texts))
-        top = np.argsort(-probs, axis=1, kind="stable")[:, :top_k]
-        return [[(labels[index], round(row[index], 6)) for index in classes]
-                for row, classes in zip(probs.tolist(), top.tolist())]
+        return top_labels(probs, labels, top_k)
 
     @app.post("/predict", response_model=Predicted, responses=REFUSALS, dependencies=bearer)
     async def predict(request: PredictRequest):
         """Label texts; confidences are probabilities."""
-        answers = [[{"label": label, "confidence": confidence} for label, confidence in text]
-                   for text in await best(request.data.text, request.parameters.top_k)]
-        return json_response({"result": [{**text[0], "top_k": text} for text in answers]})
+        predictions = [[{"label": label, "confidence": confidence} for label, confidence in top]
+                       for top in await predict_labels(request.data.text, request.parameters.top_k)]
+        return json_response({"result": [{**top[0], "top_k": top} for top in predictions]})
 
     @app.post("/taskflow/cls", response_model=TaskflowPredicted, responses=REFUSALS, dependencies=bearer)
     async def taskflow(request: TaskflowRequest):
         """The form of PaddleNLP's SimpleServer with a Taskflow."""
         texts = [request.data.text] if isinstance(request.data.text, str) else request.data.text
-        answers = await best(texts, 1)
-        return json_response({"result": [{"predictions": [{"label": label, "score": score} for label, score in answer],
-                                          "text": text} for text, answer in zip(texts, answers)]})
+        predictions = await predict_labels(texts, 1)
+        return json_response({"result": [{"predictions": [{"label": label, "score": score} for label, score in top],
+                                          "text": text} for text, top in zip(texts, predictions)]})
 
+
+def add_health(app, batcher, state):
+    """Add the two routes of HEALTH."""
     @app.get("/health/live", response_model=Status)
     async def live():
         """The process runs."""
@@ -181,25 +204,33 @@ def make_app(batcher, labels, limits, token, state):
     @app.get("/health/ready", response_model=Status, responses={503: {"model": Refused}})
     async def ready():
         """Requests are welcome: not while the server is shutting down or its queue is full."""
-        if state.draining or batcher.waiting >= batcher.max_queue:
-            return refuse(503, "shutting down" if state.draining else "the queue is full")
+        if state.draining:
+            return refuse(503, "shutting down")
+        if batcher.waiting >= batcher.max_queue:
+            return refuse(503, "the queue is full")
         return json_response({"status": "ready"})
 
+
+def add_metrics(app, bearer, metrics):
+    """Add /metrics."""
     @app.get("/metrics", dependencies=bearer, responses={200: {"content": {"text/plain": {}}}, 401: REFUSALS[401]},
              response_class=Response)
     async def show_metrics():
         """Figures in Prometheus's text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+
+def add_refusals(app):
+    """Give all errors the form of Refused."""
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error):
         if "json" not in request.headers.get("content-type", ""):
             return refuse(422, "expected application/json", "Content-Type")
-        errors = [{"field": ".".join(str(part) for part in item["loc"][1:] if part not in ("one", "several")),
-                   "message": item["msg"]} for item in error.errors()[:20]]
         if error.errors()[0]["type"] == "json_invalid":
-            errors = [{"field": "", "message": "the body is not JSON"}]
-        return json_response({"errors": errors}, 422)
+            return refuse(422, "the body is not JSON")
+        return json_response({"errors": [
+            {"field": ".".join(str(part) for part in item["loc"][1:] if part not in ("one", "several")), "message": item["msg"]}
+            for item in error.errors()[:20]]}, 422)
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error):
@@ -213,9 +244,6 @@ def make_app(batcher, labels, limits, token, state):
     @app.exception_handler(Exception)
     async def broken(request: Request, error):
         return refuse(500, "internal error, see the server's log")
-
-    known = {route.path for route in app.routes if hasattr(route, "path")}
-    return Guard(app, known, limits, token, state, metrics)
 
 
 class Guard:
@@ -267,18 +295,16 @@ class Guard:
         What is refused is read to its end, too, within reason: where a connection is closed on a client that still sends, the
         client sees a reset and not the answer.
         """
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        given = given if scheme.lower() == b"bearer" else b""
         declared = int(headers.get(b"content-length", b"0"))  # the HTTP parser takes digits only
         limit, most = self.limits.max_body_bytes, max(self.limits.max_body_bytes, DISCARDED_BYTES)
         too_large = refuse(413, f"the body has more than {limit} bytes", headers={"Connection": "close"})
         refusal, body, size, more = None, bytearray(), 0, True
-        if self.token and scope["path"] in PROTECTED and not hmac.compare_digest(given, self.token):
+        if self.token and needs_token(scope["path"]) and not hmac.compare_digest(given_token(headers), self.token):
             refusal = refuse(401, "the header Authorization: Bearer <token> is missing or wrong", "Authorization",
                              {"WWW-Authenticate": "Bearer", "Connection": "close"})
         elif declared > limit:
             refusal = too_large
-        if declared > most or refusal and b"expect" in headers:  # nobody has sent the body of the latter yet
+        if declared > most or (refusal and b"expect" in headers):  # nobody has sent the body of the latter yet
             return refusal, None
         with anyio.move_on_after(self.limits.body_seconds) as timer:
             while more and size <= most:
@@ -295,6 +321,17 @@ class Guard:
         if not refusal and not is_utf8(body):
             refusal = refuse(400, "the body is not UTF-8 or not JSON")
         return refusal, bytes(body)
+
+
+def needs_token(path):
+    """Whether a path is for those who have the token: all are, but for OPEN and what the page /docs loads."""
+    return path not in OPEN and not path.startswith(f"{STATIC}/")
+
+
+def given_token(headers):
+    """The token that a request brings, b"" without one. headers: dict of bytes."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token if scheme.lower() == b"bearer" else b""
 
 
 def is_utf8(body):

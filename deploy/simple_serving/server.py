@@ -27,19 +27,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
-from textcls.options import positive_int
+from textcls.options import add_device_options, check_calibration, positive_int
 
 try:
     import uvicorn
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     from app import make_app
+    from textcls.predictor import Predictor
 except ImportError as missing:
     print(f"the package {missing.name} is missing, expected `pip install -r deploy/simple_serving/requirements.txt`",
           file=sys.stderr)
     sys.exit(2)
 from batching import MicroBatcher
-from textcls.predictor import Predictor
 
 BACKLOG, HEAD_SECONDS, KEEP_ALIVE_SECONDS = 2048, 10, 65
 MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests
@@ -55,12 +55,7 @@ def parse_arguments():
     parser.add_argument("--port", type=int, default=8189, help="0: any free one, which the log names")
     parser.add_argument("--token_file", help="file with a token that requests must bring: Authorization: Bearer <token>")
     model = parser.add_argument_group("model")
-    model.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
-    model.add_argument("--device_id", type=int, default=0, help="number of the GPU")
-    model.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
-    model.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU)")
-    model.add_argument("--calibration_file", help="labelled texts on which INT8 is compared with fp32")
-    model.add_argument("--allow_accuracy_drop", action="store_true", help="use INT8 even where it costs more than 0.5 points")
+    add_device_options(model)
     model.add_argument("--num_threads", type=positive_int, help="CPU threads; None: one per usable core")
     model.add_argument("--batch_size", type=positive_int, help="texts per batch; None: 4 on a CPU, 32 on a GPU")
     limits = parser.add_argument_group("limits")
@@ -74,11 +69,7 @@ def parse_arguments():
     args = parser.parse_args()
     if not args.host:
         parser.error("--host: empty, expected an address of this machine, or 0.0.0.0 for all")
-    for name, least, most in (("port", 0, 65535), ("batch_size", 1, 1024), ("max_text_length", 1, 10**6)):
-        if getattr(args, name) is not None and not least <= getattr(args, name) <= most:
-            parser.error(f"--{name} {getattr(args, name)}: expected {least} to {most}")
-    if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
-        parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
+    check_calibration(parser, args)
     if args.max_queue < args.max_texts:
         parser.error(f"--max_queue {args.max_queue}: expected at least --max_texts, {args.max_texts}")
     return args
@@ -122,9 +113,10 @@ def listen(host, port):
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise UserError(f"{host}:{port}: cannot listen there ({error.strerror}), expected a free port as --port and an address "
-                        "of this machine as --host") from None
+    except (OSError, OverflowError) as error:  # the latter: no number of a port
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"{host}:{port}: cannot listen there ({reason}), expected a free port as --port and an address of this "
+                        "machine as --host") from None
 
 
 class Protocol(HttpToolsProtocol):
@@ -204,6 +196,21 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def warm_up(predictor, args, batch_size, slots):
+    """Run the largest batches that can come, on all threads: memory is laid out once, nothing is slow later."""
+    texts = ["暖" * args.max_text_length] + ["暖" * min(args.max_text_length, predictor.max_seq_length)] * (batch_size - 1)
+    with ThreadPoolExecutor(slots) as pool:
+        list(pool.map(predictor.batch_probabilities, [texts] * slots * 4))
+
+
+def make_server(args):
+    """The uvicorn server, still without its application."""
+    return Server(uvicorn.Config(
+        None, http=Protocol, log_config=None, access_log=False, lifespan="off", server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=args.drain_seconds,
+        limit_concurrency=args.max_connections))
+
+
 def main():
     args = parse_arguments()
     set_up_logging()
@@ -211,17 +218,12 @@ def main():
     predictor = Predictor(args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
                           calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop)
     batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
     slots = predictor.num_threads + 1  # one batch more than cores: it is ready when another ends
-    texts = ["暖" * args.max_text_length] + ["暖" * min(args.max_text_length, predictor.max_seq_length)] * (batch_size - 1)
-    with ThreadPoolExecutor(slots) as pool:  # the largest batches that can come: memory is laid out once, nothing is slow later
-        list(pool.map(predictor.batch_probabilities, [texts] * slots * 4))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
+    warm_up(predictor, args, batch_size, slots)
     listening = listen(args.host, args.port)
     batcher = MicroBatcher(predictor.batch_probabilities, batch_size, slots, args.max_queue)
-    server = Server(uvicorn.Config(
-        None, http=Protocol, log_config=None, access_log=False, lifespan="off", server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=args.drain_seconds, limit_concurrency=args.max_connections))
+    server = make_server(args)
     server.config.app = make_app(batcher, predictor.labels, args, token, server)
     if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
