@@ -9,7 +9,6 @@ Writes  output_dir, complete or not at all: model.pdmodel and model.pdiparams, s
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -17,12 +16,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from model_folder import MARKER
 from utils import read_json
 from textcls.errors import UserError, run_script
-from textcls.exported import read_export
+from textcls.exported import read_export, sha256
 from textcls.outputs import check_output_folder, complete_folder
 
-MARKER = "serving_server_conf.prototxt"  # in a folder that this script made, and what Paddle Serving reads first
 INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
 
 
@@ -38,15 +37,6 @@ def variable(kind, name, type_number, shape):
     """One input (kind feed) or output (kind fetch) in the text form of Paddle Serving's GeneralModelConfig."""
     lines = [f'  name: "{name}"', f'  alias_name: "{name}"', "  is_lod_tensor: false", f"  {kind}_type: {type_number}"]
     return "\n".join([f"{kind}_var {{", *lines, *(f"  shape: {size}" for size in shape), "}\n"])
-
-
-def sha256(path):
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_model(export, folder):

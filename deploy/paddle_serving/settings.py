@@ -9,8 +9,7 @@ NAME = "seq_cls"  # of the service and of its only step
 LOCAL = {"model_config": str, "device_type": int, "devices": str, "thread_num": int}
 STEP = {"batch_size": int, "local_service_conf": LOCAL}
 CONFIG = {"host": str, "rpc_port": int, "http_port": int, "worker_num": int, "op": {NAME: STEP}}  # all that config.yml has
-SMALLEST = {"rpc_port": 1024, "http_port": 1024, "worker_num": 1, "batch_size": 1, "device_type": 0, "thread_num": 0}
-LARGEST = {"rpc_port": 65535, "http_port": 65535, "worker_num": 1024, "batch_size": 1024, "device_type": 1, "thread_num": 256}
+MAY_BE_ZERO = ("device_type", "thread_num")
 
 
 def read_config(args):
@@ -44,7 +43,7 @@ def read_config(args):
 
 
 def check_settings(settings, expected, place):
-    """UserError where settings (as YAML has them) are not of the types that expected names, or out of range."""
+    """UserError where settings (as YAML has them) are not of the names and types that expected has."""
     if not isinstance(settings, dict):
         raise UserError(f"{place}: {settings!r}, expected {', '.join(expected)}")
     for name in settings:
@@ -56,8 +55,8 @@ def check_settings(settings, expected, place):
             check_settings(value, kind, f"{place}: {name}")
         elif type(value) is not kind:
             raise UserError(f"{place}: {name} is {value!r}, expected {'a text' if kind is str else 'a whole number'}")
-        elif kind is int and not SMALLEST[name] <= value <= LARGEST[name]:
-            raise UserError(f"{place}: {name} is {value}, expected {SMALLEST[name]} to {LARGEST[name]}")
+        elif kind is int and value < 1 and not (value == 0 and name in MAY_BE_ZERO):
+            raise UserError(f"{place}: {name} is {value}, expected {0 if name in MAY_BE_ZERO else 1} or more")
 
 
 def check_ports(config):
@@ -69,7 +68,7 @@ def check_ports(config):
             try:
                 probe.bind((host, config[name]))
                 probe.listen()  # with the option above, only this finds a port that others listen on
-            except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
+            except (OSError, UnicodeError, OverflowError) as error:  # UnicodeError: no name of a host; the last: no port
                 raise UserError(f"{name} {config[name]} on host {host}: cannot be listened on "
                                 f"({getattr(error, 'strerror', error)}), expected a free port and an address of this "
                                 "machine") from None
@@ -85,8 +84,8 @@ def check_device(config):
     import paddle
 
     if not paddle.is_compiled_with_cuda():
-        raise UserError("device_type is 1, and this Paddle is a CPU build, expected device_type 0, or paddlepaddle-gpu in the "
-                        "place of paddlepaddle (README.md, section 6)")
+        raise UserError(f"device_type is {local['device_type']}, and this Paddle is a CPU build, expected device_type 0, or "
+                        "paddlepaddle-gpu in the place of paddlepaddle (README.md, section 6)")
     count = paddle.device.cuda.device_count()
     if not (local["devices"].isdecimal() and int(local["devices"]) < count):
         raise UserError(f"devices is {local['devices']!r}, and this machine has {count} GPUs, expected the number of one, from 0")

@@ -1,0 +1,91 @@
+"""The two steps of the pipeline: check a request, label its texts. No method may raise: Paddle Serving would send the exception
+to the client. Importing this file imports Paddle Serving, which service.py prepares.
+"""
+
+import json
+import logging
+
+import numpy as np
+from paddle_serving_server import pipeline
+
+from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, RequestError, check_request
+from settings import NAME
+from utils import model_inputs, pad_batch, sorted_batches
+from textcls.exported import read_tokenizer
+from textcls.probabilities import softmax, top_labels
+
+logger = logging.getLogger(NAME)
+
+
+class Request(pipeline.RequestOp):
+    """Paddle Serving's own step unpickles what clients send as tensors, and answers with its exceptions."""
+
+    def __init__(self, limits):
+        super().__init__()
+        self.limits = limits
+
+    def unpack_request_package(self, request):
+        """{"texts": list of str, "top_k": int or None}, or the number and the message of a refusal."""
+        try:
+            texts, top_k = check_request(list(request.key), list(request.value), len(request.tensors) > 0, self.limits)
+        except RequestError as error:
+            return {}, request.logid, BAD_REQUEST, str(error)
+        return {"texts": texts, "top_k": top_k}, request.logid, None, ""
+
+
+class Classify(pipeline.Op):
+    """Texts to labels. export: the Export that is served; texts_per_batch: of the model."""
+
+    def __init__(self, request_step, export, texts_per_batch):
+        super().__init__(name=NAME, input_ops=[request_step])
+        self.export, self.texts_per_batch, self.tokenizer = export, texts_per_batch, read_tokenizer(export)
+
+    def _auto_batching_generator(self, input_channel, op_name, batch_size, timeout, op_info_prefix):
+        """Yield lists of the requests that wait, at most batch_size. Paddle Serving's own way lets each request wait for
+        others until a timeout, and wakes up at each timeout even if there is none."""
+        while True:
+            batch = [input_channel.front(op_name)]
+            while len(batch) < batch_size and input_channel.size():
+                batch.append(input_channel.front(op_name))
+            yield batch
+
+    def preprocess(self, input_dicts, data_id=0, log_id=0):
+        """{"rows": object array [texts] of lists of token ids}: arrays of requests in work at once are joined to one."""
+        try:
+            [request] = input_dicts.values()
+            rows = np.empty(len(request["texts"]), object)
+            rows[:] = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(request["texts"])]
+        except Exception:
+            logger.exception("tokenizing failed")
+            return None, False, INTERNAL_ERROR, FAILED
+        return {"rows": rows}, False, None, ""
+
+    def process(self, feed_batch, typical_logid=0):
+        """{"probs": float32 [texts, classes]}, NaN where the model failed. Batches are of like length."""
+        rows = feed_batch[0]["rows"]
+        probs = np.full((len(rows), len(self.export.labels)), np.nan, np.float32)
+        try:
+            for indices in sorted_batches([len(row) for row in rows], self.texts_per_batch):
+                batch = pad_batch([rows[index] for index in indices], self.export.pad_id)
+                [logits] = self.client.predict(feed=model_inputs(batch, self.export.input_names), fetch=self.client.fetch_names_,
+                                               batch=True).values()
+                probs[indices] = softmax(logits)
+        except Exception:
+            logger.exception("the model failed")
+        return {"probs": probs}, 0, ""
+
+    def postprocess(self, input_dicts, fetch_data, data_id=0, log_id=0):
+        """{"label": JSON list of str, "confidence": JSON list of numbers}; lists of lists for requests with top_k."""
+        try:
+            [request], probs = input_dicts.values(), fetch_data["probs"]
+            if np.isnan(probs).any():
+                return {}, INTERNAL_ERROR, FAILED
+            predictions = top_labels(probs, self.export.labels, request["top_k"] or 1)
+            labels = [[label for label, _ in top] for top in predictions]
+            confidences = [[confidence for _, confidence in top] for top in predictions]
+            if request["top_k"] is None:
+                labels, confidences = [row[0] for row in labels], [row[0] for row in confidences]
+            return {"label": json.dumps(labels, ensure_ascii=False), "confidence": json.dumps(confidences)}, None, ""
+        except Exception:
+            logger.exception("the answer could not be written")
+            return {}, INTERNAL_ERROR, FAILED
