@@ -16,4 +16,8 @@ def text_problem(text):
 
 def has_lone_surrogate(text):
     """Whether a str has half a surrogate pair, which JSON can write and UTF-8 cannot."""
-    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False

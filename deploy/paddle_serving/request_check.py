@@ -3,6 +3,7 @@
 Texts are parsed as JSON and never evaluated. RequestError names the field that is wrong and goes to the client as it is.
 """
 
+import itertools
 import json
 from typing import NamedTuple
 
@@ -125,21 +126,24 @@ def read_http_body(body):
         if not isinstance(key, str):
             raise RequestError(f"key[{position}]: {describe(key)}, expected a text")
         check_unicode(f"key[{position}]", key)
-    values = []
-    for position, value in enumerate(request["value"]):
-        if isinstance(value, str):
-            check_unicode(f"value[{position}]", value)
-            values.append(value)
-        elif isinstance(value, list) or type(value) is int and request["key"][position:position + 1] == ["top_k"]:
-            values.append(json.dumps(value))
-        else:
-            raise RequestError(f"value[{position}]: {describe(value)}, expected a text or a list of texts")
+    keys = itertools.chain(request["key"], itertools.repeat(None))  # that there is one for each value is checked later
+    values = [as_text(f"value[{position}]", key, value) for position, (key, value) in enumerate(zip(keys, request["value"]))]
     if request.get("name", "") not in ("", NAME):
         raise RequestError(f"name: not of this service, expected {NAME}")
     logid = request.get("logid") or 0
     if type(logid) is not int or not 0 <= logid < 2**63:
         raise RequestError("logid: expected a whole number")
     return request["key"], values, request.get("tensors") not in (None, []), logid
+
+
+def as_text(field, key, value):
+    """A value (any JSON value) as gRPC has it, a str: lists, and the number of top_k, become their JSON text. RequestError."""
+    if isinstance(value, str):
+        check_unicode(field, value)
+        return value
+    if isinstance(value, list) or (type(value) is int and key == "top_k"):
+        return json.dumps(value)
+    raise RequestError(f"{field}: {describe(value)}, expected a text or a list of texts")
 
 
 def describe(value):

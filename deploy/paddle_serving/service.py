@@ -25,6 +25,7 @@ from model_folder import read_model
 from request_check import BAD_REQUEST, Limits
 from settings import NAME, check_device, check_ports, read_config
 from textcls.errors import UserError, run_script
+from textcls.exported import read_tokenizer
 from textcls.options import positive_int
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -102,14 +103,12 @@ def end_at_once(log_dir, stderr):
     os._exit(2)
 
 
-def start_pipeline(pipeline, export, limits, batch_size, config, log_dir):
+def start_pipeline(pipeline, last_step, config, log_dir):
     """Load the model and start the pipeline. Returns Paddle Serving's servicer: its inference(request, None) answers.
 
     UserError; the cause is then in the logs.
     """
     from paddle_serving_server.pipeline.pipeline_server import PipelineServicer
-
-    from steps import Classify, Request
 
     step = config["op"][NAME]
     step = {**step, "concurrency": 1, "retry": 1, "timeout": -1,  # one thread: the predictor is not made for more
@@ -117,7 +116,7 @@ def start_pipeline(pipeline, export, limits, batch_size, config, log_dir):
     full = {**config, "build_dag_each_worker": False, "dag": {"is_thread_op": True, "retry": 1, "use_profile": False},
             "op": {NAME: step}}
     server = pipeline.PipelineServer(NAME)
-    server.set_response_op(pipeline.ResponseOp([Classify(Request(limits), export, batch_size)]))
+    server.set_response_op(pipeline.ResponseOp([last_step]))
     server.prepare_server(yml_dict=full)
     try:
         return PipelineServicer(NAME, server._response_op, server._conf)
@@ -210,14 +209,18 @@ def main():
     config = read_config(args)
     folder = config["op"][NAME]["local_service_conf"]["model_config"]
     export = read_model(folder)
+    tokenizer = read_tokenizer(export)
     check_ports(config)
     with output_to(args.log_dir) as stderr:
         pipeline = import_pipeline(args.log_dir, stderr)
         check_device(config)
         from paddle_serving_server.pipeline.proto import pipeline_service_pb2 as messages
 
+        from steps import Classify, Request
+
         limits = Limits(args.max_texts, args.max_characters, args.max_bytes, len(export.labels))
-        servicer = start_pipeline(pipeline, export, limits, args.batch_size, config, args.log_dir)
+        last_step = Classify(Request(limits), export, tokenizer, args.batch_size)
+        servicer = start_pipeline(pipeline, last_step, config, args.log_dir)
         check_answer(servicer, messages, folder, limits)
     serve(config, servicer, messages, limits)
 

@@ -11,7 +11,6 @@ from paddle_serving_server import pipeline
 from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, RequestError, check_request
 from settings import NAME
 from utils import model_inputs, pad_batch, sorted_batches
-from textcls.exported import read_tokenizer
 from textcls.probabilities import softmax, top_labels
 
 logger = logging.getLogger(NAME)
@@ -34,11 +33,11 @@ class Request(pipeline.RequestOp):
 
 
 class Classify(pipeline.Op):
-    """Texts to labels. export: the Export that is served; texts_per_batch: of the model."""
+    """Texts to labels. export: the Export that is served; tokenizer: tokenizers.Tokenizer; texts_per_batch: of the model."""
 
-    def __init__(self, request_step, export, texts_per_batch):
+    def __init__(self, request_step, export, tokenizer, texts_per_batch):
         super().__init__(name=NAME, input_ops=[request_step])
-        self.export, self.texts_per_batch, self.tokenizer = export, texts_per_batch, read_tokenizer(export)
+        self.export, self.tokenizer, self.texts_per_batch = export, tokenizer, texts_per_batch
 
     def _auto_batching_generator(self, input_channel, op_name, batch_size, timeout, op_info_prefix):
         """Yield lists of the requests that wait, at most batch_size. Paddle Serving's own way lets each request wait for

@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from batching import QueueFull
@@ -23,7 +24,7 @@ from textcls.probabilities import top_labels
 from textcls.texts import text_problem
 
 HEALTH = ("/health/live", "/health/ready")  # are not logged
-STATIC = "/static-docs"  # what the page /docs loads
+STATIC = "/static-offline-docs"  # what the page /docs loads
 OPEN = (*HEALTH, "/docs", "/openapi.json")  # need no token, as do the files of STATIC; everything else does
 PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"  # tells readers of the OpenAPI description what check_text accepts
 DISCARDED_BYTES = 1 << 24  # of a refused body, at most
@@ -88,10 +89,10 @@ REFUSALS = {code: {"model": Refused, "description": meaning} for code, meaning i
 
 
 def check_text(text):
-    """For pydantic: the text itself. ValueError where it is none."""
+    """For pydantic: the text itself. PydanticCustomError where it is none."""
     problem = text_problem(text)
     if problem:
-        raise ValueError(f"{problem}, expected a text")
+        raise PydanticCustomError("no_text", f"{problem}, expected a text")
     return text
 
 

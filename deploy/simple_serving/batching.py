@@ -26,7 +26,7 @@ class MicroBatcher:
     def __init__(self, probabilities, batch_size, slots, max_queue, on_batch=lambda size: None):
         self._probabilities, self.on_batch = probabilities, on_batch
         self.batch_size, self.max_queue = batch_size, max_queue
-        self._waiting = {}  # in the order of arrival: number of the text -> (text, its place in the request, _Answer)
+        self._waiting = {}  # in the order of arrival: number of the text -> (text, its place in the request, _Request)
         self._arrived, self._changed = 0, threading.Condition()  # the latter guards _waiting
         for number in range(slots):
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True).start()
@@ -40,13 +40,13 @@ class MicroBatcher:
         """Label a list of str: float32 [num_texts, num_classes]. Raises QueueFull, and what `probabilities` raises."""
         if self.waiting + len(texts) > self.max_queue:
             raise QueueFull
-        answer = _Answer(len(texts))
+        request = _Request(len(texts))
         with self._changed:
             for place, text in enumerate(texts):
-                self._waiting[self._arrived] = text, place, answer
+                self._waiting[self._arrived] = text, place, request
                 self._arrived += 1
             self._changed.notify(len(texts))
-        return await answer.complete
+        return await request.complete
 
     def _work(self):
         """A thread: it fetches its batches itself, so that it needs not wait for the event loop between two of them."""
@@ -60,9 +60,10 @@ class MicroBatcher:
                 result = self._probabilities([text for text, _, _ in batch])
             except Exception as raised:  # the requests of this batch raise it; the thread goes on
                 error = raised
-            batch[0][2].loop.call_soon_threadsafe(self._finish, batch, result, error)
+            batch[0][2].loop.call_soon_threadsafe(self._hand_out, batch, result, error)
 
     def _take_batch(self):
+        """Take the next batch from _waiting: a list of its values."""
         numbers = list(self._waiting)
         if len(numbers) > self.batch_size:
             length = len(self._waiting[numbers[0]][0])  # in characters, which in Chinese are about as many tokens
@@ -70,19 +71,20 @@ class MicroBatcher:
                 abs(len(self._waiting[number][0]) - length), number))
         return [self._waiting.pop(number) for number in numbers]
 
-    def _finish(self, batch, result, error):
+    def _hand_out(self, batch, result, error):
+        """In the event loop's thread: give each request its rows of the result, or the error."""
         self.on_batch(len(batch))
-        for position, (_, place, answer) in enumerate(batch):
-            if answer.complete.done():  # failed in another batch, or nobody waits for it any more
+        for position, (_, place, request) in enumerate(batch):
+            if request.complete.done():  # failed in another batch, or nobody waits for it any more
                 continue
             if error is not None:
-                answer.complete.set_exception(error)
+                request.complete.set_exception(error)
             else:
-                answer.add(place, result[position])
+                request.add(place, result[position])
 
 
-class _Answer:
-    """Probabilities of one request, which come from one or several batches."""
+class _Request:
+    """A request whose probabilities come from one or several batches."""
 
     def __init__(self, size):
         self.loop = asyncio.get_running_loop()

@@ -32,11 +32,6 @@ TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(f
 logger = logging.getLogger("predictor")
 
 
-def microseconds(text):
-    """Type of --max_queue_delay."""
-    return 0 if text.strip() == "0" else positive_int(text)
-
-
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -46,7 +41,7 @@ def parse_arguments():
     parser.add_argument("--instance_count", type=positive_int,
                         help="batches that the model runs at a time; None: one per usable core of this machine, 1 on a GPU")
     parser.add_argument("--max_batch_size", type=positive_int, default=64, help="texts per request, and per batch of requests")
-    parser.add_argument("--max_queue_delay", type=microseconds, default=0,
+    parser.add_argument("--max_queue_delay", type=int, default=0,
                         help="microseconds that a request may wait for others to share its batch")
     parser.add_argument("--max_queue_size", type=positive_int, default=1024, help="requests that may wait; beyond: an error")
     parser.add_argument("--max_text_length", type=positive_int, default=10000, help="characters per text")

@@ -35,21 +35,14 @@ STACK_BYTES = 1 << 30  # of each of the server's threads, address space only
 PACKAGES = ("pytriton", "onnxruntime", "tokenizers", "numpy")
 
 
-def port_number(text):
-    number = positive_int(text)
-    if number > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to 65535")
-    return number
-
-
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model_repository", default=os.path.join(HERE, "models"), help="folder that build_repository.py made")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine")
-    parser.add_argument("--http_port", type=port_number, default=8000)
-    parser.add_argument("--grpc_port", type=port_number, default=8001)
-    parser.add_argument("--metrics_port", type=port_number, default=8002)
+    parser.add_argument("--http_port", type=positive_int, default=8000)
+    parser.add_argument("--grpc_port", type=positive_int, default=8001)
+    parser.add_argument("--metrics_port", type=positive_int, default=8002)
     parser.add_argument("--exit_seconds", type=positive_int, default=30, help="requests may take so long at the end")
     parser.add_argument("server_options", nargs="*", help="after --: further options of tritonserver")
     args = parser.parse_args()
@@ -74,9 +67,10 @@ def find_address(args):
         port = getattr(args, option)
         try:
             socket.create_server((address, port)).close()
-        except OSError as error:
-            raise UserError(f"--{option} {port}: cannot listen on {args.host} ({error.strerror.split(' (')[0]}), expected a "
-                            "free port, and an address of this machine as --host") from None
+        except (OSError, OverflowError) as error:  # the latter: no number of a port
+            reason = getattr(error, "strerror", str(error)).split(" (")[0]
+            raise UserError(f"--{option} {port}: cannot listen on {args.host} ({reason}), expected a free port, and an address "
+                            "of this machine as --host") from None
     return address
 
 
