@@ -105,8 +105,9 @@ def triton_serving(args, export, folder, *options):
 
 def offline(export, texts, size):
     """Texts per second of the predictor, so many at a time."""
-    sys.path.insert(0, os.path.join(DEPLOY, "predictor"))
+    sys.path.insert(0, ROOT)
     from textcls.predictor import Predictor
+
     predictor = Predictor(export)
     predictor(texts)  # warm-up
     start = time.perf_counter()

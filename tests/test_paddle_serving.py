@@ -7,10 +7,19 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from conftest import ROOT, assert_answers_agree, assert_user_error, read_lines, server_python, write_lines
+from command_lines import run_all
+from conftest import ROOT, assert_answers_agree, assert_user_error, read_lines, run_here, server_python, write_lines
+
+from textcls.errors import UserError
+
+sys.path.insert(0, str(ROOT / "deploy/paddle_serving"))
+import build_model
+import service as script
+import settings
 
 SERVING = ROOT / "deploy/paddle_serving"
 LABELS = read_lines(ROOT / "data/label.txt")
@@ -57,11 +66,11 @@ sys.path.insert(0, "deploy/paddle_serving")
 from rpc_client import METHOD, import_messages
 messages = import_messages()
 import grpc
-text = json.dumps(["疼" * 60] * 1000)
-method = grpc.insecure_channel("127.0.0.1:18290").unary_unary(
+text = json.dumps(["疼" * 60] * 400)
+method = grpc.insecure_channel("127.0.0.1:18090").unary_unary(
     METHOD, messages.Request.SerializeToString, messages.Response.FromString)
 calls = [method.future(messages.Request(key=["sentence"], value=[text])) for _ in range(4)]
-connections = [http.client.HTTPConnection("127.0.0.1", 9978, timeout=60) for _ in range(4)]
+connections = [http.client.HTTPConnection("127.0.0.1", 9878, timeout=60) for _ in range(4)]
 for connection in connections:
     connection.request("POST", "/seq_cls/prediction", json.dumps({"key": ["sentence"], "value": [text]}))
 time.sleep(0.2)
@@ -146,9 +155,11 @@ def stop(process, number):
 
 @pytest.fixture(scope="module")
 def service(inside, served):
+    """The service of most tests; the last one of them ends it."""
     process = start(inside, served)
     yield process
-    assert stop(process, signal.SIGTERM) == 143, (served / "output").read_text()
+    if process.poll() is None:
+        stop(process, signal.SIGTERM)
 
 
 @pytest.fixture
@@ -240,6 +251,7 @@ BAD = [  # key, value of a request (by HTTP as they are, by gRPC as JSON text), 
     (["sentence"], [[{"text": "a"}]], "sentence[0]: an object, expected a text"),
     (["sentence"], [["a", True]], "sentence[1]: true or false, expected a text"),
     (["sentence"], [["a", " \u3000\n"]], "sentence[1]: empty or blank"),
+    (["sentence"], [["a\tb", "\x1c"]], "sentence[1]: empty or blank"),
     (["sentence"], [""], "sentence: empty or blank"),
     (["sentence"], [["a\0b"]], "sentence[0]: a NUL character"),
     (["sentence"], [["\ud800"]], "sentence[0]: a lone surrogate"),
@@ -376,16 +388,20 @@ def test_readme_command(inside, service, command):
 
 @pytest.mark.parametrize("client", ["rpc_client.py", "http_client.py"])
 def test_clients_say_what_is_wrong(inside, service, tmp_path, client):
-    def ask(*options):
-        return run_inside(inside, SERVING / client, *options)
-
-    assert_user_error(ask("头疼", " "), "request refused (err_no 51): sentence[1]: empty or blank")
-    assert_user_error(ask("头疼", "--top_k", 12), 'top_k: "12", expected a whole number, 1 to 11')
-    assert_user_error(ask("--batch_size", 2000, *["a"] * 1025), "sentence: 1025 texts, expected at most 1024")
     url = "127.0.0.1:1" if client == "rpc_client.py" else f"http://127.0.0.1:1{PATH}"
-    assert_user_error(ask("头疼", "--url", url), f"{url}: no answer", "refused")
-    assert_user_error(ask("头疼", "--data_file", "data.txt"), "expected either texts or --data_file")
-    assert_user_error(ask("--data_file", tmp_path / "none"), "none: file not found")
+    refused = [
+        (["头疼", " "], ["request refused (err_no 51): sentence[1]: empty or blank"]),
+        (["头疼", "--top_k", 12], ['top_k: "12", expected a whole number, 1 to 11']),
+        (["--batch_size", 2000, *["a"] * 1025], ["sentence: 1025 texts, expected at most 1024"]),
+        (["头疼", "--url", url], [f"{url}: no answer", "refused"]),
+        (["头疼", "--data_file", "data.txt"], ["expected either texts or --data_file"]),
+        (["--data_file", tmp_path / "none"], ["none: file not found"])]
+    lines = [line for line, _ in refused] + [["头疼", "--output_format", "jsonl", "--top_k", 2]]
+    *processes, right = run_all(server_python("paddle-serving"), SERVING / client, *lines, inside=inside)
+    for process, (_, parts) in zip(processes, refused):
+        assert_user_error(process, *parts)
+    row = json.loads(right.stdout)
+    assert row["text"] == "头疼" and row["label"] == row["top_k"][0]["label"] and len(row["top_k"]) == 2, right.stderr
 
 
 def test_host_ports_and_limits_can_be_chosen_and_ctrl_c_ends_it(inside, served, tmp_path):
@@ -406,42 +422,41 @@ def test_host_ports_and_limits_can_be_chosen_and_ctrl_c_ends_it(inside, served, 
     assert code == 130 and not {18190, 9978} & set(listening(inside))
 
 
-def test_sigterm_answers_what_is_in_work(inside, served, tmp_path):
-    for name in ("config.yml", "serving_server"):
-        os.symlink(served / name, tmp_path / name)
-    process = start(inside, tmp_path, "--rpc_port", 18290, "--http_port", 9978)
-    try:
-        sender = subprocess.Popen([*inside, server_python("paddle-serving"), "-c", HURRIED], cwd=ROOT, stdout=subprocess.PIPE,
-                                  encoding="utf-8")
-        assert sender.stdout.readline() == "all sent\n"
-    finally:
-        code = stop(process, signal.SIGTERM)
-    assert code == 143
-    assert json.loads(sender.communicate(timeout=60)[0]) == [["200", 1000]] * 4 + [["OK", 1000]] * 4
-
-
 def serve_wrongly(inside, folder):
     """Start service.py on a folder that it refuses."""
     return run_inside(inside, SERVING / "service.py", "--config", folder / "config.yml", "--log_dir", folder / "log")
 
 
+def serve_here(folder):
+    """The same in this process, for what is refused before Paddle Serving is imported."""
+    return run_here(script.main, "--config", folder / "config.yml", "--log_dir", folder / "log")
+
+
 @pytest.mark.parametrize("old, new, message", [
-    ("rpc_port: 18091", "rpc_port: 80", "rpc_port is 80, expected 1024 to 65535"),
-    ("rpc_port: 18091", "rpc_port: 9879", "rpc_port and http_port are both 9879"),
+    ("rpc_port: 18090", "rpc_port: -1", "rpc_port is -1, expected 1 or more"),
+    ("rpc_port: 18090", "rpc_port: 70000", "rpc_port 70000 on host 127.0.0.1: cannot be listened on"),
+    ("rpc_port: 18090", "rpc_port: 9878", "rpc_port and http_port are both 9878"),
     ("worker_num: 16", "worker_num: many", "worker_num is 'many', expected a whole number"),
+    ("worker_num: 16", "worker_num: 0", "worker_num is 0, expected 1 or more"),
     ("batch_size: 16", "is_thread_op: False", "op: seq_cls: is_thread_op is unknown here"),
     ("model_config: serving_server", "model_config: none", "none: serving_server_conf.prototxt is missing"),
     ("op:", "op", "not YAML"),
-    ("device_type: 0", "device_type: 1", "device_type is 1, and this Paddle is a CPU build"),
-    ('devices: ""', 'devices: "0"', "devices is '0' with device_type 0"),
     ('host: "127.0.0.1"', 'host: "192.0.2.1"', "on host 192.0.2.1: cannot be listened on"),
     ("seq_cls:", "other:", "op: other is unknown here, expected seq_cls")])
-def test_wrong_settings_are_refused(inside, served, tmp_path, old, new, message):
-    text = (served / "config.yml").read_text(encoding="utf-8").replace(" 18090", " 18091").replace(" 9878", " 9879")
+def test_wrong_settings_are_refused(served, tmp_path, old, new, message):
+    text = (served / "config.yml").read_text(encoding="utf-8")
     assert old in text
     (tmp_path / "config.yml").write_text(text.replace(old, new), encoding="utf-8")
     os.symlink(served / "serving_server", tmp_path / "serving_server")
-    assert_user_error(serve_wrongly(inside, tmp_path), message)
+    assert_user_error(serve_here(tmp_path), message)
+
+
+@pytest.mark.parametrize("device_type, devices, message", [
+    (1, "0", "device_type is 1, and this Paddle is a CPU build"), (0, "0", "devices is '0' with device_type 0")])
+def test_wrong_devices_are_refused(device_type, devices, message):
+    local = {"device_type": device_type, "devices": devices}
+    with pytest.raises(UserError, match=message):
+        settings.check_device({"op": {settings.NAME: {"local_service_conf": local}}})
 
 
 @pytest.fixture
@@ -463,13 +478,17 @@ def change_deploy(folder, **changes):
     ("model.pdiparams", None, "model.pdiparams: file not found"),
     ("label.txt", b"a\nb\n", "label.txt: 2 labels, expected the 11"),
     ("tokenizer.json", b"{", "tokenizer.json: cannot be read"),
-    ("serving_server_conf.prototxt", b"feed_var {", "Paddle Serving cannot start"),
     ("deploy.json", None, "deploy.json is missing")])
-def test_damaged_models_are_refused(inside, copy, name, content, message):
+def test_damaged_models_are_refused(copy, name, content, message):
     os.remove(copy / "serving_server" / name)
     if content is not None:
         (copy / "serving_server" / name).write_bytes(content)
-    assert_user_error(serve_wrongly(inside, copy), message)
+    assert_user_error(serve_here(copy), message)
+
+
+def test_settings_that_paddle_serving_refuses(inside, copy):
+    (copy / "serving_server/serving_server_conf.prototxt").write_bytes(b"feed_var {")
+    assert_user_error(serve_wrongly(inside, copy), "Paddle Serving cannot start")
 
 
 def test_a_model_that_paddle_refuses_kills_nothing_else(inside, copy):
@@ -494,8 +513,9 @@ def test_build_model(exported, served, tmp_path):
     assert re.findall(r"shape: (.*)", settings) == ["-1", "-1", "-1", "-1", "-1", "11"]
     assert {path.name for path in (served / "serving_server").iterdir()} == {
         "model.pdmodel", "model.pdiparams", "serving_server_conf.prototxt", "tokenizer.json", "label.txt", "deploy.json"}
+
     def build(source, output):
-        return run_inside([], SERVING / "build_model.py", "--export_dir", source, "--output_dir", output)
+        return run_here(build_model.main, "--export_dir", source, "--output_dir", output)
 
     assert_user_error(build(tmp_path, tmp_path / "out"), "deploy.json is missing")
     assert_user_error(build(exported, exported), "is the exported folder, expected another one")
@@ -508,3 +528,23 @@ def test_build_model(exported, served, tmp_path):
     os.remove(copy / "float32.pdiparams")
     assert_user_error(build(copy, tmp_path / "out"), "float32.pdiparams: file not found")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, message", [("service.py", "expected an environment of its own (README.md, section 1)"),
+                                           ("rpc_client.py", "paddle_serving_server is missing, expected the environment of")])
+def test_missing_packages_are_named(served, tmp_path, name, message):
+    """In this environment, which has no Paddle Serving."""
+    code = ("import os, runpy, sys; sys.modules['paddle'] = None; sys.argv.pop(0); sys.path[0] = os.path.dirname(sys.argv[0]); "
+            "runpy.run_path(sys.argv[0], {}, '__main__')")
+    options = ["--config", served / "config.yml", "--log_dir", tmp_path] if name == "service.py" else ["头疼"]
+    process = subprocess.run([sys.executable, "-c", code, SERVING / name, *options], capture_output=True, encoding="utf-8")
+    assert_user_error(process, message)
+
+
+def test_sigterm_answers_what_is_in_work(inside, service):
+    """The end of the service of the tests before."""
+    sender = subprocess.Popen([*inside, server_python("paddle-serving"), "-c", HURRIED], cwd=ROOT, stdout=subprocess.PIPE,
+                              encoding="utf-8")
+    assert sender.stdout.readline() == "all sent\n"
+    assert stop(service, signal.SIGTERM) == 143
+    assert json.loads(sender.communicate(timeout=60)[0]) == [["200", 400]] * 4 + [["OK", 400]] * 4
