@@ -23,8 +23,8 @@ DOCUMENTS = {"README.md": ".",  # where a document's commands are run
                                                                           "paddle_serving")}}
 CHANGES = [("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # of a small model, ties decide
            ("--num_train_epochs 2", "--max_steps 4")]
-SKIPPED = ("make ", "pip ", "python -m venv", "python3.9 -m venv",  # test_demo and CI do the set-up
-           ".venv/bin/python -m pytest", "docker ")  # the documents say that Docker has not been tried
+SKIPPED = ("make ", "pip ", "python -m venv", "python3.9 -m venv", "source ", "unset ", "nvidia-smi",  # set-up: test_demo and CI
+           ".venv/bin/python -m pytest")
 NEEDS_GPU = {  # run as it stands: the message that a machine without GPU gives
     'python infer.py --device "gpu" --device_id 0 --use_fp16': "--device gpu: this onnxruntime is a CPU build"}
 HERE = None
@@ -88,9 +88,11 @@ def blocks(document, *languages):
 
 def commands(document):
     """The document's commands in order, continued lines joined, blanks single; set-up left out."""
-    text = "".join(blocks(document, "bash", "shell")).replace("\\\n", " ")
-    lines = [re.sub(r"\s+", " ", line) for line in text.split("\n")]
-    return [line for line in lines if line.startswith(("python", "curl ", "cat ", ".venv")) and not line.startswith(SKIPPED)]
+    found = []
+    for language, starts in (("bash", ""), ("shell", ("python", "curl "))):  # those of `shell` may hold lines of data
+        lines = "".join(blocks(document, language)).replace("\\\n", " ").split("\n")
+        found += [re.sub(r"\s+", " ", line) for line in lines if line and line.startswith(starts)]
+    return [command for command in found if not command.startswith(SKIPPED)]
 
 
 def elsewhere(command):
