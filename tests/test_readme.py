@@ -4,6 +4,7 @@ Commands stand in blocks of `bash`, or of `shell` where they need a running serv
 the repository, in which its commands run in order, as they stand but for CHANGES.
 """
 
+import json
 import os
 import re
 import shutil
@@ -127,7 +128,7 @@ def test_links_lead_somewhere(document):
 
 
 def test_what_development_names_exists():
-    """Paths and names of the code in `code` style; what has a blank, an option, a call or a slash at its start is neither."""
+    """Files and names in `code` style (not what has a blank or is an option); all files of the library are there."""
     code = "\n".join(path.read_text(encoding="utf-8") for folder in (".", "textcls", "data", "analysis", "analysis/parts",
                                                                      "deploy", "deploy/*", "tests")
                      for path in ROOT.glob(f"{folder}/*.py"))
@@ -137,6 +138,8 @@ def test_what_development_names_exists():
                 assert re.search(rf"\b{item}\b", code), f"{name}: {item}"
             elif not item.startswith(("-", "/")):
                 assert (ROOT / item).exists(), f"{name}: {item}"
+        for path in ROOT.glob("textcls/[!_]*.py"):
+            assert f"`textcls/{path.name}`" in read(name), f"{name}: {path.name} is missing"
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(command for document in DOCUMENTS for command in commands(document)
@@ -188,6 +191,18 @@ def test_command(clone, checkpoint, exported, document, command):
     process = run_command(command if message else adapted(command), folder / DOCUMENTS[document])
     assert process.returncode == (2 if message else 0), process.stdout + process.stderr
     assert not message or message in process.stderr
+
+
+def test_the_python_interface_and_deploy_json_are_as_shown(exported, tmp_path):
+    code, = blocks("deploy/predictor/README.md", "python")
+    os.symlink(exported, tmp_path / "export")
+    (tmp_path / "example.py").write_text(code + "print(labels)", encoding="utf-8")
+    process = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, encoding="utf-8", capture_output=True,
+                             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"})
+    assert process.returncode == 0 and "医疗费用" in process.stdout, process.stderr
+    shown = next(block for block in blocks("docs/export.md", "text") if block.startswith("{"))
+    written = json.loads((exported / "deploy.json").read_text(encoding="utf-8"))
+    assert list(json.loads(shown)) == [name for name in written if name != "onnx_file"]
 
 
 def test_from_a_table_to_an_http_service(clone, request):
