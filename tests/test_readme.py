@@ -32,10 +32,10 @@ HERE = None
 ELSEWHERE = {  # how a command begins -> the test that runs its script with its options
     "python train.py --model_name_or_path ernie-3.0-medium-zh":
         "test_train.py::test_a_checkpoint_has_labels_length_tokenizer_and_learned_something",
-    "python train.py options.json --metric_for_best_model": "test_train.py::test_imbalance_options_train",
+    "python train.py options.json --metric_for_best_model": "test_train.py::test_imbalance_options_reach_the_loss",
     "python train.py options.json --num_train_epochs": HERE,  # so that the file as it stands there is read
     "python train.py options.json --resume_from_checkpoint":
-        "test_train.py::test_killed_and_resumed_ends_as_if_never_interrupted",
+        "test_train.py::test_killed_while_saving_and_resumed_ends_as_if_never_interrupted",
     "python train.py options.json": "test_train.py::test_options_from_json_and_random_weights_are_said",
     "python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py":
         "test_train.py::test_two_processes_train_and_agree",
@@ -178,7 +178,8 @@ def clone(tmp_path_factory):
 
 def run_command(command, folder):
     command = re.sub(r"^python ", f"{sys.executable} ", command)
-    return subprocess.run(["sh", "-c", command], cwd=folder, encoding="utf-8", capture_output=True, timeout=600)
+    return subprocess.run(["sh", "-c", command], cwd=folder, encoding="utf-8", capture_output=True, timeout=600,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # the tests run two at a time
 
 
 @pytest.mark.parametrize("document, command", RUN_HERE)
