@@ -59,7 +59,8 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
     "python prune.py": "test_prune.py::test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table",
     "python infer.py --perf": "test_predictor.py::test_perf_prints_accuracy_and_speed",
     "python server.py --export_dir ../../export --use_quantize": "test_simple_serving.py::test_int8",
-    "python server.py --export_dir ../../export --host": "test_simple_serving.py::test_everything_but_health_and_docs_needs_the_token",
+    "python server.py --export_dir ../../export --host":
+        "test_simple_serving.py::test_everything_but_health_and_docs_needs_the_token",
     "python server.py": "test_simple_serving.py::test_client_agrees_with_predict",
     "python client.py": "test_simple_serving.py::test_client_agrees_with_predict",
     "curl -X POST http://127.0.0.1:8189/predict": "test_simple_serving.py::test_requests_at_once_share_batches",
