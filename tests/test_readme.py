@@ -1,28 +1,109 @@
-"""Every command of the READMEs, run as it stands but for what a small machine without GPU and downloads cannot do."""
+"""The documents: every command is run, here or by the test that ELSEWHERE names; Chinese and English agree; links lead on.
 
+Commands stand in blocks of `bash`, or of `shell` where they need a running server. Here each document gets a fresh copy of
+the repository, in which its commands run in order, as they stand but for CHANGES.
+"""
+
+import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, server_python
 
-CHANGES = [("--gpus 0,1 train.py", "--nproc_per_node 2 --backend gloo train.py --model_name_or_path data"),
-           ("--nproc_per_node 8", "--nproc_per_node 2"), ("ernie-3.0-medium-zh", "data"), ("--device gpu", "--device cpu"),
-           ('--device "gpu"', "--device cpu"), ("--use_fp16 ", ""),
-           ("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # after one epoch, ties decide
-           ("--num_train_epochs 100", "--num_train_epochs 1"), ("--num_train_epochs 10 ", "--max_steps 4 "),
-           ('"num_train_epochs": 12', '"num_train_epochs": 1')]
-FOLDERS = {".": ".", "analysis": ".",  # of a README.md: where its commands are run
-           **{folder: folder for folder in ("deploy/predictor", "deploy/simple_serving", "deploy/triton_serving",
-                                            "deploy/paddle_serving")}}
-SKIPPED = ("make ", "pip ", "python -m venv", "source ", "unset ", "nvidia-smi")  # test_demo and CI cover set-up
+DOCUMENTS = {"README.md": ".",  # where a document's commands are run
+             **{f"docs/{name}.md": "." for name in ("data", "training", "evaluation", "analysis", "export", "deployment",
+                                                    "troubleshooting", "results", "development")},
+             "analysis/README.md": ".",
+             **{f"deploy/{name}/README.md": f"deploy/{name}" for name in ("predictor", "simple_serving", "triton_serving",
+                                                                          "paddle_serving")}}
+CHANGES = [("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # of a small model, ties decide
+           ("--num_train_epochs 2", "--max_steps 4")]
+SKIPPED = ("make ", "pip ", "python -m venv", "python3.9 -m venv", "source ", "unset ", "nvidia-smi",  # set-up: test_demo and CI
+           ".venv/bin/python -m pytest")
+NEEDS_GPU = {  # run as it stands: the message that a machine without GPU gives
+    'python infer.py --device "gpu" --device_id 0 --use_fp16': "--device gpu: this onnxruntime is a CPU build"}
+HERE = None
+ELSEWHERE = {  # how a command begins -> the test that runs its script with its options
+    "python train.py --model_name_or_path ernie-3.0-medium-zh":
+        "test_train.py::test_a_checkpoint_has_labels_length_tokenizer_and_learned_something",
+    "python train.py options.json --metric_for_best_model": "test_train.py::test_imbalance_options_reach_the_loss",
+    "python train.py options.json --num_train_epochs": HERE,  # so that the file as it stands there is read
+    "python train.py options.json --resume_from_checkpoint":
+        "test_train.py::test_killed_while_saving_and_resumed_ends_as_if_never_interrupted",
+    "python train.py options.json": "test_train.py::test_options_from_json_and_random_weights_are_said",
+    "python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py":
+        "test_train.py::test_two_processes_train_and_agree",
+    "python -m paddle.distributed.launch --gpus 0,1 train.py": "test_train.py::test_two_processes_train_and_agree",
+    "python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo predict.py":
+        "test_predict.py::test_two_processes_write_one_ordered_file",
+    "python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo prune.py":
+        "test_prune.py::test_two_processes_prune",
+    "python analysis/evaluate.py --device": "test_evaluate.py::test_bad_cases_are_the_wrong_dev_texts",
+    "python analysis/evaluate.py --dataset_dir": "test_evaluate.py::test_report_is_complete_and_self_contained",
+    "python analysis/report.py": "test_report.py::test_the_page_joins_all_parts",
+    "python analysis/word_interpret.py": "test_word_interpret.py::test_the_three_outputs",
+    "python analysis/sent_interpret.py": "test_sent_interpret.py::test_other_methods_use_the_cache",
+    "python analysis/sparse.py --dataset_dir data --params_path ./checkpoint --annotate":
+        "test_sparse.py::test_annotate_finds_the_classes_that_train_lacks",
+    "python analysis/aug.py": "test_aug.py::test_only_rare_classes_and_no_more_than_asked",
+    "python predict.py --device": "test_predict.py::test_txt_tsv_and_csv_say_the_same",
+    "python predict.py --data_file -": "test_predict.py::test_reads_standard_input_and_writes_standard_output",
+    "python predict.py --dataset_dir": "test_predict.py::test_threshold_marks_unsure_answers",
+    "python export_model.py": "test_export.py::test_the_export_alone_gives_the_checkpoints_answers",
+    "python prune.py": "test_prune.py::test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table",
+    "python infer.py --perf": "test_predictor.py::test_perf_prints_accuracy_and_speed",
+    "python server.py --export_dir ../../export --use_quantize": "test_simple_serving.py::test_int8",
+    "python server.py --export_dir ../../export --host":
+        "test_simple_serving.py::test_everything_but_health_and_docs_needs_the_token",
+    "python server.py": "test_simple_serving.py::test_client_agrees_with_predict",
+    "python client.py": "test_simple_serving.py::test_client_agrees_with_predict",
+    "curl -X POST http://127.0.0.1:8189/predict": "test_simple_serving.py::test_requests_at_once_share_batches",
+    "python start_server.py": "test_triton_serving.py::test_clients_agree_with_predict",
+    "python seqcls_": "test_triton_serving.py::test_clients_agree_with_predict",
+    "curl -s http://127.0.0.1:8000/v2/models/seqcls/infer": "test_triton_serving.py::test_bad_requests_by_http",
+    "curl -s": "test_triton_serving.py::test_health_metadata_and_metrics",
+    "python service.py": "test_paddle_serving.py::test_clients_say_what_predict_says",
+    "python rpc_client.py": "test_paddle_serving.py::test_readme_command",
+    "python http_client.py": "test_paddle_serving.py::test_readme_command",
+    "curl http://127.0.0.1:9878/": "test_paddle_serving.py::test_readme_command"}
+NOT_TRIED = {"--gpus",  # needs GPUs
+             "--data_dir", "--data_file", "--dataset_dir", "--unlabeled_file"}  # the values here are the defaults
 
 
-def blocks(name, language):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+def read(path):
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def twin(document):
+    return document.replace(".md", "_en.md")
+
+
+def blocks(document, *languages):
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", read(document), re.DOTALL | re.MULTILINE)
+
+
+def commands(document):
+    """The document's commands in order, continued lines joined, blanks single; set-up left out."""
+    found = []
+    for language, starts in (("bash", ""), ("shell", ("python", "curl "))):  # those of `shell` may hold lines of data
+        lines = "".join(blocks(document, language)).replace("\\\n", " ").split("\n")
+        found += [re.sub(r"\s+", " ", line) for line in lines if line and line.startswith(starts)]
+    return [command for command in found if not command.startswith(SKIPPED)]
+
+
+def elsewhere(command):
+    """The test that runs a command, by the longest beginning that ELSEWHERE knows; None: it is run here."""
+    return ELSEWHERE.get(max((start for start in ELSEWHERE if command.startswith(start)), key=len, default=None))
+
+
+RUN_HERE = [(document, command) for document in DOCUMENTS if document != "README.md"
+            for command in dict.fromkeys(commands(document)) if not elsewhere(command)]
 
 
 def adapted(text):
@@ -31,42 +112,120 @@ def adapted(text):
     return text
 
 
-def commands():
-    """(folder to run it in, command) of every README.md in order, continued lines joined."""
-    for folder, place in FOLDERS.items():
-        lines = "".join(blocks(f"{folder}/README.md", "bash")).replace("\\\n", " ").split("\n")
-        yield from ((place, line) for line in lines if line and not line.startswith(SKIPPED))
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_chinese_and_english_have_the_same_commands_examples_and_headings(document):
+    for language in ("bash", "csv", "json", "shell", "python"):
+        assert blocks(document, language) == blocks(twin(document), language)
+    headings = [re.findall(r"^(#+ [\d.]+|#) ", read(name), re.MULTILINE) for name in (document, twin(document))]
+    assert headings[0] == headings[1] and len(headings[0]) > 1
+    assert "TODO" not in read(document) + read(twin(document))
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_both_readmes_have_the_same_commands_and_examples(folder):
-    names = [f"{folder}/README.md", f"{folder}/README_en.md"]
-    for language in ("bash", "json", "shell", "python"):
-        assert blocks(names[0], language) == blocks(names[1], language)
-    assert blocks(names[0], "bash") or blocks(names[0], "shell")
-    headings = [re.findall(r"^#+ ([\d.]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE) for name in names]
-    assert headings[0] == headings[1] != []
-    for name in names:
-        assert "TODO" not in (ROOT / name).read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    for name in (document, twin(document)):
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", read(name)):
+            assert link.startswith("http") or (ROOT / name).parent.joinpath(link).exists(), f"{name}: {link}"
+
+
+def test_what_development_names_exists():
+    """Files and names in `code` style (not what has a blank or is an option); all files of the library are there."""
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in (".", "textcls", "data", "analysis", "analysis/parts",
+                                                                     "deploy", "deploy/*", "tests")
+                     for path in ROOT.glob(f"{folder}/*.py"))
+    for name in ("docs/development.md", "docs/development_en.md"):
+        for item in re.findall(r"`([\w./-]+)`", re.sub(r"^```.*?^```", "", read(name), flags=re.DOTALL | re.MULTILINE)):
+            if re.fullmatch(r"\w+", item):
+                assert re.search(rf"\b{item}\b", code), f"{name}: {item}"
+            elif not item.startswith(("-", "/")):
+                assert (ROOT / item).exists(), f"{name}: {item}"
+        for path in ROOT.glob("textcls/[!_]*.py"):
+            assert f"`textcls/{path.name}`" in read(name), f"{name}: {path.name} is missing"
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(command for document in DOCUMENTS for command in commands(document)
+                                                  if elsewhere(command)))
+def test_commands_of_other_tests_are_run_there(command):
+    """The test exists, and the command's options stand in its file or in conftest.py."""
+    file, name = elsewhere(command).split("::")
+    code = read(f"tests/{file}")
+    assert re.search(rf"^def {name}\(", code, re.MULTILINE)
+    code += read("tests/conftest.py")
+    for option in set(re.findall(r"(?<= )--\w+", command)) - NOT_TRIED:
+        assert re.search(rf"\b{option[2:]}\b", code), f"{file} never gives {option}"
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the repository with the two example files that the README says to save; its commands build on each other."""
-    folder = tmp_path_factory.mktemp("readme")
-    for path in ROOT.iterdir():
-        if path.suffix == ".py":
-            shutil.copy(path, folder)
-    for name in ("analysis", "data", "deploy"):
-        shutil.copytree(ROOT / name, folder / name)
-    doccano, options = blocks("README.md", "json")
-    (folder / "doccano.jsonl").write_text(doccano, encoding="utf-8")
-    (folder / "options.json").write_text(adapted(options), encoding="utf-8")
-    return folder
+    """clone(document): the copy of the repository for the document's commands, with the files that it says to save."""
+    clones = {}
+
+    def get(document):
+        if document not in clones:
+            folder = clones[document] = tmp_path_factory.mktemp("clone")
+            for path in ROOT.glob("*.py"):
+                shutil.copy(path, folder)
+            for name in ("analysis", "data", "deploy", "textcls"):
+                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            (folder / "my_table.csv").write_text(blocks("README.md", "csv")[0], encoding="utf-8")
+            (folder / "doccano.jsonl").write_text(blocks("docs/data.md", "json")[0], encoding="utf-8")
+            (folder / "options.json").write_text(blocks("docs/training.md", "json")[0], encoding="utf-8")
+        return clones[document]
+
+    return get
 
 
-@pytest.mark.parametrize("folder, command", list(dict.fromkeys(commands())))
-def test_command(clone, folder, command):
-    command = re.sub(r"^python ", f"{sys.executable} ", adapted(command))
-    process = subprocess.run(["sh", "-c", command], cwd=clone / folder, encoding="utf-8", capture_output=True, timeout=600)
-    assert process.returncode == 0, process.stdout + process.stderr
+def run_command(command, folder):
+    command = re.sub(r"^python ", f"{sys.executable} ", command)
+    return subprocess.run(["sh", "-c", command], cwd=folder, encoding="utf-8", capture_output=True, timeout=600,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # the tests run two at a time
+
+
+@pytest.mark.parametrize("document, command", RUN_HERE)
+def test_command(clone, checkpoint, exported, document, command):
+    folder = clone(document)
+    for source, name in ((checkpoint, "checkpoint"), (exported, "export")):
+        if not (folder / name).exists():
+            shutil.copytree(source, folder / name)
+    message = next((NEEDS_GPU[start] for start in NEEDS_GPU if command.startswith(start)), None)
+    process = run_command(command if message else adapted(command), folder / DOCUMENTS[document])
+    assert process.returncode == (2 if message else 0), process.stdout + process.stderr
+    assert not message or message in process.stderr
+
+
+def test_the_python_interface_and_deploy_json_are_as_shown(exported, tmp_path):
+    code, = blocks("deploy/predictor/README.md", "python")
+    os.symlink(exported, tmp_path / "export")
+    (tmp_path / "example.py").write_text(code + "print(labels)", encoding="utf-8")
+    process = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, encoding="utf-8", capture_output=True,
+                             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"})
+    assert process.returncode == 0 and "医疗费用" in process.stdout, process.stderr
+    shown = next(block for block in blocks("docs/export.md", "text") if block.startswith("{"))
+    written = json.loads((exported / "deploy.json").read_text(encoding="utf-8"))
+    assert list(json.loads(shown)) == [name for name in written if name != "onnx_file"]
+
+
+def test_from_a_table_to_an_http_service(clone, request):
+    """The six commands of README.md, one after the other in a fresh clone, give the answers that stand there."""
+    folder = clone("README.md")
+    os.symlink(server_python("simple-serving").parents[1], folder / ".venv-simple-serving")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    six = commands("README.md")
+    assert len(six) == 6 and "server.py" in six[4]
+    for command in six[:4]:
+        process = run_command(command, folder)
+        assert process.returncode == 0, process.stdout + process.stderr
+    assert (folder / "my_report/report.html").exists()
+    with open(folder / "log", "w") as log:
+        server = subprocess.Popen([*six[4].split(), "--port", str(port)], cwd=folder, stderr=log)
+    request.addfinalizer(server.kill)
+    while '"message": "listening"' not in (folder / "log").read_text(encoding="utf-8"):
+        assert server.poll() is None, (folder / "log").read_text(encoding="utf-8")
+        time.sleep(0.05)
+    answer = run_command(f"{six[5]} --url http://127.0.0.1:{port}", folder).stdout
+    shown = next(block for block in blocks("README.md", "text") if block.startswith("data: "))
+    labels = re.compile(r"^(data: .*|label: \w+)", re.MULTILINE)
+    assert labels.findall(answer) == labels.findall(shown) != []
+    server.terminate()
+    assert server.wait(60) == 0
