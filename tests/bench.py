@@ -232,7 +232,6 @@ def export_half(job):
 def load_predictor(job):
     """The Predictor of the exported folder, or of the one that job["exported"] names; with job["quantize"] in INT8, with
     job["threads"] on so many threads."""
-    sys.path.insert(0, os.path.join(ROOT, "deploy", "predictor"))
     from textcls.predictor import Predictor
     folder = os.path.join(job["folder"], job.get("exported", "export"))
     return Predictor(folder, quantize=job["quantize"], num_threads=job["threads"])
