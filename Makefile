@@ -72,10 +72,11 @@ PYTHON39 ?= $(shell for p in python3.9 $(PYTHON) $${PYENV_ROOT:-$$HOME/.pyenv}/v
 
 SERVERS := .venv-simple-serving .venv-triton .venv-paddle-serving
 
-# two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order
+# two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order,
+# and the files come in the order of tests/conftest.py
 test: $(VENV)/.installed-test $(SERVERS:%=%/.installed)
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

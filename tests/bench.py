@@ -52,9 +52,9 @@ CORES = len(os.sched_getaffinity(0))
 # predict (rows -> logits [num_texts, num_classes]), the Trainer's class, its options, the class of its callbacks.
 def stock(job):
     """Paddle as it comes."""
-    ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)  # else Paddle may crash; the suite does it in utils.py
+    ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)  # else Paddle may crash; the suite does it in textcls/paddle_setup.py
     import numpy as np
-    from textcls.paddle_setup import paddle
+    import paddle
     from paddlenlp import data, trainer, transformers
     paddle.set_device("cpu")
     tokenizer = transformers.ErnieTokenizer.from_pretrained(job["folder"])
@@ -73,20 +73,21 @@ def stock(job):
 
 
 def suite(job):
-    """This suite: importing its utils.py sets the process up."""
+    """This suite, whose import of Paddle sets the process up."""
     import utils
-    import modeling
+    from textcls.checkpoints import load_checkpoint
+    from textcls.device import select_device
+    from textcls.inference import predict_logits
     from textcls.paddle_setup import paddle
-    import train
+    from textcls.trainer import ClassificationTrainer, collate
     from paddlenlp import trainer
-    modeling.select_device("cpu")
-    saved = modeling.load_checkpoint(job["folder"], max_seq_length=MAX_LENGTH)
+    select_device("cpu")
+    saved = load_checkpoint(job["folder"], max_seq_length=MAX_LENGTH)
     options = {"model": saved.model, "criterion": paddle.nn.CrossEntropyLoss(), "labels": saved.labels,
-               "fast": saved.fast, "data_collator": lambda rows: train.collate(rows, saved.pad_id),
-               "args": train.TrainArguments(device="cpu", **job["options"])}
-    return (lambda texts: utils.tokenize(texts, saved.encode),
-            lambda tokens: modeling.predict_logits(saved, tokens, BATCH),
-            train.ClassificationTrainer, options, trainer.TrainerCallback)
+               "rust_tokenizer": saved.rust_tokenizer, "data_collator": lambda rows: collate(rows, saved.pad_id),
+               "args": trainer.TrainingArguments(device="cpu", **job["options"])}
+    return (lambda texts: utils.tokenize(texts, saved.encode), lambda tokens: predict_logits(saved, tokens, BATCH),
+            ClassificationTrainer, options, trainer.TrainerCallback)
 
 
 def torch(job):
@@ -113,10 +114,9 @@ def torch(job):
 
 def make_model(job):
     """Write config.json, vocab.txt and seeded random weights into job["folder"]."""
-    import modeling
     from textcls.paddle_setup import paddle
     from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
-    modeling.select_device("cpu")
+    paddle.set_device("cpu")
     paddle.seed(SEED)
     ErnieForSequenceClassification(ErnieConfig(
         task_type_vocab_size=3, use_task_id=True, id2label=dict(enumerate(job["labels"])),
@@ -154,7 +154,7 @@ def training(job):
     else:
         rows.labels = np.array(job["label_ids"])
     if job["profile"]:
-        from textcls.paddle_setup import paddle
+        import paddle  # the variant's
         profiler = paddle.profiler.Profiler()
 
     class SpreadTrainer(trainer_class):
@@ -199,9 +199,10 @@ def self_times(profiler, steps):
 def reading(job):
     """Seconds for read_labelled and tokenize of the file job["path"], and the peak memory of this process in GB."""
     tokenize, *_ = suite(job)
-    import utils
-    start, problems = time.perf_counter(), utils.Problems()
-    texts, _ = utils.read_labelled(job["path"], job["labels"], problems)
+    from textcls.errors import Problems
+    from utils import read_labelled
+    start, problems = time.perf_counter(), Problems()
+    texts, _ = read_labelled(job["path"], job["labels"], problems)
     problems.report()
     read = time.perf_counter()
     tokenize(texts)
@@ -248,9 +249,8 @@ def serving(job):
 
 def searching(job):
     """Seconds of each method of sent_interpret.py on random features, and the peak memory of this process in GB."""
-    import utils  # noqa: F401  it sets the process up
+    import textcls.paddle_setup  # noqa: F401  it sets the process up
     import numpy as np
-    sys.path.insert(0, os.path.join(ROOT, "analysis"))
     from analysis.parts.influence import METHODS, influence_scores, nearest_rows
     random_state, classes, seconds = np.random.default_rng(SEED), 11, {}
     weights = random_state.normal(size=(job["hidden_size"], classes)).astype(np.float32) / 4
@@ -280,7 +280,7 @@ def ready_made(job):
 
 def earlier(job):
     """ms per text of the earlier application's way, tokenization included, on every job["stride"]-th batch."""
-    import utils  # noqa: F401  else Paddle may crash
+    import textcls.paddle_setup  # noqa: F401  else Paddle may crash
     import numpy as np
     import onnxruntime
     import paddle2onnx

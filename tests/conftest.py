@@ -1,11 +1,11 @@
 """Shared by the tests: running the real command lines, tiny data, tiny models, one trained checkpoint."""
 
-import contextlib
+import fcntl
 import io
 import json
+import logging
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -14,37 +14,71 @@ from pathlib import Path
 
 import pytest
 
-import textcls.paddle_setup  # noqa: F401  prepares this process before a test imports paddle
+from textcls.errors import run_script
+from textcls.paddle_setup import paddle  # prepares this process before a test imports paddle
 
 ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")
+LONGEST = ("readme", "train", "prune", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug", "sent_interpret",
+           "predictor", "simple_serving", "sparse", "predict", "export", "evaluate")  # of the test files, the longest first
 needs_kuake = pytest.mark.skipif(not KUAKE, reason="KUAKE_QIC_DIR does not name the folder of the KUAKE-QIC data set")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that the workers of `make test` end together; the tests of a file keep their order."""
+    order = {f"test_{name}.py": position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def run(*command, stdin=None, cwd=ROOT, env=None, module=None):
-    """Run `python command...` as a user would; returns the finished process with text output."""
+    """Run `python command...` as a user would; returns the finished process with text output.
+
+    On one core, since the tests run two at a time; what runs in this process uses all of them.
+    """
     start = [sys.executable] + (["-m", *module] if module else [])
-    return subprocess.run([*start, *map(str, command)], cwd=cwd, env={**os.environ, **(env or {})}, encoding="utf-8",
-                          errors="replace", input=stdin, capture_output=True, timeout=600)
+    return subprocess.run([*start, *map(str, command)], cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+                          encoding="utf-8", errors="replace", input=stdin, capture_output=True, timeout=600)
 
 
-def run_in_process(*command, cwd=ROOT):
-    """As `run`, in this process: for quick command lines that need no Paddle."""
-    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
-    before = sys.argv, sys.path[:], os.getcwd(), {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    sys.argv = list(map(str, command))
+def run_here(main, *arguments, stdin="", cwd=ROOT):
+    """Run a script's main() in this process, as run_script() would: without the seconds that importing Paddle takes.
+
+    For refusals and small runs that leave Paddle as it was; each script also has tests with a process of its own. Returns
+    what `run` returns; an exception that a user would see as a traceback is raised here.
+    """
+    script = sys.modules[main.__module__].__file__
+    stdin, stdout, stderr = [io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", write_through=True)
+                             for content in (stdin.encode("utf-8"), b"", b"")]
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    code = 0
     try:
-        os.chdir(cwd)
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
-    except SystemExit as ended:
-        code = ended.code or 0
+        # parameters are numbered as in a new process: an optimizer's saved state goes by their names
+        with pytest.MonkeyPatch.context() as patch, paddle.utils.unique_name.guard():
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", [script, *map(str, arguments)])
+            for handler in console_handlers(sys.stderr):
+                patch.setattr(handler, "stream", stderr)
+            for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+                patch.setattr(sys, name, stream)
+            run_script(main)
+    except SystemExit as error:
+        code = error.code or 0
     finally:
-        sys.argv, sys.path[:], folder, handlers = before
-        os.chdir(folder)
-        for number, handler in handlers.items():
+        for number, handler in signals.items():
             signal.signal(number, handler)
-    return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
+        for handler in console_handlers(stderr):  # made during the run
+            handler.stream = sys.stderr
+        output, errors = [stream.buffer.getvalue().decode("utf-8", "replace") for stream in (stdout, stderr)]
+        sys.stdout.write(output)  # pytest shows both where a test fails
+        sys.stderr.write(errors)
+    return subprocess.CompletedProcess([script, *arguments], code, output, errors)
+
+
+def console_handlers(stream):
+    """The handlers of all loggers that write to this stream."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", [])]
+    return [handler for handler in handlers if getattr(handler, "stream", None) is stream]
 
 
 def launch(*command, cwd=ROOT, log_dir):
@@ -110,6 +144,27 @@ def thousand_texts():
 
 
 @pytest.fixture(scope="session")
+def make_once(tmp_path_factory):
+    """Function make_once(name, make): the folder of this name that make(folder) fills, once for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def make_once(name, make):
+        folder, made = shared / name, shared / f"{name}.made"
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """About 20 training and 5 dev rows per class of the sample data, with label.txt and data.txt."""
     folder = tmp_path_factory.mktemp("data")
@@ -124,80 +179,96 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory, tiny_model):
+def checkpoint(make_once, tiny_model):
     """A model trained by train.py on all sample data; good enough to be right more often than not."""
-    folder = tmp_path_factory.mktemp("trained") / "checkpoint"
-    process = run(*train_options(tiny_model, ROOT / "data", folder, num_train_epochs=10, learning_rate="3e-3"))
-    assert process.returncode == 0, process.stderr
-    return folder
+    def make(folder):
+        process = run(*train_options(tiny_model, ROOT / "data", folder / "checkpoint", num_train_epochs=10, learning_rate="3e-3",
+                                     per_device_train_batch_size=32))
+        assert process.returncode == 0, process.stderr
+
+    return make_once("trained", make) / "checkpoint"
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint, tmp_path_factory):
+def exported(checkpoint, make_once):
     """A folder made by export_model.py --onnx; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("exported") / "export"
-    process = run("export_model.py", "--params_path", checkpoint, "--output_path", folder, "--onnx")
-    assert process.returncode == 0, process.stderr
-    assert "Largest logit difference between checkpoint and ONNX model: " in process.stderr
-    return folder
+    def make(folder):
+        process = run("export_model.py", "--params_path", checkpoint, "--output_path", folder / "export", "--onnx")
+        assert process.returncode == 0, process.stderr
+        for form in ("exported graph", "ONNX model"):
+            assert f"Largest logit difference between checkpoint and {form}: " in process.stderr
+
+    return make_once("exported", make) / "export"
 
 
-@pytest.fixture(scope="session")
-def binary(tmp_path_factory, tiny_model):
-    """(data folder, checkpoint) of a task with two classes."""
-    folder = tmp_path_factory.mktemp("binary")
+def write_binary_data(folder):
+    """The rows of two classes of the sample data."""
     for name in ("train.txt", "dev.txt"):
         rows = [line for line in read_lines(ROOT / "data" / name) if line.endswith(("医疗费用", "病因分析"))]
         write_lines(folder / name, rows)
     write_lines(folder / "label.txt", ["医疗费用", "病因分析"])
-    process = run(*train_options(tiny_model, folder, folder / "checkpoint", num_train_epochs=8, learning_rate="2e-3"))
-    assert process.returncode == 0, process.stderr
+
+
+@pytest.fixture(scope="session")
+def binary(make_once, tiny_model):
+    """(data folder, checkpoint) of a task with two classes."""
+    def make(folder):
+        write_binary_data(folder)
+        process = run(*train_options(tiny_model, folder, folder / "checkpoint", num_train_epochs=8, learning_rate="2e-3"))
+        assert process.returncode == 0, process.stderr
+
+    folder = make_once("binary", make)
     return folder, folder / "checkpoint"
 
 
 @pytest.fixture(scope="session")
-def ernie_m(tmp_path_factory):
-    """An ERNIE-M trained by train.py on two classes; its SentencePiece model is made from the sample data."""
+def ernie_m(make_once):
+    """An ERNIE-M trained by train.py on two classes: data files, model/ to begin with, checkpoint/."""
+    def make(folder):
+        write_binary_data(folder)
+        model = make_ernie_m(folder / "model", read_lines(folder / "train.txt"))
+        process = run(*train_options(model, folder, folder / "checkpoint", num_train_epochs=6, learning_rate="2e-3"))
+        assert process.returncode == 0, process.stderr
+        assert json.loads((folder / "checkpoint/eval_results.json").read_text())["eval_accuracy"] > 0.7
+
+    return make_once("ernie_m", make)
+
+
+def make_ernie_m(folder, rows):
+    """The folder of an ERNIE-M without weights; its SentencePiece model is made from the texts of labelled rows."""
     import sentencepiece
 
-    folder = tmp_path_factory.mktemp("ernie_m")
-    rows = [line for line in read_lines(ROOT / "data/train.txt") if line.endswith(("医疗费用", "病因分析"))]
-    write_lines(folder / "texts", [row.split("\t")[0] for row in rows])
-    model = folder / "model"
-    model.mkdir()
-    sentencepiece.SentencePieceTrainer.train(input=str(folder / "texts"), model_prefix=str(model / "sentencepiece.bpe"),
-                                             vocab_size=1200, hard_vocab_limit=False, minloglevel=2)
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model / "sentencepiece.bpe.model"))
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([row.split("\t")[0] for row in rows]), model_prefix=str(folder / "sentencepiece.bpe"),
+        vocab_size=1200, hard_vocab_limit=False, minloglevel=2)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
     vocab = [pieces.id_to_piece(index) for index in range(3, pieces.get_piece_size())]
-    write_lines(model / "vocab.txt", ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *vocab])
-    os.remove(model / "sentencepiece.bpe.vocab")
-    (model / "config.json").write_text(json.dumps({
+    write_lines(folder / "vocab.txt", ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *vocab])
+    os.remove(folder / "sentencepiece.bpe.vocab")
+    (folder / "config.json").write_text(json.dumps({
         "architectures": ["ErnieMForSequenceClassification"], "model_type": "ernie_m", "vocab_size": len(vocab) + 5,
         "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
         "max_position_embeddings": 130, "pad_token_id": 1, "cls_token_id": 0}))
-    write_lines(folder / "train.txt", rows)
-    write_lines(folder / "dev.txt", [line for line in read_lines(ROOT / "data/dev.txt")
-                                     if line.endswith(("医疗费用", "病因分析"))])
-    write_lines(folder / "label.txt", ["医疗费用", "病因分析"])
-    process = run(*train_options(model, folder, folder / "checkpoint", num_train_epochs=6, learning_rate="2e-3"))
-    assert process.returncode == 0, process.stderr
-    assert json.loads((folder / "checkpoint/eval_results.json").read_text())["eval_accuracy"] > 0.7
     return folder
 
 
 @pytest.fixture(scope="session")
-def predicted(checkpoint, tmp_path_factory):
+def predicted(checkpoint, make_once):
     """1,000 texts and what predict.py says of them: (list of str, list of its JSON objects with top_k 3)."""
-    folder = tmp_path_factory.mktemp("predicted")
-    real = [line.split("\t")[0] for line in read_lines(ROOT / "data/train.txt")]
-    texts = [text for text in thousand_texts() if text.strip() and not set(text) & set("\t\n\r\0")]
-    texts += real[-(1000 - len(texts)):]
-    write_lines(folder / "data.txt", texts)
-    process = run("predict.py", "--params_path", checkpoint, "--dataset_dir", folder, "--device", "cpu", "--output_format",
-                  "jsonl", "--top_k", 3, "--output_file", folder / "answers")
-    assert process.returncode == 0, process.stderr
-    answers = [json.loads(line) for line in read_lines(folder / "answers")]
-    assert len(texts) == 1000 and [answer["text"] for answer in answers] == texts
+    def make(folder):
+        real = [line.split("\t")[0] for line in read_lines(ROOT / "data/train.txt")]
+        texts = [text for text in thousand_texts() if text.strip() and not set(text) & set("\t\n\r\0")]
+        texts += real[-(1000 - len(texts)):]
+        assert len(texts) == 1000
+        write_lines(folder / "data.txt", texts)
+        process = run("predict.py", "--params_path", checkpoint, "--dataset_dir", folder, "--device", "cpu",
+                      "--output_format", "jsonl", "--top_k", 3, "--output_file", folder / "answers")
+        assert process.returncode == 0, process.stderr
+
+    folder = make_once("predicted", make)
+    texts, answers = read_lines(folder / "data.txt"), [json.loads(line) for line in read_lines(folder / "answers")]
+    assert [answer["text"] for answer in answers] == texts
     return texts, answers
 
 

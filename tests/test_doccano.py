@@ -9,7 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_in_process
+from conftest import ROOT, run_here
+
+from data import doccano
 
 SCRIPT = str(ROOT / "data/doccano.py")
 ALL = {"train.txt", "dev.txt", "test.txt", "label.txt"}
@@ -24,11 +26,11 @@ def run(folder, *options, hash_seed=None, python=None, rows=None):
     if rows is not None:
         lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
         (folder / "doccano.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    command = [SCRIPT, "--save_dir", "out", *map(str, options)]
+    command = ["--save_dir", "out", *map(str, options)]
     if hash_seed is None and python is None:
-        return run_in_process(*command, cwd=folder)
+        return run_here(doccano.main, *command, cwd=folder)
     env = {**os.environ, "PYTHONHASHSEED": hash_seed or "random", "PYTHONIOENCODING": "utf-8"}
-    result = subprocess.run([sys.executable, *(python or ["-B"]), *command], cwd=folder, env=env, capture_output=True,
+    result = subprocess.run([sys.executable, *(python or ["-B"]), SCRIPT, *command], cwd=folder, env=env, capture_output=True,
                             encoding="utf-8", timeout=60)
     assert "Traceback" not in result.stderr
     return result

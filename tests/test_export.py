@@ -6,11 +6,13 @@ import re
 import shutil
 
 import numpy as np
-from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+import predict
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+from export_model import main
 
 
 def export(checkpoint, output, *more):
-    process = run("export_model.py", "--params_path", checkpoint, "--output_path", output, *more)
+    process = run_here(main, "--params_path", checkpoint, "--output_path", output, *more)
     assert process.returncode == 0, process.stderr
     return float(re.search(r"Largest logit difference between checkpoint and exported graph: (\S+)", process.stderr)[1])
 
@@ -34,8 +36,8 @@ def run_graph(folder, encode, texts):
 
 def predicted(checkpoint, texts, folder):
     write_lines(folder / "texts.txt", texts)
-    process = run("predict.py", "--params_path", checkpoint, "--dataset_dir", folder, "--data_file", "texts.txt",
-                  "--output_file", folder / "out", "--output_format", "jsonl")
+    process = run_here(predict.main, "--params_path", checkpoint, "--dataset_dir", folder, "--data_file", "texts.txt",
+                       "--output_file", folder / "out", "--output_format", "jsonl")
     assert process.returncode == 0, process.stderr
     return [json.loads(line) for line in read_lines(folder / "out")]
 
@@ -46,12 +48,13 @@ def assert_agree(logits, rows, labels):
     np.testing.assert_allclose(probs.max(axis=1), [row["probability"] for row in rows], atol=1e-5)
 
 
-def test_the_export_alone_gives_the_checkpoints_answers(checkpoint, tmp_path):
+def test_the_export_alone_gives_the_checkpoints_answers(checkpoint, exported, tmp_path):
     from tokenizers import Tokenizer
 
-    assert export(checkpoint, tmp_path / "export") <= 1e-4
-    export(checkpoint, tmp_path / "export")  # again, over the old one
-    folder = tmp_path / "export"
+    folder = shutil.copytree(exported, tmp_path / "export")
+    assert (folder / "float32.onnx").exists()
+    assert export(checkpoint, folder) <= 1e-4  # over the old one, whose ONNX model goes
+    assert not (folder / "float32.onnx").exists()
     assert {"float32.pdmodel", "float32.pdiparams", "float32.pdiparams.info", "tokenizer.json", "vocab.txt",
             "tokenizer_config.json", "label.txt", "deploy.json"} <= set(os.listdir(folder))
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
@@ -67,7 +70,7 @@ def test_the_export_alone_gives_the_checkpoints_answers(checkpoint, tmp_path):
 def test_wrong_folders_are_refused_and_nothing_is_left(checkpoint, tmp_path):
     assert_user_error(run("export_model.py", "--params_path", tmp_path / "no", "--output_path", tmp_path / "out"),
                       "no: no such folder")
-    assert_user_error(run("export_model.py", "--params_path", checkpoint, "--output_path", tmp_path / "out", "--multilingual"),
+    assert_user_error(run_here(main, "--params_path", checkpoint, "--output_path", tmp_path / "out", "--multilingual"),
                       "--multilingual:", "expected an ERNIE-M model")
     assert os.listdir(tmp_path) == []
 
@@ -88,12 +91,12 @@ def test_ernie_m_is_recognised_and_its_padding_is_masked(ernie_m, tmp_path):
     assert_agree(logits, predicted(checkpoint, texts, tmp_path), ["医疗费用", "病因分析"])
 
 
-def test_a_damaged_export_never_replaces_a_good_one(checkpoint, tmp_path):
-    export(checkpoint, tmp_path / "export")
-    before = (tmp_path / "export/deploy.json").read_bytes()
+def test_a_damaged_export_never_replaces_a_good_one(checkpoint, exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "export")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
     (broken / "model_state.pdparams").write_bytes((checkpoint / "model_state.pdparams").read_bytes()[:1000])
-    assert_user_error(run("export_model.py", "--params_path", broken, "--output_path", tmp_path / "export"),
+    assert_user_error(run_here(main, "--params_path", broken, "--output_path", tmp_path / "export"),
                       "model_state.pdparams: damaged or not a Paddle file")
-    assert (tmp_path / "export/deploy.json").read_bytes() == before
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}

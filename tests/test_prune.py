@@ -6,8 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, launch, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, launch, read_lines, run, run_here, write_lines
 from test_predictor import assert_paths_agree, thousand_texts
+
+from prune import hold_out, main, parse_widths
+from textcls.errors import UserError
 
 DATA = ROOT / "data"
 WIDTHS = {"0.75": 9, "0.67": 8, "0.5": 6}  # folder: heads that are left of 12
@@ -59,7 +62,6 @@ def test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table
     assert list(rows) == ["1", *WIDTHS]
     from textcls.pickle_guard import guard_paddle_load
     from textcls.checkpoints import load_checkpoint
-    from textcls.errors import UserError
 
     guard_paddle_load()
     from textcls.paddle_setup import paddle
@@ -90,8 +92,6 @@ def test_every_width_agrees_with_its_onnx_model_on_a_thousand_texts(pruned):
 
 def test_training_rows_are_held_out_in_every_class(pruned):
     assert "121 of 1210 training rows are held out" in pruned[1].stderr
-    from prune import hold_out
-
     label_ids = np.array([0] * 40 + [1] * 7 + [2] * 2 + [3])
     held = hold_out(label_ids, 3)
     assert np.bincount(label_ids[held], minlength=4).tolist() == [4, 1, 1, 0]
@@ -155,7 +155,6 @@ def test_two_processes_prune(checkpoint, tmp_path):
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path):
     from textcls.trainer import lock_folder
-    from textcls.errors import UserError
 
     lock_folder(tmp_path)
     with pytest.raises(UserError, match="another run is writing there"):
@@ -169,9 +168,6 @@ def test_two_runs_do_not_share_an_output_folder(tmp_path):
     ("0.5", "named twice"), ("nan", "not a fraction"), ("1e999999999", "not a fraction"), ("0.000001", "of 12 heads"),
 ])
 def test_widths_are_parsed_not_evaluated(text, wrong):
-    from prune import parse_widths
-    from textcls.errors import UserError
-
     assert parse_widths(["3/4", "2/3", "0.5", "5/12"], 12) == [0.75, 2 / 3, 0.5, 5 / 12]
     with pytest.raises(UserError, match=wrong):
         parse_widths(["1/2", text], 12)
@@ -185,5 +181,10 @@ def test_widths_are_parsed_not_evaluated(text, wrong):
     (["--importance_file", "no.txt"], ["no.txt: file not found"]),
 ])
 def test_wrong_options_are_refused_and_nothing_is_written(checkpoint, tmp_path, more, parts):
-    assert_user_error(run(*options(checkpoint, tmp_path / "out", *more)), *parts)
+    assert_user_error(run_here(main, *options(checkpoint, tmp_path / "out", *more)[1:]), *parts)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_refusal_in_a_process_of_its_own(checkpoint, tmp_path):
+    assert_user_error(run(*options(checkpoint, tmp_path / "out", "--width_mult_list", "0.7")), "--width_mult_list 0.7")
     assert os.listdir(tmp_path) == []

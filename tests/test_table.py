@@ -9,7 +9,10 @@ import zipfile
 
 import openpyxl
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, run_in_process, write_lines
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+
+from data import doccano
+from data import table as script
 
 ROWS = [("头疼怎么办", "治疗方案"), ("拔牙多少钱", "医疗费用"), ("腹胀是什么引起的", "病因分析"), ("牙套戴多久", "治疗方案")]
 HEADER = ("问题", "类别")
@@ -26,7 +29,7 @@ def table(tmp_path):
         elif content is not None:
             write_workbook(tmp_path / name, content)
         command = ["--table_file", name, "--save_dir", "out", "--splits", 1, *options]
-        return run_in_process(ROOT / "data/table.py", *command, cwd=tmp_path)
+        return run_here(script.main, *command, cwd=tmp_path)
 
     def refuse(name, content, *parts, options=()):
         process = convert(name, content, *options)
@@ -83,8 +86,8 @@ def test_the_same_split_as_doccano(tmp_path):
     rows = [line.split("\t") for line in read_lines(ROOT / "data/dev.txt")]
     write_lines(tmp_path / "d.jsonl", [json.dumps({"text": text, "label": [label]}) for text, label in rows])
     (tmp_path / "t.csv").write_text(delimited([HEADER, *rows]), encoding="gb18030")
-    run_in_process(ROOT / "data/doccano.py", "--doccano_file", "d.jsonl", "--save_dir", "d", cwd=tmp_path)
-    run_in_process(ROOT / "data/table.py", "--table_file", "t.csv", "--save_dir", "t", cwd=tmp_path)
+    run_here(doccano.main, "--doccano_file", "d.jsonl", "--save_dir", "d", cwd=tmp_path)
+    run_here(script.main, "--table_file", "t.csv", "--save_dir", "t", cwd=tmp_path)
     for name in ("train.txt", "dev.txt", "test.txt", "label.txt"):
         assert (tmp_path / "t" / name).read_bytes() == (tmp_path / "d" / name).read_bytes() != b""
 

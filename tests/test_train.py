@@ -3,7 +3,7 @@
 import json
 import os
 import pickle
-import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, launch, make_model, read_lines, run, train_options, write_lines
+from conftest import ROOT, assert_user_error, launch, make_model, read_lines, run, run_here, train_options, write_lines
+
+import export_model
+import predict
+import train
+from textcls.errors import UserError
+
+
+def run_train(*arguments, **changes):
+    """train.py in this process, with the options of `train_options`."""
+    return run_here(train.main, *train_options(*arguments, **changes)[1:])
+
+
+def trained(*arguments, **changes):
+    """The log of a training in this process that ends well."""
+    process = run_train(*arguments, **changes)
+    assert process.returncode == 0, process.stderr
+    return process.stderr
 
 
 def weights(folder):
@@ -37,9 +54,8 @@ def assert_same_weights(first, second):
 def assert_complete(folder):
     """Every file that a resume needs is there and can be read."""
     from textcls.pickle_guard import check_pickle
-    from train import RESUME_FILES
 
-    for name in RESUME_FILES + ("rng_state.pth", "label.txt", "vocab.txt"):
+    for name in train.RESUME_FILES + ("rng_state.pth", "label.txt", "vocab.txt"):
         assert (folder / name).stat().st_size, name
     for name in ("model_state.pdparams", "optimizer.pdopt", "scheduler.pdparams", "rng_state.pth"):
         check_pickle(folder / name)
@@ -72,8 +88,8 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     assert "No GPU seen by Paddle: using the CPU." in process.stderr
     assert "Early stopping is off" in process.stderr
     assert (tmp_path / "out/config.json").exists() and not (tmp_path / "never").exists()
-    again = run(ROOT / "train.py", "options.json", "--output_dir", "out2", "--seed", "43", cwd=tmp_path)
-    assert again.returncode == 0
+    again = run_here(train.main, tmp_path / "options.json", "--output_dir", tmp_path / "out2", "--seed", "43")
+    assert again.returncode == 0, again.stderr
     assert any((weights(tmp_path / "out")[name] != value).any() for name, value in weights(tmp_path / "out2").items())
 
 
@@ -81,8 +97,6 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     ({"do_eval": None, "evaluation_strategy": None, "load_best_model_at_end": None},
      ["--metric_for_best_model accuracy needs an evaluation"]),
     ({"metric_for_best_model": "f2"}, ["f2: no such metric", "macro_f1"]),
-    ({"do_train": None, "do_eval": None, "evaluation_strategy": None, "load_best_model_at_end": None,
-      "metric_for_best_model": None}, ["nothing to do"]),
     ({"save_strategy": "steps"}, ["save and eval strategy to match"]),
     ({"learning_rate": "fast"}, ["invalid float value: 'fast'"]),
     ({"no_such_option": "1"}, ["unknown option --no_such_option 1"]),
@@ -97,31 +111,29 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     ({"output_dir": ROOT / "LICENSE"}, ["LICENSE: is no folder"]),
     ({"output_dir": "data/"}, ["--output_dir data/: is the folder of the data"]),
     ({"optim": "adafactor"}, ["--optim adafactor: PaddleNLP 2.8.1 has no such optimizer"]),
-    ({"adam_beta1": "5"}, ["--adam_beta1 5.0: out of range, expected 0 to 0.999999"]),
+    ({"warmup_ratio": "5"}, ["warmup_ratio must lie in range [0,1]"]),
     ({"num_train_epochs": "nan"}, ["--num_train_epochs nan: out of range"]),
-    ({"eval_accumulation_steps": "0"}, ["--eval_accumulation_steps 0: out of range, expected 1 or more"]),
     ({"label_names": "foo"}, ["--label_names: the labels are those of label.txt"]),
     ({"loss": "focal", "focal_gamma": "nan"}, ["--focal_gamma nan: out of range"]),
 ])
-def test_options_that_cannot_work_are_refused_at_once(changes, parts, monkeypatch):
-    import train
-    from textcls.errors import UserError
+def test_options_that_cannot_work_are_refused_at_once(changes, parts):
+    assert_user_error(run_train("data", "data", "never", **changes), *parts)
+    assert not (ROOT / "never").exists()
 
-    monkeypatch.setattr(sys, "argv", train_options("data", "data", "never", **changes))
-    with pytest.raises(UserError) as error:
-        parsed = train.parse_dataclasses((train.ModelArguments, train.DataArguments, train.TrainArguments), train.__doc__)
-        parsed[2].device = train.select_device(parsed[2].device)
-        train.check_arguments(*parsed)
-    for part in parts:
-        assert part in str(error.value)
+
+def test_without_options_the_next_steps_are_said():
+    process = run_here(train.main)
+    assert_user_error(process, "nothing to do, expected --do_train, --do_eval or both")
+    commands = re.findall(r"^  \w+ +python (.*)", process.stderr, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["train.py", "analysis/evaluate.py", "predict.py", "export_model.py"]
 
 
 def test_gpu_without_a_gpu_and_bad_data_are_user_errors(tiny_model, tmp_path):
     from textcls.paddle_setup import paddle
 
     if not paddle.is_compiled_with_cuda():
-        process = run(*train_options(tiny_model, ROOT / "data", tmp_path / "out", device="gpu"))
-        assert_user_error(process, "--device gpu: this Paddle is a CPU build")
+        assert_user_error(run_train(tiny_model, ROOT / "data", tmp_path / "out", device="gpu"),
+                          "--device gpu: this Paddle is a CPU build")
     write_lines(tmp_path / "label.txt", ["甲", "乙"])
     write_lines(tmp_path / "train.txt", ["好\t甲", "没有标签", "坏\t丙"])
     write_lines(tmp_path / "dev.txt", ["好\t\t甲"])
@@ -129,22 +141,22 @@ def test_gpu_without_a_gpu_and_bad_data_are_user_errors(tiny_model, tmp_path):
     assert_user_error(process, f"{tmp_path}/train.txt:2: no tab", f"{tmp_path}/train.txt:3: label '丙'",
                       f"{tmp_path}/dev.txt:1: 2 tabs", "3 problems found.")
     write_lines(tmp_path / "label.txt", ["甲", "乙", "甲"])  # then which labels are unknown cannot be said
-    process = run(*train_options(tiny_model, tmp_path, tmp_path / "out"))
+    process = run_train(tiny_model, tmp_path, tmp_path / "out")
     assert_user_error(process, f"{tmp_path}/label.txt:3: label '甲' again", f"{tmp_path}/train.txt:2: no tab",
                       f"{tmp_path}/dev.txt:1: 2 tabs", "3 problems found.")
     assert not (tmp_path / "out").exists()
 
 
-def test_names_without_a_connection_say_what_to_do(tiny_data, tmp_path):
-    home = {"PPNLP_HOME": str(tmp_path / "home"), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+def test_names_without_a_connection_say_what_to_do(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     (tmp_path / "home").mkdir()
-    options = {"data": tiny_data, "output": tmp_path / "out"}
-    assert_user_error(run(*train_options("ernie-3.0-nano-zh", **options), env=home),
-                      "ernie-3.0-nano-zh: its files could not be downloaded", "Without a connection",
-                      "models/ernie-3.0-nano-zh", "--model_name_or_path")
-    assert_user_error(run(*train_options("ernie-9", **options), env=home), "ernie-9: neither a folder nor a model",
+    process = run(*train_options("ernie-3.0-nano-zh", tiny_data, tmp_path / "out"), env={"PPNLP_HOME": str(tmp_path / "home")})
+    assert_user_error(process, "ernie-3.0-nano-zh: its files could not be downloaded", "Without a connection",
+                      f"{tmp_path}/home/models/ernie-3.0-nano-zh", "--model_name_or_path")
+    assert_user_error(run_train("ernie-9", tiny_data, tmp_path / "out"), "ernie-9: neither a folder nor a model",
                       "ernie-3.0-base-zh")
-    assert_user_error(run(*train_options("no/such/folder", **options), env=home), "no/such/folder: no such folder")
+    assert_user_error(run_train("no/such/folder", tiny_data, tmp_path / "out"), "no/such/folder: no such folder")
 
 
 def test_a_built_in_name_is_taken_from_the_local_cache(tiny_data, tmp_path):
@@ -167,8 +179,9 @@ def test_a_built_in_name_is_taken_from_the_local_cache(tiny_data, tmp_path):
 
 
 def start(options):
-    return subprocess.Popen([sys.executable, *map(str, options)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL)
+    """Start a script as `run` does: threads of another number would give other last bits."""
+    return subprocess.Popen([sys.executable, *map(str, options)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def kill_when(process, condition):
@@ -177,25 +190,34 @@ def kill_when(process, condition):
     while not condition():
         assert process.poll() is None, "the training ended before it could be killed"
         assert time.time() < deadline
-        time.sleep(0.005)
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
-@pytest.mark.parametrize("strategy, stop", [("epoch", 28), ("steps", 18)])
-def test_killed_and_resumed_ends_as_if_never_interrupted(tiny_data, tiny_model, tmp_path, strategy, stop):
-    """220 rows in batches of 16 make 14 steps an epoch: 28 is the end of an epoch, 18 lies within one."""
-    changes = {"evaluation_strategy": strategy, "save_strategy": strategy, "num_train_epochs": 4, "save_total_limit": 3}
-    if strategy == "steps":
-        changes.update(eval_steps=6, save_steps=6)
+def is_writing(folder, step):
+    """True while a file of the checkpoint after checkpoint-`step`, or of an old one that goes, lies in a hidden folder."""
+    return (folder / f"checkpoint-{step}").exists() and any(list(hidden.glob("**/*.pd*")) for hidden in folder.glob(".*"))
+
+
+def test_killed_while_saving_and_resumed_ends_as_if_never_interrupted(tiny_data, tiny_model, tmp_path):
+    """220 rows in batches of 16 make 14 steps an epoch: the first kill is within one, the second while the second is saved."""
+    changes = {"evaluation_strategy": "steps", "save_strategy": "steps", "eval_steps": 7, "save_steps": 7,
+               "num_train_epochs": 3, "save_total_limit": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(*train_options(tiny_model, tiny_data, whole, **changes)).returncode == 0
-    kill_when(start(train_options(tiny_model, tiny_data, killed, **changes)), (killed / f"checkpoint-{stop}").exists)
-    assert not (killed / "config.json").exists()
-    assert_user_error(run(*train_options(tiny_model, tiny_data, killed, **changes)), "did not finish",
+    options = train_options(tiny_model, tiny_data, killed, **changes)
+    kill_when(start(options), lambda: is_writing(killed, 7))
+    assert_user_error(run_train(tiny_model, tiny_data, killed, **changes), "did not finish",
                       "--resume_from_checkpoint", "--overwrite_output_dir")
-    resumed = run(*train_options(tiny_model, tiny_data, killed, resume_from_checkpoint=killed / f"checkpoint-{stop}", **changes))
+    assert_complete(killed / "checkpoint-7")
+    kill_when(start([*options, "--resume_from_checkpoint", killed / "checkpoint-7"]), lambda: is_writing(killed, 21))
+    assert not (killed / "config.json").exists()
+    for folder in killed.glob("checkpoint-*"):
+        assert_complete(folder)
+    resumed = run(*options, "--resume_from_checkpoint", killed)  # from the newest there
     assert resumed.returncode == 0, resumed.stderr
+    assert not [name for name in os.listdir(killed) if name.startswith(".")]
     last = max(whole.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1])).name
     for name in ("", last):
         assert_same_weights(whole / name, killed / name)
@@ -210,83 +232,67 @@ ACCUMULATION = {"gradient_accumulation_steps": 4, "num_train_epochs": 4, "save_t
 def accumulated(tiny_data, tiny_model, tmp_path_factory):
     """The checkpoints of a training whose gradient accumulation leaves batches over: 14 an epoch, 4 to a step."""
     folder = tmp_path_factory.mktemp("accumulated")
-    process = run(*train_options(tiny_model, tiny_data, folder, **ACCUMULATION))
-    assert process.returncode == 0, process.stderr
+    trained(tiny_model, tiny_data, folder, **ACCUMULATION)
     return sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.split("-")[1]))
 
 
 def test_resuming_with_gradient_accumulation_is_exact(tiny_data, tiny_model, accumulated, tmp_path):
     assert len(accumulated) == 4
-    process = run(*train_options(tiny_model, tiny_data, tmp_path, resume_from_checkpoint=accumulated[1], **ACCUMULATION))
-    assert process.returncode == 0, process.stderr
+    trained(tiny_model, tiny_data, tmp_path, resume_from_checkpoint=accumulated[1], **ACCUMULATION)
     assert_same_weights(accumulated[-1], tmp_path / accumulated[-1].name)
+    best = [json.loads((folder / "trainer_state.json").read_text())["best_metric"]
+            for folder in (accumulated[0].parent, tmp_path)]
+    assert best[0] == best[1]
 
 
 def test_a_checkpoint_of_another_model_or_label_set_is_not_resumed(tiny_data, tiny_model, accumulated, tmp_path):
-    point = accumulated[-1]
+    point, out = accumulated[-1], tmp_path / "out"
     other = make_model(tmp_path / "other", hidden_size=96)
-    assert_user_error(run(*train_options(other, tiny_data, tmp_path / "out", resume_from_checkpoint=point)),
+    assert_user_error(run_train(other, tiny_data, out, resume_from_checkpoint=point),
                       "hidden_size is 48 there and 96 in the model")
-    assert_user_error(run(*train_options(tiny_model, tiny_data, tmp_path / "out", resume_from_checkpoint=point,
-                                         num_train_epochs=0.5)), "--num_train_epochs 0.5:", "epochs already")
-    assert_user_error(run(*train_options(tiny_model, tiny_data, tmp_path / "out", resume_from_checkpoint=point,
-                                         per_device_train_batch_size=8, **ACCUMULATION)), "this run has 28 batches an epoch")
+    assert_user_error(run_train(tiny_model, tiny_data, out, resume_from_checkpoint=point, num_train_epochs=0.5),
+                      "--num_train_epochs 0.5:", "epochs already")
+    assert_user_error(run_train(tiny_model, tiny_data, out, resume_from_checkpoint=point, per_device_train_batch_size=8,
+                                **ACCUMULATION), "this run has 28 batches an epoch")
     damaged = shutil.copytree(point, tmp_path / "damaged")
     drop_weight(damaged / "model_state.pdparams", "ernie.pooler.dense.bias")
-    assert_user_error(run(*train_options(tiny_model, tiny_data, tmp_path / "out", resume_from_checkpoint=damaged,
-                                         **ACCUMULATION)),
+    assert_user_error(run_train(tiny_model, tiny_data, out, resume_from_checkpoint=damaged, **ACCUMULATION),
                       "model_state.pdparams: lacks 1 parameters, ernie.pooler.dense.bias among them")
     shutil.copytree(tiny_data, tmp_path / "data")
     labels = read_lines(tiny_data / "label.txt")
     write_lines(tmp_path / "data/label.txt", labels[::-1])
-    assert_user_error(run(*train_options(tiny_model, tmp_path / "data", tmp_path / "out", resume_from_checkpoint=point)),
+    assert_user_error(run_train(tiny_model, tmp_path / "data", out, resume_from_checkpoint=point),
                       f"label.txt:1: label {labels[-1]!r} where the checkpoint has {labels[0]!r}")
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
-def test_killed_while_saving_leaves_no_half_checkpoint(tiny_data, tiny_model, tmp_path):
-    out, clock = tmp_path / "out", random.Random(7)
-    options = train_options(tiny_model, tiny_data, out, evaluation_strategy="steps", save_strategy="steps", eval_steps=1,
-                            save_steps=1, num_train_epochs=50, save_total_limit=2, early_stopping_patience=0,
-                            overwrite_output_dir="")
-    for _ in range(3):
-        shutil.rmtree(out, ignore_errors=True)
-        process = start(options)
-        kill_when(process, lambda: len(list(out.glob("checkpoint-*"))) > 1 and clock.random() < 0.02)
-        for folder in out.glob("checkpoint-*"):
-            assert_complete(folder)
-    resumed = run(*options, "--resume_from_checkpoint", out, "--max_steps", "40")
-    assert resumed.returncode == 0, resumed.stderr
-    assert not [name for name in os.listdir(out) if name.startswith(".")]
+FEW_STEPS = {"max_steps": 2, "evaluation_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
 
 
 def test_a_finished_training_may_be_repeated_in_its_folder(tiny_data, tiny_model, tmp_path):
-    options = train_options(tiny_model, tiny_data, tmp_path, num_train_epochs=1)
-    for _ in range(2):
-        process = run(*options)
-        assert process.returncode == 0, process.stderr
-    assert "of the earlier training in" in process.stderr
+    logs = [run(*train_options(tiny_model, tiny_data, tmp_path, **FEW_STEPS)).stderr for _ in range(2)]
+    assert [f"Model saved in {tmp_path}" in log for log in logs] == [True, True], logs
+    assert ["of the earlier training in" in log for log in logs] == [False, True]
+    for log in logs:  # plain lines, and few: no progress bars, no staging folders, no five lines per evaluation
+        assert "\r" not in log and ".staging" not in log and "Running Evaluation" not in log and "eval_accuracy: " in log
     assert len(list(tmp_path.glob("checkpoint-*"))) == 1
 
 
 def test_a_diverged_training_saves_nothing(tiny_data, tiny_model, tmp_path):
     from textcls.trainer import StopAtNonFinite
-    from textcls.errors import UserError
 
     state = type("State", (), {"global_step": 3})
     with pytest.raises(UserError, match="the training has diverged: loss is nan at step 3"):
         StopAtNonFinite().on_log(None, state, None, {"loss": float("nan")})
     broken = make_model(tmp_path / "broken", initializer_range=1e30)  # its products are infinite
-    process = run(*train_options(broken, tiny_data, tmp_path / "out", num_train_epochs=1))
+    process = run_train(broken, tiny_data, tmp_path / "out", **FEW_STEPS)
     assert_user_error(process, "the training has diverged: ", "is nan at step")
     assert not (tmp_path / "out/config.json").exists()
 
 
 def test_early_stopping_ends_the_training(tiny_data, tiny_model, tmp_path):
-    process = run(*train_options(tiny_model, tiny_data, tmp_path, learning_rate=0, num_train_epochs=9,
-                                 early_stopping_patience=2))
-    assert process.returncode == 0, process.stderr
-    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 3 * 14
+    trained(tiny_model, tiny_data, tmp_path, **{**FEW_STEPS, "max_steps": 99, "learning_rate": 0, "early_stopping_patience": 2})
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 3 * 2
 
 
 def test_two_processes_train_and_agree(tiny_data, tiny_model, tmp_path):
@@ -296,42 +302,82 @@ def test_two_processes_train_and_agree(tiny_data, tiny_model, tmp_path):
     state = json.loads((tmp_path / "out/trainer_state.json").read_text())
     assert state["global_step"] == 2 * 7  # 220 rows, 2 x 16 a step
     assert {"config.json", "model_state.pdparams", "label.txt"} <= set(os.listdir(tmp_path / "out"))
-    check = run("train.py", "--model_name_or_path", tmp_path / "out", "--data_dir", tiny_data, "--do_eval", "--output_dir",
-                tmp_path / "check", "--device", "cpu", "--per_device_eval_batch_size", 32, "--max_seq_length", 64)
+    check = run_here(train.main, "--model_name_or_path", tmp_path / "out", "--data_dir", tiny_data, "--do_eval", "--output_dir",
+                     tmp_path / "check", "--device", "cpu", "--per_device_eval_batch_size", 32, "--max_seq_length", 64)
     assert check.returncode == 0, check.stderr
     accuracy = [json.loads((tmp_path / name / "eval_results.json").read_text())["eval_accuracy"] for name in ("out", "check")]
     assert accuracy[0] == pytest.approx(accuracy[1])
 
 
-def test_losses_are_what_their_formulas_say():
+def test_evaluation_alone_takes_the_length_of_the_training(checkpoint, tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    texts = [line.split("\t") for line in read_lines(tiny_data / "dev.txt")]
+    write_lines(data / "dev.txt", [f"{text * 9}\t{label}" for text, label in texts])
+    process = run_here(train.main, "--model_name_or_path", checkpoint, "--data_dir", data, "--output_dir", tmp_path / "out",
+                       "--do_eval", "--device", "cpu")
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"\d+ of 55 dev texts fill max_seq_length 64", process.stderr)
+
+
+def loss_by_formula(logits, labels, class_weights=None, gamma=0.0, smoothing=0.0):
+    """The mean of -t (1 - p)^gamma log p over classes and texts, by NumPy: t a smoothed one-hot target, texts weighted by class.
+
+    logits: float [num_texts, num_classes]; labels: int [num_texts]; class_weights: float [num_classes] or None.
+    """
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    target = np.eye(logits.shape[1])[labels] * (1 - smoothing) + smoothing / logits.shape[1]
+    losses = -(target * (1 - probs) ** gamma * np.log(probs)).sum(axis=1)
+    return np.average(losses, weights=None if class_weights is None else class_weights[labels])
+
+
+LABEL_IDS = np.array([0, 1, 2, 1, 1, 0])  # class 3 has no rows
+
+
+@pytest.mark.parametrize("options, by_formula", [
+    ({}, {}),
+    ({"label_smoothing": 0.1}, {"smoothing": 0.1}),
+    ({"loss": "focal"}, {"gamma": 2.0}),
+    ({"loss": "focal", "focal_gamma": 0.5, "label_smoothing": 0.2}, {"gamma": 0.5, "smoothing": 0.2}),
+    ({"loss": "cross_entropy", "focal_gamma": 3.0}, {}),  # of the focal loss only
+    ({"class_weights": "balanced"}, {"class_weights": [6 / 8, 6 / 12, 6 / 4, 0]}),  # rows / (classes * rows of the class)
+    ({"class_weights": "balanced", "loss": "focal", "label_smoothing": 0.1},
+     {"class_weights": [6 / 8, 6 / 12, 6 / 4, 0], "gamma": 2.0, "smoothing": 0.1}),
+])
+def test_losses_are_what_their_formulas_say(options, by_formula):
     from textcls.paddle_setup import paddle
+
+    logits = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    if "class_weights" in by_formula:
+        by_formula = {**by_formula, "class_weights": np.array(by_formula["class_weights"])}
+    loss = train.make_loss(train.ModelArguments(**options), LABEL_IDS, 4)
+    value = float(loss(paddle.to_tensor(logits), paddle.to_tensor(LABEL_IDS)))
+    assert value == pytest.approx(loss_by_formula(logits, LABEL_IDS, **by_formula), rel=1e-5)
+
+
+def test_the_focal_loss_has_a_slope_where_the_model_is_sure():
     from textcls.losses import ClassificationLoss
+    from textcls.paddle_setup import paddle
 
-    random_state = np.random.default_rng(0)
-    logits, labels = random_state.normal(size=(6, 3)).astype("float32"), np.array([0, 1, 2, 1, 1, 0])
-    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    own = probs[np.arange(6), labels]
-    weights_ = np.array([0.5, 2.0, 1.0], dtype=np.float32)
-
-    def loss(**options):
-        return float(ClassificationLoss(**options)(paddle.to_tensor(logits), paddle.to_tensor(labels)))
-
-    assert loss(focal_gamma=2.0) == pytest.approx(float((-(1 - own) ** 2 * np.log(own)).mean()), rel=1e-5)
-    weighted = (weights_[labels] * -np.log(own)).sum() / weights_[labels].sum()
-    assert loss(class_weights=weights_) == pytest.approx(float(weighted), rel=1e-5)
-    smoothed = -(0.9 * np.log(own) + 0.1 / 3 * np.log(probs).sum(1)).mean()
-    assert loss(label_smoothing=0.1) == pytest.approx(float(smoothed), rel=1e-5)
     sure = paddle.to_tensor(np.array([[60.0, 0.0, 0.0]], dtype="float32"), stop_gradient=False)
     ClassificationLoss(focal_gamma=0.5)(sure, paddle.to_tensor(np.array([0]))).backward()
-    assert np.isfinite(sure.grad.numpy()).all()  # a slope of (1 - p) ** 0.5 at p = 1
-    plain = float(paddle.nn.CrossEntropyLoss()(paddle.to_tensor(logits), paddle.to_tensor(labels)))
-    assert loss() == pytest.approx(plain, rel=1e-5)
+    assert np.isfinite(sure.grad.numpy()).all()  # (1 - p) ** 0.5 has an infinite one at p = 1
 
 
-def test_imbalance_options_train(tmp_path, tiny_model, tiny_data):
-    process = run(*train_options(tiny_model, tiny_data, tmp_path, num_train_epochs=1, class_weights="balanced", loss="focal",
-                                 label_smoothing=0.1, gradient_accumulation_steps=2, bf16=""))
-    assert process.returncode == 0, process.stderr
+def test_imbalance_options_reach_the_loss(tmp_path, tiny_model, tiny_data):
+    """eval_loss of all dev rows in one batch is the formula's, on the logits of the model that is saved."""
+    from textcls.checkpoints import load_checkpoint
+    from textcls.inference import predict_logits
+    from utils import read_labelled, tokenize
+
+    trained(tiny_model, tiny_data, tmp_path, num_train_epochs=1, class_weights="balanced", loss="focal", label_smoothing=0.1,
+            gradient_accumulation_steps=2, bf16="", per_device_eval_batch_size=64)
+    labels = read_lines(tiny_data / "label.txt")
+    (_, train_ids), (texts, dev_ids) = [read_labelled(tiny_data / name, labels, None) for name in ("train.txt", "dev.txt")]
+    weights = len(train_ids) / (len(labels) * np.bincount(train_ids, minlength=len(labels)))
+    checkpoint = load_checkpoint(str(tmp_path))
+    logits = predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 32)
+    expected = loss_by_formula(logits, dev_ids, weights, gamma=2.0, smoothing=0.1)
+    assert json.loads((tmp_path / "eval_results.json").read_text())["eval_loss"] == pytest.approx(expected, rel=5e-3)
 
 
 def test_batches_group_lengths_shuffle_every_epoch_and_agree_on_all_ranks():
@@ -371,16 +417,15 @@ def test_hugging_face_folder_with_real_weights(tmp_path):
     write_lines(tmp_path / "label.txt", ["good", "bad"])
     write_lines(tmp_path / "train.txt", ["I love it\tgood", "Great service\tgood", "Awful food\tbad", "I hate it\tbad"] * 4)
     write_lines(tmp_path / "dev.txt", ["We love this great place\tgood", "Awful, we hate it\tbad"])
-    process = run(*train_options(source, tmp_path, tmp_path / "out", num_train_epochs=4, learning_rate="1e-4",
-                                 per_device_train_batch_size=4, max_seq_length=16))
-    assert process.returncode == 0, process.stderr
+    trained(source, tmp_path, tmp_path / "out", num_train_epochs=4, learning_rate="1e-4", per_device_train_batch_size=4,
+            max_seq_length=16)
     assert json.loads((tmp_path / "out/eval_results.json").read_text())["eval_accuracy"] == 1.0
     assert sorted((path.name, path.stat().st_mtime) for path in source.iterdir()) == before
     name = "embeddings.word_embeddings.weight"
-    export = run("export_model.py", "--params_path", tmp_path / "out", "--output_path", tmp_path / "export")
+    export = run_here(export_model.main, "--params_path", tmp_path / "out", "--output_path", tmp_path / "export")
     assert export.returncode == 0, export.stderr
     drift = np.abs(weights(tmp_path / "out")[f"bert.{name}"] - load_file(source / "model.safetensors")[name]).max()
-    assert 0 <= drift < 0.01  # the real weights were the start
+    assert 0 < drift < 0.01  # the real weights were the start, and were trained
 
 
 def test_older_paddlenlp_folder(tiny_data, tiny_model, checkpoint, tmp_path):
@@ -395,8 +440,8 @@ def test_older_paddlenlp_folder(tiny_data, tiny_model, checkpoint, tmp_path):
     (folder / "model_config.json").write_text(json.dumps(old))
     for name in ("model_state.pdparams", "vocab.txt"):
         shutil.copy(checkpoint / name, folder)
-    process = run("train.py", "--model_name_or_path", folder, "--data_dir", ROOT / "data", "--do_eval", "--output_dir",
-                  tmp_path / "out", "--max_seq_length", 64, "--per_device_eval_batch_size", 32)
+    process = run_here(train.main, "--model_name_or_path", folder, "--data_dir", ROOT / "data", "--do_eval", "--output_dir",
+                       tmp_path / "out", "--max_seq_length", 64, "--per_device_eval_batch_size", 32)
     assert process.returncode == 0, process.stderr
     accuracy = [json.loads((path / "eval_results.json").read_text())["eval_accuracy"] for path in (checkpoint, tmp_path / "out")]
     assert accuracy[0] == pytest.approx(accuracy[1])
@@ -412,14 +457,13 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, checkpoint, tiny_
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("runs", "checkpoint-*"))
     (folder / "model_state.pdparams").write_bytes(pickle.dumps({"w": Evil()}, protocol=protocol))
     from textcls.pickle_guard import check_pickle
-    from textcls.errors import UserError
 
     with pytest.raises(UserError, match=r"model_state.pdparams: refused, its pickle refers to .*mkdir"):
         check_pickle(folder / "model_state.pdparams")
     if protocol == 4:
         refusal = [f"{folder}/model_state.pdparams: refused", "mkdir", "a file that paddle.save wrote"]
-        assert_user_error(run("predict.py", "--params_path", folder, "--dataset_dir", tiny_data), *refusal)
-        assert_user_error(run(*train_options(folder, tiny_data, tmp_path / "out")), *refusal)
+        assert_user_error(run_here(predict.main, "--params_path", folder, "--dataset_dir", tiny_data), *refusal)
+        assert_user_error(run_train(folder, tiny_data, tmp_path / "out"), *refusal)
     assert not (tmp_path / "owned").exists()
 
 
@@ -431,7 +475,6 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, checkpoint, tiny_
 ])
 def test_hidden_imports_and_damaged_pickles_are_refused(tmp_path, code):
     from textcls.pickle_guard import check_pickle
-    from textcls.errors import UserError
 
     (tmp_path / "x.pdparams").write_bytes(code)
     with pytest.raises(UserError, match="x.pdparams: (refused|damaged)"):
@@ -443,7 +486,6 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
     shutil.copytree(tiny_model, folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
     from textcls.checkpoints import load_model
-    from textcls.errors import UserError
 
     with pytest.raises(UserError, match="pytorch_model.bin is a pickle and is not read"):
         load_model(str(folder))
@@ -478,7 +520,6 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
 ])
 def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, change, message):
     from textcls.checkpoints import load_checkpoint
-    from textcls.errors import UserError
 
     folder = tmp_path / "damaged"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))

@@ -1,4 +1,4 @@
-"""The data contract, process set-up, outputs and batching of utils.py."""
+"""The data contract and batching of utils.py; process set-up, outputs and progress of textcls."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from textcls import log
 from utils import TokenizedTexts, check_splits, pad_batch, read_labelled, read_labels, read_texts, sorted_batches
 from textcls.errors import Problems, UserError
 from textcls.outputs import check_outputs, complete_file, complete_folder
@@ -163,18 +164,48 @@ def run_python(code, **environ):
     return subprocess.run([*shell, sys.executable, "-c", code], cwd=ROOT, env=environ, encoding="utf-8", capture_output=True)
 
 
-def test_process_set_up_uses_all_cores_shares_them_and_respects_the_user():
-    code = "import utils, os; print(os.environ['OMP_NUM_THREADS'], os.environ.get('MKL_DEBUG_CPU_TYPE'))"
-    cores = len(os.sched_getaffinity(0))
-    assert run_python(code).stdout.split()[0] == str(cores)
-    assert run_python(code, PADDLE_LOCAL_SIZE=str(cores)).stdout.split()[0] == "1"
-    assert run_python(code, OMP_NUM_THREADS="7", MKL_DEBUG_CPU_TYPE="4").stdout.split() == ["7", "4"]
+def test_process_set_up_uses_all_cores_and_shares_them_and_zlib_works():
+    code = """if True:
+        import os, zlib
+        from textcls.paddle_setup import paddle
+        assert zlib.decompress(zlib.compress(b"x")) == b"x"
+        print(os.environ["OMP_NUM_THREADS"], os.environ.get("MKL_DEBUG_CPU_TYPE"))"""
+    cores = str(len(os.sched_getaffinity(0)))
+    assert run_python(code).stdout.split()[0] == cores
+    assert run_python(code, PADDLE_LOCAL_SIZE=cores, MKL_DEBUG_CPU_TYPE="4").stdout.split() == ["1", "4"]
 
 
-def test_zlib_works_after_paddle_and_utils_needs_no_paddle():
-    assert run_python("import sys, utils; assert not {'paddle', 'paddlenlp'} & set(sys.modules)").returncode == 0
-    code = "import utils, paddle, zlib; assert zlib.decompress(zlib.compress(b'x')) == b'x'"
-    assert run_python(code).returncode == 0
+def test_process_set_up_respects_the_user(monkeypatch):
+    from textcls.paddle_setup import _prepare_process
+
+    monkeypatch.delitem(sys.modules, "paddle")  # as before its import
+    for name, value in (("OMP_NUM_THREADS", "7"), ("MKL_DEBUG_CPU_TYPE", "4")):
+        monkeypatch.setenv(name, value)
+    _prepare_process()
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_DEBUG_CPU_TYPE"]) == ("7", "4")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    _prepare_process()
+    assert os.environ["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+
+
+def test_progress_in_a_log_is_a_line_every_tenth_or_every_thirty_seconds(monkeypatch):
+    clock, lines = [0.0], []
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(log.get_logger(), "info", lines.append)
+
+    def work(total, count, seconds):
+        """`count` updates of ten texts, each after so many seconds; returns the lines that they leave."""
+        lines.clear()
+        with log.progress_bar(total, "Predicting") as progress:
+            for _ in range(count):
+                clock[0] += seconds
+                progress.update(10)
+        return lines.copy()
+
+    assert work(1000, 100, 0.01) == []  # a second in all
+    assert work(1000, 100, 1) == [f"Predicting: {done} of 1000 texts" for done in range(100, 1001, 100)]
+    assert work(1000, 100, 20)[:3] == [f"Predicting: {done} of 1000 texts" for done in (20, 40, 60)]
+    assert work(None, 9, 10) == [f"Predicting: {done} texts" for done in (30, 60, 90)]
 
 
 def test_padding_and_batches_by_length():
