@@ -10,7 +10,6 @@ Writes  aug_path: `<text><tab><label>`, only the new rows. No two of them are al
         of exclude_files; blanks, punctuation, case and width of characters make no difference in that.
 """
 
-import argparse
 import difflib
 import os
 import shlex
@@ -26,24 +25,20 @@ from utils import read_labelled, read_labels, read_lines
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
-from textcls.options import positive_int, seed_number
-from textcls.outputs import check_outputs, complete_file
-from analysis.parts.augmentation import AUG_TYPES, STRATEGIES, augment, load_source, proportion
+from textcls.options import make_parser, positive_int, seed_number
+from textcls.outputs import check_outputs
+from analysis.parts.augmentation import STRATEGIES, add_new_word_options, augment, load_source
+from analysis.parts.data_files import write_rows
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--train_path", default="./data/train.txt", help="training file to make variants of")
     parser.add_argument("--aug_path", default="./data/aug.txt", help="where the new rows go")
     parser.add_argument("--aug_strategy", default="substitute", choices=("mix", *STRATEGIES),
                         help="what happens to words; mix: the four in turn")
-    parser.add_argument("--aug_type", default="synonym", choices=AUG_TYPES,
-                        help="where new words come from: PaddleNLP's dictionaries, a masked language model, custom_file_path")
     parser.add_argument("--create_n", type=positive_int, default=2, help="new rows per training row, at most")
-    parser.add_argument("--aug_percent", type=proportion, default=0.1, help="part of a text's words that change; at least one")
-    parser.add_argument("--custom_file_path", help="JSON dictionary {word: [word, ...]} for --aug_type custom")
-    parser.add_argument("--mlm_model", help="masked LM for --aug_type mlm: a folder or a name; None: ernie-1.0-large-zh-cw")
+    add_new_word_options(parser)
     parser.add_argument("--classes", nargs="+", metavar="LABEL", help="only rows of these classes")
     parser.add_argument("--min_per_class", type=positive_int, metavar="N",
                         help="only classes with fewer rows than N, and only as many new rows as bring them to N")
@@ -125,10 +120,11 @@ def main():
     check_outputs([args.aug_path], inputs, folder)
     texts, label_ids, labels, excluded = read_data(args, label_path, exclude_paths)
     rows, wanted = choose_rows(args, label_ids, labels)
-    if not len(rows):
+    if not len(rows) and args.min_per_class:
         raise UserError(f"{args.train_path}: nothing to do, no chosen class has fewer rows than --min_per_class "
-                        f"{args.min_per_class}, expected a larger number" if args.min_per_class else
-                        f"{args.train_path}: nothing to do, the classes of --classes have no rows")
+                        f"{args.min_per_class}, expected a larger number")
+    if not len(rows):
+        raise UserError(f"{args.train_path}: nothing to do, the classes of --classes have no rows")
     logger = get_logger()
     select_device(args.device)
     source = load_source(args.aug_strategy, args.aug_type, args.custom_file_path, args.mlm_model)
@@ -144,8 +140,7 @@ def main():
         raise UserError(f"{args.train_path}: no new row could be made of {len(rows)} texts, so that {args.aug_path} is not "
                         "written; expected Chinese texts with words of the dictionary, or another --aug_strategy")
     written_ids = label_ids[rows][[position for position, _ in chosen]]
-    with complete_file(args.aug_path, newline="\n") as file:
-        file.writelines(f"{text}\t{labels[label]}\n" for (_, text), label in zip(chosen, written_ids))
+    write_rows(args.aug_path, [text for _, text in chosen], [labels[label] for label in written_ids])
     report(args, label_ids, labels, written_ids)
     logger.info(f"{len(rows)} texts took {seconds:.1f} s: {len(rows) / seconds:.0f} texts/s")
     logger.info(f"Augmented data saved in {args.aug_path}: {len(chosen)} rows of {len(rows)} texts")

@@ -10,7 +10,6 @@ Prints  a tab-separated table: for each method, share of noise and seed the prec
         cleanlab estimates. Rows that were wrong before anything was planted count as false alarms. Nothing is written.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -24,20 +23,18 @@ from utils import read_labelled, read_labels
 from textcls.checkpoints import load_checkpoint
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
-from textcls.options import add_model_options, positive_int, seed_number
+from textcls.options import add_model_options, add_train_file_option, make_parser, positive_int, seed_number
 from analysis.parts.influence import extract_features
-from dirty import (combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs,
-                   split_folds, train_checkpoint)
+from analysis.parts.label_errors import (combine, out_of_fold, plant, predict_finetuned, predict_tfidf, rank_suspects,
+                                         representer_probs, split_folds, train_checkpoint)
 
 METHODS = ("tfidf", "finetune", "both", "representer")
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Options not listed here go to train.py.")
+    parser = make_parser(__doc__, epilog="Options not listed here go to train.py.")
     add_model_options(parser)
-    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+    add_train_file_option(parser)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["tfidf"],
                         help="representer here trains a model on all rows, wrong labels included")
     parser.add_argument("--ranking", nargs="+", choices=["self_confidence", "normalized_margin"], default=["self_confidence"],
@@ -53,18 +50,6 @@ def parse_arguments():
     if args.folds < 2 or not all(0 < noise < 1 for noise in args.noise):
         parser.error("expected --folds of 2 or more and every --noise above 0, below 1")
     return args
-
-
-def plant(label_ids, num_classes, noise, seed):
-    """Give round(noise * num_rows) rows another class, all others being equally likely.
-
-    Returns (label ids int64 [num_rows], indices of the changed rows int64 [num_planted]).
-    """
-    random = np.random.default_rng(seed)
-    planted = random.choice(len(label_ids), round(noise * len(label_ids)), replace=False)
-    noisy = label_ids.copy()
-    noisy[planted] = (noisy[planted] + random.integers(1, num_classes, len(planted))) % num_classes
-    return noisy, planted
 
 
 def judge(args, device, labels, texts, label_ids):
@@ -85,6 +70,18 @@ def judge(args, device, labels, texts, label_ids):
         yield "representer", representer_probs(features, label_ids, len(labels))
 
 
+def measure(suspects, planted):
+    """Precision and recall (per cent, as str) of the first n/2, n and 2n rows of Suspects; at n, where they are equal, once.
+
+    planted: indices of the n rows with a wrong label.
+    """
+    hits, n, columns = np.isin(suspects.order, planted).cumsum(), len(planted), []
+    for listed in (max(1, n // 2), n, min(2 * n, len(hits))):
+        precision, recall = hits[listed - 1] / listed * 100, hits[listed - 1] / n * 100
+        columns += [f"{precision:.1f}"] + ([f"{recall:.1f}"] if listed != n else [])
+    return columns
+
+
 def main():
     args = parse_arguments()
     device, problems = select_device(args.device), Problems()
@@ -101,13 +98,9 @@ def main():
             for method, probs in judge(args, device, labels, texts, noisy):
                 for ranking in args.ranking:
                     suspects = rank_suspects(noisy, probs, ranking)
-                    hits = np.isin(suspects.order, planted).cumsum()
-                    n, columns = len(planted), []
-                    for listed in (max(1, n // 2), n, min(2 * n, len(texts))):
-                        precision, recall = hits[listed - 1] / listed * 100, hits[listed - 1] / n * 100
-                        columns += [f"{precision:.1f}"] + ([f"{recall:.1f}"] if listed != n else [])
-                    print("\t".join([method, ranking, f"{noise:g}", str(seed), str(n), *columns, str(suspects.estimated)]),
-                          flush=True)
+                    print(method, ranking, f"{noise:g}", seed, len(planted), *measure(suspects, planted), suspects.estimated,
+                          sep="\t", flush=True)
+
 
 
 if __name__ == "__main__":

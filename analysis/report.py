@@ -11,7 +11,6 @@ Writes  report_dir: report.html, self-contained: the evaluation as evaluate.py -
         cache_dir: features of the training rows, for the next run with this model.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -20,30 +19,32 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import read_labels, softmax
-from textcls.checkpoints import load_checkpoint
 from textcls.device import select_device
-from textcls.errors import Problems, UserError, run_script
+from textcls.errors import UserError, run_script
 from textcls.log import get_logger
-from textcls.options import add_model_options, find_label_file, positive_int, seed_number
+from textcls.options import (add_cache_option, add_dev_file_option, add_model_options, add_train_file_option, make_parser,
+                             positive_int, seed_number)
 from textcls.outputs import check_output_folder
+from textcls.probabilities import softmax
+from textcls.scoring import calibration, find_bad_cases, score
+from analysis.parts.attributions import STEPS, interpret
+from analysis.parts.data_files import load_with_data, read_splits
 from analysis.parts.duplicates import find_conflicts
-from analysis.parts.influence import cached_features, sparse_scores
-from dirty import find_label_errors
-from evaluate import calibration, find_bad_cases, log_metrics, read_splits, score, train_baseline, write_report
-from sent_interpret import find_influences
-from word_interpret import STEPS, interpret, make_segments
+from analysis.parts.evaluation_report import log_metrics, train_baseline, write_report
+from analysis.parts.influence import cached_features, find_influences, sparse_scores
+from analysis.parts.label_errors import find_label_errors
+from analysis.parts.words import make_segments
 
 FOLDS = 5  # for the suspect labels
 NUM_NEAREST = 3  # training rows shown per text, and those whose similarity decides how well a text is covered
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     add_model_options(parser)
-    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
-    parser.add_argument("--dev_file", default="dev.txt", help="development file in dataset_dir")
+    add_train_file_option(parser)
+    add_dev_file_option(parser)
+    add_cache_option(parser)
     parser.add_argument("--report_dir", default="report", help="folder of report.html")
     parser.add_argument("--interpreter", choices=list(STEPS), default="ig", help="how words are shaded, see word_interpret.py")
     parser.add_argument("--num_cases", type=positive_int, default=100,
@@ -52,7 +53,6 @@ def parse_arguments():
     parser.add_argument("--num_uncovered", type=positive_int, default=50, help="least covered dev texts to show")
     parser.add_argument("--baseline", action="store_true",
                         help="also train character TF-IDF + logistic regression and show its accuracy")
-    parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for the training features; "": keep none')
     parser.add_argument("--seed", type=seed_number, default=3, help="of the folds for suspect labels and of the interpreters")
     return parser.parse_args()
 
@@ -111,15 +111,8 @@ def main():
     args = parse_arguments()
     check_output_folder(args.report_dir, "--report_dir")
     select_device(args.device)
-    label_path = find_label_file(args)
-    problems = Problems()
-    if os.path.isfile(label_path):
-        read_labels(label_path, problems)
-        if problems.count:
-            read_splits(args, [], problems)  # a bad label.txt is reported with all else that is wrong, before the model is loaded
-    checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
+    checkpoint, (train, dev) = load_with_data(args, lambda *found: read_splits(args, *found))
     labels = checkpoint.labels
-    train, dev = read_splits(args, labels, problems)
 
     outputs = [cached_features(checkpoint, args.params_path, split[0], args.batch_size, args.cache_dir, name)
                for name, split in (("train", train), ("dev", dev))]

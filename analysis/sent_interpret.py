@@ -12,32 +12,30 @@ Writes  interpret_result_file: a block of lines per text; jsonl_file: {"text", "
         cache_dir: the training rows' features, for the next run with the same model.
 """
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import read_labelled, read_labels, softmax
-from textcls.checkpoints import load_checkpoint
+from utils import read_labelled
 from textcls.device import select_device
-from textcls.errors import Problems, run_script
+from textcls.errors import run_script
 from textcls.log import get_logger
-from textcls.options import add_model_options, find_label_file, positive_int, seed_number
+from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
+                             positive_int, seed_number)
 from textcls.outputs import check_outputs, complete_file
-from analysis.parts.influence import METHODS, cached_features, extract_features, influence_scores, nearest_rows
+from analysis.parts.data_files import load_with_data
+from analysis.parts.influence import METHODS, cached_features, extract_features, find_influences
 from analysis.parts.texts_to_explain import read_rows
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     add_model_options(parser)
-    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+    add_train_file_option(parser)
+    add_cache_option(parser)
     parser.add_argument("--interpret_input_file", default="bad_case.txt", help="texts to explain")
     parser.add_argument("--interpret_result_file", default="sent_interpret.txt", help="where the blocks of text go")
     parser.add_argument("--jsonl_file", default="sent_interpret.jsonl", help="where the same goes as JSON, a line per text")
@@ -45,34 +43,12 @@ def parse_arguments():
     parser.add_argument("--method", choices=list(METHODS), default="feature_similarity", help="how influence is measured")
     parser.add_argument("--sim_fn", choices=["cos", "dot", "euc"],
                         help="how features or gradients are compared; None: cos, or dot where the method has only that")
-    parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for the training features; "": keep none')
     parser.add_argument("--seed", type=seed_number, default=3, help="for command lines of other scripts: nothing here is random")
     args = parser.parse_args()
     args.sim_fn = args.sim_fn or METHODS[args.method][0]
     if args.sim_fn not in METHODS[args.method]:
         parser.error(f"--sim_fn {args.sim_fn}: --method {args.method} has {' and '.join(METHODS[args.method])}")
     return args
-
-
-def find_influences(labels, train, train_outputs, texts, outputs, top_k=3, method="feature_similarity", sim_fn=None):
-    """The training rows with the most positive and the most negative influence on the model's answers.
-
-    labels: names by class id; train: (list of str, label_ids int64 [num_rows]); texts: list of str; train_outputs, outputs:
-    (features, logits) of both, as of `influence.extract_features`; method, sim_fn: see `influence.influence_scores`.
-    Returns a list of dicts, one per text: text, predict_label, probability (0 to 1, of predict_label), positive and
-    negative: lists of dicts of text, label, score, line (number from 1 in the training file), the strongest first.
-    """
-    score = influence_scores(method, sim_fn or METHODS[method][0], (*train_outputs, train[1]), outputs)
-    positive, positive_scores, negative, negative_scores = nearest_rows(score, len(texts), top_k, lowest=True)
-    probs = softmax(outputs[1])
-
-    def describe(indices, scores):
-        return [{"text": train[0][index], "label": labels[train[1][index]], "score": float(f"{score:.6g}"), "line": index + 1}
-                for index, score in zip(indices.tolist(), scores.tolist())]
-
-    return [{"text": text, "predict_label": labels[np.argmax(row)], "probability": round(float(row.max()), 6),
-             "positive": describe(positive[i], positive_scores[i]), "negative": describe(negative[i], negative_scores[i])}
-            for i, (text, row) in enumerate(zip(texts, probs))]
 
 
 def format_block(row):
@@ -91,21 +67,19 @@ def format_score(score):
     return f"{score:.5f}" if abs(score) >= 0.001 or score == 0 else f"{score:.2e}"
 
 
+def read_files(args, labels, problems):
+    """Returns (training rows as a pair of texts and label ids, rows to explain). Reports all problems."""
+    train_path, label_path = (os.path.join(args.dataset_dir, name) for name in (args.train_file, args.label_file))
+    train = read_labelled(train_path, labels, problems, label_path)
+    return train, read_rows(args.interpret_input_file, labels, problems)
+
+
 def main():
     args = parse_arguments()
     select_device(args.device)
-    label_path, train_path = find_label_file(args), os.path.join(args.dataset_dir, args.train_file)
-    inputs = [train_path, label_path, args.interpret_input_file, args.params_path]
+    inputs = [os.path.join(args.dataset_dir, args.train_file), find_label_file(args), args.interpret_input_file, args.params_path]
     check_outputs([args.interpret_result_file, args.jsonl_file], inputs, args.dataset_dir)
-    problems = Problems()
-    if os.path.isfile(label_path):
-        read_labels(label_path, problems)
-        if problems.count:
-            read_labelled(train_path, [], problems)
-            read_rows(args.interpret_input_file, [], problems)  # reports them all, before the model is loaded
-    checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
-    train = read_labelled(train_path, checkpoint.labels, problems, label_path)
-    rows = read_rows(args.interpret_input_file, checkpoint.labels, problems)
+    checkpoint, (train, rows) = load_with_data(args, lambda *found: read_files(args, *found))
     train_outputs = cached_features(checkpoint, args.params_path, train[0], args.batch_size, args.cache_dir, "train")
     texts = [row.text for row in rows]
     outputs = extract_features(checkpoint, texts, args.batch_size, "the texts")

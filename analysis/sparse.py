@@ -18,30 +18,36 @@ Writes  into dataset_dir: sparse_file `text\\tlabel`; support_file `text\\tlabel
         rows of both with their scores and what they are near to. cache_dir: features, for the next run with this model.
 """
 
-import argparse
 import os
 import sys
-from pathlib import Path
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import read_labels, read_lines, read_texts
-from textcls.checkpoints import load_checkpoint
+from utils import read_lines, read_texts
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
-from textcls.options import add_model_options, find_label_file, positive_int, seed_number
+from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
+                             positive_int, seed_number)
 from textcls.outputs import check_outputs, complete_file
-from analysis.parts.augmentation import AUG_TYPES, STRATEGIES, augment, load_source, proportion
+from analysis.parts.augmentation import STRATEGIES, add_new_word_options, augment, load_source
+from analysis.parts.data_files import data_paths, load_with_data, read_splits
 from analysis.parts.duplicates import comparison_key
 from analysis.parts.influence import cached_features, nearest_rows, normalize, sparse_scores
-from evaluate import read_splits
 
 HEADER = ("Stage", "Text", "Label", "Prediction", "Score", "Near to", "Made from")  # of report_file
+
+
+class Outputs(NamedTuple):
+    """What the model says of some texts."""
+
+    features: np.ndarray  # float32 [num_texts, hidden_size]
+    guesses: np.ndarray  # int64 [num_texts], the predicted classes
 
 
 class Support(NamedTuple):
@@ -53,10 +59,10 @@ class Support(NamedTuple):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     add_model_options(parser)
-    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+    add_train_file_option(parser)
+    add_cache_option(parser)
     parser.add_argument("--dev_file", default="dev.txt", help="where sparse texts are looked for; better a held-out part of "
                         "the training data than the file that accuracy is reported on")
     parser.add_argument("--annotate", action="store_true", help="look for support in unlabeled_file, to be labelled by hand")
@@ -73,12 +79,8 @@ def parse_arguments():
     parser.add_argument("--max_overlap", type=float, default=0.5, help="texts that share more than this part of their pairs of "
                         "characters are near-duplicates; 1: only equal texts are")
     parser.add_argument("--aug_strategy", choices=["duplicate", *STRATEGIES], default="substitute")
-    parser.add_argument("--aug_type", choices=AUG_TYPES, default="synonym", help="source of new words (substitute, insert)")
     parser.add_argument("--create_n", type=positive_int, default=1, help="variants per supporting row")
-    parser.add_argument("--aug_percent", type=proportion, default=0.1, help="part of the words that change, 0 to 1")
-    parser.add_argument("--custom_file_path", help="JSON dictionary {word: [word, ...]} (--aug_type custom)")
-    parser.add_argument("--mlm_model", help="masked LM, a folder or a name (--aug_type mlm)")
-    parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for features; "": keep none')
+    add_new_word_options(parser)
     parser.add_argument("--seed", type=seed_number, default=3, help="of the augmentation")
     args = parser.parse_args()
     for name, low in (("max_overlap", 0), ("support_threshold", -1)):
@@ -140,12 +142,13 @@ def read_candidates(path, known, problems):
     return texts, count - len(texts)
 
 
-def check_files(args, label_path):
+def check_files(args):
     """UserError where an output is one of the data files or another output. Returns the paths of the three outputs."""
-    inputs = [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file, args.unlabeled_file)]
+    inputs = data_paths(args)
     if os.path.realpath(inputs[0]) == os.path.realpath(inputs[1]):
         raise UserError(f"{inputs[1]}: is the training file too, in which no text is sparse, expected other texts as --dev_file")
-    inputs += [label_path, args.params_path] + [path for path in (args.custom_file_path, args.mlm_model) if path]
+    inputs += [os.path.join(args.dataset_dir, args.unlabeled_file), find_label_file(args), args.params_path]
+    inputs += [path for path in (args.custom_file_path, args.mlm_model) if path]
     outputs = [os.path.join(args.dataset_dir, name) for name in (args.sparse_file, args.support_file, args.report_file)]
     check_outputs(outputs, inputs, args.dataset_dir)
     if args.annotate and os.path.isfile(outputs[1]):
@@ -195,71 +198,87 @@ def make_variants(args, support, train, dev, source):
     return [(found, variant) for found, texts in zip(support, variants) for variant in texts]
 
 
-def main():
-    args = parse_arguments()
-    select_device(args.device)
-    info, warning, label_path = get_logger().info, get_logger().warning, find_label_file(args)
-    sparse_path, support_path, report_path = check_files(args, label_path)
-    problems = Problems()
-    if os.path.isfile(label_path):
-        read_labels(label_path, problems)
-        if problems.count:
-            read_files(args, [], problems)  # a bad label.txt is reported with all else, before the model is loaded
-    checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
-    labels = checkpoint.labels
-    train, dev, unlabeled = read_files(args, labels, problems)
-    source = None
-    if not args.annotate and args.aug_strategy != "duplicate":
-        source = load_source(args.aug_strategy, args.aug_type, args.custom_file_path, args.mlm_model)  # may fail: early
+def warn_of_options(args, num_dev):
+    """Say where the file that is searched will no longer do for measuring accuracy, or is shorter than --sparse_num."""
+    warning = get_logger().warning
     if os.path.basename(args.dev_file) in ("dev.txt", "test.txt"):
         warning(f"{args.dev_file} is searched for sparse texts. After training on what is found, accuracy on the same file says "
                 "too much: report it on another file, or search a held-out part of the training data instead (--dev_file).")
-    if args.sparse_num > len(dev[0]):
-        warning(f"--sparse_num {args.sparse_num}: {args.dev_file} has only {len(dev[0])} texts, all of which count as sparse.")
+    if args.sparse_num > num_dev:
+        warning(f"--sparse_num {args.sparse_num}: {args.dev_file} has only {num_dev} texts, all of which count as sparse.")
 
-    train_features, train_logits = cached_features(checkpoint, args.params_path, train[0], args.batch_size, args.cache_dir,
-                                                   args.train_file)
-    features, logits = cached_features(checkpoint, args.params_path, dev[0], args.batch_size, args.cache_dir, args.dev_file)
-    scores, nearest, cosines = sparse_scores(train_features, features, args.rationale_num_sparse)
+
+def run_model(checkpoint, args, texts, name):
+    """Outputs of a list of str. name: of their file."""
+    features, logits = cached_features(checkpoint, args.params_path, texts, args.batch_size, args.cache_dir, name)
+    return Outputs(features, logits.argmax(axis=1))
+
+
+def describe_sparse(rows, train, dev, guesses, found, labels):
+    """The sparse texts as rows of the report: tuples of str. rows: of dev; found: as of `sparse_scores`."""
+    scores, nearest, cosines = found
+    for row in rows:
+        near = " | ".join(f"{train[0][index]} ({labels[train[1][index]]}, {cosine:.4f})"
+                          for index, cosine in zip(nearest[row], cosines[row]))
+        yield "sparse", dev[0][row], labels[dev[1][row]], labels[guesses[row]], f"{scores[row]:.4f}", near, ""
+
+
+def describe_support(added, candidates, candidate_ids, guesses, dev, labels):
+    """What is to be added as rows of the report: tuples of str. added: list of (Support, text).
+
+    candidate_ids: label ids int64 [num_candidates], None where they have no labels yet; guesses: int64 [num_candidates].
+    """
+    for found, text in added:
+        label = "" if candidate_ids is None else labels[candidate_ids[found.candidate]]
+        made_from = candidates[found.candidate] if text != candidates[found.candidate] else ""
+        yield ("support", text, label, labels[guesses[found.candidate]], f"{found.score:.4f}", dev[0][found.sparse], made_from)
+
+
+def write_files(paths, sparse, support):
+    """Write sparse_file, support_file and report_file. sparse, support: rows of the report."""
+    with complete_file(paths[0]) as sparse_file, complete_file(paths[1]) as support_file, complete_file(paths[2]) as report:
+        report.writelines("\t".join(row) + "\n" for row in (HEADER, *sparse, *support))
+        sparse_file.writelines(f"{text}\t{label}\n" for _, text, label, *_ in sparse)
+        support_file.writelines(f"{text}\t{label}\n" if label else f"{text}\n" for _, text, label, *_ in support)
+
+
+def main():
+    args = parse_arguments()
+    select_device(args.device)
+    paths = check_files(args)
+    checkpoint, (train, dev, unlabeled) = load_with_data(args, lambda *found: read_files(args, *found))
+    augments = not args.annotate and args.aug_strategy != "duplicate"
+    if augments:
+        source = load_source(args.aug_strategy, args.aug_type, args.custom_file_path, args.mlm_model)  # may fail: early
+    warn_of_options(args, len(dev[0]))
+
+    train_outputs = run_model(checkpoint, args, train[0], args.train_file)
+    dev_outputs = run_model(checkpoint, args, dev[0], args.dev_file)
+    found = scores, *_ = sparse_scores(train_outputs.features, dev_outputs.features, args.rationale_num_sparse)
     sparse_rows = np.argsort(scores, kind="stable")[:args.sparse_num]
-    guesses = logits.argmax(axis=1)
-
-    candidates, candidate_features, candidate_logits = train[0], train_features, train_logits
+    candidates, candidate_ids, candidate_outputs = *train, train_outputs
     if args.annotate:
-        candidates = unlabeled
-        candidate_features, candidate_logits = cached_features(checkpoint, args.params_path, unlabeled, args.batch_size,
-                                                               args.cache_dir, args.unlabeled_file)
-    support = find_support(sparse_rows, dev[0], features, candidates, candidate_features, args)
+        candidates, candidate_ids = unlabeled, None
+        candidate_outputs = run_model(checkpoint, args, unlabeled, args.unlabeled_file)
+    support = find_support(sparse_rows, dev[0], dev_outputs.features, candidates, candidate_outputs.features, args)
     if len(support) < args.support_num:
-        warning(f"Found {len(support)} supporting rows where --support_num is {args.support_num}: for more, lower "
-                "--support_threshold, or raise --rationale_num_support or --sparse_num.")
-    added = [(found, candidates[found.candidate]) for found in support]
-    if source is not None:
+        get_logger().warning(f"Found {len(support)} supporting rows where --support_num is {args.support_num}: for more, lower "
+                             "--support_threshold, or raise --rationale_num_support or --sparse_num.")
+    if augments:
         added = make_variants(args, support, train, dev, source)
+    else:
+        added = [(row, candidates[row.candidate]) for row in support]
 
-    with complete_file(sparse_path) as sparse_file, complete_file(support_path) as support_file, \
-            complete_file(report_path) as report:
-        report.write("\t".join(HEADER) + "\n")
-        for row in sparse_rows:
-            sparse_file.write(f"{dev[0][row]}\t{labels[dev[1][row]]}\n")
-            near = " | ".join(f"{train[0][index]} ({labels[train[1][index]]}, {cosine:.4f})"
-                              for index, cosine in zip(nearest[row], cosines[row]))
-            report.write("\t".join(["sparse", dev[0][row], labels[dev[1][row]], labels[guesses[row]], f"{scores[row]:.4f}", near,
-                                    ""]) + "\n")
-        for found, text in added:
-            label = "" if args.annotate else labels[train[1][found.candidate]]
-            support_file.write(f"{text}\n" if args.annotate else f"{text}\t{label}\n")
-            guess = labels[candidate_logits[found.candidate].argmax()]
-            report.write("\t".join(["support", text, label, guess, f"{found.score:.4f}", dev[0][found.sparse],
-                                    candidates[found.candidate] if source is not None else ""]) + "\n")
-    correct = (guesses == dev[1])[sparse_rows]
-    info(f"Accuracy in {args.dev_file}: {(guesses == dev[1]).mean() * 100:.2f}%")
-    info(f"Sparse data saved in {sparse_path}")
-    info(f"Accuracy in sparse data: {correct.mean() * 100:.2f}%")
+    write_files(paths, list(describe_sparse(sparse_rows, train, dev, dev_outputs.guesses, found, checkpoint.labels)),
+                list(describe_support(added, candidates, candidate_ids, candidate_outputs.guesses, dev, checkpoint.labels)))
+    info, correct = get_logger().info, dev_outputs.guesses == dev[1]
+    info(f"Accuracy in {args.dev_file}: {correct.mean() * 100:.2f}%")
+    info(f"Sparse data saved in {paths[0]}")
+    info(f"Accuracy in sparse data: {correct[sparse_rows].mean() * 100:.2f}%")
     info(f"Average score in sparse data: {scores[sparse_rows].mean():.4f}")
-    info(f"support data saved in {support_path}")
-    info(f"support average scores: {np.mean([found.score for found in support]):.4f}")
-    info(f"Scores of both saved in {report_path}")
+    info(f"support data saved in {paths[1]}")
+    info(f"support average scores: {np.mean([row.score for row in support]):.4f}")
+    info(f"Scores of both saved in {paths[2]}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Writes  output_dir/seed-N/NAME/: data files, checkpoint and metrics.json of each
         output_dir/results.tsv and the same table on standard output.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -26,23 +25,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import read_json, read_labelled, read_labels, softmax, tokenize
+from utils import read_json, read_labelled, read_labels, tokenize
 from textcls.checkpoints import WEIGHTS, load_checkpoint
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
-from textcls.inference import predict_logits
-from textcls.options import positive_int, seed_number
+from textcls.inference import predict_probs
+from textcls.options import make_parser, positive_int, seed_number
 from textcls.outputs import check_output_folder, complete_file
-from evaluate import score
-from measure_dirty import plant
+from textcls.scoring import score
+from analysis.parts.data_files import write_rows
+from analysis.parts.label_errors import plant
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HELD_OUT = 0.1  # share of train.txt that the best epoch is chosen on
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--source_dir", required=True, help="folder of train.txt, dev.txt and label.txt")
     parser.add_argument("--model_name_or_path", required=True, help="the model to train, as for train.py")
     parser.add_argument("--output_dir", default="build/walkthrough", help="folder of all data and results")
@@ -63,12 +62,6 @@ def run(command, *options):
     print("+ python", " ".join(words), flush=True)
     if subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
         raise UserError(f"{command} failed, see its message above")
-
-
-def write_rows(path, texts, names):
-    """Write `text<TAB>label` rows."""
-    with complete_file(path) as file:
-        file.writelines(f"{text}\t{name}\n" for text, name in zip(texts, names))
 
 
 def read_rows(path):
@@ -98,7 +91,7 @@ def train_and_test(folder, args, seed, test):
             "--save_strategy", "epoch", "--save_total_limit", 1, "--overwrite_output_dir",
             *(["--device", args.device] if args.device else []))
     checkpoint = load_checkpoint(checkpoint_dir)
-    metrics = score(test[1], softmax(predict_logits(checkpoint, tokenize(test[0], checkpoint.encode), 32)))
+    metrics = score(test[1], predict_probs(checkpoint, tokenize(test[0], checkpoint.encode), 32))
     with complete_file(os.path.join(folder, "metrics.json")) as file:
         json.dump(metrics, file, ensure_ascii=False, indent=2)
     return metrics["accuracy"], metrics["macro_f1"]

@@ -28,4 +28,6 @@ def select_device(device):
         paddle.set_device(device)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--device {device}: Paddle cannot use it ({error}), expected cpu or gpu") from None
+    # Paddle 2.6.2's views (transposed, sliced) are slow to copy on a CPU: the gradient of a transposition took 25 times as long
+    paddle.set_flags({"FLAGS_use_stride_kernel": kind != "cpu"})
     return device

@@ -11,23 +11,37 @@ from textcls.errors import UserError
 from textcls.log import progress_bar
 from textcls.probabilities import softmax
 
-def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
-    """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
 
-    Batches are formed by length. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and layer norm
-    use one thread only, whatever OMP_NUM_THREADS says. progress: a tqdm bar to advance by the texts done, or None.
-    after_batch: called with the indices (int64 [batch]) of the texts that the calling thread has just run, or None.
-    """
+def map_batches(run, batches):
+    """Yield run(batch) of each batch, in order. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and
+    layer norm use one thread only, whatever OMP_NUM_THREADS says."""
     from threadpoolctl import threadpool_limits
 
     from textcls.paddle_setup import paddle
 
     device = paddle.get_device()
-    logits = np.empty((len(tokens), len(checkpoint.labels)), dtype=np.float32)
 
     def prepare_thread():
         paddle.set_device(device)
         threadpool_limits(1, user_api="openmp")  # of this thread; the other threads keep theirs
+
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 1))) if device == "cpu" else 1
+    if threads == 1:
+        yield from map(run, batches)
+    else:
+        with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
+            yield from pool.map(run, batches)
+
+
+def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
+    """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
+
+    Batches are formed by length. progress: a tqdm bar to advance by the texts done, or None.
+    after_batch: called with the indices (int64 [batch]) of the texts that the calling thread has just run, or None.
+    """
+    from textcls.paddle_setup import paddle
+
+    logits = np.empty((len(tokens), len(checkpoint.labels)), dtype=np.float32)
 
     def run(indices):
         rows = [tokens[index]["input_ids"] for index in indices]
@@ -38,14 +52,8 @@ def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=No
         if progress is not None:
             progress.update(len(indices))
 
-    batches = sorted_batches(tokens.lengths, batch_size)
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 1))) if device == "cpu" else 1
-    if threads == 1:
-        for batch in batches:
-            run(batch)
-    else:
-        with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
-            list(pool.map(run, batches))
+    for _ in map_batches(run, sorted_batches(tokens.lengths, batch_size)):
+        pass
     if not np.isfinite(logits).all():
         raise UserError("the model's answers are not numbers, expected a model whose training did not diverge")
     return logits

@@ -20,6 +20,24 @@ def seed_number(text):
     return int(text)
 
 
+def make_parser(doc, **options):
+    """The parser of a script. doc: its docstring, whose first line says what it does; options: as of ArgumentParser."""
+    return argparse.ArgumentParser(description=doc.splitlines()[0], allow_abbrev=False,
+                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+
+def add_train_file_option(parser):
+    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+
+
+def add_dev_file_option(parser):
+    parser.add_argument("--dev_file", default="dev.txt", help="development file in dataset_dir")
+
+
+def add_cache_option(parser):
+    parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for features of texts; "": keep none')
+
+
 def add_model_options(parser):
     """Add the options of the scripts that run a trained model on the files of a data folder."""
     parser.add_argument("--device", help="cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")

@@ -26,9 +26,11 @@ import random
 import re
 import urllib.request
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
+
 from utils import pad_batch, sorted_batches
 from textcls.checkpoints import WEIGHTS, check_safetensors, check_vocabulary, load_model, load_tokenizer
 from textcls.errors import Problems, UserError
@@ -56,6 +58,15 @@ QUESTION_WORDS = frozenset("""
     怎么治 怎么治疗 怎么回事 如何 什么 为什么 为何 什么样 哪 哪些 哪个 哪里 哪儿 哪家 谁 几 多少 多少钱 多久 多长时间 原因 症状
     作用 功效 费用 价格 治 治疗 危害 后果 注意 药 吃 费 什么时候 几天 几个月 几年 几次 多大 多重 多高 钱 能否 可否 为啥
 """.split())
+
+
+def add_new_word_options(parser):
+    """Add the options of the scripts that make variants of texts: how many words change, and where new ones come from."""
+    parser.add_argument("--aug_type", default="synonym", choices=AUG_TYPES,
+                        help="where new words come from: PaddleNLP's dictionaries, a masked language model, custom_file_path")
+    parser.add_argument("--aug_percent", type=proportion, default=0.1, help="part of a text's words that change; at least one")
+    parser.add_argument("--custom_file_path", help="JSON dictionary {word: [word, ...]} for --aug_type custom")
+    parser.add_argument("--mlm_model", help="masked LM for --aug_type mlm: a folder or a name; None: ernie-1.0-large-zh-cw")
 
 
 def proportion(text):
@@ -93,50 +104,88 @@ def augment(texts, strategy="substitute", aug_type="synonym", create_n=2, aug_pe
     if source is None:
         source = load_source(strategy, aug_type, custom_file_path, mlm_model)
     names = STRATEGIES if strategy == "mix" else (strategy,)
-    operators = make_operators(source if isinstance(source, dict) else {}, aug_percent)
-    turns = itertools.cycle(names)
-    variants = [[] for _ in texts]
-    taken = {comparison_key(text) for text in itertools.chain(texts, exclude)}
-
+    dictionary = {} if isinstance(source, MaskedLM) else source
+    collected = Variants(texts, exclude, create_n)
     with seeded(seed), progress_bar(len(texts), "Augmenting") as progress:
-
-        def accept(row, candidates):
-            for candidate in candidates:
-                key = comparison_key(candidate)
-                if len(variants[row]) < create_n and candidate.strip() and key not in taken:
-                    taken.add(key)
-                    variants[row].append(candidate)
-
+        proposer = Proposer(texts, names, make_operators(dictionary, aug_percent), source, batch_size)
         for start in range(0, len(texts), CHUNK):
-            rows, slots = range(start, min(start + CHUNK, len(texts))), {}
+            rows = range(start, min(start + CHUNK, len(texts)))
             for _ in range(ROUNDS):
-                requests, unfinished = [], []
-                for row in rows:
-                    missing = create_n - len(variants[row])
-                    proposed = len(names) > 1  # of several strategies another one may still have something
-                    for name, count in Counter(itertools.islice(turns, missing)).items():
-                        if isinstance(source, MaskedLM) and name in ("substitute", "insert"):
-                            if (row, name) not in slots:
-                                slots[row, name] = source.slots(operators[name], texts[row], name)
-                            chosen = [slots[row, name].pop() for _ in range(min(count, len(slots[row, name])))]
-                            requests += [(row, slot) for slot in chosen]
-                            proposed = proposed or bool(chosen)
-                        else:
-                            operators[name].create_n = count
-                            candidates = operators[name].augment(texts[row])[0]
-                            accept(row, candidates)
-                            proposed = proposed or bool(candidates)
-                    if len(variants[row]) == create_n or not proposed:
-                        progress.update(1)
-                    else:
-                        unfinished.append(row)
-                if requests:
-                    for (row, _), candidate in zip(requests, source.fill([slot for _, slot in requests], batch_size)):
-                        accept(row, [candidate])
-                rows = [row for row in unfinished if len(variants[row]) < create_n]
-                progress.update(len(unfinished) - len(rows))
+                left = run_round(rows, proposer, collected)
+                progress.update(len(rows) - len(left))
+                rows = left
             progress.update(len(rows))
-    return variants
+            proposer.forget_places()
+    return collected.of
+
+
+class Variants:
+    """The variants accepted so far: of[row] is the list of text `row`."""
+
+    def __init__(self, texts, exclude, create_n):
+        self.of, self.create_n = [[] for _ in texts], create_n
+        self.taken = {comparison_key(text) for text in itertools.chain(texts, exclude)}
+
+    def missing(self, row):
+        """How many variants a text still lacks."""
+        return self.create_n - len(self.of[row])
+
+    def accept(self, row, candidate):
+        """Keep a candidate that is new, where the text still lacks one."""
+        key = comparison_key(candidate)
+        if self.missing(row) and candidate.strip() and key not in self.taken:
+            self.taken.add(key)
+            self.of[row].append(candidate)
+
+
+class Proposer:
+    """Makes candidates of texts: at once with dataaug's operators, or as places that the masked LM fills in later, in batches."""
+
+    def __init__(self, texts, names, operators, source, batch_size):
+        self.texts, self.names, self.operators, self.source, self.batch_size = texts, names, operators, source, batch_size
+        self.turns = itertools.cycle(names)
+        self.places = {}  # (row, name) -> places of the text that the masked LM has not filled in yet
+
+    def propose(self, row, count):
+        """Ask the strategies whose turn it is for `count` candidates of a text.
+
+        Returns (candidates: list of str, places for `fill`); both are empty where a text has nothing that could change.
+        """
+        candidates, places = [], []
+        for name, share in Counter(itertools.islice(self.turns, count)).items():
+            operator = self.operators[name]
+            if isinstance(self.source, MaskedLM) and name in ("substitute", "insert"):
+                if (row, name) not in self.places:
+                    self.places[row, name] = self.source.find_places(operator, self.texts[row], name)
+                left = self.places[row, name]
+                places += [left.pop() for _ in range(min(share, len(left)))]
+            else:
+                operator.create_n = share
+                candidates += operator.augment(self.texts[row])[0]
+        return candidates, places
+
+    def fill(self, places):
+        """The texts of places with words of the masked LM filled in: list of str."""
+        return self.source.fill(places, self.batch_size) if places else []
+
+    def forget_places(self):
+        self.places = {}
+
+
+def run_round(rows, proposer, collected):
+    """Try once to give each text the variants that it lacks. Returns the rows that lack some and may get them in another try."""
+    waiting, hopeful = [], []  # (row, place) for the masked LM; rows that had something to change
+    for row in rows:
+        candidates, places = proposer.propose(row, collected.missing(row))
+        for candidate in candidates:
+            collected.accept(row, candidate)
+        waiting += [(row, place) for place in places]
+        if candidates or places or len(proposer.names) > 1:  # of several strategies another one may still have something
+            hopeful.append(row)
+    filled = proposer.fill([place for _, place in waiting])
+    for (row, _), candidate in zip(waiting, filled):
+        collected.accept(row, candidate)
+    return [row for row in hopeful if collected.missing(row)]
 
 
 @contextlib.contextmanager
@@ -217,8 +266,7 @@ def load_source(strategy, aug_type, custom_file_path=None, mlm_model=None):
 
 def shipped(aug_type):
     """Path, from the current folder, of the dictionary that comes with the project."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return os.path.relpath(os.path.join(root, "data", SHIPPED[aug_type]))
+    return os.path.relpath(Path(__file__).resolve().parents[2] / "data" / SHIPPED[aug_type])
 
 
 def find_dictionary(aug_type):
@@ -280,18 +328,7 @@ def read_dictionary(path):
         pairs = []
     dictionary = {}
     for word, others in pairs:
-        wrong = None
-        if not is_word(word):
-            wrong = "an empty word, or one with a tab or line break"
-        elif word in dictionary:
-            wrong = f"{word!r} a second time"
-        elif not isinstance(others, list):
-            wrong = f"{word!r} has {json.dumps(others, ensure_ascii=False)[:40]}"
-        elif not others:
-            wrong = f"{word!r} has an empty list"
-        elif not all(map(is_word, others)):
-            bad = next(other for other in others if not is_word(other))
-            wrong = f"{word!r} has {json.dumps(bad, ensure_ascii=False)[:40]} in its list"
+        wrong = f"{word!r} a second time" if word in dictionary else entry_problem(word, others)
         if wrong:
             spelled = re.search(re.escape(json.dumps(word, ensure_ascii=False)) + r"\s*:", content)
             problems.add(path, content.count("\n", 0, spelled.start()) + 1 if spelled else None, wrong,
@@ -300,6 +337,18 @@ def read_dictionary(path):
     problems.report()
     dictionary = {word: [other for other in dict.fromkeys(others) if other != word] for word, others in dictionary.items()}
     return {word: others for word, others in dictionary.items() if others}
+
+
+def entry_problem(word, others):
+    """What is wrong with an entry of a dictionary, in words; None where it is sound."""
+    if not is_word(word):
+        return "an empty word, or one with a tab or line break"
+    if not isinstance(others, list):
+        return f"{word!r} has {json.dumps(others, ensure_ascii=False)[:40]}"
+    if not others:
+        return f"{word!r} has an empty list"
+    bad = [other for other in others if not is_word(other)]
+    return f"{word!r} has {json.dumps(bad[0], ensure_ascii=False)[:40]} in its list" if bad else None
 
 
 def is_word(value):
@@ -317,33 +366,21 @@ class MaskedLM:
 
     def __init__(self, name_or_path):
         """name_or_path: as mlm_model of `load_source`; runs on the device that was selected. UserError if it cannot be had."""
-        check_masked_lm(name_or_path)
-        try:
-            self.tokenizer = load_tokenizer(name_or_path)
-            self.model = load_model(name_or_path, head="MaskedLM")
-            check_vocabulary(self.tokenizer, self.model, name_or_path)
-            from paddlenlp.utils.env import MODEL_HOME
+        from textcls.paddle_setup import paddle
 
-            check_masked_lm(os.path.join(MODEL_HOME, name_or_path))  # where a named one now is
-            if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, WEIGHTS)):
-                load_head(self.model, os.path.join(name_or_path, "model.safetensors"))
-            elif os.path.isdir(name_or_path):
-                check_complete(self.model, os.path.join(name_or_path, WEIGHTS))
-        except UserError as error:
-            message = str(error).replace("--model_name_or_path", "--mlm_model")
-            if not os.path.isdir(name_or_path):
-                message += f"\nOr do without a model: --aug_type custom --custom_file_path {shipped('synonym')}"
-            raise UserError(message) from None
+        self.tokenizer, self.model = load_masked_lm(name_or_path)
         vocabulary = self.tokenizer.get_vocab()
-        self.answers = np.zeros(self.model.config.vocab_size, dtype=bool)
-        self.answers[[index for token, index in vocabulary.items()
-                      if len(token) == 1 and CHINESE.fullmatch(token) and token not in PARTICLES]] = True
-        if not self.answers.any() or self.tokenizer.mask_token not in vocabulary or not hasattr(self.model, "cls"):
+        answers = [index for token, index in vocabulary.items()
+                   if len(token) == 1 and CHINESE.fullmatch(token) and token not in PARTICLES]
+        if not answers or self.tokenizer.mask_token not in vocabulary or not hasattr(self.model, "cls"):
             raise UserError(f"{name_or_path}: cannot fill in Chinese words, expected a BERT or ERNIE whose vocabulary has "
                             "Chinese characters and [MASK]")
+        penalties = np.full(self.model.config.vocab_size, -1e9, dtype=np.float32)
+        penalties[answers] = 0
+        self.impossible = paddle.to_tensor(penalties)
         self.max_length = self.model.config.max_position_embeddings
 
-    def slots(self, operator, text, name):
+    def find_places(self, operator, text, name):
         """The places of a text where `name` ("substitute" or "insert") may put a word, in random order.
 
         Each is (text before, number of characters to fill in, text after). operator: gives dataaug's words and choice of them.
@@ -358,36 +395,59 @@ class MaskedLM:
         random.shuffle(places)
         return places
 
-    def fill(self, slots, batch_size):
-        """The texts of a list of `slots` with their most probable characters filled in, "" for one that is too long.
+    def fill(self, places, batch_size):
+        """The texts of a list of places, of `find_places`, with their most probable characters; "" for one that is too long.
 
         Returns a list of str. The answers do not depend on batch_size.
         """
-        from textcls.paddle_setup import paddle
-
-        mask, pad = self.tokenizer.mask_token, self.tokenizer.pad_token_id
-        rows = [self.tokenizer(before + mask * count + after)["input_ids"] for before, count, after in slots]
-        positions = [[place for place, index in enumerate(row) if index == self.tokenizer.mask_token_id] for row in rows]
-        usable = np.array([index for index, (row, found) in enumerate(zip(rows, positions))  # no [MASK] of the text's own
-                           if len(row) <= self.max_length and len(found) == slots[index][1]], dtype=np.int64)
-        texts = [""] * len(slots)
-        impossible = paddle.to_tensor(np.where(self.answers, 0, -1e9).astype(np.float32))
-        encoder = getattr(self.model, self.model.base_model_prefix)
-        batches = sorted_batches([len(rows[index]) for index in usable], batch_size)
-        with progress_bar(len(usable), "Filling in words") as progress, paddle.no_grad():
-            for batch in batches:
-                batch = usable[batch]
-                input_ids = pad_batch([rows[index] for index in batch], pad)
-                hidden = encoder(paddle.to_tensor(input_ids))[0]
-                places = np.concatenate([np.array(positions[index]) + number * input_ids.shape[1]
-                                         for number, index in enumerate(batch)])
-                logits = self.model.cls(hidden, masked_positions=paddle.to_tensor(places)) + impossible
-                tokens = iter(self.tokenizer.convert_ids_to_tokens(logits.argmax(axis=-1).tolist()))
-                for index in batch:
-                    before, count, after = slots[index]
-                    texts[index] = before + "".join(itertools.islice(tokens, count)) + after
+        mask, mask_id = self.tokenizer.mask_token, self.tokenizer.mask_token_id
+        rows = [np.array(self.tokenizer(before + mask * count + after)["input_ids"]) for before, count, after in places]
+        usable = np.array([index for index, row in enumerate(rows)  # with no [MASK] of the text's own
+                           if len(row) <= self.max_length and (row == mask_id).sum() == places[index][1]], dtype=np.int64)
+        texts = [""] * len(places)
+        with progress_bar(len(usable), "Filling in words") as progress:
+            for batch in sorted_batches([len(rows[index]) for index in usable], batch_size):
+                characters = iter(self.predict([rows[index] for index in usable[batch]]))
+                for index in usable[batch]:
+                    before, count, after = places[index]
+                    texts[index] = before + "".join(itertools.islice(characters, count)) + after
                 progress.update(len(batch))
         return texts
+
+    def predict(self, rows):
+        """The most probable characters of all [MASK]s of a batch, row by row: list of str. rows: int64 arrays of token ids."""
+        from textcls.paddle_setup import paddle
+
+        input_ids = pad_batch(rows, self.tokenizer.pad_token_id)
+        masked = paddle.to_tensor(np.flatnonzero(input_ids == self.tokenizer.mask_token_id))
+        with paddle.no_grad():
+            hidden = getattr(self.model, self.model.base_model_prefix)(paddle.to_tensor(input_ids))[0]
+            logits = self.model.cls(hidden, masked_positions=masked) + self.impossible
+        return self.tokenizer.convert_ids_to_tokens(logits.argmax(axis=-1).tolist())
+
+
+# ---------------------------------------- loading a masked LM: goes when load_model(head="MaskedLM") does it
+
+
+def load_masked_lm(name_or_path):
+    """PaddleNLP's tokenizer and model of a masked LM. UserError where they cannot be had, or the head would be random."""
+    check_masked_lm(name_or_path)
+    try:
+        tokenizer, model = load_tokenizer(name_or_path), load_model(name_or_path, head="MaskedLM")
+        check_vocabulary(tokenizer, model, name_or_path)
+        from paddlenlp.utils.env import MODEL_HOME
+
+        check_masked_lm(os.path.join(MODEL_HOME, name_or_path))  # where a named one now is
+        if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, WEIGHTS)):
+            load_head(model, os.path.join(name_or_path, "model.safetensors"))
+        elif os.path.isdir(name_or_path):
+            check_complete(model, os.path.join(name_or_path, WEIGHTS))
+    except UserError as error:
+        message = str(error).replace("--model_name_or_path", "--mlm_model")
+        if not os.path.isdir(name_or_path):
+            message += f"\nOr do without a model: --aug_type custom --custom_file_path {shipped('synonym')}"
+        raise UserError(message) from None
+    return tokenizer, model
 
 
 def check_masked_lm(folder):

@@ -11,12 +11,14 @@ import zipfile
 import zlib
 
 import numpy as np
-from utils import softmax, tokenize
+
+from utils import tokenize
 from textcls.checkpoints import WEIGHTS, config_path
 from textcls.errors import UserError
 from textcls.inference import predict_features
 from textcls.log import get_logger, progress_bar
 from textcls.outputs import complete_file
+from textcls.probabilities import softmax
 
 METHODS = {  # how sent_interpret.py may compare texts: method -> its similarities, the default first
     "feature_similarity": ("cos", "dot", "euc"), "gradient_similarity": ("cos", "dot"), "representer": ("dot",)}
@@ -141,6 +143,27 @@ def influence_scores(method, sim_fn, train, queries):
         return -np.sqrt(np.maximum(squared, 0)).astype(np.float32)
 
     return minus_distances
+
+
+def find_influences(labels, train, train_outputs, texts, outputs, top_k=3, method="feature_similarity", sim_fn=None):
+    """The training rows with the most positive and the most negative influence on the model's answers.
+
+    labels: names by class id; train: (list of str, label_ids int64 [num_rows]); texts: list of str; train_outputs, outputs:
+    (features, logits) of both, as of `extract_features`; method, sim_fn: see `influence_scores`.
+    Returns a list of dicts, one per text: text, predict_label, probability (0 to 1, of predict_label), positive and
+    negative: lists of dicts of text, label, score, line (number from 1 in the training file), the strongest first.
+    """
+    score = influence_scores(method, sim_fn or METHODS[method][0], (*train_outputs, train[1]), outputs)
+    positive, positive_scores, negative, negative_scores = nearest_rows(score, len(texts), top_k, lowest=True)
+    probs = softmax(outputs[1])
+
+    def describe(indices, scores):
+        return [{"text": train[0][index], "label": labels[train[1][index]], "score": float(f"{score:.6g}"), "line": index + 1}
+                for index, score in zip(indices.tolist(), scores.tolist())]
+
+    return [{"text": text, "predict_label": labels[np.argmax(row)], "probability": round(float(row.max()), 6),
+             "positive": describe(positive[i], positive_scores[i]), "negative": describe(negative[i], negative_scores[i])}
+            for i, (text, row) in enumerate(zip(texts, probs))]
 
 
 def loss_slopes(logits, label_ids):

@@ -1,10 +1,9 @@
-"""The file of texts to explain, as word_interpret.py and sent_interpret.py read it, and the model's own answers to them."""
+"""The file of texts to explain, as word_interpret.py and sent_interpret.py read it."""
 
 import os
 from typing import NamedTuple, Optional
 
 from utils import read_lines
-from textcls.errors import Problems
 
 HEADERS = ("Text\tLabel", "text\tlabel")  # how bad_case.txt and predict.py's output begin
 
@@ -14,15 +13,15 @@ class Row(NamedTuple):
     label: Optional[str]  # None where the file has no label
 
 
-def read_rows(path, labels, problems=None):
+def read_rows(path, labels, problems):
     """Read texts of one to three tab-separated columns: text, label, prediction. Returns a list of Row, at least one.
 
     A header as evaluate.py and predict.py write it is skipped, and then the file may have the columns of these, too
     (bad_case.txt with its confidence). The prediction is not used: what is explained is the model's own.
     labels: the model's; empty where they are not known: then any is accepted. Raises UserError naming all lines that are
-    wrong, and what `problems`, where given, held before.
+    wrong, and what `problems` held before.
     """
-    problems, rows, columns = Problems() if problems is None else problems, [], 3
+    rows, columns = [], 3
     if not os.path.exists(path):
         problems.add(path, None, "file not found", "texts to explain, such as the bad_case.txt that analysis/evaluate.py writes")
         problems.report()
@@ -37,7 +36,7 @@ def read_rows(path, labels, problems=None):
         elif labels and others and others[0] and others[0] not in labels:
             problems.add(path, number, f"label {others[0]!r} is not one of the model's", f"one of its {len(labels)} labels")
         else:
-            rows.append(Row(text, (others or [None])[0] or None))
+            rows.append(Row(text, others[0] if others and others[0] else None))
     if not rows and not problems.count:
         problems.add(path, None, "no texts after the header", "at least one text")
     problems.report()

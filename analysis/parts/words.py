@@ -115,3 +115,26 @@ def join_words(text, words, offsets, attributions, is_cut=False):
         np.add.at(sums, owners, attribution / max(1, len(owners)))
     seen = max((end for _, end in offsets), default=0) if is_cut else len(text)
     return [(word, start, end, float(value) if start < seen else None) for (word, start, end), value in zip(words, sums)]
+
+
+def find_key_words(words, count):
+    """Indices of the `count` words that speak most for the prediction, first the strongest; words cut off are none.
+
+    words: of `join_words`.
+    """
+    seen = [index for index, word in enumerate(words) if word[3] is not None]
+    return sorted(seen, key=lambda index: -words[index][3])[:count]
+
+
+def make_segments(text, words):
+    """What the macro `shaded` of words_macros.html shows: dicts of blanks (before the word), word, value and shade (-1 to 1).
+
+    words: of `join_words`. The shades of a text are its attributions by the strongest of them.
+    """
+    position, segments = 0, []
+    strongest = max((abs(value) for *_, value in words if value), default=0) or 1  # all zero: nothing is shaded
+    for word, start, end, value in words:
+        segments.append({"blanks": text[position:start], "word": word, "value": value,
+                         "shade": 0 if value is None else value / strongest})
+        position = end
+    return segments

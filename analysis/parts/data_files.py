@@ -1,0 +1,45 @@
+"""Reading a checkpoint and the data files that belong to it, so that all that is wrong with them is reported first."""
+
+import os
+
+from utils import check_splits, read_labelled, read_labels
+from textcls.checkpoints import load_checkpoint
+from textcls.errors import Problems
+from textcls.options import find_label_file
+from textcls.outputs import complete_file
+
+
+def load_with_data(args, read):
+    """Read label.txt and the data files, then load the model, which takes longer. Returns (Checkpoint, what `read` returned).
+
+    args: as of `add_model_options`. read: function of (labels, problems) that reads the data files and reports all problems;
+    labels is empty where label.txt is wrong, so that only the form of rows can be checked. UserError.
+    """
+    path, problems = find_label_file(args), Problems()
+    if not os.path.isfile(path):  # only the checkpoint knows the labels
+        checkpoint = load_checkpoint(args.params_path, path, args.max_seq_length)
+        return checkpoint, read(checkpoint.labels, problems)
+    labels = read_labels(path, problems)
+    data = read([] if problems.count else labels, problems)
+    return load_checkpoint(args.params_path, path, args.max_seq_length), data
+
+
+def data_paths(args):
+    """Paths of train_file and dev_file."""
+    return [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)]
+
+
+def read_splits(args, labels, problems):
+    """Read train and dev: two pairs (texts, label ids). Reports what is wrong with them and what `problems` held before."""
+    label_path = os.path.join(args.dataset_dir, args.label_file)
+    train, dev = (read_labelled(path, labels, problems, label_path) for path in data_paths(args))
+    if not problems.count:
+        check_splits(*data_paths(args), train, dev, labels, problems)
+    problems.report()
+    return train, dev
+
+
+def write_rows(path, texts, names):
+    """Write rows of `<text>\\t<label>`. texts, names: lists of str."""
+    with complete_file(path, newline="\n") as output:
+        output.writelines(f"{text}\t{name}\n" for text, name in zip(texts, names))
