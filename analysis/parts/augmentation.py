@@ -28,13 +28,11 @@ import urllib.request
 from collections import Counter
 
 import numpy as np
-from safetensors import safe_open
 from utils import pad_batch, sorted_batches
-from textcls.checkpoints import WEIGHTS, check_safetensors, check_vocabulary, load_model, load_tokenizer
+from textcls.checkpoints import check_vocabulary, load_model, load_tokenizer
 from textcls.errors import Problems, UserError
-from textcls.log import get_logger, progress_bar
+from textcls.log import progress_bar
 from textcls.outputs import complete_file
-from textcls.pickle_guard import guard_paddle_load
 from analysis.parts.duplicates import comparison_key
 
 STRATEGIES = ("substitute", "insert", "delete", "swap")
@@ -317,18 +315,10 @@ class MaskedLM:
 
     def __init__(self, name_or_path):
         """name_or_path: as mlm_model of `load_source`; runs on the device that was selected. UserError if it cannot be had."""
-        check_masked_lm(name_or_path)
         try:
-            self.tokenizer = load_tokenizer(name_or_path)
             self.model = load_model(name_or_path, head="MaskedLM")
+            self.tokenizer = load_tokenizer(name_or_path)
             check_vocabulary(self.tokenizer, self.model, name_or_path)
-            from paddlenlp.utils.env import MODEL_HOME
-
-            check_masked_lm(os.path.join(MODEL_HOME, name_or_path))  # where a named one now is
-            if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, WEIGHTS)):
-                load_head(self.model, os.path.join(name_or_path, "model.safetensors"))
-            elif os.path.isdir(name_or_path):
-                check_complete(self.model, os.path.join(name_or_path, WEIGHTS))
         except UserError as error:
             message = str(error).replace("--model_name_or_path", "--mlm_model")
             if not os.path.isdir(name_or_path):
@@ -372,7 +362,7 @@ class MaskedLM:
                            if len(row) <= self.max_length and len(found) == slots[index][1]], dtype=np.int64)
         texts = [""] * len(slots)
         impossible = paddle.to_tensor(np.where(self.answers, 0, -1e9).astype(np.float32))
-        encoder = getattr(self.model, self.model.base_model_prefix)
+        encoder = self.model.base_model
         batches = sorted_batches([len(rows[index]) for index in usable], batch_size)
         with progress_bar(len(usable), "Filling in words") as progress, paddle.no_grad():
             for batch in batches:
@@ -388,64 +378,3 @@ class MaskedLM:
                     texts[index] = before + "".join(itertools.islice(tokens, count)) + after
                 progress.update(len(batch))
         return texts
-
-
-def check_masked_lm(folder):
-    """UserError for a folder without the weights of a masked LM, which would fill in words at random; not for a mere name."""
-    if not os.path.isdir(folder):
-        return
-    expected = "a masked LM: config.json, vocab.txt and model_state.pdparams or model.safetensors with its head (cls.*)"
-    weights = [os.path.join(folder, name) for name in (WEIGHTS, "model.safetensors")]
-    path = next(filter(os.path.isfile, weights), None)
-    if path is None:
-        raise UserError(f"{folder}: holds no weights ({WEIGHTS} or model.safetensors), so that it would fill in words at random, "
-                        f"expected {expected}")
-    if path.endswith(".safetensors"):
-        check_safetensors(path)
-        with safe_open(path, framework="np") as file:
-            names = list(file.keys())
-    else:
-        guard_paddle_load()
-        from textcls.paddle_setup import paddle
-
-        names = list(paddle.load(path, return_numpy=True))
-    if not any(name.startswith("cls.") for name in names):
-        raise UserError(f"{path}: has no weights of a masked LM's head, so that it would fill in words at random, expected "
-                        f"{expected}")
-
-
-def check_complete(model, path):
-    """UserError where a weights file lacks parameters of a masked LM, which PaddleNLP would leave random."""
-    from textcls.paddle_setup import paddle
-
-    missing = {name for name in model.state_dict() if ".pooler." not in name} - set(paddle.load(path, return_numpy=True))
-    if missing:
-        raise UserError(f"{path}: lacks {len(missing)} parameters, {min(missing)} among them, expected the weights of a masked "
-                        "LM as PaddleNLP saves them")
-
-
-def load_head(model, path):
-    """Give a BertForMaskedLM the head that stands in the model.safetensors it was loaded from.
-
-    PaddleNLP 2.8.1 converts Hugging Face's encoder and leaves the head (cls.predictions) random, with warnings that still
-    appear; parameters by names it does not know, such as LayerNorm.gamma, stay random, too: UserError for these. Can go when
-    BertPretrainedModel._get_name_mappings has cls.predictions.
-    """
-    head = model.cls.predictions
-    parts = {"transform.dense.weight": head.transform.weight, "transform.dense.bias": head.transform.bias,
-             "transform.LayerNorm.weight": head.layer_norm.weight, "transform.LayerNorm.bias": head.layer_norm.bias,
-             "bias": head.decoder.bias}
-    if not model.config.tie_word_embeddings:
-        parts["decoder.weight"] = head.decoder.weight
-    with safe_open(path, framework="np") as file:
-        needed = [f"cls.predictions.{name}" for name in parts]
-        names = [mapping.source_name for mapping in model._get_name_mappings(model.config)]
-        needed += [name for name in names if ".pooler." not in name]
-        missing = sorted(set(needed) - set(file.keys()))
-        if missing:
-            raise UserError(f"{path}: lacks {len(missing)} parameters, {missing[0]} among them, expected a BertForMaskedLM saved "
-                            "by a current transformers (model.save_pretrained)")
-        for name, parameter in parts.items():
-            value = file.get_tensor(f"cls.predictions.{name}").astype(np.float32)
-            parameter.set_value(value.T if name == "transform.dense.weight" else value)
-    get_logger().info(f"The masked LM's head, cls.predictions, read from {path}")
