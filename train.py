@@ -21,13 +21,12 @@ from typing import Optional
 
 import numpy as np
 
-from utils import check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
+from utils import DEFAULT_LENGTH, check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
 from textcls.checkpoints import check_length, check_vocabulary, load_model, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.log import get_logger
 from textcls.losses import ClassificationLoss
-from textcls.options import DEFAULT_LENGTH
 from textcls.outputs import STAGING, complete_folder
 from textcls.paddle_setup import paddle
 from textcls.pickle_guard import guard_paddle_load

@@ -62,14 +62,14 @@ def assert_same_ids(tokenizer, texts, folder, max_length=128):
         assert encoding.ids == tokenizer(text, max_length=max_length, truncation=True)["input_ids"], ascii(text)
 
 
-def test_random_strings_of_600_000_characters_ernie(tmp_path):
-    assert_same_ids(ernie(os.environ.get("ERNIE_VOCAB", ROOT / "data/vocab.txt")), random_texts(20_000), tmp_path)
+def test_random_strings_of_500_000_characters_ernie(tmp_path):
+    assert_same_ids(ernie(os.environ.get("ERNIE_VOCAB", ROOT / "data/vocab.txt")), random_texts(16_000), tmp_path)
 
 
 def test_random_strings_other_settings(tmp_path, minilm):
-    assert_same_ids(ernie(ROOT / "data/vocab.txt", do_lower_case=False), random_texts(2_500, 1), tmp_path)
-    assert_same_ids(ernie(ROOT / "data/vocab.txt"), random_texts(2_500, 2), tmp_path, max_length=5)
-    assert_same_ids(minilm, random_texts(5_000, 3), tmp_path)
+    assert_same_ids(ernie(ROOT / "data/vocab.txt", do_lower_case=False), random_texts(1_500, 1), tmp_path)
+    assert_same_ids(ernie(ROOT / "data/vocab.txt"), random_texts(1_500, 2), tmp_path, max_length=5)
+    assert_same_ids(minilm, random_texts(3_000, 3), tmp_path)
 
 
 def test_sample_data(tmp_path):

@@ -7,12 +7,11 @@ from typing import Any, Callable, NamedTuple
 
 from tokenizers import Tokenizer
 
-from utils import compare_labels, read_json, read_labels
+from utils import DEFAULT_LENGTH, SHORTEST_LENGTH, compare_labels, read_json, read_labels
 from textcls.errors import UserError
 from textcls.families import FAMILIES, OTHER, count_positions, find_family, prepare
 from textcls.huggingface import name_activations
 from textcls.log import get_logger
-from textcls.options import DEFAULT_LENGTH, SHORTEST_LENGTH
 from textcls.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, find_weights, read_weights, set_weights, without_drawing
 
 BUILT_IN_MODELS = (

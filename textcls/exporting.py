@@ -62,7 +62,7 @@ def probe_batches(checkpoint):
 def write_deployment(checkpoint, folder, name, with_onnx):
     """Export the checkpoint's model as folder/name.pdmodel, compare it, and write beside it all that a deployment needs.
 
-    checkpoint: a modeling.Checkpoint; its model cannot be run any more afterwards. with_onnx: also write name.onnx.
+    checkpoint: a checkpoints.Checkpoint; its model cannot be run any more afterwards. with_onnx: also write name.onnx.
     Raises UserError if a graph differs.
     """
     model, batches = checkpoint.model, probe_batches(checkpoint)

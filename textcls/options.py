@@ -5,8 +5,6 @@ import os
 
 from textcls.errors import UserError
 
-SHORTEST_LENGTH, DEFAULT_LENGTH = 3, 128  # bounds of max_seq_length below and what it is where nobody says, in tokens
-
 
 def positive_int(text):
     """Type of options that count something."""
