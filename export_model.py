@@ -21,6 +21,7 @@ import os
 from textcls.checkpoints import load_checkpoint
 from textcls.device import select_device
 from textcls.errors import UserError, run_script
+from textcls.families import family_of
 from textcls.exporting import write_deployment
 from textcls.log import get_logger
 from textcls.outputs import complete_folder
@@ -41,10 +42,9 @@ def main():
     get_logger()
     select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
     checkpoint = load_checkpoint(args.params_path)
-    model_type = checkpoint.model.config.model_type
-    if args.multilingual and model_type != "ernie_m":
-        raise UserError(f"--multilingual: the model type of {args.params_path} is {model_type}, expected an ERNIE-M model, or "
-                        "no --multilingual")
+    if args.multilingual and not family_of(checkpoint.model).is_multilingual:
+        raise UserError(f"--multilingual: the model type of {args.params_path} is {checkpoint.model.config.model_type}, expected "
+                        "an ERNIE-M model, or no --multilingual")
     with complete_folder(args.output_path, marker="deploy.json") as staging:
         write_deployment(checkpoint, staging, "float32", args.onnx)
     # what was made from an older export's weights: converted forms, and its ONNX model unless there is a new one

@@ -21,8 +21,8 @@ from typing import Optional
 
 import numpy as np
 
-from utils import check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
-from textcls.checkpoints import MAX_SEQ_LENGTH, WEIGHTS, check_length, check_vocabulary, check_weights, load_model, load_tokenizer
+from utils import DEFAULT_LENGTH, check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
+from textcls.checkpoints import check_length, check_vocabulary, load_model, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.log import get_logger
@@ -34,7 +34,7 @@ from textcls.scoring import compute_metrics
 from textcls.trainer import (ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite, check_batch,
                              check_training_arguments, collate, list_checkpoints, lock_folder, parse_dataclasses,
                              random_state_file, remove_folder)
-from textcls.wordpiece import make_encoder, rust_tokenizer
+from textcls.weights import WEIGHTS, check_weights
 
 from paddlenlp.trainer import TrainingArguments
 from paddlenlp.trainer.trainer_utils import get_last_checkpoint
@@ -69,7 +69,7 @@ class DataArguments:
     dev_file: str = field(default="dev.txt", metadata={"help": "Development file in data_dir."})
     label_file: str = field(default="label.txt", metadata={"help": "Label file in data_dir."})
     max_seq_length: Optional[int] = field(default=None, metadata={
-        "help": f"Longest text in tokens; longer texts are cut. Default: that of a trained model, else {MAX_SEQ_LENGTH}."})
+        "help": f"Longest text in tokens; longer texts are cut. Default: that of a trained model, else {DEFAULT_LENGTH}."})
 
 
 @dataclass
@@ -223,8 +223,6 @@ def check_model(model, folder, args, labels, label_path, resume_point, num_rows)
         check_resume_point(resume_point, args, labels, label_path, model, num_rows)
     if args.do_train:
         return
-    if os.path.isfile(os.path.join(folder, WEIGHTS)):
-        check_weights(model, os.path.join(folder, WEIGHTS))
     if os.path.isfile(os.path.join(folder, "label.txt")):
         compare_labels(read_labels(os.path.join(folder, "label.txt")), labels, label_path, folder)
 
@@ -271,12 +269,12 @@ def main():
     guard_paddle_load()
     paddle.seed(args.seed)
     folder = model_args.model_name_or_path
-    model = load_model(folder, ignore_mismatched_sizes=True, num_labels=len(labels), id2label=dict(enumerate(labels)),
-                       label2id={label: index for index, label in enumerate(labels)})
+    model = load_model(folder, strict=not args.do_train, ignore_mismatched_sizes=True, num_labels=len(labels),
+                       id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     check_model(model, folder, args, labels, label_path, resume_point, len(train[0]))
     max_seq_length = data_args.max_seq_length
     if max_seq_length is None:
-        max_seq_length = getattr(model.config, "max_seq_length", MAX_SEQ_LENGTH)
+        max_seq_length = getattr(model.config, "max_seq_length", DEFAULT_LENGTH)
     model.config.max_seq_length = check_length(max_seq_length, model)  # for the scripts that load it later
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)

@@ -13,6 +13,7 @@ from textcls.probabilities import softmax, top_classes  # noqa: F401  which scri
 from textcls.texts import text_problem
 
 TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
+SHORTEST_LENGTH, DEFAULT_LENGTH = 3, 128  # tokens: the least max_seq_length, and what it is where nobody says
 
 
 def read_lines(path, problems, stream=None):

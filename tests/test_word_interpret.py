@@ -34,7 +34,7 @@ def trained(checkpoint):
 def bert(tmp_path_factory):
     """A BERT with random weights."""
     from textcls.checkpoints import Checkpoint, load_model, load_tokenizer
-    from textcls.wordpiece import rust_tokenizer, make_encoder
+    from textcls.checkpoints import make_encoder, rust_tokenizer
 
     folder = str(make_model(tmp_path_factory.mktemp("bert"), model_type="bert", architectures=["BertForSequenceClassification"],
                             use_task_id=None, task_type_vocab_size=None))

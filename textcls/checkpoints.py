@@ -2,24 +2,23 @@
 
 import contextlib
 import os
-import tempfile
-import types
+import sys
 from typing import Any, Callable, NamedTuple
 
-import numpy as np
+from tokenizers import Tokenizer
 
-from utils import compare_labels, read_json, read_labels
+from utils import DEFAULT_LENGTH, SHORTEST_LENGTH, compare_labels, read_json, read_labels
 from textcls.errors import UserError
+from textcls.families import FAMILIES, OTHER, count_positions, find_family, prepare
+from textcls.huggingface import name_activations
 from textcls.log import get_logger
-from textcls.wordpiece import make_encoder, rust_tokenizer
+from textcls.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, find_weights, read_weights, set_weights, without_drawing
 
 BUILT_IN_MODELS = (
     "ernie-3.0-xbase-zh", "ernie-3.0-base-zh", "ernie-3.0-medium-zh", "ernie-3.0-mini-zh", "ernie-3.0-micro-zh",
     "ernie-3.0-nano-zh", "ernie-1.0-large-zh-cw", "ernie-2.0-base-en", "ernie-2.0-large-en", "ernie-m-base",
     "ernie-m-large",
 )
-WEIGHTS = "model_state.pdparams"
-MAX_SEQ_LENGTH = 128  # tokens, where neither an option nor a checkpoint says how many
 
 
 def config_path(folder):
@@ -41,13 +40,9 @@ def load_tokenizer(name_or_path):
     path = config_path(name_or_path)
     if path is None:
         raise UserError(f"{name_or_path}: no config.json in this folder, expected a model folder (config.json, vocab.txt)")
-    content = read_json(path)
-    family = content.get("model_type") or (content.get("architectures") or [content.get("init_class") or ""])[0]
-    family = str(family).lower().replace("_", "")
-    names = {"erniem": "ErnieMTokenizer", "ernie": "ErnieTokenizer", "bert": "BertTokenizer"}
-    name = next((name for prefix, name in names.items() if family.startswith(prefix)), "AutoTokenizer")
+    tokenizer_class = getattr(transformers, find_family(read_json(path)).tokenizer)
     try:
-        return _without_paths(getattr(transformers, name).from_pretrained(name_or_path))
+        return _without_paths(tokenizer_class.from_pretrained(name_or_path))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
         raise UserError(f"{name_or_path}: its tokenizer cannot be read ({type(error).__name__}: {error}), expected vocab.txt, "
                         "with the special tokens in it (and sentencepiece.bpe.model for ERNIE-M)") from None
@@ -59,66 +54,120 @@ def _without_paths(tokenizer):
     return tokenizer
 
 
-def load_model(name_or_path, head="SequenceClassification", **config_changes):
-    """Load a model in eval mode from a built-in name, a PaddleNLP folder or a Hugging Face BERT folder.
+def rust_tokenizer(tokenizer, max_seq_length, saved=None):
+    """The Rust twin of a PaddleNLP tokenizer, cutting at max_seq_length; None where its family has none.
 
-    A folder without weights gives a model with random weights, and the log says so. head: "SequenceClassification" or
-    "MaskedLM". config_changes: entries of the model's config to set (num_labels, id2label, ...). UserError where the model
-    cannot be had.
+    saved: a tokenizer.json that this function's result was saved as; it spares the two seconds of building.
+    """
+    build = next((family.build_rust_tokenizer for family in FAMILIES.values() if family.tokenizer == type(tokenizer).__name__),
+                 None)
+    if build is None:
+        return None
+    if saved is not None and os.path.isfile(saved):
+        try:
+            rust = Tokenizer.from_file(saved)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{saved}: cannot be read ({error}), expected the file that train.py wrote") from None
+        if any(rust.token_to_id(token) != index for token, index in tokenizer.get_vocab().items()):
+            raise UserError(f"{saved}: its vocabulary is not that of vocab.txt, expected the two files that train.py wrote")
+    else:
+        try:
+            rust = build(tokenizer)
+        except ValueError as error:
+            print(f"warning: tokenizing with PaddleNLP's slower tokenizer: {error}", file=sys.stderr)
+            return None
+    rust.enable_truncation(max_seq_length)
+    return rust
+
+
+def make_encoder(tokenizer, rust, max_seq_length):
+    """Return a function: list of str -> list of lists of token ids, special tokens included, cut to max_seq_length.
+
+    rust: as `rust_tokenizer` returns it; with None PaddleNLP's own tokenizer does the work.
+    """
+    if rust is not None:
+        return lambda texts: [encoding.ids for encoding in rust.encode_batch_fast(texts)]
+    return lambda texts: [tokenizer(text, max_length=max_seq_length, truncation=True)["input_ids"] for text in texts]
+
+
+def load_model(name_or_path, head="SequenceClassification", strict=False, ignore_mismatched_sizes=False, **config_changes):
+    """Load a model in eval mode from a built-in name or a folder.
+
+    name_or_path: a folder has config.json and either model_state.pdparams (PaddleNLP's form) or model.safetensors (Hugging
+    Face's, of a BERT or ERNIE). Without either the model starts from random values, and the log says so.
+    head: "SequenceClassification" or "MaskedLM". A pooler or classifier that the folder lacks starts at random, which the log
+    says, too; a masked LM's head has to be there. strict: nothing may be lacking nor be left over.
+    ignore_mismatched_sizes: a classifier for another number of classes counts as lacking. config_changes: entries of the
+    model's config to set (num_labels, id2label, ...). UserError where the model cannot be had.
     """
     from textcls.pickle_guard import guard_paddle_load
     from paddlenlp import transformers
 
     guard_paddle_load()
+    name_activations()
     auto_model = getattr(transformers, f"AutoModelFor{head}")
     # a Hugging Face config brings use_cache=true, with which PaddleNLP's BERT returns a tuple instead of logits
     config_changes.update(use_cache=False, return_dict=False)
     if not os.path.isdir(name_or_path):
-        with _explain_download(name_or_path):
-            model = auto_model.from_pretrained(name_or_path, **config_changes)
-        return _prepared(model)
-    path = config_path(name_or_path)
-    if path is None:
-        raise UserError(f"{name_or_path}: no config.json in this folder, expected a model folder (config.json, vocab.txt "
-                        f"and, for trained models, {WEIGHTS} or model.safetensors)")
-    if "width_mult" in read_json(path):  # a damaged file is reported by its name
-        raise UserError(f"{name_or_path}: a pruned model, which can only be deployed, expected the whole one it was made from")
-    files = set(os.listdir(name_or_path))
-    shards = sorted(name for name in files if name.endswith((".safetensors.index.json", ".bin.index.json")))
-    if shards and WEIGHTS not in files:
-        raise UserError(f"{name_or_path}: its weights are in several files ({shards[0]}), expected one model.safetensors "
-                        "(transformers: model.save_pretrained(folder, max_shard_size=\"100GB\"))")
-    try:
-        model_class = auto_model._get_model_class_from_config(name_or_path, path)
-        if WEIGHTS in files or "model_state.pdparams.index.json" in files:
-            return _prepared(model_class.from_pretrained(name_or_path, **config_changes))
-        if "model.safetensors" in files:
-            check_safetensors(os.path.join(name_or_path, "model.safetensors"))
-            # PaddleNLP writes the converted weights beside the original: give it links in a folder that may be written
-            with tempfile.TemporaryDirectory() as links:
-                for name in ("config.json", "model.safetensors"):
-                    os.symlink(os.path.abspath(os.path.join(name_or_path, name)), os.path.join(links, name))
-                return _prepared(model_class.from_pretrained(links, convert_from_torch=True, **config_changes))
-        if "pytorch_model.bin" in files:
-            raise UserError(f"{name_or_path}: pytorch_model.bin is a pickle and is not read, expected model.safetensors "
-                            "(transformers: model.save_pretrained(folder, safe_serialization=True))")
-        get_logger().warning(f"{name_or_path} holds no weights ({WEIGHTS} or model.safetensors): "
+        return prepare(_load_built_in(auto_model, name_or_path, ignore_mismatched_sizes, config_changes))
+    family = find_family(_read_config(name_or_path))
+    path = find_weights(name_or_path)
+    with _explain_building(name_or_path):
+        if family is OTHER:
+            return _load_other(auto_model, name_or_path, path, ignore_mismatched_sizes, config_changes)
+        model_class = getattr(transformers, f"{family.classes}For{head}")
+        config = model_class.config_class.from_pretrained(name_or_path, **config_changes, dtype="float32")
+        with without_drawing() if path else contextlib.nullcontext():
+            model = model_class(config)
+    if path:
+        set_weights(model, read_weights(path, model), path, strict, ignore_mismatched_sizes)
+    elif head == "MaskedLM":
+        raise UserError(f"{name_or_path}: holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}), so that it would fill in words "
+                        "at random, expected a masked LM with its head (cls.*)")
+    else:
+        get_logger().warning(f"{name_or_path} holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}): "
                              "the model starts from RANDOM weights.")
-        return _prepared(model_class(model_class.config_class.from_pretrained(name_or_path, **config_changes)))
+    return prepare(model)
+
+
+def _load_built_in(auto_model, name, ignore_mismatched_sizes, config_changes):
+    with _explain_download(name):
+        model = auto_model.from_pretrained(name, ignore_mismatched_sizes=ignore_mismatched_sizes, **config_changes)
+    from paddlenlp.utils.env import MODEL_HOME
+
+    path = os.path.join(MODEL_HOME, name, WEIGHTS)
+    if not hasattr(model, "classifier") and os.path.isfile(path):
+        set_weights(model, read_weights(path, model), path)  # once more, since PaddleNLP leaves a missing head random
+    return model
+
+
+def _read_config(folder):
+    path = config_path(folder)
+    if path is None:
+        raise UserError(f"{folder}: no config.json in this folder, expected a model folder (config.json, vocab.txt "
+                        f"and, for trained models, {WEIGHTS} or {HUGGING_FACE_WEIGHTS})")
+    config = read_json(path)
+    if "width_mult" in config:
+        raise UserError(f"{folder}: a pruned model, which can only be deployed, expected the whole one it was made from")
+    return config
+
+
+@contextlib.contextmanager
+def _explain_building(folder):
+    try:
+        yield
     except (KeyError, AttributeError, RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"{name_or_path}: the model cannot be built ({type(error).__name__}: {error}), expected the "
+        raise UserError(f"{folder}: the model cannot be built ({type(error).__name__}: {error}), expected the "
                         "complete folder of an ERNIE, ERNIE-M or BERT model") from error
 
 
-def check_safetensors(path):
-    """UserError for a damaged file: PaddleNLP would try other formats on it and fail without a word."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}), expected the weights as transformers saves them") from None
+def _load_other(auto_model, folder, path, ignore_mismatched_sizes, config_changes):
+    """A model of a family that is not in FAMILIES, as PaddleNLP takes it: nobody has looked at what it needs."""
+    if path != os.path.join(folder, WEIGHTS):
+        raise UserError(f"{folder}: its model_type is none of {', '.join(FAMILIES)}, expected one of them, or a model in "
+                        f"PaddleNLP's form ({WEIGHTS})")
+    model_class = auto_model._get_model_class_from_config(folder, config_path(folder))
+    return prepare(model_class.from_pretrained(folder, ignore_mismatched_sizes=ignore_mismatched_sizes, **config_changes))
 
 
 @contextlib.contextmanager
@@ -137,25 +186,6 @@ def _explain_download(name):
             f"{name}: its files could not be downloaded ({error})\nWithout a connection: on a machine that has one, run "
             f"the same command once and copy its folder {os.path.join(MODEL_HOME, name)} to the same place here, or pass "
             "a model folder (config.json, vocab.txt, model_state.pdparams) with --model_name_or_path.") from None
-
-
-def _prepared(model):
-    if type(model).__name__.startswith("ErnieM"):
-        # past Layer.__setattr__, where PaddleNLP would rewrite it
-        object.__setattr__(model, "forward", types.MethodType(_ernie_m_forward, model))
-    model.eval()
-    return model
-
-
-def _ernie_m_forward(self, input_ids, attention_mask=None, **inputs):
-    """ERNIE-M's forward with the mask of its padding.
-
-    PaddleNLP 2.8.1's own default masks id 0, which is [CLS], and attends to the padding (id 1), so that logits depend on
-    the batch a text is in. Can go when ErnieMModel compares with pad_token_id.
-    """
-    if attention_mask is None:
-        attention_mask = (input_ids != self.config.pad_token_id).astype("float32")
-    return type(self).forward(self, input_ids, attention_mask=attention_mask, **inputs)
 
 
 class Checkpoint(NamedTuple):
@@ -184,13 +214,12 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
         raise UserError(f"{folder}: {missing} is missing, expected a complete checkpoint made by train.py")
     config = read_json(path)
     labels = _checkpoint_labels(folder, config, label_path)
-    trained_length = config.get("max_seq_length", MAX_SEQ_LENGTH)
+    trained_length = config.get("max_seq_length", DEFAULT_LENGTH)
     if not isinstance(trained_length, int):
         raise UserError(f"{path}: max_seq_length is {trained_length!r}, expected a number of tokens")
     if max_seq_length is not None and max_seq_length != trained_length:
         get_logger().warning(f"--max_seq_length {max_seq_length} differs from the {trained_length} of the training.")
-    model = load_model(folder, num_labels=len(labels))
-    check_weights(model, os.path.join(folder, WEIGHTS))
+    model = load_model(folder, strict=True, num_labels=len(labels))
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
     length = check_length(trained_length if max_seq_length is None else max_seq_length, model)
@@ -200,18 +229,6 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id)
 
 
-def check_weights(model, path):
-    """UserError if the weights file is not just the model's: PaddleNLP would leave what it lacks random, and skip the rest."""
-    from textcls.paddle_setup import paddle
-
-    saved = {name for name, value in paddle.load(path, return_numpy=True).items() if isinstance(value, np.ndarray)}
-    own = set(model.state_dict())
-    for names, what in ((own - saved, "lacks"), (saved - own, "has besides the model's own")):
-        if names:
-            raise UserError(f"{path}: {what} {len(names)} parameters, {min(names)} among them, expected the weights of a "
-                            "classifier made by train.py, and the config.json that belongs to them")
-
-
 def check_vocabulary(tokenizer, model, folder):
     """UserError if the tokenizer can give ids that the model has no embedding for."""
     if len(tokenizer) > model.config.vocab_size:
@@ -219,22 +236,16 @@ def check_vocabulary(tokenizer, model, folder):
                         f"{model.config.vocab_size}, expected the vocabulary of this model")
 
 
-def count_positions(model):
-    """How many tokens a model can take at most, special tokens included."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 512
-    return positions - 2 if type(model).__name__.startswith("ErnieM") else positions  # ERNIE-M counts positions from 2
-
-
 def check_length(max_seq_length, model):
     """Return max_seq_length if the model has that many positions; UserError otherwise."""
-    positions = count_positions(model)
-    if not 3 <= max_seq_length <= positions:
-        raise UserError(f"--max_seq_length {max_seq_length}: out of range, expected 3 to {positions} for this model")
+    most = count_positions(model)
+    if not SHORTEST_LENGTH <= max_seq_length <= most:
+        raise UserError(f"--max_seq_length {max_seq_length}: out of range, expected {SHORTEST_LENGTH} to {most} for this model")
     return max_seq_length
 
 
 def _checkpoint_labels(folder, config, label_path):
-    own_path = os.path.join(folder, "label.txt")
+    saved_path = os.path.join(folder, "label.txt")
     if isinstance(config.get("id2label"), dict):
         if not all(str(index).isdecimal() for index in config["id2label"]):
             raise UserError(f"{folder}: the keys of id2label in its config.json are not class ids, expected 0, 1, 2, ...")
@@ -242,12 +253,12 @@ def _checkpoint_labels(folder, config, label_path):
         labels = [id2label.get(index) for index in range(len(id2label))]
         if not all(isinstance(label, str) for label in labels):
             raise UserError(f"{folder}: id2label in its config.json does not name every class, expected {{\"0\": label, ...}}")
-    elif os.path.isfile(own_path) or (label_path and os.path.isfile(label_path)):
-        labels = read_labels(own_path if os.path.isfile(own_path) else label_path)
+    elif os.path.isfile(saved_path) or (label_path and os.path.isfile(label_path)):
+        labels = read_labels(saved_path if os.path.isfile(saved_path) else label_path)
         get_logger().warning(f"{folder}: its config names no labels; taking them from label.txt.")
     else:
         raise UserError(f"{folder}: neither id2label in its config.json nor a label.txt, expected one of them")
-    for path in (own_path, label_path):
+    for path in (saved_path, label_path):
         if path and os.path.isfile(path):
             compare_labels(labels, read_labels(path), path, folder)
     return labels

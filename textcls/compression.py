@@ -196,7 +196,7 @@ def export_widths(trainer, checkpoint):
         model = pruned_model(trainer, folder)
         model.to(device="cpu")
         paddle.save(model.state_dict(), os.path.join(folder, WEIGHTS))
-        model.config.width_mult = width  # tells modeling.load_model that these are not the weights of a whole model
+        model.config.width_mult = width  # tells load_model that these are not the weights of a whole model
         model.config.save_pretrained(folder)
         write_deployment(checkpoint._replace(model=model), folder, "pruned_model", trainer.args.onnx)
     paddle.set_device(trainer.args.device)

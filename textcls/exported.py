@@ -8,7 +8,7 @@ import hashlib
 import os
 from typing import NamedTuple, Optional
 
-from utils import read_json, read_labels
+from utils import SHORTEST_LENGTH, read_json, read_labels
 from textcls.errors import UserError
 
 
@@ -71,9 +71,9 @@ def check_entries(deploy, path):
     for name in names:
         if type(deploy.get(name)) is not int:
             raise UserError(f"{path}: {name} is {deploy.get(name)!r}, expected a number")
-    if deploy["max_seq_length"] < 3 or deploy["pad_token_id"] < 0:
+    if deploy["max_seq_length"] < SHORTEST_LENGTH or deploy["pad_token_id"] < 0:
         raise UserError(f"{path}: max_seq_length is {deploy['max_seq_length']} and pad_token_id {deploy['pad_token_id']}, "
-                        "expected at least 3 and 0")
+                        f"expected at least {SHORTEST_LENGTH} and 0")
     if deploy.get("input_names") not in (["input_ids"], ["input_ids", "token_type_ids"]):
         raise UserError(f"{path}: input_names is {deploy.get('input_names')!r}, expected input_ids and token_type_ids")
 
@@ -104,8 +104,8 @@ def find_graph(folder, deploy, makers):
 
 def check_length(max_seq_length, export):
     """UserError where an Export cannot take texts of so many tokens, as far as its deploy.json says."""
-    if max_seq_length < 3:
-        raise UserError(f"--max_seq_length {max_seq_length}: expected 3 or more")
+    if max_seq_length < SHORTEST_LENGTH:
+        raise UserError(f"--max_seq_length {max_seq_length}: expected {SHORTEST_LENGTH} or more")
     if export.max_positions is None and max_seq_length > export.max_seq_length:
         raise UserError(f"--max_seq_length {max_seq_length}: this export does not say how many positions the model has, expected "
                         f"at most the {export.max_seq_length} of training, or a new export (deploy.json with max_positions)")

@@ -6,9 +6,9 @@ import os
 import numpy as np
 
 from utils import model_inputs, pad_batch
-from textcls.checkpoints import count_positions
 from textcls.errors import UserError
 from textcls.exported import CLASS_LOGITS
+from textcls.families import count_positions, family_of
 from textcls.log import get_logger
 from textcls.outputs import write_labels
 from textcls.onnx_export import TOLERANCE, export_onnx
@@ -25,7 +25,7 @@ def input_spec(names):
 
 def input_names(model):
     """Names of the inputs that a model's graph gets."""
-    return ["input_ids"] if model.config.model_type == "ernie_m" else ["input_ids", "token_type_ids"]
+    return list(family_of(model).input_names)
 
 
 def export_graph(model, prefix):
@@ -62,7 +62,7 @@ def probe_batches(checkpoint):
 def write_deployment(checkpoint, folder, name, with_onnx):
     """Export the checkpoint's model as folder/name.pdmodel, compare it, and write beside it all that a deployment needs.
 
-    checkpoint: a modeling.Checkpoint; its model cannot be run any more afterwards. with_onnx: also write name.onnx.
+    checkpoint: a checkpoints.Checkpoint; its model cannot be run any more afterwards. with_onnx: also write name.onnx.
     Raises UserError if a graph differs.
     """
     model, batches = checkpoint.model, probe_batches(checkpoint)

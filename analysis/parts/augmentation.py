@@ -29,14 +29,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from utils import pad_batch, sorted_batches
-from textcls.checkpoints import WEIGHTS, check_safetensors, check_vocabulary, load_model, load_tokenizer
+from textcls.checkpoints import check_vocabulary, load_model, load_tokenizer
 from textcls.errors import Problems, UserError
-from textcls.log import get_logger, progress_bar
+from textcls.log import progress_bar
 from textcls.outputs import complete_file
-from textcls.pickle_guard import guard_paddle_load
 from analysis.parts.duplicates import comparison_key
 
 STRATEGIES = ("substitute", "insert", "delete", "swap")
@@ -368,7 +366,15 @@ class MaskedLM:
         """name_or_path: as mlm_model of `load_source`; runs on the device that was selected. UserError if it cannot be had."""
         from textcls.paddle_setup import paddle
 
-        self.tokenizer, self.model = load_masked_lm(name_or_path)
+        try:
+            self.model = load_model(name_or_path, head="MaskedLM")
+            self.tokenizer = load_tokenizer(name_or_path)
+            check_vocabulary(self.tokenizer, self.model, name_or_path)
+        except UserError as error:
+            message = str(error).replace("--model_name_or_path", "--mlm_model")
+            if not os.path.isdir(name_or_path):
+                message += f"\nOr do without a model: --aug_type custom --custom_file_path {shipped('synonym')}"
+            raise UserError(message) from None
         vocabulary = self.tokenizer.get_vocab()
         answers = [index for token, index in vocabulary.items()
                    if len(token) == 1 and CHINESE.fullmatch(token) and token not in PARTICLES]
@@ -424,88 +430,3 @@ class MaskedLM:
             hidden = getattr(self.model, self.model.base_model_prefix)(paddle.to_tensor(input_ids))[0]
             logits = self.model.cls(hidden, masked_positions=masked) + self.impossible
         return self.tokenizer.convert_ids_to_tokens(logits.argmax(axis=-1).tolist())
-
-
-# ---------------------------------------- loading a masked LM: goes when load_model(head="MaskedLM") does it
-
-
-def load_masked_lm(name_or_path):
-    """PaddleNLP's tokenizer and model of a masked LM. UserError where they cannot be had, or the head would be random."""
-    check_masked_lm(name_or_path)
-    try:
-        tokenizer, model = load_tokenizer(name_or_path), load_model(name_or_path, head="MaskedLM")
-        check_vocabulary(tokenizer, model, name_or_path)
-        from paddlenlp.utils.env import MODEL_HOME
-
-        check_masked_lm(os.path.join(MODEL_HOME, name_or_path))  # where a named one now is
-        if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, WEIGHTS)):
-            load_head(model, os.path.join(name_or_path, "model.safetensors"))
-        elif os.path.isdir(name_or_path):
-            check_complete(model, os.path.join(name_or_path, WEIGHTS))
-    except UserError as error:
-        message = str(error).replace("--model_name_or_path", "--mlm_model")
-        if not os.path.isdir(name_or_path):
-            message += f"\nOr do without a model: --aug_type custom --custom_file_path {shipped('synonym')}"
-        raise UserError(message) from None
-    return tokenizer, model
-
-
-def check_masked_lm(folder):
-    """UserError for a folder without the weights of a masked LM, which would fill in words at random; not for a mere name."""
-    if not os.path.isdir(folder):
-        return
-    expected = "a masked LM: config.json, vocab.txt and model_state.pdparams or model.safetensors with its head (cls.*)"
-    weights = [os.path.join(folder, name) for name in (WEIGHTS, "model.safetensors")]
-    path = next(filter(os.path.isfile, weights), None)
-    if path is None:
-        raise UserError(f"{folder}: holds no weights ({WEIGHTS} or model.safetensors), so that it would fill in words at random, "
-                        f"expected {expected}")
-    if path.endswith(".safetensors"):
-        check_safetensors(path)
-        with safe_open(path, framework="np") as file:
-            names = list(file.keys())
-    else:
-        guard_paddle_load()
-        from textcls.paddle_setup import paddle
-
-        names = list(paddle.load(path, return_numpy=True))
-    if not any(name.startswith("cls.") for name in names):
-        raise UserError(f"{path}: has no weights of a masked LM's head, so that it would fill in words at random, expected "
-                        f"{expected}")
-
-
-def check_complete(model, path):
-    """UserError where a weights file lacks parameters of a masked LM, which PaddleNLP would leave random."""
-    from textcls.paddle_setup import paddle
-
-    missing = {name for name in model.state_dict() if ".pooler." not in name} - set(paddle.load(path, return_numpy=True))
-    if missing:
-        raise UserError(f"{path}: lacks {len(missing)} parameters, {min(missing)} among them, expected the weights of a masked "
-                        "LM as PaddleNLP saves them")
-
-
-def load_head(model, path):
-    """Give a BertForMaskedLM the head that stands in the model.safetensors it was loaded from.
-
-    PaddleNLP 2.8.1 converts Hugging Face's encoder and leaves the head (cls.predictions) random, with warnings that still
-    appear; parameters by names it does not know, such as LayerNorm.gamma, stay random, too: UserError for these. Can go when
-    BertPretrainedModel._get_name_mappings has cls.predictions.
-    """
-    head = model.cls.predictions
-    parts = {"transform.dense.weight": head.transform.weight, "transform.dense.bias": head.transform.bias,
-             "transform.LayerNorm.weight": head.layer_norm.weight, "transform.LayerNorm.bias": head.layer_norm.bias,
-             "bias": head.decoder.bias}
-    if not model.config.tie_word_embeddings:
-        parts["decoder.weight"] = head.decoder.weight
-    with safe_open(path, framework="np") as file:
-        needed = [f"cls.predictions.{name}" for name in parts]
-        names = [mapping.source_name for mapping in model._get_name_mappings(model.config)]
-        needed += [name for name in names if ".pooler." not in name]
-        missing = sorted(set(needed) - set(file.keys()))
-        if missing:
-            raise UserError(f"{path}: lacks {len(missing)} parameters, {missing[0]} among them, expected a BertForMaskedLM saved "
-                            "by a current transformers (model.save_pretrained)")
-        for name, parameter in parts.items():
-            value = file.get_tensor(f"cls.predictions.{name}").astype(np.float32)
-            parameter.set_value(value.T if name == "transform.dense.weight" else value)
-    get_logger().info(f"The masked LM's head, cls.predictions, read from {path}")

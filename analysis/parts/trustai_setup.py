@@ -79,7 +79,7 @@ class InterpretedModel:
     """
 
     def __init__(self, model, embedding):
-        self.model, self.embedding, self.ernie = model, embedding, getattr(model, model.base_model_prefix)
+        self.model, self.embedding, self.ernie = model, embedding, model.base_model
 
     def __getattr__(self, name):
         return getattr(self.model, name)
