@@ -427,6 +427,6 @@ class MaskedLM:
         input_ids = pad_batch(rows, self.tokenizer.pad_token_id)
         masked = paddle.to_tensor(np.flatnonzero(input_ids == self.tokenizer.mask_token_id))
         with paddle.no_grad():
-            hidden = getattr(self.model, self.model.base_model_prefix)(paddle.to_tensor(input_ids))[0]
+            hidden = self.model.base_model(paddle.to_tensor(input_ids))[0]
             logits = self.model.cls(hidden, masked_positions=masked) + self.impossible
         return self.tokenizer.convert_ids_to_tokens(logits.argmax(axis=-1).tolist())
