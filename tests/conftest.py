@@ -182,8 +182,7 @@ def tiny_model(tmp_path_factory):
 def checkpoint(make_once, tiny_model):
     """A model trained by train.py on all sample data; good enough to be right more often than not."""
     def make(folder):
-        process = run(*train_options(tiny_model, ROOT / "data", folder / "checkpoint", num_train_epochs=10, learning_rate="3e-3",
-                                     per_device_train_batch_size=32))
+        process = run(*train_options(tiny_model, ROOT / "data", folder / "checkpoint", num_train_epochs=10, learning_rate="3e-3"))
         assert process.returncode == 0, process.stderr
 
     return make_once("trained", make) / "checkpoint"

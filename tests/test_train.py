@@ -108,17 +108,17 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     ({"seed": "-1"}, ["--seed -1: out of range"]),
     ({"report_to": "wandb"}, ["--report_to wandb: not installed or unknown"]),
     ({"unified_checkpoint": ""}, ["--unified_checkpoint: not supported"]),
-    ({"output_dir": ROOT / "LICENSE"}, ["LICENSE: is no folder"]),
-    ({"output_dir": "data/"}, ["--output_dir data/: is the folder of the data"]),
+    ({"output": ROOT / "LICENSE"}, ["LICENSE: is no folder"]),
+    ({"output": "data/"}, ["--output_dir data/: is the folder of the data"]),
     ({"optim": "adafactor"}, ["--optim adafactor: PaddleNLP 2.8.1 has no such optimizer"]),
     ({"warmup_ratio": "5"}, ["warmup_ratio must lie in range [0,1]"]),
     ({"num_train_epochs": "nan"}, ["--num_train_epochs nan: out of range"]),
     ({"label_names": "foo"}, ["--label_names: the labels are those of label.txt"]),
     ({"loss": "focal", "focal_gamma": "nan"}, ["--focal_gamma nan: out of range"]),
 ])
-def test_options_that_cannot_work_are_refused_at_once(changes, parts):
-    assert_user_error(run_train("data", "data", "never", **changes), *parts)
-    assert not (ROOT / "never").exists()
+def test_options_that_cannot_work_are_refused_at_once(changes, parts, tmp_path):
+    assert_user_error(run_train("data", "data", **{"output": tmp_path / "out", **changes}), *parts)
+    assert os.listdir(tmp_path) == []
 
 
 def test_without_options_the_next_steps_are_said():
@@ -205,7 +205,10 @@ def test_killed_while_saving_and_resumed_ends_as_if_never_interrupted(tiny_data,
     changes = {"evaluation_strategy": "steps", "save_strategy": "steps", "eval_steps": 7, "save_steps": 7,
                "num_train_epochs": 3, "save_total_limit": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(*train_options(tiny_model, tiny_data, whole, **changes)).returncode == 0
+    process = run(*train_options(tiny_model, tiny_data, whole, **changes))
+    assert process.returncode == 0 and "eval_accuracy: " in process.stderr, process.stderr
+    for unwanted in ("\r", ".staging", "Running Evaluation"):  # progress bars, what is no user's, five lines an evaluation
+        assert unwanted not in process.stderr
     options = train_options(tiny_model, tiny_data, killed, **changes)
     kill_when(start(options), lambda: is_writing(killed, 7))
     assert_user_error(run_train(tiny_model, tiny_data, killed, **changes), "did not finish",
@@ -225,7 +228,7 @@ def test_killed_while_saving_and_resumed_ends_as_if_never_interrupted(tiny_data,
     assert best[0] == best[1]
 
 
-ACCUMULATION = {"gradient_accumulation_steps": 4, "num_train_epochs": 4, "save_total_limit": 9}
+ACCUMULATION = {"gradient_accumulation_steps": 4, "num_train_epochs": 3, "save_total_limit": 9}
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +240,8 @@ def accumulated(tiny_data, tiny_model, tmp_path_factory):
 
 
 def test_resuming_with_gradient_accumulation_is_exact(tiny_data, tiny_model, accumulated, tmp_path):
-    assert len(accumulated) == 4
-    trained(tiny_model, tiny_data, tmp_path, resume_from_checkpoint=accumulated[1], **ACCUMULATION)
+    assert len(accumulated) == 3
+    trained(tiny_model, tiny_data, tmp_path, resume_from_checkpoint=accumulated[0], **ACCUMULATION)
     assert_same_weights(accumulated[-1], tmp_path / accumulated[-1].name)
     best = [json.loads((folder / "trainer_state.json").read_text())["best_metric"]
             for folder in (accumulated[0].parent, tmp_path)]
@@ -270,11 +273,9 @@ FEW_STEPS = {"max_steps": 2, "evaluation_strategy": "steps", "save_strategy": "s
 
 
 def test_a_finished_training_may_be_repeated_in_its_folder(tiny_data, tiny_model, tmp_path):
-    logs = [run(*train_options(tiny_model, tiny_data, tmp_path, **FEW_STEPS)).stderr for _ in range(2)]
-    assert [f"Model saved in {tmp_path}" in log for log in logs] == [True, True], logs
-    assert ["of the earlier training in" in log for log in logs] == [False, True]
-    for log in logs:  # plain lines, and few: no progress bars, no staging folders, no five lines per evaluation
-        assert "\r" not in log and ".staging" not in log and "Running Evaluation" not in log and "eval_accuracy: " in log
+    first = run(*train_options(tiny_model, tiny_data, tmp_path, **FEW_STEPS))  # a process, whose end unlocks the folder
+    assert first.returncode == 0 and "of the earlier training in" not in first.stderr, first.stderr
+    assert "of the earlier training in" in trained(tiny_model, tiny_data, tmp_path, **FEW_STEPS)
     assert len(list(tmp_path.glob("checkpoint-*"))) == 1
 
 
@@ -418,7 +419,8 @@ def test_hugging_face_folder_with_real_weights(tmp_path):
     write_lines(tmp_path / "train.txt", ["I love it\tgood", "Great service\tgood", "Awful food\tbad", "I hate it\tbad"] * 4)
     write_lines(tmp_path / "dev.txt", ["We love this great place\tgood", "Awful, we hate it\tbad"])
     trained(source, tmp_path, tmp_path / "out", num_train_epochs=4, learning_rate="1e-4", per_device_train_batch_size=4,
-            max_seq_length=16)
+            max_seq_length=16, evaluation_strategy="no", save_strategy="no", load_best_model_at_end=None,
+            metric_for_best_model=None)
     assert json.loads((tmp_path / "out/eval_results.json").read_text())["eval_accuracy"] == 1.0
     assert sorted((path.name, path.stat().st_mtime) for path in source.iterdir()) == before
     name = "embeddings.word_embeddings.weight"
