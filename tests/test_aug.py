@@ -1,21 +1,22 @@
-"""analysis/aug.py and analysis/augmentation.py: every strategy offline, no leaks into dev and test, exact counts, masked LMs."""
+"""analysis/aug.py: every strategy offline, no leaks into dev and test, exact counts, masked LMs."""
 
 import json
 import re
 import shutil
 import socket
-import sys
 import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, make_model, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, make_model, read_lines, run, run_here, write_lines
 
-sys.path.insert(0, str(ROOT / "analysis"))
-
-from textcls.errors import UserError
+import analysis.aug
 from analysis.parts.augmentation import STRATEGIES, MaskedLM, augment, load_source, make_operators, read_dictionary
+from textcls.errors import UserError
+from textcls.paddle_setup import paddle
+
+import paddlenlp.utils.env
 
 DATA = ROOT / "data"
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
@@ -34,8 +35,8 @@ def plain(text):
     return "".join(character for character in text if character.isalnum()) or text
 
 
-def aug(*options, env=None):
-    return run("analysis/aug.py", "--device", "cpu", *options, env={**OFFLINE, **(env or {})})
+def aug(*options):
+    return run_here(analysis.aug.main, "--device", "cpu", *options)
 
 
 @pytest.fixture
@@ -49,7 +50,6 @@ def no_network(monkeypatch):
 @pytest.fixture(scope="module")
 def masked_lms(tmp_path_factory):
     """Folders of one tiny BERT for masked LM: as PaddleNLP saves it, and with Hugging Face's names in safetensors."""
-    from textcls.paddle_setup import paddle
     from paddlenlp.transformers import BertConfig, BertForMaskedLM
     from safetensors.numpy import save_file
 
@@ -141,7 +141,7 @@ def test_words_that_make_the_question_are_not_deleted():
 
 
 def test_augmented_file(tmp_path):
-    process = aug(*SYNONYMS, "--aug_path", tmp_path / "aug.txt")
+    process = run("analysis/aug.py", *SYNONYMS, "--aug_path", tmp_path / "aug.txt", env=OFFLINE)
     assert process.returncode == 0, process.stderr
     rows = [line.split("\t") for line in read_lines(tmp_path / "aug.txt")]
     labels = read_lines(DATA / "label.txt")
@@ -190,8 +190,11 @@ def test_only_rare_classes_and_no_more_than_asked(tmp_path):
     assert f"{tmp_path / 'train.txt'}; echo; cat" in command
 
 
-def test_dictionary_that_cannot_be_downloaded(tmp_path):
-    process = aug("--aug_path", tmp_path / "aug.txt", env={"PPNLP_HOME": str(tmp_path)})
+def test_dictionary_that_cannot_be_downloaded(tmp_path, monkeypatch):
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(paddlenlp.utils.env, "DATA_HOME", str(tmp_path / "datasets"))
+    process = aug("--aug_path", tmp_path / "aug.txt")
     assert_user_error(process, "--aug_type synonym: PaddleNLP's dictionary could not be downloaded from", "word_synonym.json",
                       "--aug_type custom --custom_file_path data/synonyms.json", str(tmp_path / "datasets/WordSubstitute"))
     assert not (tmp_path / "aug.txt").exists()
@@ -268,8 +271,6 @@ def test_masked_lm_that_would_guess_at_random_is_refused(masked_lms, checkpoint,
     shutil.copy(masked_lms / "paddle/config.json", tmp_path / "evil")
     (tmp_path / "evil/model_state.pdparams").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     shutil.copytree(masked_lms / "paddle", tmp_path / "half")
-    from textcls.paddle_setup import paddle
-
     state = paddle.load(str(tmp_path / "half/model_state.pdparams"))
     name = next(name for name in state if name.startswith("cls.") and "bias" not in name)
     state.pop(name)

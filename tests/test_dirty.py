@@ -2,16 +2,15 @@
 
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
-sys.path.insert(0, str(ROOT / "analysis"))  # its scripts import each other as standalone scripts do
-from dirty import combine, find_label_errors, keep_corrections, split_folds
-from textcls.errors import UserError
+from analysis import dirty
 from analysis.parts.duplicates import comparison_key, find_conflicts
+from analysis.parts.label_errors import combine, find_label_errors, split_folds
+from textcls.errors import UserError
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
@@ -36,12 +35,12 @@ def noisy(tmp_path_factory):
 
 def check_outputs(folder, rows, count):
     """Check the formats of all outputs against each other; returns the report as lists of columns."""
-    dirty, rest = read_lines(folder / "train_dirty.txt"), read_lines(folder / "train_dirty_rest.txt")
+    listed_rows, rest = read_lines(folder / "train_dirty.txt"), read_lines(folder / "train_dirty_rest.txt")
     header, *report = [line.split("\t") for line in read_lines(folder / "train_dirty_report.tsv")]
     assert header == ["rank", "line", "score", "text", "label", "suggested_label", "probability"]
     assert [int(row[0]) for row in report] == list(range(1, count + 1))
     listed = [int(row[1]) for row in report]
-    assert dirty == [rows[line - 1] for line in listed] == ["\t".join(row[3:5]) for row in report]
+    assert listed_rows == [rows[line - 1] for line in listed] == ["\t".join(row[3:5]) for row in report]
     assert rest == [row for line, row in enumerate(rows, 1) if line not in listed]
     scores = [float(row[2]) for row in report]
     assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] and scores[0] <= 1
@@ -80,7 +79,7 @@ def test_representer_with_a_checkpoint(noisy, checkpoint, tmp_path):
     source, rows, planted = noisy
     folder = tmp_path / "data"
     shutil.copytree(source, folder)
-    process = run("analysis/dirty.py", "--dataset_dir", folder, "--params_path", checkpoint, "--dirty_num", PLANTED, "--method",
+    process = run_here(dirty.main, "--dataset_dir", folder, "--params_path", checkpoint, "--dirty_num", PLANTED, "--method",
                   "representer", "--device", "cpu", "--cache_dir", tmp_path / "cache")
     assert process.returncode == 0, process.stderr
     report = check_outputs(folder, rows, PLANTED)
@@ -95,12 +94,12 @@ def test_finetuned_folds_with_options_for_train(noisy, tiny_model, tmp_path):
     rows = rows[:200]
     write_lines(folder / "train.txt", rows)
     shutil.copy(source / "label.txt", folder)
-    command = ["analysis/dirty.py", "--dataset_dir", folder, "--dirty_num", 20, "--fold_model", "both", "--folds", 2, "--device",
+    command = [dirty.main, "--dataset_dir", folder, "--dirty_num", 20, "--fold_model", "both", "--folds", 2, "--device",
                "cpu", "--model_name_or_path", tiny_model, "--max_seq_length", 32]
-    process = run(*command, "--max_steps", 2, "--learning_rate", "nonsense")
+    process = run_here(*command, "--max_steps", 2, "--learning_rate", "nonsense")
     assert_user_error(process, "Fold 1 of 2: train.py ended with code 2", "--learning_rate: invalid float value: 'nonsense'")
     assert sorted(path.name for path in folder.iterdir()) == ["label.txt", "train.txt"]
-    process = run(*command, "--max_steps", 2, "--per_device_train_batch_size", 8)
+    process = run_here(*command, "--max_steps", 2, "--per_device_train_batch_size", 8)
     assert process.returncode == 0, process.stderr
     for fold in (1, 2):
         assert f"Fold {fold} of 2: training on 100 rows ..." in process.stderr
@@ -162,16 +161,16 @@ def test_equal_texts_share_a_fold_and_corrections_are_kept(tmp_path):
     fold_of = split_folds(texts, np.arange(60) // 3 % 2, 5, 3)
     assert (fold_of.reshape(20, 3) == fold_of[::3, None]).all() and sorted(set(fold_of.tolist())) == [0, 1, 2, 3, 4]
     write_lines(tmp_path / "train_dirty.txt", [f"{texts[0]}\t甲", f"{texts[1]}\t乙"])
-    keep_corrections(tmp_path / "train_dirty.txt", texts[:2], np.array([0, 1]), ["甲", "乙"])
+    dirty.keep_corrections(tmp_path / "train_dirty.txt", texts[:2], np.array([0, 1]), ["甲", "乙"])
     with pytest.raises(UserError, match="train_dirty.txt:2: 1 of its rows are not in the training file"):
-        keep_corrections(tmp_path / "train_dirty.txt", texts[:2], np.array([0, 0]), ["甲", "乙"])
+        dirty.keep_corrections(tmp_path / "train_dirty.txt", texts[:2], np.array([0, 0]), ["甲", "乙"])
 
 
 def test_wrong_input_is_refused_before_anything_is_written(tmp_path):
     write_lines(tmp_path / "train.txt", ["看牙多少钱\t医疗费用", "没有标签", "挂号\t不存在"])
     write_lines(tmp_path / "label.txt", ["医疗费用", "病因分析"])
-    command = ["analysis/dirty.py", "--dataset_dir", tmp_path, "--device", "cpu"]
-    assert_user_error(run(*command), "train.txt:2: no tab", "train.txt:3: label '不存在' is not in", "2 problems found.")
+    command = [dirty.main, "--dataset_dir", tmp_path, "--device", "cpu"]
+    assert_user_error(run_here(*command), "train.txt:2: no tab", "train.txt:3: label '不存在' is not in", "2 problems found.")
     write_lines(tmp_path / "train.txt", ["看牙多少钱\t医疗费用", "为什么发烧\t病因分析"] * 3)
-    assert_user_error(run(*command, "--dirty_num", 7), "--dirty_num 7", "has 6 rows, expected at most that many")
+    assert_user_error(run_here(*command, "--dirty_num", 7), "--dirty_num 7", "has 6 rows, expected at most that many")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["label.txt", "train.txt"]

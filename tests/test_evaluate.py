@@ -2,10 +2,16 @@
 
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, top_k_accuracy_score
+
+import predict
+from analysis import evaluate
+from textcls.scoring import compute_metrics
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
@@ -29,7 +35,7 @@ def expected(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("expected")
     rows = [line.split("\t") for line in read_lines(DATA / "dev.txt")]
     write_lines(folder / "texts.txt", [text for text, _ in rows])
-    process = run("predict.py", "--params_path", checkpoint, "--dataset_dir", folder, "--data_file", "texts.txt",
+    process = run_here(predict.main, "--params_path", checkpoint, "--dataset_dir", folder, "--data_file", "texts.txt",
                   "--output_file", folder / "out", "--output_format", "jsonl", "--top_k", 11)
     assert process.returncode == 0, process.stderr
     probs = []
@@ -61,6 +67,20 @@ def test_log_lines_to_the_letter(evaluated, expected):
     macro = precision_recall_fscore_support(label_ids, guesses, average="macro", zero_division=0)
     assert (f"Macro average in dev dataset | precision: {macro[0] * 100:.2f} | recall: {macro[1] * 100:.2f} | F1 score "
             f"{macro[2] * 100:.2f}") in log
+
+
+def test_a_trainers_metrics_are_scikit_learns():
+    """compute_metrics, which train.py and prune.py log, where a class has no label, one no guess, one neither."""
+    generator = np.random.default_rng(1)
+    logits, label_ids = generator.normal(size=(200, 6)), generator.choice([0, 1, 2, 4], 200)
+    logits[:, 2], logits[:, 5] = -9, -9
+    found = compute_metrics(SimpleNamespace(predictions=logits, label_ids=label_ids))
+    expected = {"accuracy": accuracy_score(label_ids, logits.argmax(axis=1))}
+    for average in ("micro", "macro"):
+        scores = precision_recall_fscore_support(label_ids, logits.argmax(axis=1), average=average, zero_division=0)
+        expected.update(zip((f"{average}_precision", f"{average}_recall", f"{average}_f1"), scores))
+    assert found == pytest.approx(expected, abs=1e-12) and list(found) == list(expected)
+    assert found["macro_f1"] != pytest.approx(found["micro_f1"], abs=0.01)
 
 
 def test_bad_cases_are_the_wrong_dev_texts(evaluated, expected):
@@ -97,7 +117,7 @@ def test_binary_task_escaping_and_a_class_without_dev_rows(binary, tmp_path):
     write_lines(tmp_path / "label.txt", read_lines(data / "label.txt"))
     write_lines(tmp_path / "train.txt", read_lines(data / "train.txt"))
     write_lines(tmp_path / "dev.txt", ["<script>alert(1)</script>看牙多少钱\t病因分析", "为什么会发烧\t病因分析"])
-    process = run("analysis/evaluate.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
                   tmp_path / "bad.txt", "--bad_case_confidence", "--report_dir", tmp_path / "report")
     assert process.returncode == 0, process.stderr
     assert "Top-2" not in process.stderr
@@ -113,7 +133,7 @@ def test_no_baseline_from_a_single_class(binary, tmp_path):
     data, checkpoint = binary
     write_lines(tmp_path / "train.txt", ["看牙多少钱\t医疗费用", "挂号费多少\t医疗费用"])
     write_lines(tmp_path / "dev.txt", ["为什么会发烧\t病因分析"])
-    process = run("analysis/evaluate.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
                   tmp_path / "bad.txt", "--baseline")
     assert process.returncode == 0, process.stderr
     assert "No baseline: the training rows are all of one class" in process.stderr
@@ -123,11 +143,11 @@ def test_wrong_input_writes_nothing(checkpoint, tmp_path):
     for name in ("train.txt", "label.txt"):
         write_lines(tmp_path / name, read_lines(DATA / name))
     write_lines(tmp_path / "dev.txt", ["没有标签"])
-    process = run("analysis/evaluate.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
                   tmp_path / "bad.txt", "--report_dir", tmp_path / "report")
     assert_user_error(process, f"{tmp_path}/dev.txt:1: no tab in '没有标签', expected <text><tab><label>")
     write_lines(tmp_path / "label.txt", LABELS + LABELS[-1:])
-    process = run("analysis/evaluate.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
                   tmp_path / "bad.txt", "--report_dir", tmp_path / "report")
     assert_user_error(process, "label.txt:12: label '其他' again", "dev.txt:1: no tab", "2 problems found.")
     assert not (tmp_path / "bad.txt").exists() and not (tmp_path / "report").exists()

@@ -5,7 +5,9 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+
+from analysis import report, sent_interpret
 
 LABELS = read_lines(ROOT / "data/label.txt")
 
@@ -65,7 +67,7 @@ def test_the_nearest_rows_are_those_of_sent_interpret(reported, checkpoint, tmp_
     case = re.search(r'<div class="case">.*?</ol>', page, re.DOTALL).group()
     text = html.unescape(re.sub(r"<[^>]+>", "", re.search(r'<div class="text">(.*?)</div>', case, re.DOTALL).group(1)))
     write_lines(tmp_path / "texts.txt", [text])
-    process = run("analysis/sent_interpret.py", "--dataset_dir", folder, "--params_path", checkpoint, "--interpret_input_file",
+    process = run_here(sent_interpret.main, "--dataset_dir", folder, "--params_path", checkpoint, "--interpret_input_file",
                   tmp_path / "texts.txt", "--interpret_result_file", tmp_path / "out.txt", "--jsonl_file", tmp_path / "out.jsonl",
                   "--cache_dir", folder / "cache", "--device", "cpu")
     assert process.returncode == 0, process.stderr
@@ -79,10 +81,10 @@ def test_what_is_wrong_is_said_before_anything_is_written(checkpoint, tmp_path):
     (tmp_path / "report").write_text("kept")
     write_lines(tmp_path / "train.txt", ["没有标签"])
     write_lines(tmp_path / "label.txt", LABELS)
-    words = ["analysis/report.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--cache_dir", tmp_path / "cache"]
-    process = run(*words, "--report_dir", tmp_path / "report")
+    words = [report.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--cache_dir", tmp_path / "cache"]
+    process = run_here(*words, "--report_dir", tmp_path / "report")
     assert_user_error(process, f"{tmp_path}/report: is no folder, expected the name of one")
     assert (tmp_path / "report").read_text() == "kept"
-    process = run(*words, "--report_dir", tmp_path / "new")
+    process = run_here(*words, "--report_dir", tmp_path / "new")
     assert_user_error(process, f"{tmp_path}/train.txt:1: no tab", f"{tmp_path}/dev.txt: file not found")
     assert not (tmp_path / "new").exists() and not (tmp_path / "cache").exists()

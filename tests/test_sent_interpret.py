@@ -3,15 +3,20 @@
 import json
 import os
 import re
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+from scipy.stats import spearmanr
 
-import utils
-
-sys.path.insert(0, str(ROOT / "analysis"))
+from analysis import sent_interpret
+from analysis.parts.influence import cached_features, extract_features, fit_representer, influence_scores, nearest_rows
+from analysis.parts.trustai_setup import import_trustai
+from textcls.checkpoints import load_checkpoint
+from textcls.device import select_device
+from textcls.paddle_setup import paddle
+from textcls.probabilities import softmax
+from utils import pad_batch
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
@@ -34,15 +39,12 @@ def folder(checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(checkpoint):
     """The checkpoint of this process, and its token ids of a list of texts as TrustAI takes them, `size` texts a batch."""
-    import modeling
-    from textcls.paddle_setup import paddle
-
-    modeling.select_device("cpu")
-    loaded = modeling.load_checkpoint(str(checkpoint))
+    select_device("cpu")
+    loaded = load_checkpoint(str(checkpoint))
 
     def batches(texts, size):
         rows = loaded.encode(texts)
-        return [paddle.to_tensor(utils.pad_batch(rows[first:first + size], loaded.pad_id))
+        return [paddle.to_tensor(pad_batch(rows[first:first + size], loaded.pad_id))
                 for first in range(0, len(rows), size)]
 
     return loaded, batches
@@ -73,8 +75,6 @@ def test_blocks_say_what_the_jsonl_says(folder):
 
 
 def test_feature_similarity_is_trustais(folder, model):
-    from analysis.parts.trustai_setup import import_trustai
-
     loaded, batches = model
     train = [line.split("\t")[0] for line in read_lines(DATA / "train.txt")]
     trustai = import_trustai().FeatureSimilarityModel(loaded.model, batches(train, 64), device="cpu")
@@ -88,8 +88,6 @@ def test_feature_similarity_is_trustais(folder, model):
 
 
 def test_a_damaged_cache_is_made_anew(model, checkpoint, tmp_path):
-    from analysis.parts.influence import cached_features
-
     features, logits = cached_features(model[0], checkpoint, TEXTS, 32, tmp_path, "texts")
     path, = tmp_path.iterdir()
     whole = path.read_bytes()
@@ -103,8 +101,6 @@ def test_a_damaged_cache_is_made_anew(model, checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def small(model):
     """110 training texts, and features and logits of them and of TEXTS."""
-    from analysis.parts.influence import extract_features
-
     train = [line.split("\t")[0] for line in read_lines(DATA / "train.txt")[:110]]
     return train, extract_features(model[0], train, 32, "train"), extract_features(model[0], TEXTS, 32, "texts")
 
@@ -115,10 +111,6 @@ def small(model):
 def test_similarities_are_trustais(model, small, method, sim_fn):
     """TrustAI's own loss for gradients is another (see `influence_scores`): it is given the right one, and the labels that
     it assumes, the predicted ones."""
-    from textcls.paddle_setup import paddle
-    from analysis.parts.influence import influence_scores, nearest_rows
-    from analysis.parts.trustai_setup import import_trustai
-
     (loaded, batches), (train, (features, logits), queries) = model, small
     if method == "feature_similarity":
         trustai = import_trustai().FeatureSimilarityModel(loaded.model, batches(train, 32), device="cpu")
@@ -137,8 +129,6 @@ def test_similarities_are_trustais(model, small, method, sim_fn):
 
 def test_gradient_similarity_takes_the_label_of_the_file(model, small):
     """Of two training rows with the same text, the one whose label is the prediction speaks for it, the other against it."""
-    from analysis.parts.influence import influence_scores
-
     _, (features, logits), (query_features, query_logits) = small
     guess = query_logits[0].argmax()
     train = query_features[[0, 0]], query_logits[[0, 0]], np.array([guess, (guess + 1) % len(LABELS)])
@@ -147,10 +137,6 @@ def test_gradient_similarity_takes_the_label_of_the_file(model, small):
 
 
 def test_representer_ranks_as_trustai_does(model, small):
-    from analysis.parts.influence import fit_representer, influence_scores
-    from scipy.stats import spearmanr
-    from analysis.parts.trustai_setup import import_trustai
-
     (loaded, batches), (train, (features, logits), queries) = model, small
     trustai = import_trustai().RepresenterPointModel(loaded.model, batches(train, 32), device="cpu", epochs=3000)
     score = influence_scores("representer", "dot", (features, logits, logits.argmax(axis=1)), queries)(slice(0, len(TEXTS)))
@@ -159,13 +145,13 @@ def test_representer_ranks_as_trustai_does(model, small):
         expected[result.pos_indexes] = result.pos_scores
         assert spearmanr(own, expected).statistic > 0.99
         assert len({*own.argsort()[-5:].tolist(), *result.pos_indexes[:5].tolist()}) <= 6  # its fit stops early
-    alpha, weights = fit_representer(features, utils.softmax(logits))
+    alpha, weights = fit_representer(features, softmax(logits))
     # the theorem: the weights are a sum over the training rows
     assert np.pad(features, ((0, 0), (0, 1)), constant_values=1).T @ alpha == pytest.approx(weights, abs=1e-6)
 
 
 def test_other_methods_use_the_cache(folder, checkpoint):
-    process = run("analysis/sent_interpret.py", "--dataset_dir", DATA, "--params_path", checkpoint, "--interpret_input_file",
+    process = run_here(sent_interpret.main, "--dataset_dir", DATA, "--params_path", checkpoint, "--interpret_input_file",
                   folder / "bad_case.txt", "--interpret_result_file", folder / "other.txt", "--jsonl_file",
                   folder / "other.jsonl", "--method", "representer", "--top_k", 5000, "--cache_dir", folder / ".analysis_cache")
     assert process.returncode == 0, process.stderr
@@ -183,16 +169,16 @@ def test_other_methods_use_the_cache(folder, checkpoint):
 def test_all_wrong_input_is_reported_and_nothing_written(checkpoint, tmp_path):
     write_lines(tmp_path / "train.txt", ["感冒吃什么药\t没有这类", *read_lines(DATA / "train.txt")[:20]])
     write_lines(tmp_path / "in.txt", ["Text\tLabel\tPrediction", "好\t没有", "\t其他"])
-    options = ["analysis/sent_interpret.py", "--dataset_dir", tmp_path, "--params_path", checkpoint, "--cache_dir", "",
+    options = [sent_interpret.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--cache_dir", "",
                "--interpret_input_file", tmp_path / "in.txt", "--jsonl_file", tmp_path / "out.jsonl"]
-    process = run(*options, "--interpret_result_file", tmp_path / "out.txt")
+    process = run_here(*options, "--interpret_result_file", tmp_path / "out.txt")
     assert_user_error(process, f"{tmp_path}/train.txt:1: label '没有这类' is not in", f"{tmp_path}/in.txt:2: label '没有' is not",
                       f"{tmp_path}/in.txt:3: empty text", "3 problems found.")
-    process = run(*options, "--interpret_result_file", tmp_path / "in.txt")
+    process = run_here(*options, "--interpret_result_file", tmp_path / "in.txt")
     assert_user_error(process, "in.txt: is an input of this run, expected another name")
     assert sorted(os.listdir(tmp_path)) == ["in.txt", "train.txt"]
 
 
 def test_similarity_that_a_method_does_not_have():
-    process = run("analysis/sent_interpret.py", "--method", "gradient_similarity", "--sim_fn", "euc")
+    process = run_here(sent_interpret.main, "--method", "gradient_similarity", "--sim_fn", "euc")
     assert_user_error(process, "--sim_fn euc: --method gradient_similarity has cos and dot")

@@ -2,12 +2,11 @@
 
 import os
 import re
-import sys
 
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
-sys.path.insert(0, str(ROOT / "analysis"))
+from analysis import sparse
 
 DATA = ROOT / "data"
 MISSING = ("医疗费用", "就医建议")  # two classes that the training file does not cover
@@ -39,8 +38,8 @@ def data(tmp_path_factory):
 
 
 def run_sparse(data, checkpoint, *options):
-    return run("analysis/sparse.py", "--device", "cpu", "--dataset_dir", data, "--params_path", checkpoint, "--cache_dir",
-               data / "cache", *options)
+    return run_here(sparse.main, "--device", "cpu", "--dataset_dir", data, "--params_path", checkpoint, "--cache_dir",
+                    data / "cache", *options)
 
 
 def read_report(path, stage):
@@ -57,28 +56,29 @@ def mean_score(rows):
 
 
 def test_annotate_finds_the_classes_that_train_lacks(data, checkpoint):
-    process = run_sparse(data, checkpoint, "--annotate", "--sparse_num", 30, "--support_num", 20)
+    process = run("analysis/sparse.py", "--device", "cpu", "--dataset_dir", data, "--params_path", checkpoint, "--cache_dir",
+                  data / "cache", "--annotate", "--sparse_num", 30, "--support_num", 20)
     assert process.returncode == 0, process.stderr
     log = LOG.findall(process.stderr)
     count = len(split_off(DATA / "train.txt")[1]) + 30
     assert f"{data}/data.txt: {count} texts, without 351 that repeat or are in a training, dev or test file" in log
     assert any(line.startswith("dev.txt is searched for sparse texts. After training on what is found, accuracy on the same file")
                for line in log)
-    sparse, support = (read_report(data / "sparse_report.tsv", stage) for stage in ("sparse", "support"))
-    assert [f"{row['Text']}\t{row['Label']}" for row in sparse] == read_lines(data / "sparse.txt")
+    found, support = (read_report(data / "sparse_report.tsv", stage) for stage in ("sparse", "support"))
+    assert [f"{row['Text']}\t{row['Label']}" for row in found] == read_lines(data / "sparse.txt")
     assert len(set(read_lines(data / "sparse.txt")) & set(read_lines(data / "dev.txt"))) == 30
-    assert sum(row["Label"] in MISSING for row in sparse) > 30 * 0.8  # 18 % of dev
-    right = sum(row["Label"] == row["Prediction"] for row in sparse) / 30
+    assert sum(row["Label"] in MISSING for row in found) > 30 * 0.8  # 18 % of dev
+    right = sum(row["Label"] == row["Prediction"] for row in found) / 30
     place = log.index(f"Sparse data saved in {data}/sparse.txt")
     assert log[place + 1] == f"Accuracy in sparse data: {right * 100:.2f}%"
     average = re.fullmatch(r"Average score in sparse data: (\d\.\d{4})", log[place + 2])
-    assert float(average[1]) == pytest.approx(mean_score(sparse), abs=1e-4)
+    assert float(average[1]) == pytest.approx(mean_score(found), abs=1e-4)
     assert log[place + 3] == f"support data saved in {data}/support.txt"
     average = re.fullmatch(r"support average scores: (\d\.\d{4})", log[place + 4])
     assert float(average[1]) == pytest.approx(mean_score(support), abs=1e-4)
-    scores = [float(row["Score"]) for row in sparse]
+    scores = [float(row["Score"]) for row in found]
     assert scores == sorted(scores)
-    for row in sparse:
+    for row in found:
         near = [float(score) for score in re.findall(r", (\d\.\d{4})\)(?: \| |$)", row["Near to"])]
         assert len(near) == 3 and sum(near) / 3 == pytest.approx(float(row["Score"]), abs=2e-4)
     texts = read_lines(data / "support.txt")
@@ -86,7 +86,7 @@ def test_annotate_finds_the_classes_that_train_lacks(data, checkpoint):
     assert not {text_of(row) for name in ("train.txt", "dev.txt") for row in read_lines(data / name)} & set(texts)
     missing = set(map(text_of, split_off(DATA / "train.txt")[1]))
     assert sum(text in missing for text in texts) > 20 * 0.8
-    assert {row["Near to"] for row in support} <= {row["Text"] for row in sparse}
+    assert {row["Near to"] for row in support} <= {row["Text"] for row in found}
     assert min(float(row["Score"]) for row in support) > 0.7
 
 
@@ -123,11 +123,9 @@ def test_duplicate_takes_training_rows_from_all_sparse_texts(data, checkpoint):
 
 
 def test_near_duplicates_count_once():
-    from sparse import without_near_duplicates
-
     texts = ["感冒了吃什么药好得快", "感冒吃什么药好得快", "白癜风怎么治疗", "感冒了吃什么药好得快", "牛皮癣怎么治疗", "药", "药"]
-    assert list(without_near_duplicates(texts, 0.5)) == [0, 2, 4, 5]
-    assert list(without_near_duplicates(texts, 1)) == list(range(7))
+    assert list(sparse.without_near_duplicates(texts, 0.5)) == [0, 2, 4, 5]
+    assert list(sparse.without_near_duplicates(texts, 1)) == list(range(7))
 
 
 def test_wrong_input_and_nothing_found_write_nothing(data, checkpoint, tmp_path):

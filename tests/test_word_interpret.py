@@ -8,9 +8,19 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, make_model, read_lines, run, write_lines
+from conftest import ROOT, assert_user_error, make_model, read_lines, run, run_here, write_lines
 
-sys.path.insert(0, str(ROOT / "analysis"))
+import predict
+from analysis import word_interpret
+from analysis.parts import trustai_setup
+from analysis.parts.attributions import attribute_tokens, explain_batches, interpret
+from analysis.parts.faithfulness import measure_faithfulness
+from analysis.parts.words import join_words, locate_tokens, split_words
+from textcls.checkpoints import (Checkpoint, load_checkpoint, load_model, load_tokenizer, make_encoder,
+                                 rust_tokenizer)
+from textcls.device import select_device
+from textcls.inference import predict_probs
+from utils import tokenize
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
@@ -23,9 +33,6 @@ NASTY = ["孕妇可以做B超吗？CT检查呢", "看牙 Hello, WORLD! 39.5℃ d
 
 @pytest.fixture(scope="module")
 def trained(checkpoint):
-    from textcls.checkpoints import load_checkpoint
-    from textcls.device import select_device
-
     select_device("cpu")
     return load_checkpoint(str(checkpoint))
 
@@ -33,9 +40,6 @@ def trained(checkpoint):
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     """A BERT with random weights."""
-    from textcls.checkpoints import Checkpoint, load_model, load_tokenizer
-    from textcls.checkpoints import make_encoder, rust_tokenizer
-
     folder = str(make_model(tmp_path_factory.mktemp("bert"), model_type="bert", architectures=["BertForSequenceClassification"],
                             use_task_id=None, task_type_vocab_size=None))
     tokenizer, model = load_tokenizer(folder), load_model(folder, num_labels=2)
@@ -45,14 +49,10 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ernie_m_model(ernie_m):
-    from textcls.checkpoints import load_checkpoint
-
     return load_checkpoint(str(ernie_m / "checkpoint"))
 
 
 def test_words_make_up_the_text():
-    from analysis.parts.words import split_words
-
     for text in NASTY + [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")]:
         position = 0
         for word, start, end in split_words(text):
@@ -66,8 +66,6 @@ def test_words_make_up_the_text():
 
 @pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
 def test_tokens_lie_where_their_characters_are(name, request):
-    from analysis.parts.words import join_words, locate_tokens, split_words
-
     checkpoint = request.getfixturevalue(name)
     generator = random.Random(3)
     alphabet = "".join(NASTY)[:-300]
@@ -93,8 +91,6 @@ def test_tokens_lie_where_their_characters_are(name, request):
 
 
 def test_a_token_across_two_words_is_shared_by_characters():
-    from analysis.parts.words import join_words
-
     words = [("多少", 0, 2), ("钱", 2, 3), ("呢", 4, 5)]
     assert [word[3] for word in join_words("多少钱 呢", words, [(0, 3), (3, 5)], [3.0, 5.0])] == [2.0, 1.0, 5.0]
     assert [word[3] for word in join_words("多少钱 呢", words, [(0, 2)], [1.0], is_cut=True)] == [1.0, None, None]
@@ -102,15 +98,10 @@ def test_a_token_across_two_words_is_shared_by_characters():
 
 @pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
 def test_every_method_on_every_model(name, request):
-    from textcls.inference import predict_logits
-    from utils import softmax, tokenize
-    from word_interpret import attribute_tokens, interpret
-    from analysis.parts.words import locate_tokens
-
     checkpoint = request.getfixturevalue(name)
     texts = [NASTY[0], NASTY[4], NASTY[-1], "为什么会发烧"]
     before = [parameter.stop_gradient for parameter in checkpoint.model.parameters()]
-    probs = softmax(predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 32))
+    probs = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 32)
     rows = [locate_tokens(checkpoint, text)[0] for text in texts]
     for method in METHODS:
         results = interpret(checkpoint, texts, method, steps=10)
@@ -124,22 +115,17 @@ def test_every_method_on_every_model(name, request):
                 assert sum(word[3] or 0 for word in result["words"]) == pytest.approx(own[1:-1].sum(), rel=1e-6, abs=1e-9)
         assert results[2]["words"][0][3] is not None and results[2]["words"][-1][3] is None  # beyond max_seq_length
     assert [parameter.stop_gradient for parameter in checkpoint.model.parameters()] == before
-    assert predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 32).argmax(axis=1).tolist() == [
+    assert predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 32).argmax(axis=1).tolist() == [
         result["prediction"] for result in results]
 
 
 def test_integrated_gradients_add_up_to_the_change_of_probability(trained):
-    from textcls.inference import predict_logits
-    from utils import softmax, tokenize
-    from word_interpret import attribute_tokens
-    from analysis.parts.words import locate_tokens
-
     texts = [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")[:6]]
     tokens = tokenize(texts, trained.encode)
-    probs = softmax(predict_logits(trained, tokens, 32))
+    probs = predict_probs(trained, tokens, 32)
     embedding = next(layer for name, layer in trained.model.named_sublayers() if name.endswith("word_embeddings"))
     hook = embedding.register_forward_post_hook(lambda layer, inputs, output: output * 0)
-    baseline = softmax(predict_logits(trained, tokens, 32))
+    baseline = predict_probs(trained, tokens, 32)
     hook.remove()
     classes = probs.argmax(axis=1)
     sums = [values.sum() for values in attribute_tokens(trained, [locate_tokens(trained, text)[0] for text in texts], classes)]
@@ -148,10 +134,25 @@ def test_integrated_gradients_add_up_to_the_change_of_probability(trained):
     assert sums == pytest.approx(change, abs=0.005)
 
 
+@pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
+def test_integrated_gradients_are_trustais(name, request):
+    """Those of texts of many lengths, run at once, are those that TrustAI gives for one text at a time."""
+    checkpoint, batch_size, steps = request.getfixturevalue(name), 7, 12
+    texts = ["为什么会发烧", NASTY[0], NASTY[4], "看牙齿矫正一共要花多少钱呢", NASTY[3]]
+    rows = [locate_tokens(checkpoint, text)[0] for text in texts]
+    assert len(set(map(len, rows))) > 3
+    classes = np.arange(len(rows)) % 2
+    with trustai_setup.interpreted_model(checkpoint.model) as wrapped:
+        trustai = trustai_setup.import_trustai().IntGradInterpreter(wrapped, batch_size=steps + 1)
+        expected = explain_batches(checkpoint, rows, classes, 1, lambda ids, labels: trustai((ids,), labels, steps=steps))
+    found = attribute_tokens(checkpoint, rows, classes, "ig", batch_size, steps)
+    for own, other in zip(found, expected):
+        assert np.abs(other).max() > 1e-4
+        assert own == pytest.approx(other, abs=1e-5, rel=1e-4)
+
+
 @pytest.mark.parametrize("method", ["ig", "lime", "gradshap"])
 def test_key_words_matter_more_than_random_words(trained, method):
-    from word_interpret import interpret, measure_faithfulness
-
     texts = [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")[::6]]
     results = interpret(trained, texts, method, steps={"lime": 100}.get(method))
     found = measure_faithfulness(trained, texts, results, 2)
@@ -161,8 +162,6 @@ def test_key_words_matter_more_than_random_words(trained, method):
 
 
 def test_the_seed_decides(trained):
-    from word_interpret import interpret
-
     for method in ("lime", "gradshap"):
         first, again, other = (interpret(trained, ["看牙多少钱"], method, steps=10, seed=seed) for seed in (3, 3, 4))
         assert first == again != other
@@ -181,7 +180,7 @@ def test_the_three_outputs(checkpoint, tmp_path):
     texts = [row["text"] for row in rows]
     assert [row["label"] for row in rows] == ["医疗费用", "病因分析", None, None] and texts[0] == NASTY[-2]
     write_lines(tmp_path / "texts.txt", texts)
-    predicted = run("predict.py", "--device", "cpu", "--params_path", checkpoint, "--dataset_dir", tmp_path, "--data_file",
+    predicted = run_here(predict.main, "--device", "cpu", "--params_path", checkpoint, "--dataset_dir", tmp_path, "--data_file",
                     "texts.txt", "--output_format", "jsonl", "--output_file", "-")
     for row, line in zip(rows, predicted.stdout.splitlines()):
         answer = json.loads(line)
@@ -208,37 +207,38 @@ def test_the_three_outputs(checkpoint, tmp_path):
     assert "rgba(31, 119, 180, 0.75)" in page.split('<div class="case">')[2]  # the strongest word of a text
 
 
-def test_notebook(checkpoint, tmp_path):
+def test_notebook(checkpoint, tmp_path, monkeypatch):
     book = json.loads((ROOT / "analysis/word_interpret.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") for cell in book["cells"])
     write_lines(tmp_path / "bad_case.txt", ["Text\tLabel\tPrediction", "看牙多少钱\t医疗费用\t病因分析"])
     code = "\n".join(cells)
     for name, path in (("checkpoint", checkpoint), ("bad_case.txt", tmp_path / "bad_case.txt")):
-        old = f'os.path.join(root, "{name}")'
+        old = f'str(root / "{name}")'
         assert old in code
         code = code.replace(old, repr(str(path)))
-    (tmp_path / "cells.py").write_text(code + "\nopen(sys.argv[1], 'w', encoding='utf-8').write(page)\n", encoding="utf-8")
-    process = run(tmp_path / "cells.py", tmp_path / "page.html", cwd=ROOT / "analysis")
-    assert process.returncode == 0, process.stderr
-    assert re.search(r'<span style="background[^>]*>多少钱</span>|<span style="background[^>]*>看牙</span>',
-                     (tmp_path / "page.html").read_text(encoding="utf-8"))
+    monkeypatch.chdir(ROOT / "analysis")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(ROOT)])
+    names = {}
+    exec(code, names)
+    assert sys.path[0] == str(ROOT)
+    assert re.search(r'<span style="background[^>]*>多少钱</span>|<span style="background[^>]*>看牙</span>', names["page"])
 
 
-def test_wrong_input_writes_nothing(checkpoint, tmp_path):
+def test_wrong_input_writes_nothing(checkpoint, tmp_path, monkeypatch):
     bad = tmp_path / "bad.txt"
     write_lines(bad, ["Text\tLabel\tPrediction", "看牙\t没有这个", "", "看牙\t其他\t其他\t多余"])
-    common = (SCRIPT, "--dataset_dir", DATA, "--params_path", checkpoint, "--interpret_input_file", bad)
-    process = run(*common, "--html_file", tmp_path / "out.html", "--output_file", tmp_path / "out.jsonl")
+    common = (word_interpret.main, "--dataset_dir", DATA, "--params_path", checkpoint, "--interpret_input_file", bad)
+    process = run_here(*common, "--html_file", tmp_path / "out.html", "--output_file", tmp_path / "out.jsonl")
     assert_user_error(process, f"{bad}:2: label '没有这个' is not one of the model's", f"{bad}:3: empty line",
                       "3 problems found.")
     write_lines(bad, ["看牙"])
-    process = run(*common, "--html_file", bad, "--output_file", tmp_path / "out.jsonl")
+    process = run_here(*common, "--html_file", bad, "--output_file", tmp_path / "out.jsonl")
     assert_user_error(process, f"{bad}: is an input of this run")
-    (tmp_path / "interpretdl").mkdir()
-    (tmp_path / "interpretdl/__init__.py").write_text("raise ImportError(\"No module named 'interpretdl'\")\n")
-    process = run(*common, "--html_file", tmp_path / "out.html", "--output_file", tmp_path / "out.jsonl", "--interpreter",
-                  "gradshap", env={"PYTHONPATH": str(tmp_path)})
+    monkeypatch.setitem(sys.modules, "interpretdl", None)
+    trustai_setup.prepare_interpretdl.cache_clear()
+    process = run_here(*common, "--html_file", tmp_path / "out.html", "--output_file", tmp_path / "out.jsonl", "--interpreter",
+                  "gradshap")
     assert_user_error(process, "--interpreter gradshap: interpretdl cannot be imported",
                       "`pip install --no-deps -r requirements-nodeps.txt`")
     assert bad.read_text(encoding="utf-8") == "看牙\n" and not list(tmp_path.glob("out*"))
