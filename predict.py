@@ -15,11 +15,11 @@ import contextlib
 import itertools
 import os
 
-from utils import softmax, tokenize
+from utils import tokenize
 from textcls.checkpoints import load_checkpoint
 from textcls.device import select_device
 from textcls.errors import UserError, is_main_rank, run_script
-from textcls.inference import predict_logits
+from textcls.inference import predict_probs
 from textcls.log import get_logger, progress_bar
 from textcls.options import add_model_options, find_label_file
 from textcls.outputs import check_output, complete_file
@@ -43,7 +43,7 @@ def predict_chunks(args, checkpoint, data_path, total, output, rank=0, ranks=1):
         for number, chunk in enumerate(read_chunks(data_path, args.data_file == "-")):
             if number % ranks == rank:
                 tokens = tokenize(chunk, checkpoint.encode)
-                probs = softmax(predict_logits(checkpoint, tokens, args.batch_size, progress if ranks == 1 else None))
+                probs = predict_probs(checkpoint, tokens, args.batch_size, progress=progress if ranks == 1 else None)
                 write_rows(output, make_rows(chunk, probs, checkpoint.labels, args), args)
             if ranks > 1:
                 progress.update(len(chunk))

@@ -9,7 +9,6 @@ import numpy as np
 
 from textcls.errors import MAX_REPORTED, Problems, UserError
 from textcls.log import progress_bar
-from textcls.probabilities import softmax, top_classes  # noqa: F401  which scripts take from here
 from textcls.texts import text_problem
 
 TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy

@@ -59,12 +59,14 @@ def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=No
     return logits
 
 
-def predict_probs(checkpoint, tokens, batch_size, description=None):
+def predict_probs(checkpoint, tokens, batch_size, description=None, progress=None):
     """Run the classifier over TokenizedTexts; returns probabilities float32 [num_texts, num_classes], rows sum to 1.
 
-    description: what the progress of it is called; None: no progress is shown.
+    description: what a progress bar of this run is called, or None; progress: an open bar to advance instead, or None.
     """
-    with progress_bar(len(tokens), description, disable=description is None) as progress:
+    if description is None:
+        return softmax(predict_logits(checkpoint, tokens, batch_size, progress))
+    with progress_bar(len(tokens), description) as progress:
         return softmax(predict_logits(checkpoint, tokens, batch_size, progress))
 
 
@@ -76,13 +78,13 @@ def predict_features(checkpoint, tokens, batch_size, progress=None):
     """
     classifier = checkpoint.model.classifier
     features = np.empty((len(tokens), classifier.weight.shape[0]), dtype=np.float32)
-    own = threading.local()  # each thread's last batch: they share the model
+    last = threading.local()  # each thread's last batch: they share the model
 
     def keep(layer, inputs):
-        own.batch = inputs[0]
+        last.batch = inputs[0]
 
     def store(indices):
-        features[indices] = own.batch.numpy()
+        features[indices] = last.batch.numpy()
 
     hook = classifier.register_forward_pre_hook(keep)
     try:
