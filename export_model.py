@@ -12,7 +12,6 @@ Writes  output_path/: float32.pdmodel, float32.pdiparams, float32.pdiparams.info
 Whatever is exported is run and compared with the checkpoint before anything appears in output_path.
 """
 
-import argparse
 import contextlib
 import glob
 import os
@@ -21,6 +20,7 @@ import os
 from textcls.checkpoints import load_checkpoint
 from textcls.device import select_device
 from textcls.errors import UserError, run_script
+from textcls.options import make_parser
 from textcls.families import family_of
 from textcls.exporting import write_deployment
 from textcls.log import get_logger
@@ -28,8 +28,7 @@ from textcls.outputs import complete_folder
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by train.py")
     parser.add_argument("--output_path", default="./export", help="folder for the exported model")
     parser.add_argument("--multilingual", action="store_true", help="the model is ERNIE-M (recognised without it, too)")

@@ -10,7 +10,6 @@ Writes  output_file in the order of the input. txt: header and `<text><tab><labe
         the top_k classes in columns; jsonl: {"text", "label", "probability", "top_k": [{"label", "probability"}, ...]}.
 """
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -21,15 +20,14 @@ from textcls.device import select_device
 from textcls.errors import UserError, is_main_rank, run_script
 from textcls.inference import predict_probs
 from textcls.log import get_logger, progress_bar
-from textcls.options import add_model_options, find_label_file
+from textcls.options import add_model_options, find_label_file, make_parser
 from textcls.outputs import check_output, complete_file
 from textcls.predictions import (CHUNK, add_output_options, check_labels, check_output_options, count_texts, make_rows,
                                  open_output, read_chunks, write_rows)
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     add_model_options(parser)
     add_output_options(parser, output_file="output.txt")
     args = parser.parse_args()

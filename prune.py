@@ -25,15 +25,14 @@ from typing import Optional
 
 import numpy as np
 
-from utils import check_splits, pad_batch, read_json, read_labelled, sorted_batches, tokenize
-from textcls.checkpoints import load_checkpoint
+from utils import pad_batch, read_json, read_labelled, sorted_batches, tokenize
 from textcls.compression import PruningTrainer, evaluate_held_out, narrowed
+from textcls.data_files import load_with_data, read_splits
 from textcls.device import select_device
-from textcls.errors import Problems, UserError, is_main_rank, run_script
+from textcls.errors import UserError, is_main_rank, run_script
 from textcls.exporting import open_graph, run_graph, write_deployment
 from textcls.log import get_logger
 from textcls.outputs import STAGING
-from textcls.options import find_label_file
 from textcls.paddle_setup import paddle
 from textcls.scoring import compute_metrics
 from textcls.trainer import check_batch, check_training_arguments, lock_folder, parse_dataclasses, remove_folder
@@ -124,15 +123,17 @@ def check_arguments(args):
                         "no paddle.distributed.launch")
 
 
-def read_data(data_args, labels, label_path):
-    """Read and check the data files. Returns three pairs (texts, label ids): train, dev and importance (None without it)."""
-    names = [data_args.train_file, data_args.dev_file] + ([data_args.importance_file] if data_args.importance_file else [])
-    paths, problems = [os.path.join(data_args.dataset_dir, name) for name in names], Problems()
-    splits = [read_labelled(path, labels, problems, label_path) for path in paths]
-    if not problems.count:
-        check_splits(paths[0], paths[1], splits[0], splits[1], labels, problems)
-    problems.report()
-    return splits if data_args.importance_file else [*splits, None]
+def read_data(data_args, labels, problems):
+    """Read and check the data files. Returns three pairs (texts, label ids): train, dev and importance (None without it).
+
+    labels, problems: as `load_with_data` gives them.
+    """
+    label_path = os.path.join(data_args.dataset_dir, data_args.label_file)
+    importance = None
+    if data_args.importance_file:
+        path = os.path.join(data_args.dataset_dir, data_args.importance_file)
+        importance = read_labelled(path, labels, problems, label_path)
+    return *read_splits(data_args, labels, problems), importance
 
 
 def count_parameters(model):
@@ -265,10 +266,9 @@ def main():
     model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, PruneArguments), __doc__)
     args.device = select_device(args.device)
     check_arguments(args)
-    label_path = find_label_file(data_args)
-    checkpoint = load_checkpoint(model_args.params_dir, label_path, data_args.max_seq_length)
+    checkpoint, (train, dev, importance) = load_with_data(data_args, lambda *found: read_data(data_args, *found),
+                                                          model_args.params_dir)
     widths = parse_widths(args.width_mult_list or ["3/4"], checkpoint.model.config.num_attention_heads)
-    train, dev, importance = read_data(data_args, checkpoint.labels, label_path)
     train_tokens, held_tokens = split_tokens(checkpoint, train, importance, args.seed)
     dev_tokens = tokenize(dev[0], checkpoint.encode, dev[1], "Tokenizing dev")
 

@@ -28,7 +28,7 @@ from textcls.log import get_logger
 from textcls.options import make_parser, positive_int, seed_number
 from textcls.outputs import check_outputs
 from analysis.parts.augmentation import STRATEGIES, add_new_word_options, augment, load_source
-from analysis.parts.data_files import write_rows
+from textcls.data_files import write_rows
 
 
 def parse_arguments():

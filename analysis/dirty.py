@@ -28,7 +28,7 @@ from textcls.log import get_logger
 from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
                              positive_int, seed_number)
 from textcls.outputs import check_outputs, complete_file
-from analysis.parts.data_files import load_with_data, write_rows
+from textcls.data_files import load_with_data, write_rows
 from analysis.parts.duplicates import find_conflicts
 from analysis.parts.influence import cached_features
 from analysis.parts.label_errors import (check_folds, combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects,

@@ -26,7 +26,7 @@ from textcls.log import get_logger
 from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
                              positive_int, seed_number)
 from textcls.outputs import check_outputs, complete_file
-from analysis.parts.data_files import load_with_data
+from textcls.data_files import load_with_data
 from analysis.parts.influence import METHODS, cached_features, extract_features, find_influences
 from analysis.parts.texts_to_explain import read_rows
 

@@ -36,7 +36,7 @@ from textcls.options import (add_cache_option, add_model_options, add_train_file
                              positive_int, seed_number)
 from textcls.outputs import check_outputs, complete_file
 from analysis.parts.augmentation import STRATEGIES, add_new_word_options, augment, load_source
-from analysis.parts.data_files import data_paths, load_with_data, read_splits
+from textcls.data_files import data_paths, load_with_data, read_splits
 from analysis.parts.duplicates import comparison_key
 from analysis.parts.influence import cached_features, nearest_rows, normalize, sparse_scores
 

@@ -33,7 +33,7 @@ from textcls.inference import predict_probs
 from textcls.options import make_parser, positive_int, seed_number
 from textcls.outputs import check_output_folder, complete_file
 from textcls.scoring import score
-from analysis.parts.data_files import write_rows
+from textcls.data_files import write_rows
 from analysis.parts.label_errors import plant
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

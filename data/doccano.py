@@ -13,7 +13,6 @@ and texts that occur with different labels are reported and left out; rows witho
 (no JSON, no text, spans instead of labels, ...) are all reported; then nothing is written and the exit code is 2.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from textcls.errors import Problems, run_script
+from textcls.options import make_parser
 from textcls.splitting import add_split_options, check_shares, make_data_folder, read_json_rows
 
 TEXT_KEYS = ("text", "data", "column_data")
@@ -29,8 +29,7 @@ LABEL_KEYS = ("label", "labels", "column_label")
 
 def parse_arguments():
     """Options from the command line. Raises UserError."""
-    parser = argparse.ArgumentParser(description="Turn a doccano export into the data files of train.py.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = make_parser(__doc__)
     parser.add_argument("--doccano_file", default="doccano.jsonl", help="Export of doccano: JSONL or a JSON array.")
     add_split_options(parser, source="export")
     args = parser.parse_args()

@@ -14,7 +14,6 @@ Columns that are not named are found by well-known names, or where there are jus
 those of data/doccano.py; in addition, labels lose blanks around them, and their tabs and line breaks become one blank.
 """
 
-import argparse
 import contextlib
 import csv
 import difflib
@@ -29,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from textcls.errors import Problems, UserError, run_script
+from textcls.options import make_parser
 from textcls.splitting import BREAKS, add_split_options, check_shares, make_data_folder, read_json_rows
 from utils import read_lines
 
@@ -45,8 +45,7 @@ SAVE_AS = "saved as .xlsx (in Excel or WPS: Save As, Excel Workbook)"
 
 def parse_arguments():
     """Options from the command line. Raises UserError."""
-    parser = argparse.ArgumentParser(description="Turn a table of texts and labels into the data files of train.py.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = make_parser(__doc__)
     parser.add_argument("--table_file", required=True, help=f"The table: {', '.join(ENDINGS)}.")
     parser.add_argument("--text_column", help="Name of the column (or JSON key) of the texts; None: found by its name.")
     parser.add_argument("--label_column", help="Name of the column (or JSON key) of the labels; None: found by its name.")

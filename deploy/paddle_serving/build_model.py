@@ -8,7 +8,6 @@ Writes  output_dir, complete or not at all: model.pdmodel and model.pdiparams, s
         output as Paddle Serving wants to know them), tokenizer.json, label.txt, deploy.json.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from model_folder import MARKER
 from utils import read_json
 from textcls.errors import UserError, run_script
+from textcls.options import make_parser
 from textcls.exported import read_export, sha256
 from textcls.outputs import check_output_folder, complete_folder
 
@@ -26,8 +26,7 @@ INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--export_dir", default="../../export", help="exported folder")
     parser.add_argument("--output_dir", default="serving_server", help="folder to write; config.yml names it as model_config")
     return parser.parse_args()

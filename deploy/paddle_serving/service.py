@@ -9,7 +9,6 @@ Writes  log_dir/PipelineServingLogs/ (no texts of requests) and log_dir/ProcessI
 Serves  gRPC on rpc_port, HTTP on http_port, path /seq_cls/prediction, until Ctrl-C or SIGTERM. Requests and answers: README.md.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -26,7 +25,7 @@ from request_check import BAD_REQUEST, Limits
 from settings import NAME, check_device, check_ports, read_config
 from textcls.errors import UserError, run_script
 from textcls.exported import read_tokenizer
-from textcls.options import positive_int
+from textcls.options import make_parser, positive_int
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DRAIN_SECONDS = 10  # at the end, for requests in work
@@ -34,8 +33,7 @@ logger = logging.getLogger(NAME)
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--config", default="config.yml", help="settings: ports, device, threads")
     parser.add_argument("--host", help="address to listen on; None: as in the config")
     parser.add_argument("--rpc_port", type=positive_int, help="gRPC port; None: as in the config")

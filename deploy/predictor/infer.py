@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import compare_labels, read_labelled, read_labels
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import progress_bar
-from textcls.options import add_device_options, find_label_file, positive_int
+from textcls.options import add_device_options, find_label_file, make_parser, positive_int
 from textcls.outputs import check_output
 from textcls.predictions import (add_output_options, check_labels, check_output_options, count_texts, make_rows, open_output,
                                  read_chunks, write_rows)
@@ -34,8 +34,7 @@ logger = logging.getLogger("predictor")
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model_path_prefix", default="../../export/float32", help="exported folder, or prefix in it")
     add_device_options(parser, with_calibration_file=False)  # that is dataset_dir/dev.txt
     parser.add_argument("--num_threads", type=positive_int, help="CPU threads; None: one per usable core")

@@ -11,7 +11,6 @@ Writes  a JSON object per event and request to standard error. SIGTERM or Ctrl-C
         it has accepted, and ends with code 0; a second one ends it at once.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -27,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
-from textcls.options import add_device_options, check_calibration, positive_int
+from textcls.options import add_device_options, check_calibration, make_parser, positive_int
 
 try:
     import uvicorn
@@ -48,8 +47,7 @@ logger = logging.getLogger("serving")
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--export_dir", default="../../export", help="exported folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine")
     parser.add_argument("--port", type=int, default=8189, help="0: any free one, which the log names")

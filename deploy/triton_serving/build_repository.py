@@ -9,7 +9,6 @@ Writes  model_repository/: seqcls (ensemble: INPUT -> label, confidence) of toke
         each with config.pbtxt and version 1, and repository.json (what it was made of). An older repository is replaced.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -21,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
-from textcls.options import add_device_options, check_calibration, check_device, positive_int
+from textcls.options import add_device_options, check_calibration, check_device, make_parser, positive_int
 from textcls.outputs import check_output_folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -33,8 +32,7 @@ logger = logging.getLogger("predictor")
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--export_dir", default="../../export", help="exported folder, or prefix of the model in it")
     parser.add_argument("--model_repository", default=os.path.join(HERE, "models"), help="folder to write")
     add_device_options(parser)

@@ -9,7 +9,6 @@ Serves  HTTP, gRPC and metrics until SIGTERM or Ctrl-C; then the server answers 
         this script ends with its code. The server's log goes to standard error.
 """
 
-import argparse
 import contextlib
 import ctypes
 import glob
@@ -27,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
-from textcls.options import positive_int
+from textcls.options import make_parser, positive_int
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -36,8 +35,7 @@ PACKAGES = ("pytriton", "onnxruntime", "tokenizers", "numpy")
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model_repository", default=os.path.join(HERE, "models"), help="folder that build_repository.py made")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine")
     parser.add_argument("--http_port", type=positive_int, default=8000)

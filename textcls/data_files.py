@@ -9,19 +9,20 @@ from textcls.options import find_label_file
 from textcls.outputs import complete_file
 
 
-def load_with_data(args, read):
+def load_with_data(args, read, folder=None):
     """Read label.txt and the data files, then load the model, which takes longer. Returns (Checkpoint, what `read` returned).
 
-    args: as of `add_model_options`. read: function of (labels, problems) that reads the data files and reports all problems;
-    labels is empty where label.txt is wrong, so that only the form of rows can be checked. UserError.
+    args: as of `add_model_options`. folder: of the checkpoint; None: args.params_path. read: function of (labels, problems)
+    that reads the data files and reports all problems; labels is empty where label.txt is wrong, so that only the form of rows
+    can be checked. UserError.
     """
-    path, problems = find_label_file(args), Problems()
+    path, problems, folder = find_label_file(args), Problems(), folder or args.params_path
     if not os.path.isfile(path):  # only the checkpoint knows the labels
-        checkpoint = load_checkpoint(args.params_path, path, args.max_seq_length)
+        checkpoint = load_checkpoint(folder, path, args.max_seq_length)
         return checkpoint, read(checkpoint.labels, problems)
     labels = read_labels(path, problems)
     data = read([] if problems.count else labels, problems)
-    return load_checkpoint(args.params_path, path, args.max_seq_length), data
+    return load_checkpoint(folder, path, args.max_seq_length), data
 
 
 def data_paths(args):
