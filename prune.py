@@ -35,7 +35,8 @@ from textcls.log import get_logger
 from textcls.outputs import STAGING
 from textcls.paddle_setup import paddle
 from textcls.scoring import compute_metrics
-from textcls.trainer import check_batch, check_training_arguments, lock_folder, parse_dataclasses, remove_folder
+from textcls.trainer import (check_batch, check_training_arguments, lock_folder, parse_dataclasses, plain_library_errors,
+                             remove_folder)
 
 from paddlenlp.trainer import CompressionArguments
 
@@ -258,7 +259,8 @@ def compress(trainer, checkpoint, staging):
         os.makedirs(os.path.join(staging, UNPRUNED))
         write_deployment(checkpoint._replace(model=copy.deepcopy(trainer.trained_model)), os.path.join(staging, UNPRUNED),
                          "float32", with_onnx=False)
-    trainer.compress(custom_evaluate=evaluate_held_out)
+    with plain_library_errors():
+        trainer.compress(custom_evaluate=evaluate_held_out)
     paddle.disable_static()  # quantizing embeddings leaves Paddle in static mode
 
 

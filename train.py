@@ -33,7 +33,7 @@ from textcls.pickle_guard import guard_paddle_load
 from textcls.scoring import compute_metrics
 from textcls.trainer import (ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite, check_batch,
                              check_training_arguments, collate, list_checkpoints, lock_folder, parse_dataclasses,
-                             random_state_file, remove_folder)
+                             plain_library_errors, random_state_file, remove_folder)
 from textcls.weights import WEIGHTS, check_weights
 
 from paddlenlp.trainer import TrainingArguments
@@ -243,7 +243,8 @@ def train_and_save(trainer, args, resume_point):
     if is_main_rank():
         lock_folder(args.output_dir)
         clear_leftovers(args, resume_point)
-    metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
+    with plain_library_errors():
+        metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
     StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
     if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
         get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "

@@ -121,6 +121,11 @@ def test_options_that_cannot_work_are_refused_at_once(changes, parts, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_the_library_refuses_when_the_training_begins_is_said_plainly(tiny_data, tiny_model, tmp_path):
+    options = train_options(tiny_model, tiny_data, tmp_path / "out", max_steps=1, adam_beta1=5)
+    assert_user_error(run_here(train.main, *options[1:]), "the training cannot go on (ValueError: Invaild value of beta1")
+
+
 def test_without_options_the_next_steps_are_said():
     process = run_here(train.main)
     assert_user_error(process, "nothing to do, expected --do_train, --do_eval or both")

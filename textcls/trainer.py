@@ -1,10 +1,12 @@
 """What train.py and prune.py train with: options, PaddleNLP's Trainer with batches by length, whole checkpoints and exact
 resumption."""
 
+import contextlib
 import os
 import random
 import shutil
 import sys
+import traceback
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from paddlenlp.trainer.integrations import get_available_reporting_integrations
 GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
 
 COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_steps", "eval_steps",
-          "logging_steps")
+          "logging_steps", "eval_accumulation_steps")
 
 
 def parse_dataclasses(classes, description):
@@ -81,6 +83,17 @@ def check_training_arguments(args):
     check_output_folder(args.output_dir, "--output_dir")
     if not 0 < args.num_train_epochs < float("inf") and args.max_steps <= 0:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
+
+
+@contextlib.contextmanager
+def plain_library_errors():
+    """Show what the library says of an option's value without a traceback: some it checks only when the training begins."""
+    try:
+        yield
+    except (ValueError, AssertionError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"the training cannot go on ({type(error).__name__}: {error}; {os.path.basename(place.filename)}:"
+                        f"{place.lineno}), expected values that PaddleNLP's options take") from error
 
 
 def check_batch(args, num_rows):
