@@ -88,9 +88,9 @@ def _sentencepiece_offsets(tokenizer, text):
                      if char != "\u2581"]  # which stands for a blank and is in no id
             used = 0
             for token in tokenizer._tokenize(lowered):
-                own = spans[used:used + len(token.replace("\u2581", ""))]
-                used += len(own)
-                offsets.append((own[0][0], own[-1][1]) if own else (position, position))
+                covered = spans[used:used + len(token.replace("\u2581", ""))]
+                used += len(covered)
+                offsets.append((covered[0][0], covered[-1][1]) if covered else (position, position))
             if used != len(spans):
                 raise ValueError(f"{part!r}: tokens without a place")
         position += len(part)
