@@ -22,7 +22,8 @@ from typing import Optional
 import numpy as np
 
 from utils import DEFAULT_LENGTH, check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
-from textcls.checkpoints import check_length, check_vocabulary, load_model, load_tokenizer, make_encoder, rust_tokenizer
+from textcls.checkpoints import (check_length, check_vocabulary, choose_length, config_path, load_model, load_tokenizer,
+                                 make_encoder, read_checkpoint_labels, rust_tokenizer)
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.log import get_logger
@@ -30,13 +31,13 @@ from textcls.losses import ClassificationLoss
 from textcls.outputs import STAGING, complete_folder
 from textcls.paddle_setup import paddle
 from textcls.pickle_guard import guard_paddle_load
-from textcls.scoring import compute_metrics
+from textcls.scoring import METRICS, compute_metrics
 from textcls.trainer import (ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite, check_batch,
                              check_training_arguments, collate, list_checkpoints, lock_folder, parse_dataclasses,
                              plain_library_errors, random_state_file, remove_folder)
 from textcls.weights import WEIGHTS, check_weights
 
-from paddlenlp.trainer import TrainingArguments
+from paddlenlp.trainer import TrainerCallback, TrainingArguments
 from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 
 NEXT_STEPS = """train.py: nothing to do, expected --do_train, --do_eval or both
@@ -85,8 +86,7 @@ def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, after hours of training."""
     check_training_arguments(args)
     evaluates = args.evaluation_strategy.value != "no"
-    metrics = ["loss", "accuracy"] + [f"{average}_{name}" for average in ("micro", "macro")
-                                      for name in ("precision", "recall", "f1")]
+    metrics = ("loss", *METRICS)
     metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
     if metric and metric not in metrics:
         raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
@@ -97,6 +97,9 @@ def check_arguments(model_args, data_args, args):
         raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 up to, not including, 1")
     if not 0 <= model_args.focal_gamma <= 100:
         raise UserError(f"--focal_gamma {model_args.focal_gamma}: out of range, expected 0 to 100")
+    for name in ("do_predict", "do_export"):
+        if getattr(args, name):
+            raise UserError(f"--{name}: not done by train.py, expected predict.py or export_model.py after it")
     if model_args.early_stopping_patience < 0:
         raise UserError(f"--early_stopping_patience {model_args.early_stopping_patience}: out of range, expected 0 or more")
     if os.path.realpath(args.output_dir) == os.path.realpath(data_args.data_dir):
@@ -221,10 +224,8 @@ def check_model(model, folder, args, labels, label_path, resume_point, num_rows)
     """UserError where the model cannot go on with the checkpoint to resume from, or has not learnt these labels."""
     if resume_point:
         check_resume_point(resume_point, args, labels, label_path, model, num_rows)
-    if args.do_train:
-        return
-    if os.path.isfile(os.path.join(folder, "label.txt")):
-        compare_labels(read_labels(os.path.join(folder, "label.txt")), labels, label_path, folder)
+    if not args.do_train and config_path(folder):
+        read_checkpoint_labels(folder, read_json(config_path(folder)), label_path)
 
 
 def choose_callbacks(model_args, args):
@@ -238,11 +239,22 @@ def choose_callbacks(model_args, args):
     return callbacks
 
 
+class ClearLeftovers(TrainerCallback):
+    """Removes the earlier run when the training begins, not before: by then the library has refused what it does not take."""
+
+    def __init__(self, resume_point):
+        self.resume_point = resume_point
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if is_main_rank():
+            clear_leftovers(args, self.resume_point)
+
+
 def train_and_save(trainer, args, resume_point):
     """Train, save the model in args.output_dir, complete or not at all, and its metrics."""
     if is_main_rank():
         lock_folder(args.output_dir)
-        clear_leftovers(args, resume_point)
+    trainer.add_callback(ClearLeftovers(resume_point))
     with plain_library_errors():
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
     StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
@@ -273,9 +285,7 @@ def main():
     model = load_model(folder, strict=not args.do_train, ignore_mismatched_sizes=True, num_labels=len(labels),
                        id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     check_model(model, folder, args, labels, label_path, resume_point, len(train[0]))
-    max_seq_length = data_args.max_seq_length
-    if max_seq_length is None:
-        max_seq_length = getattr(model.config, "max_seq_length", DEFAULT_LENGTH)
+    max_seq_length = choose_length(data_args.max_seq_length, vars(model.config), folder)
     model.config.max_seq_length = check_length(max_seq_length, model)  # for the scripts that load it later
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)

@@ -102,6 +102,5 @@ def main():
                           sep="\t", flush=True)
 
 
-
 if __name__ == "__main__":
     run_script(main)

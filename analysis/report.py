@@ -58,7 +58,7 @@ def parse_arguments():
 
 
 def explain_cases(checkpoint, args, cases, train, train_outputs, outputs):
-    """Bad cases (as of `evaluate.find_bad_cases`) with their shaded words and nearest training rows.
+    """Bad cases (as of `scoring.find_bad_cases`) with their shaded words and nearest training rows.
 
     train_outputs, outputs: (features, logits) of the training rows and of the cases.
     """

@@ -117,6 +117,7 @@ def read_delimited(path, ending, problems):
     delimiter = next((mark for mark in (usual, *DELIMITERS) if mark in header), usual)
     if delimiter != usual:
         print(f"{path}: the header's delimiter is a {DELIMITERS[delimiter]}")
+    csv.field_size_limit(sys.maxsize)
     reader, width = csv.reader(lines, delimiter=delimiter, strict=True), None
     while reader.line_num < len(lines):
         number = reader.line_num + 1  # where the row begins: cells may have line breaks
@@ -126,6 +127,9 @@ def read_delimited(path, ending, problems):
             problems.add(path, number, f"the cells cannot be told apart ({error})", 'closed quotes, doubled inside of cells: ""')
             continue
         width = width or len(cells)
+        if delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+            problems.add(path, number, "a quote at the beginning of a cell is closed in a row below", 'quotes in quotes: """')
+            continue
         if any(map(str.strip, cells[width:])):
             wrong = f"{len(cells)} cells where the header has {width}"
             problems.add(path, number, wrong, f"quotes around cells that contain a {DELIMITERS[delimiter]}")

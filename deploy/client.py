@@ -1,6 +1,5 @@
 """What the clients of the three servers share: options, texts in, answers out, JSON over HTTP. Needs nothing but numpy."""
 
-import argparse
 import http.client
 import json
 import sys
@@ -9,17 +8,16 @@ import urllib.request
 
 from utils import read_texts
 from textcls.errors import Problems, UserError
-from textcls.options import positive_int
+from textcls.options import make_parser, positive_int
 from textcls.probabilities import DECIMALS
 from textcls.texts import has_lone_surrogate
 
 LINE = "-" * 29  # ends the block of a text
 
 
-def make_parser(description, url, batch_size):
-    """A parser with the options of all clients. url, batch_size: the defaults."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def make_client_parser(doc, url, batch_size):
+    """A parser with the options of all clients. doc: the client's docstring; url, batch_size: the defaults."""
+    parser = make_parser(doc)
     parser.add_argument("texts", nargs="*", help="texts to label")
     parser.add_argument("--data_file", help="file of texts, one per line; -: standard input")
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many labels per text")

@@ -318,7 +318,6 @@ def cold_start(job):
     with open("/proc/self/maps", encoding="utf-8") as maps:
         return {"seconds": seconds, "paddle": int("paddle" in maps.read())}
 
-
 WORKERS = {worker.__name__: worker for worker in (stock, suite, torch, make_model, evaluation, training, reading,
                                                export, export_half, serving, searching, ready_made, earlier, cold_start)}
 

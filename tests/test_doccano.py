@@ -76,7 +76,6 @@ def classes(**counts):
 def counts_of(folder, name):
     return collections.Counter(label for _, label in pairs(folder, name))
 
-
 GOOD = [{"text": "好", "label": ["正"]}, {"text": "坏", "label": ["负"]}]
 
 
@@ -167,7 +166,6 @@ def test_single_label_is_warned_of(tmp_path):
 
 
 # ---------------------------------------------------------------- broken rows, exit code 2
-
 
 BROKEN = [
     ('{"text": "x", "label": ["a"]', "invalid JSON (", "expected one JSON object per line or one array"),

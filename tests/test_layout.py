@@ -43,8 +43,8 @@ def test_importing_the_library_changes_nothing_and_needs_no_paddle():
         import os, signal, sys
         before = dict(os.environ), [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
         import utils
-        from textcls import (checkpoints, device, errors, exported, inference, log, options, outputs, predictions, scoring,
-                             wordpiece)
+        from textcls import (checkpoints, data_files, device, errors, exported, families, huggingface, inference, log,
+                             options, outputs, predictions, probabilities, scoring, splitting, texts, weights, wordpiece)
         assert before == (dict(os.environ), [signal.getsignal(number) for number in
                                              (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)])
         assert not {"paddle", "paddlenlp", "sklearn", "scipy", "matplotlib", "onnxruntime"}.intersection(sys.modules)

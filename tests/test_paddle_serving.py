@@ -241,7 +241,6 @@ def test_plain_texts_and_lists(send):
                               send([by_http(["sentence"], [[text]]) for text in odd])):
         assert answer["value"] == listed["value"] and len(pairs(answer, False)) == 1
 
-
 FORMS = "a text or a list of texts"
 BAD = [  # key, value of a request (by HTTP as they are, by gRPC as JSON text), part of the message
     (["sentence"], [[]], "sentence: an empty list, expected at least one text"),

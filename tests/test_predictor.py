@@ -97,7 +97,6 @@ def test_an_export_without_onnx_leaves_no_older_onnx_model(checkpoint, copy):
     assert_user_error(infer(copy), "no ONNX model here",
                       f"python export_model.py --params_path ./checkpoint/ --output_path {copy} --onnx")
 
-
 WITHOUT_PADDLE = """
 import runpy, sys
 class Refuse:

@@ -101,7 +101,6 @@ def elsewhere(command):
     """The test that runs a command, by the longest beginning that ELSEWHERE knows; None: it is run here."""
     return ELSEWHERE.get(max((start for start in ELSEWHERE if command.startswith(start)), key=len, default=None))
 
-
 RUN_HERE = [(document, command) for document in DOCUMENTS if document != "README.md"
             for command in dict.fromkeys(commands(document)) if not elsewhere(command)]
 

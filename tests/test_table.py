@@ -102,6 +102,15 @@ def test_cells_with_delimiters_quotes_and_line_breaks(table):
     assert process.stderr == ""
 
 
+def test_rows_that_a_quote_would_join_are_refused_and_large_cells_taken(table):
+    rows = [("文本", "类别"), ('"甲说', "a"), ('乙说"', "b"), ("丙", "a")]
+    joined = "".join("\t".join(row) + "\n" for row in rows)
+    table.refuse("table.tsv", joined, "table.tsv:2: a quote at the beginning of a cell is closed in a row below")
+    process = table("table.csv", f"文本,类别\n{'长' * 200000},a\n短,b\n")
+    assert len(saved(process, table.folder)) == 2
+    assert_user_error(table("table.csv", None, "--save_dir", ""), "--save_dir")
+
+
 def test_lines_ended_by_cr_as_on_old_macs(table):
     assert saved(table("a.csv", delimited([HEADER, *ROWS], end="\r")), table.folder) == sorted(ROWS)
 

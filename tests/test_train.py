@@ -122,8 +122,20 @@ def test_options_that_cannot_work_are_refused_at_once(changes, parts, tmp_path):
 
 
 def test_what_the_library_refuses_when_the_training_begins_is_said_plainly(tiny_data, tiny_model, tmp_path):
-    options = train_options(tiny_model, tiny_data, tmp_path / "out", max_steps=1, adam_beta1=5)
+    earlier = tmp_path / "out/checkpoint-5"
+    earlier.mkdir(parents=True)
+    options = train_options(tiny_model, tiny_data, tmp_path / "out", max_steps=1, adam_beta1=5, overwrite_output_dir="")
     assert_user_error(run_here(train.main, *options[1:]), "the training cannot go on (ValueError: Invaild value of beta1")
+    assert earlier.exists()
+
+
+def test_a_model_that_has_not_learned_these_labels_is_not_evaluated(checkpoint, tiny_data, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("checkpoint-*", "label.txt"))
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    write_lines(data / "label.txt", read_lines(data / "label.txt")[::-1])
+    for model, part in ((folder, "label.txt:1: label '其他' where the checkpoint has"), ("data", "data: holds no weights")):
+        process = run_here(train.main, "--model_name_or_path", model, "--data_dir", data, "--do_eval", "--output_dir", tmp_path)
+        assert_user_error(process, part)
 
 
 def test_without_options_the_next_steps_are_said():
@@ -232,7 +244,6 @@ def test_killed_while_saving_and_resumed_ends_as_if_never_interrupted(tiny_data,
     best = [json.loads((folder / "trainer_state.json").read_text())["best_metric"] for folder in (whole, killed)]
     assert best[0] == best[1]
 
-
 ACCUMULATION = {"gradient_accumulation_steps": 4, "num_train_epochs": 3, "save_total_limit": 9}
 
 
@@ -272,7 +283,6 @@ def test_a_checkpoint_of_another_model_or_label_set_is_not_resumed(tiny_data, ti
     assert_user_error(run_train(tiny_model, tmp_path / "data", out, resume_from_checkpoint=point),
                       f"label.txt:1: label {labels[-1]!r} where the checkpoint has {labels[0]!r}")
     assert not out.exists()
-
 
 FEW_STEPS = {"max_steps": 2, "evaluation_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
 
@@ -334,7 +344,6 @@ def loss_by_formula(logits, labels, class_weights=None, gamma=0.0, smoothing=0.0
     target = np.eye(logits.shape[1])[labels] * (1 - smoothing) + smoothing / logits.shape[1]
     losses = -(target * (1 - probs) ** gamma * np.log(probs)).sum(axis=1)
     return np.average(losses, weights=None if class_weights is None else class_weights[labels])
-
 
 LABEL_IDS = np.array([0, 1, 2, 1, 1, 0])  # class 3 has no rows
 

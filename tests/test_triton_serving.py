@@ -222,7 +222,6 @@ def test_clients_report_refusals(server, kind, tmp_path):
     for process, (_, parts) in zip(processes, refused):
         assert_user_error(process, *parts)
 
-
 BAD_JSON = [  # (request, status, part of the message)
     (body([1], "INT64"), 400, "'INPUT' data-type is 'INT64', but model 'seqcls' expects 'BYTES'"),
     (body([1.5], "FP32"), 400, "'INPUT' data-type is 'FP32'"),

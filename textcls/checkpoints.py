@@ -121,9 +121,9 @@ def load_model(name_or_path, head="SequenceClassification", strict=False, ignore
             model = model_class(config)
     if path:
         set_weights(model, read_weights(path, model), path, strict, ignore_mismatched_sizes)
-    elif head == "MaskedLM":
-        raise UserError(f"{name_or_path}: holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}), so that it would fill in words "
-                        "at random, expected a masked LM with its head (cls.*)")
+    elif strict or head == "MaskedLM":
+        raise UserError(f"{name_or_path}: holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}), so that it would answer at "
+                        "random, expected " + ("a masked LM with its head (cls.*)" if head == "MaskedLM" else "a trained model"))
     else:
         get_logger().warning(f"{name_or_path} holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}): "
                              "the model starts from RANDOM weights.")
@@ -213,16 +213,14 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
         missing = WEIGHTS if path else "config.json"
         raise UserError(f"{folder}: {missing} is missing, expected a complete checkpoint made by train.py")
     config = read_json(path)
-    labels = _checkpoint_labels(folder, config, label_path)
-    trained_length = config.get("max_seq_length", DEFAULT_LENGTH)
-    if not isinstance(trained_length, int):
-        raise UserError(f"{path}: max_seq_length is {trained_length!r}, expected a number of tokens")
-    if max_seq_length is not None and max_seq_length != trained_length:
-        get_logger().warning(f"--max_seq_length {max_seq_length} differs from the {trained_length} of the training.")
+    labels = read_checkpoint_labels(folder, config, label_path)
+    wanted = choose_length(max_seq_length, config, folder)
+    if "max_seq_length" in config and wanted != config["max_seq_length"]:
+        get_logger().warning(f"--max_seq_length {wanted} differs from the {config['max_seq_length']} of the training.")
     model = load_model(folder, strict=True, num_labels=len(labels))
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
-    length = check_length(trained_length if max_seq_length is None else max_seq_length, model)
+    length = check_length(wanted, model)
     saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
     rust = rust_tokenizer(tokenizer, length, saved)
     encode = make_encoder(tokenizer, rust, length)
@@ -236,6 +234,17 @@ def check_vocabulary(tokenizer, model, folder):
                         f"{model.config.vocab_size}, expected the vocabulary of this model")
 
 
+def choose_length(max_seq_length, config, folder):
+    """Tokens per text: as the option says, or where it is None as the config of a trained model does, else DEFAULT_LENGTH.
+
+    config: the content of the config.json in folder. Raises UserError.
+    """
+    trained_length = config.get("max_seq_length", DEFAULT_LENGTH)
+    if type(trained_length) is not int:
+        raise UserError(f"{folder}: max_seq_length in its config.json is {trained_length!r}, expected a number of tokens")
+    return trained_length if max_seq_length is None else max_seq_length
+
+
 def check_length(max_seq_length, model):
     """Return max_seq_length if the model has that many positions; UserError otherwise."""
     most = count_positions(model)
@@ -244,7 +253,11 @@ def check_length(max_seq_length, model):
     return max_seq_length
 
 
-def _checkpoint_labels(folder, config, label_path):
+def read_checkpoint_labels(folder, config, label_path):
+    """The labels of a checkpoint, position = class id: those of its config.json, else of a label.txt.
+
+    config: the content of the config.json; label_path: a label.txt that has to agree, or None. Raises UserError.
+    """
     saved_path = os.path.join(folder, "label.txt")
     if isinstance(config.get("id2label"), dict):
         if not all(str(index).isdecimal() for index in config["id2label"]):

@@ -11,8 +11,7 @@ from typing import NamedTuple, Optional
 from utils import SHORTEST_LENGTH, read_json, read_labels
 from textcls.errors import UserError
 
-
-CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output; so do exports of before, which say nothing
+CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output; an export without this entry is one, too
 
 
 class Export(NamedTuple):
@@ -25,7 +24,7 @@ class Export(NamedTuple):
     input_names: list  # of str: the graph's inputs, int64 [texts, length] each
     labels: list  # of str, position = class id
     max_seq_length: int  # of the training: tokens, special tokens included
-    max_positions: Optional[int]  # tokens that the model can take; None: an export of before, which does not say so
+    max_positions: Optional[int]  # tokens that the model can take; None: the export does not say so
     pad_id: int
 
 
@@ -74,6 +73,9 @@ def check_entries(deploy, path):
     if deploy["max_seq_length"] < SHORTEST_LENGTH or deploy["pad_token_id"] < 0:
         raise UserError(f"{path}: max_seq_length is {deploy['max_seq_length']} and pad_token_id {deploy['pad_token_id']}, "
                         f"expected at least {SHORTEST_LENGTH} and 0")
+    if deploy["max_seq_length"] > deploy.get("max_positions", deploy["max_seq_length"]):
+        raise UserError(f"{path}: max_seq_length is {deploy['max_seq_length']}, expected at most max_positions, "
+                        f"{deploy['max_positions']}")
     if deploy.get("input_names") not in (["input_ids"], ["input_ids", "token_type_ids"]):
         raise UserError(f"{path}: input_names is {deploy.get('input_names')!r}, expected input_ids and token_type_ids")
 

@@ -35,14 +35,18 @@ def export_graph(model, prefix):
 
 
 def open_graph(prefix, threads=1):
-    """A Paddle Inference predictor of prefix.pdmodel on the CPU."""
+    """A Paddle Inference predictor of prefix.pdmodel on the CPU. UserError where the files are not whole."""
     from paddle import inference
 
     config = inference.Config(prefix + ".pdmodel", prefix + ".pdiparams")
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
-    return inference.create_predictor(config)
+    try:
+        return inference.create_predictor(config)
+    except RuntimeError as error:  # Paddle writes to a full disk without a word
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{prefix}.pdiparams: cannot be read back ({reason}), expected free space where it is written") from error
 
 
 def run_graph(predictor, input_ids):

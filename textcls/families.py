@@ -31,7 +31,6 @@ def _ernie_m_forward(self, input_ids, attention_mask=None, **inputs):
         attention_mask = (input_ids != self.config.pad_token_id).astype("float32")
     return type(self).forward(self, input_ids, attention_mask=attention_mask, **inputs)
 
-
 # A new family is one entry, under the model_type of its config.json, and the names of its weights in huggingface.py. The
 # Chinese RoBERTa models (hfl/chinese-roberta-wwm-ext) need none: they are BERTs and say so. A RoBERTa proper would be
 #     "roberta": Family("Roberta", "RobertaBPETokenizer", first_position=2, huggingface_names=ROBERTA_NAMES, has_epsilon=True)
@@ -48,7 +47,7 @@ OTHER = Family("", "AutoTokenizer")  # as PaddleNLP's Auto classes take it, in P
 def find_family(config):
     """The Family that the content of a config.json names, or that of the older model_config.json; OTHER for any other."""
     if "model_type" in config:
-        return FAMILIES.get(config["model_type"], OTHER)
+        return FAMILIES.get(str(config["model_type"]), OTHER)
     name = (config.get("architectures") or [config.get("init_class") or ""])[0]
     return next((family for family in FAMILIES.values() if name.startswith((f"{family.classes}For", f"{family.classes}Model"))),
                 OTHER)

@@ -36,7 +36,7 @@ def map_batches(run, batches):
 def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
     """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
 
-    Batches are formed by length. progress: a tqdm bar to advance by the texts done, or None.
+    Batches are formed by length. progress: of `progress_bar`, to advance by the texts done, or None.
     after_batch: called with the indices (int64 [batch]) of the texts that the calling thread has just run, or None.
     """
     from textcls.paddle_setup import paddle

@@ -2,6 +2,7 @@
 
 from textcls.paddle_setup import paddle
 
+
 class ClassificationLoss(paddle.nn.Layer):
     """Cross entropy, optionally focal (Lin et al. 2017, arXiv:1708.02002), class-weighted and label-smoothed.
 

@@ -114,7 +114,8 @@ def _import_paddlenlp():
 
     paddle.disable_signal_handler()  # as paddlenlp/__init__.py does
     logger.handler.setFormatter(make_formatter())
-    logger.logger.addFilter(lambda record: STAGING not in record.getMessage())  # folders that are there for a moment only
+    # folders that are there for a moment only
+    logger.logger.addFilter(lambda record: f"{os.sep}{STAGING}" not in record.getMessage())
 
 
 _prepare_process()

@@ -5,18 +5,17 @@ import numpy as np
 from textcls.probabilities import top_classes
 
 CALIBRATION_BINS = 10
+METRICS = ("accuracy", *(f"{average}_{name}" for average in ("micro", "macro") for name in ("precision", "recall", "f1")))
 
 
 def compute_metrics(prediction):
-    """What a Trainer logs: accuracy, micro and macro precision, recall and F1.
+    """What a Trainer logs and --metric_for_best_model may name: METRICS.
 
     prediction: its `predictions` are logits [num_texts, num_classes], its `label_ids` int64 [num_texts].
     """
     metrics = score_guesses(prediction.label_ids, prediction.predictions.argmax(axis=-1), prediction.predictions.shape[-1])
     # with one label per text every wrong guess is a miss of one class and a false alarm of another: all three are the accuracy
-    micro = {f"micro_{name}": metrics["accuracy"] for name in ("precision", "recall", "f1")}
-    return {"accuracy": metrics["accuracy"], **micro,
-            **{f"macro_{name}": metrics[f"macro_{name}"] for name in ("precision", "recall", "f1")}}
+    return {name: metrics["accuracy" if name.startswith("micro_") else name] for name in METRICS}
 
 
 def score(label_ids, probs):

@@ -11,7 +11,8 @@ import random
 import re
 
 from textcls.errors import Problems, UserError
-from textcls.outputs import DATA_FILES, complete_file
+from textcls.outputs import DATA_FILES, check_output_folder, complete_file
+from textcls.texts import text_problem
 from utils import read_labels, read_lines
 
 SPLITS = DATA_FILES[:3]  # train.txt, dev.txt, test.txt
@@ -55,7 +56,7 @@ def read_json_rows(path, problems, stream=None):
         if not text.strip():
             continue
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             wrong = f"invalid JSON ({getattr(error, 'msg', error)})"
             problems.add(path, number or getattr(error, "lineno", None), wrong, "one JSON object per line or one array")
@@ -64,6 +65,10 @@ def read_json_rows(path, problems, stream=None):
             yield (path, number), value
         else:
             yield from (((f"{path}: row {index}", None), row) for index, row in enumerate(value, 1))
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name}, which JSON has not")
 
 
 def check_row(text, label, labels, one_label):
@@ -77,7 +82,7 @@ def check_row(text, label, labels, one_label):
         spans = isinstance(found, list) and any(isinstance(label, (list, dict)) for label in found)
         wrong = "spans of sequence labelling" if spans else "not strings"
         raise ValueError(f"the labels are {wrong}", f"text classification: {one_label}")
-    if any(re.search("[\0\ud800-\udfff]", value) for value in (text, *found)):
+    if any(text_problem(value) for value in (text, *filter(str.strip, found))):
         raise ValueError("a NUL or half a character (lone surrogate)", "characters that a UTF-8 text file can hold")
     for label in found:
         # A byte order mark would vanish when label.txt is read again.
@@ -217,6 +222,7 @@ def make_data_folder(args, path, rows, one_label, problems):
 
     args: the options of add_split_options; one_label: as in collect_texts. Raises UserError.
     """
+    check_output_folder(args.save_dir, "--save_dir")
     labels = read_labels(args.label_file) if args.label_file else None  # without sound labels every row would be reported
     texts, unlabelled = collect_texts(path, rows, labels, one_label, problems)
     labels = list(dict.fromkeys(texts.values())) if labels is None else labels

@@ -180,10 +180,10 @@ class ClassificationTrainer(Trainer):
 
     def __init__(self, labels, rust_tokenizer, args, **options):
         self.labels, self.rust_tokenizer = labels, rust_tokenizer
-        is_terminal = sys.stderr is not None and sys.stderr.isatty()
-        args.disable_tqdm = args.disable_tqdm or not is_terminal
+        is_logged = not args.disable_tqdm and (sys.stderr is None or not sys.stderr.isatty())
+        args.disable_tqdm = args.disable_tqdm or is_logged
         super().__init__(args=args, **options)
-        if not is_terminal:
+        if is_logged:
             self.add_callback(LoggedProgress())
 
     def _get_train_sampler(self):

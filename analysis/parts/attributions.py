@@ -56,6 +56,8 @@ def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32,
             return explain_batches(checkpoint, rows, classes, 1, make_lime(checkpoint, wrapped, batch_size, steps, seed))
         if interpreter == "gradshap":
             return explain_batches(checkpoint, rows, classes, batch_size, make_gradshap(wrapped, steps, seed))
+        if interpreter != "attention":
+            raise ValueError(f"no interpreter {interpreter!r}, expected one of {', '.join(STEPS)}")
         scores = explain_batches(checkpoint, rows, classes, batch_size, make_attention(wrapped))
     # TrustAI leaves the softmax out and sums the heads: scores of any sign and size
     return [softmax(row[None] / checkpoint.model.config.num_attention_heads)[0] for row in scores]

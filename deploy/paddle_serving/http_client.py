@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from answers import make_block, make_request, read_answer
-from deploy.client import label_texts, make_parser, parse_arguments, post_json
+from deploy.client import label_texts, make_client_parser, parse_arguments, post_json
 from textcls.errors import UserError, run_script
 
 EXPECTED = "the address of a running service.py, or a longer --timeout"
@@ -36,7 +36,7 @@ def make_ask(args):
 
 
 def main():
-    args = parse_arguments(make_parser(__doc__.splitlines()[0], "http://127.0.0.1:9878/seq_cls/prediction", batch_size=100))
+    args = parse_arguments(make_client_parser(__doc__, "http://127.0.0.1:9878/seq_cls/prediction", batch_size=100))
     label_texts(args, make_ask(args), make_block)
 
 

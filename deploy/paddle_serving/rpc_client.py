@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from answers import make_block, make_request, read_answer
-from deploy.client import label_texts, make_parser, parse_arguments
+from deploy.client import label_texts, make_client_parser, parse_arguments
 from textcls.errors import UserError, run_script
 
 METHOD = "/baidu.paddle_serving.pipeline_serving.PipelineService/inference"
@@ -55,7 +55,7 @@ def make_ask(args):
 
 
 def main():
-    args = parse_arguments(make_parser(__doc__.splitlines()[0], "127.0.0.1:18090", batch_size=100))
+    args = parse_arguments(make_client_parser(__doc__, "127.0.0.1:18090", batch_size=100))
     label_texts(args, make_ask(args), make_block)
 
 

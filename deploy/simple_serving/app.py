@@ -81,7 +81,6 @@ class Refused(BaseModel):
 class Status(BaseModel):
     status: str
 
-
 REFUSALS = {code: {"model": Refused, "description": meaning} for code, meaning in (
     (400, "not HTTP or JSON that can be read"), (401, "no token, or a wrong one"), (408, "the body did not come in time"),
     (413, "the body is too large"),

@@ -14,7 +14,7 @@ from http.client import responses
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import label_texts, make_parser, parse_arguments, post_json
+from deploy.client import label_texts, make_client_parser, parse_arguments, post_json
 from textcls.errors import UserError, run_script
 
 EXPECTED = "the address of a running server.py"
@@ -60,7 +60,7 @@ def make_block(text, top):
 
 
 def main():
-    parser = make_parser(__doc__.splitlines()[0], "http://127.0.0.1:8189", batch_size=64)
+    parser = make_client_parser(__doc__, "http://127.0.0.1:8189", batch_size=64)
     parser.add_argument("--token_file", help="file with the server's token")
     args = parse_arguments(parser)
     label_texts(args, make_ask(args), make_block)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import label_texts, make_parser, parse_arguments
+from deploy.client import label_texts, make_client_parser, parse_arguments
 from seqcls import EXPECTED, MODEL, make_block, no_table, refused
 from textcls.errors import UserError, run_script
 
@@ -52,7 +52,7 @@ def make_ask(args):
 
 
 def main():
-    args = parse_arguments(make_parser(__doc__.splitlines()[0], "127.0.0.1:8001", batch_size=32))
+    args = parse_arguments(make_client_parser(__doc__, "127.0.0.1:8001", batch_size=32))
     label_texts(args, make_ask(args), make_block)
 
 

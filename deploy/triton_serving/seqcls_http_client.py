@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import label_texts, make_parser, parse_arguments, post_json
+from deploy.client import label_texts, make_client_parser, parse_arguments, post_json
 from seqcls import EXPECTED, MODEL, make_block, no_table, refused
 from textcls.errors import UserError, run_script
 
@@ -49,7 +49,7 @@ def read_reason(status, content):
 
 
 def main():
-    args = parse_arguments(make_parser(__doc__.splitlines()[0], "http://127.0.0.1:8000", batch_size=32))
+    args = parse_arguments(make_client_parser(__doc__, "http://127.0.0.1:8000", batch_size=32))
     label_texts(args, make_ask(args), make_block)
 
 
