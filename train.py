@@ -24,6 +24,7 @@ import numpy as np
 from utils import DEFAULT_LENGTH, check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
 from textcls.checkpoints import (check_length, check_vocabulary, choose_length, config_path, load_model, load_tokenizer,
                                  make_encoder, read_checkpoint_labels, rust_tokenizer)
+from textcls.data_files import read_known_labels
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.log import get_logger
@@ -115,10 +116,9 @@ def read_data(data_args, args):
     train_path, dev_path, label_path = (os.path.join(data_args.data_dir, name) for name in
                                         (data_args.train_file, data_args.dev_file, data_args.label_file))
     problems, nothing = Problems(), ([], np.zeros(0, np.int64))
-    labels = read_labels(label_path, problems)
-    known = [] if problems.count else labels  # with unsound labels only the form of the rows is checked
-    train = read_labelled(train_path, known, problems, label_path) if args.do_train else nothing
-    dev = read_labelled(dev_path, known, problems, label_path) if args.do_eval else nothing
+    labels = read_known_labels(label_path, problems)
+    train = read_labelled(train_path, labels, problems, label_path) if args.do_train else nothing
+    dev = read_labelled(dev_path, labels, problems, label_path) if args.do_eval else nothing
     if not problems.count and args.do_train:
         check_splits(train_path, dev_path, train, dev, labels, problems)
     problems.report()

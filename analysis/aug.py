@@ -22,13 +22,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import read_labelled, read_labels, read_lines
+from textcls.data_files import write_rows
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.options import make_parser, positive_int, seed_number
 from textcls.outputs import check_outputs
 from analysis.parts.augmentation import STRATEGIES, add_new_word_options, augment, load_source
-from textcls.data_files import write_rows
 
 
 def parse_arguments():

@@ -21,14 +21,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import read_labelled, read_labels, read_lines
+from utils import read_labelled, read_lines
+from textcls.data_files import load_with_data, read_known_labels, write_rows
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
                              positive_int, seed_number)
 from textcls.outputs import check_outputs, complete_file
-from textcls.data_files import load_with_data, write_rows
 from analysis.parts.duplicates import find_conflicts
 from analysis.parts.influence import cached_features
 from analysis.parts.label_errors import (check_folds, combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects,
@@ -93,8 +93,8 @@ def load_data(args):
         checkpoint, rows = load_with_data(args, lambda *found: read_train(args, *found))
         return checkpoint, checkpoint.labels, *rows
     problems = Problems()
-    labels = read_labels(find_label_file(args), problems)
-    return None, labels, *read_train(args, [] if problems.count else labels, problems)
+    labels = read_known_labels(find_label_file(args), problems)
+    return None, labels, *read_train(args, labels, problems)
 
 
 def warn_of_single_rows(label_ids, labels):

@@ -19,8 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import read_labelled, read_labels
+from utils import read_labelled
 from textcls.checkpoints import load_checkpoint
+from textcls.data_files import read_known_labels
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.options import add_model_options, add_train_file_option, make_parser, positive_int, seed_number
@@ -86,8 +87,8 @@ def main():
     args = parse_arguments()
     device, problems = select_device(args.device), Problems()
     train_path, label_path = (os.path.join(args.dataset_dir, name) for name in (args.train_file, args.label_file))
-    labels = read_labels(label_path, problems)
-    texts, label_ids = read_labelled(train_path, [] if problems.count else labels, problems, label_path)
+    labels = read_known_labels(label_path, problems)
+    texts, label_ids = read_labelled(train_path, labels, problems, label_path)
     problems.report()
     print("method\tranking\tnoise\tseed\tplanted\tP@n/2\tR@n/2\tP=R@n\tP@2n\tR@2n\testimated", flush=True)
     for noise in args.noise:

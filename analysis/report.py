@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from textcls.data_files import load_with_data, read_splits
 from textcls.device import select_device
 from textcls.errors import UserError, run_script
 from textcls.log import get_logger
@@ -28,7 +29,6 @@ from textcls.outputs import check_output_folder
 from textcls.probabilities import softmax
 from textcls.scoring import calibration, find_bad_cases, score
 from analysis.parts.attributions import STEPS, interpret
-from textcls.data_files import load_with_data, read_splits
 from analysis.parts.duplicates import find_conflicts
 from analysis.parts.evaluation_report import log_metrics, train_baseline, write_report
 from analysis.parts.influence import cached_features, find_influences, sparse_scores

@@ -20,13 +20,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import read_labelled
+from textcls.data_files import load_with_data
 from textcls.device import select_device
 from textcls.errors import run_script
 from textcls.log import get_logger
 from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
                              positive_int, seed_number)
 from textcls.outputs import check_outputs, complete_file
-from textcls.data_files import load_with_data
 from analysis.parts.influence import METHODS, cached_features, extract_features, find_influences
 from analysis.parts.texts_to_explain import read_rows
 

@@ -29,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import read_lines, read_texts
+from textcls.data_files import data_paths, load_with_data, read_splits
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
@@ -36,7 +37,6 @@ from textcls.options import (add_cache_option, add_model_options, add_train_file
                              positive_int, seed_number)
 from textcls.outputs import check_outputs, complete_file
 from analysis.parts.augmentation import STRATEGIES, add_new_word_options, augment, load_source
-from textcls.data_files import data_paths, load_with_data, read_splits
 from analysis.parts.duplicates import comparison_key
 from analysis.parts.influence import cached_features, nearest_rows, normalize, sparse_scores
 

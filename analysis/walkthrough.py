@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import read_json, read_labelled, read_labels, tokenize
 from textcls.checkpoints import WEIGHTS, load_checkpoint
+from textcls.data_files import write_rows
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.inference import predict_probs
 from textcls.options import make_parser, positive_int, seed_number
 from textcls.outputs import check_output_folder, complete_file
 from textcls.scoring import score
-from textcls.data_files import write_rows
 from analysis.parts.label_errors import plant
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -16,13 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from textcls.data_files import load_with_data
 from textcls.device import select_device
 from textcls.errors import run_script
 from textcls.log import get_logger
 from textcls.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
 from textcls.outputs import check_outputs, complete_file
 from analysis.parts.attributions import STEPS, interpret
-from textcls.data_files import load_with_data
 from analysis.parts.faithfulness import log_faithfulness, measure_faithfulness
 from analysis.parts.pages import make_page
 from analysis.parts.texts_to_explain import read_rows

@@ -20,9 +20,14 @@ def load_with_data(args, read, folder=None):
     if not os.path.isfile(path):  # only the checkpoint knows the labels
         checkpoint = load_checkpoint(folder, path, args.max_seq_length)
         return checkpoint, read(checkpoint.labels, problems)
-    labels = read_labels(path, problems)
-    data = read([] if problems.count else labels, problems)
+    data = read(read_known_labels(path, problems), problems)
     return load_checkpoint(folder, path, args.max_seq_length), data
+
+
+def read_known_labels(path, problems):
+    """The labels of a label.txt, or [] where it is wrong: then `read_labelled` checks only the form of rows."""
+    labels = read_labels(path, problems)
+    return [] if problems.count else labels
 
 
 def data_paths(args):

@@ -12,12 +12,12 @@ import numpy as np
 
 from utils import tokenize
 from textcls.checkpoints import load_checkpoint
+from textcls.data_files import write_rows
 from textcls.errors import UserError
 from textcls.inference import predict_probs
 from textcls.log import get_logger, progress_bar
 from textcls.probabilities import softmax
 from analysis.parts.baseline import baseline_probs
-from textcls.data_files import write_rows
 from analysis.parts.duplicates import comparison_key
 from analysis.parts.influence import fit_representer
 
