@@ -53,7 +53,7 @@ def run_script(main):
 def exit_on_sigterm():
     """Let SIGTERM, and SIGHUP unless nohup has it ignored, end the process as an exception would.
 
-    To be called once more after importing Paddle, which takes SIGTERM over.
+    To be called once more after importing what takes these signals over (textcls.paddle_setup puts them back itself).
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
