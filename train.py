@@ -31,7 +31,6 @@ from textcls.log import get_logger
 from textcls.losses import ClassificationLoss
 from textcls.outputs import STAGING, complete_folder
 from textcls.paddle_setup import paddle
-from textcls.pickle_guard import guard_paddle_load
 from textcls.scoring import METRICS, compute_metrics
 from textcls.trainer import (ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite, check_batch,
                              check_training_arguments, collate, list_checkpoints, lock_folder, parse_dataclasses,
@@ -279,7 +278,6 @@ def main():
     label_path = os.path.join(data_args.data_dir, data_args.label_file)
     check_row_counts(args, data_args, len(train[0]), len(dev[0]))
 
-    guard_paddle_load()
     paddle.seed(args.seed)
     folder = model_args.model_name_or_path
     model = load_model(folder, strict=not args.do_train, ignore_mismatched_sizes=True, num_labels=len(labels),
