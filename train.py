@@ -15,30 +15,24 @@ Writes  output_dir/: config.json (labels, max_seq_length), model_state.pdparams,
 """
 
 import os
-import shutil
 from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
 
-from utils import DEFAULT_LENGTH, check_splits, compare_labels, read_json, read_labelled, read_labels, tokenize
+from utils import DEFAULT_LENGTH, check_splits, read_json, read_labelled
 from textcls.checkpoints import (check_length, check_vocabulary, choose_length, config_path, load_model, load_tokenizer,
-                                 make_encoder, read_checkpoint_labels, rust_tokenizer)
+                                 make_encoder, read_checkpoint_labels, read_prompt, rust_tokenizer)
 from textcls.data_files import read_known_labels
 from textcls.device import select_device
-from textcls.errors import Problems, UserError, is_main_rank, run_script
+from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.losses import ClassificationLoss
-from textcls.outputs import STAGING, complete_folder
 from textcls.paddle_setup import paddle
-from textcls.scoring import METRICS, compute_metrics
-from textcls.trainer import (ClassificationTrainer, DropRemainder, ResumableEarlyStopping, StopAtNonFinite, check_batch,
-                             check_training_arguments, collate, list_checkpoints, lock_folder, parse_dataclasses,
-                             plain_library_errors, random_state_file, remove_folder)
-from textcls.weights import WEIGHTS, check_weights
-
-from paddlenlp.trainer import TrainerCallback, TrainingArguments
-from paddlenlp.trainer.trainer_utils import get_last_checkpoint
+from textcls.scoring import compute_metrics
+from textcls.trainer import ClassificationTrainer, check_training_arguments, collate, parse_dataclasses
+from textcls.training import (TrainArguments, check_evaluation, check_resume_point, check_row_counts, choose_callbacks,
+                              find_resume_point, tokenize_split, train_and_save)
 
 NEXT_STEPS = """train.py: nothing to do, expected --do_train, --do_eval or both
 With the sample data, one step after the other; the folder data also holds a small model without weights:
@@ -48,7 +42,6 @@ With the sample data, one step after the other; the folder data also holds a sma
   export    python export_model.py --onnx
   serve     deploy/simple_serving/README.md
 With a pretrained model: --model_name_or_path ernie-3.0-medium-zh --learning_rate 3e-5. All options: --help"""
-RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
 
 
 @dataclass
@@ -73,26 +66,10 @@ class DataArguments:
         "help": f"Longest text in tokens; longer texts are cut. Default: that of a trained model, else {DEFAULT_LENGTH}."})
 
 
-@dataclass
-class TrainArguments(TrainingArguments):
-    output_dir: str = field(default="checkpoint", metadata={"help": "Folder for the model and its checkpoints."})
-    report_to: Optional[list[str]] = field(default_factory=lambda: ["visualdl"], metadata={
-        "help": "Where the training curves go: visualdl (output_dir/runs), none, or others PaddleNLP knows."})
-    device: Optional[str] = field(default=None, metadata={"help": "cpu, gpu, gpu:N, xpu or npu; the default is the GPU if "
-                                                          "there is one, else the CPU."})
-
-
 def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, after hours of training."""
     check_training_arguments(args)
-    evaluates = args.evaluation_strategy.value != "no"
-    metrics = ("loss", *METRICS)
-    metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
-    if metric and metric not in metrics:
-        raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
-    if args.do_train and metric and not evaluates:
-        raise UserError(f"--metric_for_best_model {metric} needs an evaluation during training, expected also --do_eval "
-                        "--evaluation_strategy epoch")
+    check_evaluation(args, data_args.data_dir)
     if not 0 <= model_args.label_smoothing < 1:
         raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 up to, not including, 1")
     if not 0 <= model_args.focal_gamma <= 100:
@@ -102,12 +79,6 @@ def check_arguments(model_args, data_args, args):
             raise UserError(f"--{name}: not done by train.py, expected predict.py or export_model.py after it")
     if model_args.early_stopping_patience < 0:
         raise UserError(f"--early_stopping_patience {model_args.early_stopping_patience}: out of range, expected 0 or more")
-    if os.path.realpath(args.output_dir) == os.path.realpath(data_args.data_dir):
-        raise UserError(f"--output_dir {args.output_dir}: is the folder of the data, expected another one")
-    if args.prediction_loss_only and metric not in ("", "loss"):
-        raise UserError(f"--prediction_loss_only: computes no {metric}, expected --metric_for_best_model loss")
-    if args.fp16 and args.device.startswith("cpu"):
-        raise UserError("--fp16 needs a GPU, expected --device gpu (or training without --fp16)")
 
 
 def read_data(data_args, args):
@@ -124,15 +95,6 @@ def read_data(data_args, args):
     return labels, train, dev
 
 
-def check_row_counts(args, data_args, num_train, num_dev):
-    """UserError where there are too few rows for a batch, or for the processes to share them."""
-    if args.do_train:
-        check_batch(args, num_train)
-    if args.do_eval and num_dev < args.dataset_world_size:
-        raise UserError(f"{data_args.dev_file}: {num_dev} rows for {args.dataset_world_size} processes, expected at "
-                        "least one row per process")
-
-
 def make_loss(model_args, label_ids, num_classes):
     """The loss that the options ask for; `balanced` gives class c the weight n / (num_classes * n_c)."""
     weights = None
@@ -145,126 +107,12 @@ def make_loss(model_args, label_ids, num_classes):
     return ClassificationLoss(weights, gamma, model_args.label_smoothing)
 
 
-def find_resume_point(args):
-    """The checkpoint to resume from, or None. An unfinished run in output_dir is never overwritten without being asked."""
-    wanted = args.resume_from_checkpoint
-    if wanted is not None:
-        if not os.path.isdir(wanted):
-            raise UserError(f"--resume_from_checkpoint {wanted}: no such folder, expected a checkpoint-N folder made by train.py "
-                            "(or the output_dir that holds some)")
-        folder = wanted if not list_checkpoints(wanted) else get_last_checkpoint(wanted)
-        missing = [name for name in (*RESUME_FILES, random_state_file(args)) if not os.path.isfile(os.path.join(folder, name))]
-        if missing:
-            raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N "
-                            "folder made by train.py (or the output_dir that holds some)")
-        return folder
-    old = list_checkpoints(args.output_dir)
-    if old and not args.overwrite_output_dir and not os.path.isfile(os.path.join(args.output_dir, "trainer_state.json")):
-        last = get_last_checkpoint(args.output_dir)
-        raise UserError(f"{args.output_dir}: holds {os.path.basename(last)} of a training that did not finish, expected "
-                        f"--resume_from_checkpoint {last} to go on with it, or --overwrite_output_dir to start anew")
-    return None
-
-
-def check_resume_point(folder, args, labels, label_path, model, num_rows):
-    """UserError unless a run with these options can have written the checkpoint to resume from."""
-    saved_labels = os.path.join(folder, "label.txt")
-    if os.path.isfile(saved_labels):
-        compare_labels(read_labels(saved_labels), labels, label_path, folder)
-    config = read_json(os.path.join(folder, "config.json"))
-    for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                 "max_position_embeddings", "type_vocab_size"):
-        if name in config and config[name] != getattr(model.config, name, None):
-            raise UserError(f"--resume_from_checkpoint {folder}: {name} is {config[name]} there and "
-                            f"{getattr(model.config, name, None)} in the model, expected the --model_name_or_path it began with")
-    check_weights(model, os.path.join(folder, WEIGHTS))
-    path = os.path.join(folder, "trainer_state.json")
-    state = read_json(path)
-    epochs, steps = state.get("epoch"), state.get("global_step")
-    if not (isinstance(epochs, (int, float)) and isinstance(steps, int) and isinstance(state.get("log_history"), list)):
-        raise UserError(f"{path}: damaged, expected the file that train.py wrote")
-    if args.max_steps <= 0 and epochs > args.num_train_epochs:
-        raise UserError(f"--num_train_epochs {args.num_train_epochs}: {folder} has {epochs:g} epochs already, expected as many "
-                        "or more")
-    if 0 < args.max_steps < steps:
-        raise UserError(f"--max_steps {args.max_steps}: {folder} has {steps} steps already, expected as many or more")
-    batch_size, accumulated = args.per_device_train_batch_size * args.dataset_world_size, args.gradient_accumulation_steps
-    batches = num_rows // batch_size if args.dataloader_drop_last else -(-num_rows // batch_size)
-    # accumulation leaves batches over, at most a step's in every epoch
-    if not 0 <= epochs * batches - steps * accumulated + 0.5 <= (int(epochs) + 1) * accumulated + 0.5:
-        raise UserError(f"--resume_from_checkpoint {folder}: made {steps} steps in {epochs:g} epochs, where this run has "
-                        f"{batches} batches an epoch, expected the rows, batch size and processes that it began with (to train a "
-                        "finished model further, name it with --model_name_or_path)")
-
-
-def clear_leftovers(args, resume_point):
-    """Remove what an earlier run left: half-written staging folders, and before a new training its resume points."""
-    for name in os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []:
-        if name.startswith((STAGING, ".deleted-")):
-            shutil.rmtree(os.path.join(args.output_dir, name), ignore_errors=True)
-    if resume_point is None:
-        for folder in list_checkpoints(args.output_dir):
-            get_logger().info(f"Deleting [{folder}] of the earlier training in {args.output_dir}")
-            remove_folder(folder)
-        if os.path.isfile(os.path.join(args.output_dir, "trainer_state.json")):
-            os.remove(os.path.join(args.output_dir, "trainer_state.json"))  # stands for a finished training
-
-
-def tokenize_split(split, encode, max_seq_length, name):
-    """Tokenize (texts, label ids) and say how many texts are cut."""
-    tokens = tokenize(split[0], encode, split[1], f"Tokenizing {name}")
-    full = int((tokens.lengths >= max_seq_length).sum())
-    if full:
-        get_logger().info(f"{full} of {len(tokens)} {name} texts fill max_seq_length {max_seq_length}; longer ones are cut.")
-    return tokens
-
-
 def check_model(model, folder, args, labels, label_path, resume_point, num_rows):
     """UserError where the model cannot go on with the checkpoint to resume from, or has not learnt these labels."""
     if resume_point:
         check_resume_point(resume_point, args, labels, label_path, model, num_rows)
     if not args.do_train and config_path(folder):
         read_checkpoint_labels(folder, read_json(config_path(folder)), label_path)
-
-
-def choose_callbacks(model_args, args):
-    """The callbacks of this training; says so where early stopping is asked for and cannot work."""
-    callbacks = [DropRemainder(), StopAtNonFinite()]
-    if args.do_train and model_args.early_stopping_patience > 0:
-        if args.load_best_model_at_end and args.evaluation_strategy.value != "no":
-            callbacks.append(ResumableEarlyStopping(model_args.early_stopping_patience))
-        else:
-            get_logger().info("Early stopping is off: it needs --evaluation_strategy and --load_best_model_at_end.")
-    return callbacks
-
-
-class ClearLeftovers(TrainerCallback):
-    """Removes the earlier run when the training begins, not before: by then the library has refused what it does not take."""
-
-    def __init__(self, resume_point):
-        self.resume_point = resume_point
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if is_main_rank():
-            clear_leftovers(args, self.resume_point)
-
-
-def train_and_save(trainer, args, resume_point):
-    """Train, save the model in args.output_dir, complete or not at all, and its metrics."""
-    if is_main_rank():
-        lock_folder(args.output_dir)
-    trainer.add_callback(ClearLeftovers(resume_point))
-    with plain_library_errors():
-        metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
-    StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
-    if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
-        get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "
-                             "Use --evaluation_strategy epoch --save_strategy epoch, or smaller --eval_steps.")
-    if is_main_rank():
-        with complete_folder(args.output_dir, marker="config.json") as staging:
-            trainer.save_model(staging)
-    trainer.log_metrics("train", metrics)
-    trainer.save_metrics("train", metrics)
 
 
 def main():
@@ -276,7 +124,7 @@ def main():
     resume_point = find_resume_point(args) if args.do_train else None
     labels, train, dev = read_data(data_args, args)
     label_path = os.path.join(data_args.data_dir, data_args.label_file)
-    check_row_counts(args, data_args, len(train[0]), len(dev[0]))
+    check_row_counts(args, data_args.dev_file, len(train[0]), len(dev[0]))
 
     paddle.seed(args.seed)
     folder = model_args.model_name_or_path
@@ -287,7 +135,7 @@ def main():
     model.config.max_seq_length = check_length(max_seq_length, model)  # for the scripts that load it later
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
-    rust = rust_tokenizer(tokenizer, max_seq_length)
+    rust = rust_tokenizer(tokenizer, max_seq_length, prompt=read_prompt(vars(model.config), folder))
     encode = make_encoder(tokenizer, rust, max_seq_length)
     train_tokens = tokenize_split(train, encode, max_seq_length, "training") if args.do_train else None
     dev_tokens = None
@@ -297,7 +145,8 @@ def main():
     trainer = ClassificationTrainer(
         labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)), tokenizer=tokenizer,
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
-        eval_dataset=dev_tokens, compute_metrics=compute_metrics, callbacks=choose_callbacks(model_args, args))
+        eval_dataset=dev_tokens, compute_metrics=compute_metrics,
+        callbacks=choose_callbacks(args, model_args.early_stopping_patience))
     if args.do_train:
         train_and_save(trainer, args, resume_point)
     if args.do_eval:

@@ -59,29 +59,54 @@ def _decodes(line, encoding):
 
 
 def read_labels(path, problems=None):
-    """Read label.txt: one label per line, line order = class id.
+    """Read label.txt: one label per line, line order = class id; what follows a `==` is of no concern here.
 
     Returns the list of labels. Empty, duplicate, padded and tabbed labels are problems; without a `problems` to collect
     them in, they raise UserError here.
     """
+    return list(read_label_words(path, problems))
+
+
+def read_label_words(path, problems=None):
+    """Read label.txt with the words that stand for the labels: lines `label`, `label==word` or `label==word==word`, or several
+    lines of one label with a word each.
+
+    Returns {label: {word: its line number}} in the order of the class ids; a label without `==` is its own word, or what follows
+    its last `##`. problems: as of `read_labels`.
+    """
     reports_here = problems is None
     problems = problems or Problems()
-    before, seen = problems.count, {}
-    for number, label in read_lines(path, problems):
+    before, seen, first_lines = problems.count, {}, {}
+    for number, line in read_lines(path, problems):
+        label, *words = line.split("==")
         if not label.strip():
             problems.add(path, number, "empty label", "one label per line")
         elif "\ufeff" in label or "\u200b" in label:
             problems.add(path, number, f"label {label!r} has an invisible character", "visible characters only")
-        elif label in seen:
-            problems.add(path, number, f"label {label!r} again (first in line {seen[label]})", "each label once")
-        elif label != label.strip() or "\t" in label:
+        elif label in seen and not (words and seen[label]):
+            problems.add(path, number, f"label {label!r} again (first in line {first_lines[label]})", "each label once")
+        elif label != label.strip() or "\t" in line:
             problems.add(path, number, f"label {label!r} has a tab or blanks around it", f"{label.strip()!r}")
-        seen.setdefault(label, number)
+        elif not all(word.strip() for word in words):
+            problems.add(path, number, f"label {label!r} with an empty word", "label==word")
+        first_lines.setdefault(label, number)
+        seen.setdefault(label, {}).update({word.strip(): number for word in words})
     if problems.count == before and len(seen) < 2:
         problems.add(path, None, "only one label", "at least two labels")
     if reports_here:
         problems.report()
-    return list(seen)
+    return {label: words or {label.rpartition("##")[2]: first_lines[label]} for label, words in seen.items()}
+
+
+def draw_shots(texts, label_ids, shots, seed):
+    """Draw `shots` rows of each class at random, or all of a class that has fewer. Returns their indices, int64, in file order.
+
+    texts: list of str; label_ids: int64 [num_texts]; seed: of the draw, which depends on nothing else.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(texts))
+    drawn = [order[label_ids[order] == label][:shots] for label in np.unique(label_ids)]
+    return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
 
 
 def read_labelled(path, labels, problems, label_path="label.txt"):

@@ -18,6 +18,7 @@ from conftest import ROOT, assert_user_error, launch, make_model, read_lines, ru
 import export_model
 import predict
 import train
+from textcls.training import RESUME_FILES
 from textcls.errors import UserError
 
 
@@ -55,7 +56,7 @@ def assert_complete(folder):
     """Every file that a resume needs is there and can be read."""
     from textcls.pickle_guard import check_pickle
 
-    for name in train.RESUME_FILES + ("rng_state.pth", "label.txt", "vocab.txt"):
+    for name in RESUME_FILES + ("rng_state.pth", "label.txt", "vocab.txt"):
         assert (folder / name).stat().st_size, name
     for name in ("model_state.pdparams", "optimizer.pdopt", "scheduler.pdparams", "rng_state.pth"):
         check_pickle(folder / name)

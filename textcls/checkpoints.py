@@ -12,6 +12,7 @@ from textcls.errors import UserError
 from textcls.families import FAMILIES, OTHER, count_positions, find_family, prepare
 from textcls.huggingface import name_activations
 from textcls.log import get_logger
+from textcls.prompts import Prompt, add_prompt
 from textcls.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, find_weights, read_weights, set_weights, without_drawing
 
 BUILT_IN_MODELS = (
@@ -54,14 +55,17 @@ def _without_paths(tokenizer):
     return tokenizer
 
 
-def rust_tokenizer(tokenizer, max_seq_length, saved=None):
+def rust_tokenizer(tokenizer, max_seq_length, saved=None, prompt=None):
     """The Rust twin of a PaddleNLP tokenizer, cutting at max_seq_length; None where its family has none.
 
-    saved: a tokenizer.json that this function's result was saved as; it spares the two seconds of building.
+    saved: a tokenizer.json that this function's result was saved as; it spares the two seconds of building. prompt: a Prompt
+    to put every text into, or None. UserError where there is a prompt and no Rust twin.
     """
     build = next((family.build_rust_tokenizer for family in FAMILIES.values() if family.tokenizer == type(tokenizer).__name__),
                  None)
     if build is None:
+        if prompt is not None:
+            raise UserError(f"prompts need the tokenizer of an ERNIE or BERT, expected no {type(tokenizer).__name__}")
         return None
     if saved is not None and os.path.isfile(saved):
         try:
@@ -72,10 +76,14 @@ def rust_tokenizer(tokenizer, max_seq_length, saved=None):
             raise UserError(f"{saved}: its vocabulary is not that of vocab.txt, expected the two files that train.py wrote")
     else:
         try:
-            rust = build(tokenizer)
+            rust = build(tokenizer, () if prompt is None else (tokenizer.mask_token,))
         except ValueError as error:
+            if prompt is not None:
+                raise UserError(f"no prompt can be put into this tokenizer ({error}), expected a usual ERNIE or BERT") from None
             print(f"warning: tokenizing with PaddleNLP's slower tokenizer: {error}", file=sys.stderr)
             return None
+    if prompt is not None:
+        add_prompt(rust, prompt)
     rust.enable_truncation(max_seq_length)
     return rust
 
@@ -95,8 +103,9 @@ def load_model(name_or_path, head="SequenceClassification", strict=False, ignore
 
     name_or_path: a folder has config.json and either model_state.pdparams (PaddleNLP's form) or model.safetensors (Hugging
     Face's, of a BERT or ERNIE). Without either the model starts from random values, and the log says so.
-    head: "SequenceClassification" or "MaskedLM". A pooler or classifier that the folder lacks starts at random, which the log
-    says, too; a masked LM's head has to be there. strict: nothing may be lacking nor be left over.
+    head: "SequenceClassification" (a prompt model where the folder holds one) or "MaskedLM". A pooler or classifier that the
+    folder lacks starts at random, which the log says, too; a masked LM's head has to be there. strict: nothing may be lacking
+    nor be left over.
     ignore_mismatched_sizes: a classifier for another number of classes counts as lacking. config_changes: entries of the
     model's config to set (num_labels, id2label, ...). UserError where the model cannot be had.
     """
@@ -110,12 +119,17 @@ def load_model(name_or_path, head="SequenceClassification", strict=False, ignore
     config_changes.update(use_cache=False, return_dict=False)
     if not os.path.isdir(name_or_path):
         return prepare(_load_built_in(auto_model, name_or_path, ignore_mismatched_sizes, config_changes))
-    family = find_family(_read_config(name_or_path))
+    config = _read_config(name_or_path)
+    family, is_prompt_model = find_family(config), head != "MaskedLM" and read_prompt(config, name_or_path) is not None
     path = find_weights(name_or_path)
     with _explain_building(name_or_path):
         if family is OTHER:
             return _load_other(auto_model, name_or_path, path, ignore_mismatched_sizes, config_changes)
-        model_class = getattr(transformers, f"{family.classes}For{head}")
+        model_class = getattr(transformers, f"{family.classes}For{'MaskedLM' if is_prompt_model else head}")
+        if is_prompt_model:
+            from textcls.prompt_model import prompt_class
+
+            model_class = prompt_class(model_class)
         config = model_class.config_class.from_pretrained(name_or_path, **config_changes, dtype="float32")
         with without_drawing() if path else contextlib.nullcontext():
             model = model_class(config)
@@ -198,6 +212,8 @@ class Checkpoint(NamedTuple):
     labels: list[str]  # position = class id
     max_seq_length: int  # tokens, special tokens included
     pad_id: int
+    num_before: int = 1  # tokens before those of the text: [CLS], or a prompt's
+    num_after: int = 1  # tokens after them: [SEP], or a prompt's
 
 
 def load_checkpoint(folder, label_path=None, max_seq_length=None):
@@ -222,9 +238,26 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     check_vocabulary(tokenizer, model, folder)
     length = check_length(wanted, model)
     saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
-    rust = rust_tokenizer(tokenizer, length, saved)
+    prompt = read_prompt(config, folder)
+    rust = rust_tokenizer(tokenizer, length, saved, prompt)
     encode = make_encoder(tokenizer, rust, length)
-    return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id)
+    sides = (1, 1) if prompt is None else (len(prompt.before), len(prompt.after))
+    return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id, *sides)
+
+
+def read_prompt(config, folder):
+    """The Prompt of a prompt model, None for any other. config: the content of the config.json in folder. UserError."""
+    if config.get("prompt") is None:
+        return None
+    try:
+        prompt = Prompt(**config["prompt"])
+        ids = [*prompt.before, *prompt.after, prompt.mask_id, prompt.num_masks, prompt.num_soft, prompt.prefix_length]
+        if min(ids) < 0 or ids.count(prompt.mask_id) <= prompt.num_masks or prompt.num_masks < 1:
+            raise ValueError("its numbers do not fit together")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder}: prompt in its config.json is damaged ({error}), expected what few-shot/train.py wrote"
+                        ) from None
+    return prompt
 
 
 def check_vocabulary(tokenizer, model, folder):
@@ -247,10 +280,16 @@ def choose_length(max_seq_length, config, folder):
 
 def check_length(max_seq_length, model):
     """Return max_seq_length if the model has that many positions; UserError otherwise."""
-    most = count_positions(model)
-    if not SHORTEST_LENGTH <= max_seq_length <= most:
-        raise UserError(f"--max_seq_length {max_seq_length}: out of range, expected {SHORTEST_LENGTH} to {most} for this model")
+    least, most = shortest_length(model), count_positions(model)
+    if not least <= max_seq_length <= most:
+        raise UserError(f"--max_seq_length {max_seq_length}: out of range, expected {least} to {most} for this model")
     return max_seq_length
+
+
+def shortest_length(model):
+    """The least max_seq_length of a PaddleNLP model: one token of the text must fit between the others."""
+    prompt = getattr(model.config, "prompt", None)
+    return SHORTEST_LENGTH if prompt is None else len(prompt["before"]) + len(prompt["after"]) + 1
 
 
 def read_checkpoint_labels(folder, config, label_path):

@@ -317,6 +317,6 @@ def remove_folder(folder):
 
 
 def collate(rows, pad_id):
-    """{"input_ids": int64 [batch, longest], "labels": int64 [batch]}"""
+    """{"input_ids": int64 [batch, longest], "labels": int64 [batch], or a row each where the labels have rows}"""
     return {"input_ids": pad_batch([row["input_ids"] for row in rows], pad_id),
-            "labels": np.array([row["labels"] for row in rows], dtype=np.int64)}
+            "labels": np.stack([row["labels"] for row in rows])}

@@ -35,17 +35,18 @@ class _Characters(NamedTuple):
     marks: list  # of the kept: they are taken off as accents
 
 
-def build_rust_tokenizer(tokenizer):
+def build_rust_tokenizer(tokenizer, plain=()):
     """Build the Rust twin of a PaddleNLP `ErnieTokenizer` or `BertTokenizer`.
 
     For every text without lone surrogates (Rust can't hold them), `encode(text).ids` equals
     `tokenizer(text)["input_ids"]`; after `enable_truncation(n)` too, with `max_length=n, truncation=True` and
     n >= 3 (PaddleNLP gives up truncating below). Saved as tokenizer.json it stands alone: its character
-    classes come from the PaddleNLP tokenizer and this Python's unicodedata, and are written out. ValueError
+    classes come from the PaddleNLP tokenizer and this Python's unicodedata, and are written out. Special tokens
+    named in plain (str) are words like any other where a text holds them, which PaddleNLP cannot do. ValueError
     is raised for settings that can't be reproduced, and if Rust's own Unicode tables could change an id with
     this vocabulary. Build again after changing the settings or the added tokens.
     """
-    settings = _read_settings(tokenizer)
+    settings = _read_settings(tokenizer, plain)
     characters = _sort_characters(settings)
     _check_added(settings, characters)
     # Ids are asked for, as those of added tokens come before those of the vocabulary.
@@ -65,7 +66,7 @@ def build_rust_tokenizer(tokenizer):
     return rust
 
 
-def _read_settings(tokenizer):
+def _read_settings(tokenizer, plain):
     """The _Settings of a tokenizer; ValueError for those that can't be reproduced."""
     from paddlenlp.transformers import BertTokenizer, ErnieTokenizer
 
@@ -83,7 +84,9 @@ def _read_settings(tokenizer):
         text = "".join(map(str.lower, text)) if lower else text
         return basic._run_strip_accents(text) if strip else text
 
-    return _Settings(basic, lower, strip, tokenizer.all_special_tokens, tokenizer.unique_no_split_tokens, normalize)
+    special, added = ([token for token in tokens if token not in plain]
+                      for tokens in (tokenizer.all_special_tokens, tokenizer.unique_no_split_tokens))
+    return _Settings(basic, lower, strip, special, added, normalize)
 
 
 def _sort_characters(settings):

@@ -9,7 +9,7 @@ import numpy as np
 from textcls.log import get_logger
 from textcls.outputs import complete_folder
 from textcls.scoring import score
-from analysis.parts.baseline import baseline_probs
+from textcls.baseline import baseline_probs
 from analysis.parts.pages import render
 
 MATRIX_LABELS = 40  # up to so many classes the confusion matrix shows names and numbers, above only shades

@@ -17,7 +17,7 @@ from textcls.errors import UserError
 from textcls.inference import predict_probs
 from textcls.log import get_logger, progress_bar
 from textcls.probabilities import softmax
-from analysis.parts.baseline import baseline_probs
+from textcls.baseline import baseline_probs
 from analysis.parts.duplicates import comparison_key
 from analysis.parts.influence import fit_representer
 

@@ -1,0 +1,348 @@
+"""Train a text classifier on a handful of labelled texts by prompts: a masked language model fills in the label's word.
+
+    python few-shot/train.py --data_dir ./data/ --output_dir ./checkpoints/ --prompt "这条新闻写的是" \\
+        --max_seq_length 128 --learning_rate 3e-5 --ppt_learning_rate 3e-4 --num_train_epochs 100 --logging_steps 5 \\
+        --per_device_train_batch_size 8 --per_device_eval_batch_size 32 --do_train --do_eval --do_predict --do_export \\
+        --evaluation_strategy epoch --save_strategy epoch --save_total_limit 1 --load_best_model_at_end \\
+        --metric_for_best_model accuracy
+    python few-shot/train.py ... --do_eval                     # zero-shot: no training, the label words alone
+    python few-shot/train.py ... --prompt A --prompt B         # one model per prompt; with data.txt distilled into one
+    python few-shot/train.py ... --repeats 5 --shots 16        # five seeds, 16 rows per class drawn from train.txt
+
+Reads   data_dir/label.txt (`label` or `label==word`, line order = class id); with --do_train train.txt, with --do_eval dev.txt
+        (<text><tab><label>); where they are there test.txt (--do_predict) and data.txt (one text per line).
+Writes  output_dir/: a checkpoint like train.py's, which predict.py, export_model.py and analysis/ take as it is; *_results.json;
+        members.json and a folder per model, where there are several; export/ (--do_export): export_model.py's files.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts, tokenize
+from textcls.checkpoints import (config_path, load_checkpoint, load_model, load_tokenizer, make_encoder, read_prompt,
+                                 rust_tokenizer)
+from textcls.device import select_device
+from textcls.errors import Problems, UserError, is_main_rank, run_script
+from textcls.exporting import write_deployment
+from textcls.families import count_positions
+from textcls.log import get_logger
+from textcls.outputs import complete_file, complete_folder
+from textcls.paddle_setup import paddle
+from textcls.prompt_runs import (NO_ROWS, Member, Task, change_folder, copy_model, cross_validate, distill, is_finished,
+                                 make_trainer, predict_texts, train_member, train_model)
+from textcls.prompt_training import pretrain
+from textcls.prompts import parse_template, tokenize_words
+from textcls.scoring import score_guesses
+from textcls.trainer import check_training_arguments, list_checkpoints, parse_dataclasses
+from textcls.training import TrainArguments, check_evaluation, check_row_counts, tokenize_split
+
+NEXT_STEPS = """few-shot/train.py: nothing to do, expected --do_train, or for a model as it is --do_eval, --do_predict
+  train      python few-shot/train.py --data_dir ./data/ --prompt "这条新闻写的是" --max_steps 150 --do_train --do_eval
+  zero-shot  python few-shot/train.py --data_dir ./data/ --prompt "这条新闻写的是" --do_eval
+All options: --help"""
+ENOUGH_DEV_ROWS = 20  # of each class, to choose between models by their accuracy there
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(default="ernie-3.0-base-zh", metadata={
+        "help": "Masked language model: built-in name or folder; without --do_train also a checkpoint of this script."})
+    prompt: Optional[list[str]] = field(default=None, metadata={
+        "help": "Template, or a file with one per line; several templates give several models.", "action": "extend"})
+    verbalizer: str = field(default="soft", metadata={
+        "help": "soft: the label words are where the classifier begins; manual: it stays there.", "choices": ["soft", "manual"]})
+    early_stopping_patience: int = field(default=10, metadata={"help": "Stop after so many evaluations without a better metric "
+                                                               "(with --load_best_model_at_end); 0: never."})
+    repeats: int = field(default=1, metadata={"help": "Train with so many seeds, --seed and those after it."})
+    folds: int = field(default=4, metadata={"help": "Parts of the cross-validation that chooses between several models where "
+                                            f"dev.txt has fewer than {ENOUGH_DEV_ROWS} rows of a class; 0: dev.txt does."})
+    distill_epochs: float = field(default=1.0, metadata={"help": "Times that the final model sees data.txt, labelled by the "
+                                                         "others; 0: do not distill."})
+    pretrain_file: Optional[str] = field(default=None, metadata={"help": "Texts, one per line, to train the masked language "
+                                                                 "model on first."})
+    pretrain_epochs: float = field(default=1.0, metadata={"help": "Times that it sees them."})
+    calibrate: bool = field(default=True, metadata={"help": "Begin without a liking for certain labels: take off the mean logits "
+                                                    "of data.txt, or else of the training texts."})
+    export_type: str = field(default="paddle", metadata={"help": "Kept for old command lines: both forms are always written.",
+                                                         "choices": ["paddle", "onnx"]})
+
+
+@dataclass
+class DataArguments:
+    data_dir: str = field(default="./data/", metadata={"help": "Folder of the data files."})
+    shots: Optional[int] = field(default=None, metadata={"help": "Draw so many rows of each class from train.txt, by --seed."})
+
+
+@dataclass
+class PromptTuningArguments(TrainArguments):
+    output_dir: str = field(default="checkpoints", metadata={"help": "Folder for the model and its checkpoints."})
+    max_seq_length: int = field(default=512, metadata={"help": "Longest text with its prompt, in tokens; the text is cut."})
+    ppt_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of classifier, soft tokens and prefix."})
+    ppt_weight_decay: float = field(default=0.0, metadata={"help": "Their weight decay."})
+    ppt_adam_beta1: float = field(default=0.9, metadata={"help": "Their beta1 of AdamW."})
+    ppt_adam_beta2: float = field(default=0.999, metadata={"help": "Their beta2 of AdamW."})
+    ppt_adam_epsilon: float = field(default=1e-8, metadata={"help": "Their epsilon of AdamW."})
+    freeze_plm: bool = field(default=False, metadata={"help": "Train nothing else."})
+    freeze_dropout: bool = field(default=False, metadata={"help": "As --freeze_plm, and drop nothing out."})
+    save_plm: bool = field(default=False, metadata={"help": "Also save the encoder alone, in output_dir/plm."})
+    use_rdrop: bool = field(default=False, metadata={"help": "R-Drop: two passes shall agree."})
+    alpha_rdrop: float = field(default=5.0, metadata={"help": "Its weight."})
+    use_rgl: bool = field(default=False, metadata={"help": "RGL: texts of one label shall be alike."})
+    alpha_rgl: float = field(default=0.5, metadata={"help": "Its weight, in hundredths."})
+
+    def __post_init__(self):
+        if self.metric_for_best_model is None and self.load_best_model_at_end:
+            self.metric_for_best_model = "accuracy"
+        self.freeze_plm = self.freeze_plm or self.freeze_dropout
+        super().__post_init__()
+
+
+def check_arguments(model_args, data_args, args):
+    """Refuse what would only fail, or mean nothing, later."""
+    check_training_arguments(args)
+    check_evaluation(args, data_args.data_dir)
+    if args.learning_rate <= 0 or not 0 <= args.ppt_learning_rate <= 1000:
+        raise UserError(f"--learning_rate {args.learning_rate} --ppt_learning_rate {args.ppt_learning_rate}: out of range, "
+                        "expected more than 0 (to train only the prompt's part: --freeze_plm)")
+    for name in ("repeats", "shots"):
+        value = getattr(model_args if name == "repeats" else data_args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: out of range, expected 1 or more")
+    for name in ("early_stopping_patience", "folds", "distill_epochs"):
+        if getattr(model_args, name) < 0:
+            raise UserError(f"--{name} {getattr(model_args, name)}: out of range, expected 0 or more")
+    if args.world_size > 1 and (model_args.repeats > 1 or len(model_args.prompt or ()) > 1 or model_args.pretrain_file):
+        raise UserError("several prompts, --repeats and --pretrain_file run in one process only, expected a run without "
+                        "paddle.distributed.launch")
+
+
+def read_templates(prompts):
+    """The templates that --prompt names: list of lists of parts. prompts: list of str, or None. UserError."""
+    templates, problems = [], Problems()
+    for prompt in prompts or [None]:
+        lines = [prompt]
+        if prompt is not None and os.path.isfile(prompt):
+            lines = [line for _, line in read_lines(prompt, problems) if line.strip()]
+            problems.report()
+        templates += [parse_template(line) for line in lines]
+    return templates
+
+
+def read_data(data_args, args, tokenizer, pretrain_file):
+    """Read and check all files. Returns (labels, words, word ids, {"train", "dev", "test": rows, "data", "pretrain": texts})."""
+    problems, paths = Problems(), {name: os.path.join(data_args.data_dir, f"{name}.txt") for name in
+                                   ("label", "train", "dev", "test", "data")}
+    named = read_label_words(paths["label"], problems)
+    labels = [] if problems.count else list(named)
+    words = [list(own) for own in named.values()]
+    word_ids, wrong = tokenize_words(words, lambda word: tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word)),
+                                     tokenizer.unk_token_id)
+    for index, word, what in wrong:
+        problems.add(paths["label"], list(named.values())[index][word], what, "known words, different for each label")
+    longest = [max(map(len, ids)) for ids in word_ids]
+    if longest and max(longest) >= 3 * min(longest):
+        long, short = np.argmax(longest), np.argmin(longest)
+        problems.warn(paths["label"], None, f"the words have from {min(longest)} ({words[short][0]!r}) to {max(longest)} tokens "
+                      f"({words[long][0]!r})", "words of like length")
+    rows = {name: NO_ROWS for name in ("train", "dev", "test")}
+    wanted = {"train": args.do_train, "dev": args.do_eval, "test": args.do_predict}
+    for name in rows:
+        if wanted[name] or (name == "dev" and args.do_train and os.path.isfile(paths[name])):
+            rows[name] = read_labelled(paths[name], labels, problems, paths["label"])
+    if args.do_train and data_args.shots and not problems.count:
+        rows["train"] = take_shots(rows["train"], data_args.shots, args.seed, labels, paths["train"], problems)
+    if args.do_train and not problems.count:
+        check_splits(paths["train"], paths["dev"], rows["train"], rows["dev"], labels, problems)
+    for name, path in (("data", paths["data"]), ("pretrain", pretrain_file)):
+        rows[name] = list(read_texts(path, problems)) if path and (name == "pretrain" or os.path.isfile(path)) else []
+    problems.report()
+    return labels, words, word_ids, rows
+
+
+def take_shots(train, shots, seed, labels, path, problems):
+    """The rows that --shots draws: (texts, label ids); a class with too few is a problem."""
+    texts, label_ids = train
+    for label, count in zip(labels, np.bincount(label_ids, minlength=len(labels))):
+        if count < shots:
+            problems.add(path, None, f"class {label!r} has {count} rows", f"at least the {shots} of --shots")
+    chosen = draw_shots(texts, label_ids, shots, seed)
+    return [texts[index] for index in chosen], label_ids[chosen]
+
+
+def further_pretrain(model_args, args, tokenizer, texts):
+    """Train the masked language model on texts first, and save it. Returns the folder, output_dir/pretrained."""
+    folder = os.path.join(args.output_dir, "pretrained")
+    if args.resume_from_checkpoint and config_path(folder):
+        get_logger().info(f"{folder} is finished.")
+        return folder
+    never = {"evaluation_strategy": type(args.evaluation_strategy).NO, "save_strategy": type(args.save_strategy).NO}
+    args = change_folder(args, folder, num_train_epochs=model_args.pretrain_epochs, max_steps=-1, load_best_model_at_end=False,
+                         resume_from_checkpoint=None, report_to=[], **never)
+    paddle.seed(args.seed)
+    model = load_model(model_args.model_name_or_path, head="MaskedLM")
+    length = min(args.max_seq_length, count_positions(model))
+    pretrain(model, tokenizer, tokenize(texts, make_encoder(tokenizer, rust_tokenizer(tokenizer, length), length)), args)
+    with complete_folder(folder, marker="config.json") as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    return folder
+
+
+def train_all(task, members, model_args, args, rows):
+    """Train all members and save one model in args.output_dir: the only one, the best, or one that has learnt from all."""
+    if len(members) == 1:
+        return train_model(task, members[0], args, rows["train"], rows["dev"])
+    folders = [os.path.join(args.output_dir, member.name) for member in members]
+    unfinished = [folder for folder in folders if list_checkpoints(folder) and not is_finished(folder)]
+    if unfinished and not (args.resume_from_checkpoint or args.overwrite_output_dir):
+        raise UserError(f"{args.output_dir}: holds the unfinished {os.path.basename(unfinished[0])}, expected "
+                        f"--resume_from_checkpoint {args.output_dir} to go on, or --overwrite_output_dir to start anew")
+    texts = [rows["dev"][0], rows["test"][0], rows["data"] + rows["train"][0]]
+    results, logits = [], []
+    for member in members:
+        folder = train_member(task, member, args, rows["train"], rows["dev"])
+        logits.append(predict_texts(folder, texts, args))
+        results.append({"name": member.name, "template": member.template, "seed": member.seed, **measure(logits[-1], rows),
+                        "seconds": read_seconds(folder)})
+    mean = [np.mean(parts, axis=0) for parts in zip(*logits)]
+    results.append({"name": f"mean of all {len(members)}", **measure(mean, rows)})
+    if rows["data"] and model_args.distill_epochs:
+        distill(task, args, folders[0], texts[2], mean[2], model_args.distill_epochs)
+    else:
+        copy_model(folders[choose_member(task, members, model_args, args, rows, results)], args.output_dir)
+        get_logger().info("Only the best model is saved. With unlabelled texts in data.txt one model would learn from all.")
+    with complete_file(os.path.join(args.output_dir, "members.json")) as output:
+        json.dump(results, output, ensure_ascii=False, indent=1)
+    print_members(results)
+
+
+def measure(logits, rows):
+    """Accuracies of logits of the dev and test rows, 0 to 1, where there are any: a dict."""
+    return {f"{name}_accuracy": score_guesses(rows[name][1], part.argmax(axis=1), part.shape[1])["accuracy"]
+            for name, part in zip(("dev", "test"), logits) if len(part)}
+
+
+def read_seconds(folder):
+    path = os.path.join(folder, "train_results.json")
+    return read_json(path)["train_runtime"] if os.path.isfile(path) else 0.0
+
+
+def choose_member(task, members, model_args, args, rows, results):
+    """Index of the best member: by its accuracy on dev, or where a class has too few rows there, by cross-validation on train.
+
+    Notes the accuracies of a cross-validation in results.
+    """
+    counts = {name: np.bincount(rows[name][1], minlength=len(task.labels)).min() for name in ("train", "dev")}
+    folds = min(model_args.folds, int(counts["train"]))
+    if counts["dev"] < ENOUGH_DEV_ROWS and folds >= 2:
+        get_logger().info(f"dev.txt has {counts['dev']} rows of a class, fewer than {ENOUGH_DEV_ROWS}: choosing by cross-"
+                          f"validation on train.txt, {folds * len(members)} more trainings (--folds 0: by dev.txt)")
+        for member, result in zip(members, results):
+            path = os.path.join(args.output_dir, member.name, "cross_validation.json")
+            if not (args.resume_from_checkpoint and os.path.isfile(path)):
+                accuracy = cross_validate(task, member, change_folder(args, os.path.dirname(path), seed=member.seed),
+                                          rows["train"], folds)
+                with complete_file(path) as output:
+                    json.dump({"accuracy": accuracy, "folds": folds}, output)
+            result["cross_validation_accuracy"] = read_json(path)["accuracy"]
+        key = "cross_validation_accuracy"
+    else:
+        key = "dev_accuracy"
+        if not len(rows["dev"][0]):
+            get_logger().warning("Neither dev.txt nor enough training rows to choose by: saving the first model.")
+    best = int(np.argmax([result.get(key, 0) for result in results[:-1]]))
+    results[best]["is_saved"] = True
+    get_logger().info(f"The best by {key} is {members[best].name}.")
+    return best
+
+
+def print_members(results):
+    """A table of the members, and mean, sd, min and max of what was measured."""
+    names = [name for name in results[0] if name.endswith("_accuracy")] + ["seconds"]
+    rows = [("model", [name.replace("_accuracy", "") for name in names])]
+    rows += [(result["name"], [f"{result[name]:.4f}" if name in result else "" for name in names]) for result in results]
+    values = np.array([[result[name] for name in names] for result in results[:-1]])
+    for what, measured in (("mean", values.mean(axis=0)), ("sd", values.std(axis=0, ddof=1)), ("min", values.min(axis=0)),
+                           ("max", values.max(axis=0))):
+        rows.append((what, [f"{value:.4f}" for value in measured]))
+    lines = [f"{first:22}" + "".join(f"{cell:>18}" for cell in cells) for first, cells in rows]
+    get_logger().info("Models of this run:\n" + "\n".join(lines))
+
+
+def evaluate(checkpoint, args, rows):
+    """Log and save the metrics of dev and test, as far as they are asked for."""
+    for name, split, is_wanted in (("eval", "dev", args.do_eval), ("test", "test", args.do_predict)):
+        if is_wanted:
+            tokens = tokenize_split(rows[split], checkpoint.encode, checkpoint.max_seq_length, split).longest_first()
+            trainer = make_trainer(checkpoint, args, dev=tokens)
+            metrics = trainer.evaluate(metric_key_prefix=name)
+            trainer.log_metrics(name, metrics)
+            trainer.save_metrics(name, metrics)
+
+
+def export(checkpoint, output_dir):
+    """Write output_dir/export, complete or not at all. The model cannot be run any more afterwards."""
+    folder = os.path.join(output_dir, "export")
+    with complete_folder(folder, marker="deploy.json") as staging:
+        write_deployment(checkpoint, staging, "model", with_onnx=True)
+    get_logger().info(f"Exported model saved in {folder}")
+
+
+def save_encoder(checkpoint, folder):
+    """Save the encoder alone. The model cannot be run any more afterwards."""
+    encoder = checkpoint.model.base_model
+    embeddings = encoder.embeddings
+    embeddings.word_embeddings = getattr(embeddings.word_embeddings, "table", embeddings.word_embeddings)
+    encoder.config.prompt = None
+    with complete_folder(folder, marker="config.json") as staging:
+        encoder.save_pretrained(staging)
+        checkpoint.tokenizer.save_pretrained(staging)
+
+
+def main():
+    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, PromptTuningArguments), __doc__)
+    if not (args.do_train or args.do_eval or args.do_predict or args.do_export):
+        raise UserError(NEXT_STEPS)
+    args.device = select_device(args.device)
+    check_arguments(model_args, data_args, args)
+    folder, label_path = model_args.model_name_or_path, os.path.join(data_args.data_dir, "label.txt")
+    is_trained = bool(config_path(folder)) and read_prompt(read_json(config_path(folder)), folder) is not None
+    if is_trained and (args.do_train or model_args.prompt):
+        raise UserError(f"{folder}: is a prompt model with a prompt of its own, expected a masked language model, or neither "
+                        "--do_train nor --prompt")
+    templates = read_templates(model_args.prompt)
+    tokenizer = load_tokenizer(folder)
+    labels, words, word_ids, rows = read_data(data_args, args, tokenizer, model_args.pretrain_file)
+    check_row_counts(args, "dev.txt", len(rows["train"][0]), len(rows["dev"][0]))
+    if not (is_trained or args.do_train) and is_finished(args.output_dir):
+        raise UserError(f"{args.output_dir}: holds a trained model, expected --model_name_or_path {args.output_dir} to evaluate "
+                        "it, or another --output_dir for the untrained one")
+
+    task = Task(folder, labels, label_path, words, word_ids, tokenizer, model_args.verbalizer, model_args.early_stopping_patience,
+                rows["data"] or rows["train"][0] if model_args.calibrate else [])
+    if not is_trained:
+        if rows["pretrain"]:
+            task = task._replace(model_folder=further_pretrain(model_args, args, tokenizer, rows["pretrain"]))
+        members = [Member(f"prompt-{number}-seed-{seed}", template, seed) for number, template in enumerate(templates, 1)
+                   for seed in range(args.seed, args.seed + model_args.repeats)]
+        train_all(task, members, model_args, args, rows)
+        folder = args.output_dir
+        if args.world_size > 1:
+            paddle.distributed.barrier()  # until the first process has saved it
+        get_logger().info(f"Model saved in {folder}")
+    evaluate(load_checkpoint(folder, label_path), args, rows)
+    if args.do_export and is_main_rank():
+        export(load_checkpoint(folder), args.output_dir)
+    if args.save_plm and is_main_rank():
+        save_encoder(load_checkpoint(folder), os.path.join(args.output_dir, "plm"))
+
+
+if __name__ == "__main__":
+    run_script(main)
