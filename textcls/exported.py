@@ -26,6 +26,7 @@ class Export(NamedTuple):
     max_seq_length: int  # of the training: tokens, special tokens included
     max_positions: Optional[int]  # tokens that the model can take; None: the export does not say so
     pad_id: int
+    min_seq_length: int  # fewer would leave no room for a text
 
 
 def read_export(path, with_onnx=True):
@@ -59,20 +60,22 @@ def read_export(path, with_onnx=True):
         raise UserError(f"{os.path.join(folder, 'label.txt')}: {len(labels)} labels, expected the {deploy['num_labels']} that "
                         "deploy.json says")
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
-                  deploy.get("max_positions"), deploy["pad_token_id"])
+                  deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH))
 
 
 def check_entries(deploy, path):
     """UserError where the content of a deploy.json is not that of a classifier."""
     if deploy.get("output", CLASS_LOGITS) != CLASS_LOGITS:
         raise UserError(f"{path}: the output of this model is {deploy['output']!r}, expected a classifier, {CLASS_LOGITS!r}")
-    names = ["max_seq_length", "pad_token_id", "num_labels"] + ["max_positions"] * ("max_positions" in deploy)
+    optional = [name for name in ("min_seq_length", "max_positions") if name in deploy]
+    names = ["max_seq_length", "pad_token_id", "num_labels", *optional]
     for name in names:
         if type(deploy.get(name)) is not int:
             raise UserError(f"{path}: {name} is {deploy.get(name)!r}, expected a number")
-    if deploy["max_seq_length"] < SHORTEST_LENGTH or deploy["pad_token_id"] < 0:
+    least = max(SHORTEST_LENGTH, deploy.get("min_seq_length", 0))
+    if deploy["max_seq_length"] < least or deploy["pad_token_id"] < 0:
         raise UserError(f"{path}: max_seq_length is {deploy['max_seq_length']} and pad_token_id {deploy['pad_token_id']}, "
-                        f"expected at least {SHORTEST_LENGTH} and 0")
+                        f"expected at least {least} and 0")
     if deploy["max_seq_length"] > deploy.get("max_positions", deploy["max_seq_length"]):
         raise UserError(f"{path}: max_seq_length is {deploy['max_seq_length']}, expected at most max_positions, "
                         f"{deploy['max_positions']}")
@@ -106,8 +109,8 @@ def find_graph(folder, deploy, makers):
 
 def check_length(max_seq_length, export):
     """UserError where an Export cannot take texts of so many tokens, as far as its deploy.json says."""
-    if max_seq_length < SHORTEST_LENGTH:
-        raise UserError(f"--max_seq_length {max_seq_length}: expected {SHORTEST_LENGTH} or more")
+    if max_seq_length < export.min_seq_length:
+        raise UserError(f"--max_seq_length {max_seq_length}: expected {export.min_seq_length} or more")
     if export.max_positions is None and max_seq_length > export.max_seq_length:
         raise UserError(f"--max_seq_length {max_seq_length}: this export does not say how many positions the model has, expected "
                         f"at most the {export.max_seq_length} of training, or a new export (deploy.json with max_positions)")

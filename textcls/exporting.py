@@ -8,6 +8,7 @@ import numpy as np
 from utils import model_inputs, pad_batch
 from textcls.errors import UserError
 from textcls.exported import CLASS_LOGITS
+from textcls.checkpoints import shortest_length
 from textcls.families import count_positions, family_of
 from textcls.log import get_logger
 from textcls.outputs import write_labels
@@ -89,7 +90,7 @@ def write_deployment(checkpoint, folder, name, with_onnx):
     write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
         deploy = {"model_type": model.config.model_type, "output": CLASS_LOGITS, "max_seq_length": checkpoint.max_seq_length,
-                  "max_positions": count_positions(model), "input_names": input_names(model),
-                  "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
+                  "min_seq_length": shortest_length(model), "max_positions": count_positions(model),
+                  "input_names": input_names(model), "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
                   "model_file": f"{name}.pdmodel", "params_file": f"{name}.pdiparams"}
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)

@@ -32,8 +32,8 @@ class SoftEmbedding(paddle.nn.Layer):
         """int64 [...] -> float32 [..., hidden_size]"""
         is_soft = (input_ids >= self.size).unsqueeze(-1)
         known = self.table(paddle.clip(input_ids, max=self.size - 1))
-        soft = paddle.nn.functional.embedding(paddle.clip(input_ids - self.size, min=0), self.encoder(self.soft))
-        return paddle.where(is_soft, soft, known)
+        soft = self.encoder(self.soft.unsqueeze(0)).squeeze(0)
+        return paddle.where(is_soft, paddle.nn.functional.embedding(paddle.clip(input_ids - self.size, min=0), soft), known)
 
 
 class LSTMEncoder(paddle.nn.Layer):
@@ -42,21 +42,25 @@ class LSTMEncoder(paddle.nn.Layer):
     def __init__(self, hidden_size, size):
         super().__init__()
         self.lstm = paddle.nn.LSTM(hidden_size, size, num_layers=2, direction="bidirect")
-        self.mlp = paddle.nn.Sequential(paddle.nn.Linear(2 * size, hidden_size), paddle.nn.ReLU(),
+        self.mlp = paddle.nn.Sequential(paddle.nn.Linear(2 * size, hidden_size), paddle.nn.Tanh(),
                                         paddle.nn.Linear(hidden_size, hidden_size))
 
     def forward(self, vectors):
-        """float32 [num_soft, hidden_size] -> the same shape"""
-        return self.mlp(self.lstm(vectors.unsqueeze(0))[0].squeeze(0))
+        """float32 [1, num_vectors, hidden_size] -> the same shape"""
+        return self.mlp(self.lstm(vectors)[0])
 
 
 def make_soft_encoder(prompt, hidden_size):
-    """What soft vectors go through, float32 [num_vectors, hidden_size] -> the same shape."""
+    """What soft vectors go through, float32 [1, num_vectors, hidden_size] -> the same shape.
+
+    The first dimension is for Paddle Inference 2.6.2, which ends with a segmentation fault (in its repeated_fc_relu_fuse_pass)
+    where a graph's linear layers begin with a parameter of two dimensions.
+    """
     size = prompt.encoder_size or hidden_size
     if prompt.encoder == "lstm":
         return LSTMEncoder(hidden_size, size)
     if prompt.encoder == "mlp":
-        return paddle.nn.Sequential(paddle.nn.Linear(hidden_size, size), paddle.nn.ReLU(), paddle.nn.Linear(size, hidden_size))
+        return paddle.nn.Sequential(paddle.nn.Linear(hidden_size, size), paddle.nn.Tanh(), paddle.nn.Linear(size, hidden_size))
     return paddle.nn.Identity()
 
 
@@ -76,9 +80,11 @@ class Prefix(paddle.nn.Layer):
 
     def forward(self, batch_size):
         """The cache of each layer: list of (keys, values), float32 [batch, heads, prefix_length, head_size] both."""
-        vectors = self.vectors if self.encoder is None else self.encoder(self.vectors)
+        vectors = self.vectors if self.encoder is None else self.encoder(self.vectors.unsqueeze(0)).squeeze(0)
         layers = vectors.reshape(self.shape).transpose([1, 2, 3, 0, 4])  # (layers, 2, heads, prefix_length, head_size)
-        return [tuple(layers[index, part].expand([batch_size, -1, -1, -1]) for part in (0, 1)) for index in range(self.shape[1])]
+        length, count, _, heads, head_size = self.shape
+        return [tuple(layers[index, part].expand([batch_size, heads, length, head_size]) for part in (0, 1))
+                for index in range(count)]
 
 
 class PromptClassifier:
@@ -126,21 +132,23 @@ class PromptClassifier:
             self.eval()
 
     def forward(self, input_ids, token_type_ids=None):
-        """input_ids: int64 [batch, length], texts in the prompt; token_type_ids: not used, the prompt says them.
+        """input_ids: int64 [batch, length], texts in the prompt; token_type_ids: zeros, or None, to which the prompt's
+        own are added.
 
         Returns logits, float32 [batch, num_labels].
         """
-        return self.classifier(self.encode(input_ids))
+        return self.classifier(self.encode(input_ids, token_type_ids))
 
-    def encode(self, input_ids):
+    def encode(self, input_ids, token_type_ids=None):
         """float32 [batch, num_masks * hidden_size]: what the masked LM's transform makes of the masks' states."""
         options = {}
         if self.prompt.types is not None:
-            options["token_type_ids"] = self.find_types(input_ids)
+            types = self.find_types(input_ids)
+            token_type_ids = types if token_type_ids is None else token_type_ids + types
+        if token_type_ids is not None:
+            options["token_type_ids"] = token_type_ids
         if self.prefix is not None:
-            options["past_key_values"] = self.prefix(paddle.shape(input_ids)[0])
-            ones = paddle.ones_like(input_ids)
-            options["position_ids"] = paddle.cumsum(ones, axis=1) - ones
+            options.update(self.prefix_options(input_ids))
         hidden = self.base_model(input_ids, **options)[0]  # (batch, length, hidden_size)
         is_mask = (input_ids == self.prompt.mask_id).astype("int64").unsqueeze(1)  # (batch, 1, length)
         if self.prompt.num_masks > 1:
@@ -149,6 +157,15 @@ class PromptClassifier:
         states = paddle.matmul(is_mask.astype(hidden.dtype), hidden)  # (batch, masks, hidden_size)
         head = self.cls.predictions
         return head.layer_norm(head.activation(head.transform(states))).flatten(1)
+
+    def prefix_options(self, input_ids):
+        """What the encoder is given so that its layers see the prefix and the texts' positions begin at 0 as ever."""
+        ones = paddle.ones_like(input_ids)
+        is_token = (input_ids != self.config.pad_token_id).astype("float32")
+        # PaddleNLP 2.8.1's own mask takes the batch's size for a constant when a graph is traced
+        seen = paddle.concat([paddle.ones_like(is_token[:, :1])] * self.prompt.prefix_length + [is_token], axis=1)
+        return {"past_key_values": self.prefix(paddle.shape(input_ids)[0]), "attention_mask": seen,
+                "position_ids": paddle.cumsum(ones, axis=1) - ones}
 
     def find_types(self, input_ids):
         """Token types of texts in the prompt: int64 [batch, length]."""

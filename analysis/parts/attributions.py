@@ -1,5 +1,6 @@
 """How much each word of a text counts for the model's prediction, by one of four methods."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -31,22 +32,24 @@ def interpret(checkpoint, texts, interpreter="ig", batch_size=32, steps=None, se
     probs = predict_probs(checkpoint, tokens, batch_size, "Predicting")
     classes = probs.argmax(axis=1)
     values = attribute_tokens(checkpoint, [ids for ids, _, _ in located], classes, interpreter, batch_size, steps, seed)
+    of_text = slice(checkpoint.num_before, -checkpoint.num_after)
     return [{"prediction": int(label), "probability": float(row[label]),
-             "words": join_words(text, split_words(text), offsets, attributions[1:-1], is_cut)}
+             "words": join_words(text, split_words(text), offsets, attributions[of_text], is_cut)}
             for text, label, row, (_, offsets, is_cut), attributions in zip(texts, classes, probs, located, values)]
 
 
 def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32, steps=None, seed=3):
-    """Attributions of all tokens, special ones included, to the probability of a class.
+    """Attributions of all tokens, special ones and a prompt's included, to the probability of a class.
 
     rows: lists of token ids; classes: int64 [num_texts]; the rest as of `interpret`.
     Returns a list of float64 [num_tokens]. All methods but ig are TrustAI's:
     - ig: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) from word embeddings of zero; the sum is the
       probability of the class less that of the baseline;
     - lime (Ribeiro et al. 2016, arXiv:1602.04938): tokens become [UNK] at random, a linear model is fitted to the outcome;
-      [CLS] and [SEP] always stay, since a text without them is none;
+      [CLS], [SEP] and a prompt always stay, since a text without them is none;
     - gradshap (Lundberg and Lee 2017, arXiv:1705.07874): gradients at random points between zero and noisy word embeddings;
-    - attention: what [CLS] pays each token in the last layer, mean of the heads' scores, 0 to 1. It has no direction.
+    - attention: what [CLS], or a prompt's first mask, pays each token in the last layer, mean of the heads' scores, 0 to 1. It
+      has no direction.
     """
     steps = steps or STEPS[interpreter]
     if interpreter == "ig":
@@ -58,7 +61,7 @@ def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32,
             return explain_batches(checkpoint, rows, classes, batch_size, make_gradshap(wrapped, steps, seed))
         if interpreter != "attention":
             raise ValueError(f"no interpreter {interpreter!r}, expected one of {', '.join(STEPS)}")
-        scores = explain_batches(checkpoint, rows, classes, batch_size, make_attention(wrapped))
+        scores = explain_batches(checkpoint, rows, classes, batch_size, make_attention(checkpoint, wrapped))
     # TrustAI leaves the softmax out and sums the heads: scores of any sign and size
     return [softmax(row[None] / checkpoint.model.config.num_attention_heads)[0] for row in scores]
 
@@ -100,7 +103,8 @@ def predict_copies(checkpoint, batch_size, original, inputs):
     text has many, are run once.
     """
     copies = inputs[0].numpy().astype(np.int32)
-    copies[:, [0, -1]] = original[[0, -1]]
+    first, last = checkpoint.num_before, copies.shape[1] - checkpoint.num_after
+    copies[:, :first], copies[:, last:] = original[:first], original[last:]
     copies, places = np.unique(copies, axis=0, return_inverse=True)
     tokens = TokenizedTexts(copies.ravel(), np.arange(len(copies) + 1) * len(original))
     probs = predict_probs(checkpoint, tokens, batch_size)[places.ravel()]
@@ -125,7 +129,7 @@ def make_gradshap(model, steps, seed):
     return explain
 
 
-def make_attention(model):
+def make_attention(checkpoint, model):
     """The `explain` of `explain_batches` for the attention of the last layer."""
     from textcls.paddle_setup import paddle
 
@@ -136,7 +140,29 @@ def make_attention(model):
     attention = trustai.AttentionInterpreter(model, predict_fn=attend)
 
     def explain(input_ids, classes):
-        with paddle.no_grad():
+        with paddle.no_grad(), mask_asks(checkpoint.model, input_ids):
             return attention((input_ids,))
 
     return explain
+
+
+@contextlib.contextmanager
+def mask_asks(model, input_ids):
+    """Context in which, in a prompt model's last layer, the first mask asks in the place of [CLS], whose attention TrustAI takes.
+    The model's answer stays the same: it reads the masks' states, which do not depend on what [CLS] asks there."""
+    from textcls.paddle_setup import paddle
+
+    if getattr(model.config, "prompt", None) is None:
+        yield
+        return
+    is_mask = (input_ids == model.config.prompt["mask_id"]).astype("int64")
+    first = ((paddle.cumsum(is_mask, axis=1) == 1).astype("int64") * is_mask).astype("float32").unsqueeze(1)  # (batch, 1, length)
+
+    def replace(layer, inputs, output):
+        return paddle.concat([paddle.matmul(first, output), output[:, 1:]], axis=1)
+
+    hook = model.base_model.encoder.layers[-1].self_attn.q_proj.register_forward_post_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -18,7 +18,10 @@ def find_word_embeddings(model):
 
 @contextlib.contextmanager
 def only_first_position(model):
-    """Context in which the last layer computes only the position of [CLS], all that a classifier reads of it."""
+    """Context in which the last layer computes only the position of [CLS], all that a classifier without a prompt reads."""
+    if getattr(model.config, "prompt", None) is not None:
+        yield
+        return
     last = model.base_model.encoder.layers[-1]
     object.__setattr__(last, "forward", functools.partial(_encode_first, last))  # past __setattr__, which PaddleNLP rewrites
     try:

@@ -52,12 +52,12 @@ def split_words(text):
 def locate_tokens(checkpoint, text):
     """Where the tokens that the model sees stand in the text.
 
-    Returns (input_ids: list of int with the special tokens, offsets: [(start, end)] of the others, is_cut: whether the text
-    goes on after the last of them). Raises UserError for a text that cannot be traced.
+    Returns (input_ids: list of int with the special tokens and the prompt's, offsets: [(start, end)] of the others, is_cut:
+    whether the text goes on after the last of them). Raises UserError for a text that cannot be traced.
     """
     if checkpoint.rust_tokenizer is not None:
         encoding = checkpoint.rust_tokenizer.encode(text)
-        return encoding.ids, encoding.offsets[1:-1], bool(encoding.overflowing)
+        return encoding.ids, encoding.offsets[checkpoint.num_before:-checkpoint.num_after], bool(encoding.overflowing)
     ids, tokenizer = checkpoint.encode([text])[0], checkpoint.tokenizer
     try:
         offsets = _sentencepiece_offsets(tokenizer, text) if hasattr(tokenizer, "sp_model") else \

@@ -1,0 +1,48 @@
+"""Label the texts of data_dir/data.txt with an exported prompt model, by ONNX Runtime. Needs no Paddle.
+
+    python few-shot/infer.py --model_path_prefix ./checkpoints/export/model --data_dir ./data/ --batch_size 32 --device cpu
+    python few-shot/infer.py --model_path_prefix ./checkpoints/export/model --data_dir ./data/ --device gpu --use_fp16
+
+Reads   the folder that few-shot/train.py --do_export wrote, and data_dir/data.txt (one text per line).
+Prints  for each text `input data: <text>`, `labels: <label>` and a line of dashes. For probabilities, other formats and files:
+        deploy/predictor/infer.py and predict.py, which take the same model.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import read_texts
+from textcls.errors import Problems, run_script
+from textcls.options import add_device_options, check_calibration, make_parser, positive_int
+from textcls.predictor import Predictor
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    parser.add_argument("--model_path_prefix", required=True, help="exported model, such as checkpoints/export/model")
+    parser.add_argument("--model_name", help="kept for old command lines: the export holds all that is needed")
+    parser.add_argument("--data_dir", default="./data/", help="folder with data.txt")
+    parser.add_argument("--max_length", type=int, help="longest text with its prompt, in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=200, help="texts per batch")
+    parser.add_argument("--num_threads", type=positive_int, help="threads on a CPU; None: one per usable core")
+    add_device_options(parser)
+    args = parser.parse_args()
+    check_calibration(parser, args)
+    return args
+
+
+def main():
+    args = parse_arguments()
+    problems = Problems()
+    texts = list(read_texts(os.path.join(args.data_dir, "data.txt"), problems))
+    problems.report()
+    predictor = Predictor(args.model_path_prefix, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
+                          args.batch_size, args.max_length, args.calibration_file, args.allow_accuracy_drop)
+    for text, (label,) in zip(texts, predictor(texts)[0]):
+        print(f"input data: {text}\nlabels: {label}\n{'-' * 29}")
+
+
+if __name__ == "__main__":
+    run_script(main)
