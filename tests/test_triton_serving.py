@@ -457,7 +457,7 @@ def test_wrong_starts(server, repository, tmp_path):
     broken = shutil.copytree(repository, tmp_path / "broken")
     (broken / "seqcls_model/1/model.onnx").write_bytes(b"damaged")
     process = script("start_server.py", "--model_repository", broken, *options[2:], ports[2])
-    assert process.returncode in (1, 139) and "failed to load 'seqcls_model'" in process.stderr  # it may crash as it ends
+    assert process.returncode == 1 and "failed to load 'seqcls_model'" in process.stderr
 
 
 def test_missing_packages_are_named(exported, tmp_path):

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -111,8 +112,27 @@ def server_command(args, address, server, backends):
             f"--exit-timeout-secs={args.exit_seconds}", *args.server_options]
 
 
-def run_server(command, environment):
-    """Run the server until it ends by itself or by SIGTERM or SIGINT, which it gets from here. Returns its exit code."""
+def wait_for_end(process, address):
+    """Wait until the server ends. Returns its exit code; 1 where it crashed before it listened on its HTTP address.
+
+    Triton 2.51.0 now and then ends by SIGSEGV after a model that cannot be loaded, where it should end with code 1.
+    """
+    while process.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(address, timeout=1).close()
+            return process.wait()
+        time.sleep(0.1)
+    if process.returncode != -signal.SIGSEGV:
+        return process.returncode
+    print("the server could not start and crashed as it ended, expected what its log says above to be mended", file=sys.stderr)
+    return 1
+
+
+def run_server(command, environment, address):
+    """Run the server until it ends by itself or by SIGTERM or SIGINT, which it gets from here. Returns its exit code.
+
+    address: (host, port) of its HTTP interface.
+    """
     process, early, libc = None, [], ctypes.CDLL(None)
 
     def forward(number, frame):
@@ -135,7 +155,7 @@ def run_server(command, environment):
     process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=prepare)
     for number in early:
         process.send_signal(number)
-    code = process.wait()
+    code = wait_for_end(process, address)
     with contextlib.suppress(ProcessLookupError):  # where the server has crashed its Python backends are left
         os.killpg(process.pid, signal.SIGKILL)
     return code
@@ -154,7 +174,7 @@ def main():
                    "PATH": f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryDirectory(prefix="triton-backends-") as backends:
         make_backends(backends, server, environment)
-        code = run_server(server_command(args, address, server, backends), environment)
+        code = run_server(server_command(args, address, server, backends), environment, (address, args.http_port))
         for left in glob.glob(f"/dev/shm/{os.path.basename(backends)}*"):  # by a server that crashed or ended while starting
             os.remove(left)
     sys.exit(code if code >= 0 else 128 - code)
