@@ -76,7 +76,7 @@ def complete_file(path, mode="w", **kwargs):
 
 @contextlib.contextmanager
 def complete_folder(path, marker):
-    """Make a temporary folder; when the block ends well its files move into `path`, the file `marker` last.
+    """Make a temporary folder; when the block ends well its files and folders move into `path`, the file `marker` last.
 
     The old marker is removed first: a folder that holds its marker is complete, whenever the process may be killed.
     """
@@ -94,7 +94,10 @@ def complete_folder(path, marker):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(path, marker))
         for name in sorted(os.listdir(staging), key=lambda name: (name == marker, name)):
-            os.replace(os.path.join(staging, name), os.path.join(path, name))
+            target = os.path.join(path, name)
+            if os.path.isdir(target):
+                shutil.rmtree(target)
+            os.replace(os.path.join(staging, name), target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if is_new:

@@ -9,25 +9,28 @@ Writes  model_repository/: seqcls (ensemble: INPUT -> label, confidence) of toke
         each with config.pbtxt and version 1, and repository.json (what it was made of). An older repository is replaced.
 """
 
-import contextlib
 import json
 import logging
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
+from string import Template
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
 from textcls.options import add_device_options, check_calibration, check_device, make_parser, positive_int
-from textcls.outputs import check_output_folder
+from textcls.outputs import STAGING, check_output_folder, complete_folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LIBRARY = os.path.join(HERE, "..", "..", "textcls")
+CONFIGS = Path(HERE) / "configs"
 MARKER = "repository.json"  # in a folder that this script made; the server takes no notice of files here
 MADE = {MARKER, "tokenizer", "seqcls_model", "seqcls_postprocess", "seqcls"}
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(float)": "TYPE_FP32"}
+# one thread per batch and several batches at a time are faster than one batch on several threads
+ONE_THREAD = """parameters { key: "intra_op_thread_count", value: { string_value: "1" } }
+parameters { key: "inter_op_thread_count", value: { string_value: "1" } }"""
 logger = logging.getLogger("predictor")
 
 
@@ -76,68 +79,26 @@ def load_model(args):
     return read_export(args.export_dir), session, model
 
 
-def tensors(kind, items):
-    """A block `input` or `output` of a config. items: list of (name, type, dimensions without the batch)."""
-    blocks = ["  { " + f'name: "{name}", data_type: {data_type}, dims: {dims}' + " }" for name, data_type, dims in items]
-    return f"{kind} [\n" + ",\n".join(blocks) + "\n]"
-
-
-def instances(count, device="cpu", device_id=0):
-    gpus = f", gpus: [ {device_id} ]" if device == "gpu" else ""
-    return "instance_group [ { " + f"count: {count}, kind: KIND_{device.upper()}{gpus}" + " } ]"
-
-
-def batching(args):
-    """Requests that wait are put together; the queue is bounded."""
-    return f"""dynamic_batching {{
-  max_queue_delay_microseconds: {args.max_queue_delay}
-  default_queue_policy {{ max_queue_size: {args.max_queue_size} }}
-}}"""
-
-
-def parameters(entries):
-    return "\n".join(f'parameters {{ key: "{key}", value: {{ string_value: "{value}" }} }}' for key, value in entries.items())
-
-
-def warm_up(name, batch_size, inputs):
-    """A request that the server makes of itself before it is ready. inputs: dict of name -> what the input is made of."""
-    lines = [f'  inputs {{ key: "{key}", value: {{ {value} }} }}' for key, value in inputs.items()]
-    return "\n".join(["model_warmup {", f'  name: "{name}"', f"  batch_size: {batch_size}", *lines, "}"])
-
-
-def ensemble_step(model, inputs, outputs):
-    maps = [f'      input_map {{ key: "{key}", value: "{value}" }}' for key, value in inputs]
-    maps += [f'      output_map {{ key: "{key}", value: "{value}" }}' for key, value in outputs]
-    return "\n".join(["    {", f'      model_name: "{model}"', "      model_version: -1", *maps, "    }"])
-
-
 def make_configs(args, export, session):
-    """The four config.pbtxt: dict of model name -> str. Names, types and dimensions are those of the ONNX model."""
-    inputs = [(item.name, TYPES[item.type], "[ -1 ]") for item in session.get_inputs()]
-    [logits] = [(item.name, TYPES[item.type], f"[ {len(export.labels)} ]") for item in session.get_outputs()]
-    text = ("INPUT", "TYPE_STRING", "[ 1 ]")
-    predictions = [("label", "TYPE_STRING", "[ -1 ]"), ("confidence", "TYPE_FP32", "[ -1 ]")]
-    # one thread per batch and several batches at a time are faster than one batch on several threads
-    threads = parameters({"intra_op_thread_count": 1, "inter_op_thread_count": 1}) if args.device == "cpu" else ""
-    zeros = {name: f"data_type: {kind}, dims: [ {export.max_seq_length} ], zero_data: true" for name, kind, _ in inputs}
-    limits = {"max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "max_text_length": args.max_text_length}
-    steps = [ensemble_step("tokenizer", [("INPUT", "INPUT")], [(name, name) for name, _, _ in inputs]),
-             ensemble_step("seqcls_model", [(name, name) for name, _, _ in inputs], [(logits[0], logits[0])]),
-             ensemble_step("seqcls_postprocess", [(logits[0], logits[0])], [(name, name) for name, _, _ in predictions])]
-    parts = {
-        "tokenizer": ['backend: "python"', tensors("input", [text]), tensors("output", inputs), parameters(limits), instances(1),
-                      batching(args), warm_up("one text", 1, {"INPUT": 'data_type: TYPE_STRING, dims: [ 1 ], '
-                                                              'input_data_file: "text"'})],
-        "seqcls_model": ['platform: "onnxruntime_onnx"', tensors("input", inputs), tensors("output", [logits]), threads,
-                         instances(args.instance_count, args.device, args.device_id), batching(args),
-                         warm_up("largest batch", args.max_batch_size, zeros)],
-        "seqcls_postprocess": ['backend: "python"', tensors("input", [logits]), tensors("output", predictions), instances(1),
-                               batching(args), warm_up("largest batch", args.max_batch_size, {
-                                   logits[0]: f"data_type: {logits[1]}, dims: {logits[2]}, zero_data: true"})],
-        "seqcls": ['platform: "ensemble"', tensors("input", [text]), tensors("output", predictions),
-                   "ensemble_scheduling {\n  step [\n" + ",\n".join(steps) + "\n  ]\n}"]}
-    return {name: "\n".join([f'name: "{name}"', blocks[0], f"max_batch_size: {args.max_batch_size}", *filter(None, blocks[1:])])
-            + "\n" for name, blocks in parts.items()}
+    """The four config.pbtxt, from the templates in configs/: dict of model name -> str.
+
+    Names, types and dimensions are those of the ONNX model. Requests that wait are put together; the queue is bounded.
+    """
+    inputs = {item.name: TYPES[item.type] for item in session.get_inputs()}
+    [logits] = session.get_outputs()
+    gpus = f", gpus: [ {args.device_id} ]" if args.device == "gpu" else ""
+    longest = f"dims: [ {export.max_seq_length} ], zero_data: true"
+    values = {
+        **vars(args), "max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "num_labels": len(export.labels),
+        "logits": logits.name, "logits_type": TYPES[logits.type],
+        "instances": f"count: {args.instance_count}, kind: KIND_{args.device.upper()}{gpus}",
+        "threads": ONE_THREAD if args.device == "cpu" else "",
+        "inputs": ",\n".join(f'  {{ name: "{name}", data_type: {kind}, dims: [ -1 ] }}' for name, kind in inputs.items()),
+        "input_maps": "\n".join(f'      input_map {{ key: "{name}", value: "{name}" }}' for name in inputs),
+        "output_maps": "\n".join(f'      output_map {{ key: "{name}", value: "{name}" }}' for name in inputs),
+        "zeros": "\n".join(f'  inputs {{ key: "{name}", value: {{ data_type: {kind}, {longest} }} }}'
+                           for name, kind in inputs.items())}
+    return {path.stem: Template(path.read_text(encoding="utf-8")).substitute(values) for path in CONFIGS.glob("*.pbtxt")}
 
 
 def write_repository(folder, args, export, session, model):
@@ -173,33 +134,12 @@ def write(path, content):
 def check_replaceable(path):
     """UserError where a folder holds something that this script did not make."""
     check_output_folder(path, "--model_repository")
-    found = set(os.listdir(path)) if os.path.isdir(path) else set()
+    names = os.listdir(path) if os.path.isdir(path) else []
+    found = {name for name in names if not name.startswith(STAGING)}  # which an earlier run leaves where it is killed
     if found and (MARKER not in found or found - MADE):
         reason = f"holds {min(found - MADE)}" if found - MADE else f"has no {MARKER}"
         raise UserError(f"--model_repository {path}: {reason}, expected a new folder, an empty one, or one that "
                         "build_repository.py made")
-
-
-@contextlib.contextmanager
-def complete_repository(path):
-    """A new folder beside `path`, which takes its place when the block ends well."""
-    path = os.path.realpath(path)
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        staging = tempfile.mkdtemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=os.path.dirname(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
-    new, old = os.path.join(staging, "new"), os.path.join(staging, "old")
-    try:
-        os.mkdir(new)  # with the usual permissions, where mkdtemp's are private
-        yield new
-        if os.path.isdir(path):
-            os.rename(path, old)
-        os.rename(new, path)
-    finally:
-        if os.path.isdir(old) and not os.path.exists(path):  # interrupted just then
-            os.rename(old, path)
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def main():
@@ -209,7 +149,7 @@ def main():
     check_device(args.device, args.use_quantize, args.use_fp16)
     check_replaceable(args.model_repository)
     export, session, model = load_model(args)
-    with complete_repository(args.model_repository) as folder:
+    with complete_folder(args.model_repository, MARKER) as folder:
         write_repository(folder, args, export, session, model)
     precision = "INT8" if args.use_quantize else "fp16" if args.use_fp16 else "fp32"
     print(f"Model repository saved in {args.model_repository}: {len(export.labels)} labels, {export.max_seq_length} tokens, "
