@@ -29,14 +29,6 @@ def make_client_parser(doc, url, batch_size):
     return parser
 
 
-def parse_arguments(parser):
-    """Parse and check the command line of a client."""
-    args = parser.parse_args()
-    if bool(args.texts) == bool(args.data_file):
-        parser.error("expected either texts or --data_file")
-    return args
-
-
 def read_input(args):
     """The texts of the command line or of --data_file: list of str. UserError."""
     if args.data_file:
@@ -54,13 +46,18 @@ def read_input(args):
     return args.texts
 
 
-def label_texts(args, ask, make_block):
-    """Label the texts, args.batch_size at a time, and print a block or, with --output_format jsonl, a JSON object per text.
+def run_client(parser, make_ask, make_block):
+    """Read the command line, label the texts, --batch_size at a time, and print a block, or with --output_format jsonl a JSON
+    object, per text.
 
-    ask: function of a list of str that sends one request and returns per text the list of (label, confidence), best first; it
-    raises UserError where it gets no answer, or a refusal. make_block: function of (text, that list) that returns the lines
-    of a block but for its last.
+    parser: of `make_client_parser`. make_ask: function of the parsed options that returns a function of a list of str, which
+    sends one request and returns per text the list of (label, confidence), best first; it raises UserError where it gets no
+    answer, or a refusal. make_block: function of (text, that list) that returns the lines of a block but for its last.
     """
+    args = parser.parse_args()
+    if bool(args.texts) == bool(args.data_file):
+        parser.error("expected either texts or --data_file")
+    ask = make_ask(args)
     texts = read_input(args)
     sys.stdout.reconfigure(encoding="utf-8")
     for start in range(0, len(texts), args.batch_size):

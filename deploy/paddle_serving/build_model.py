@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from model_folder import MARKER
+from settings import MARKER
 from utils import read_json
 from textcls.errors import UserError, run_script
 from textcls.options import make_parser

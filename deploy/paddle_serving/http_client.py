@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from answers import make_block, make_request, read_answer
-from deploy.client import label_texts, make_client_parser, parse_arguments, post_json
+from deploy.client import make_client_parser, post_json, run_client
 from textcls.errors import UserError, run_script
 
 EXPECTED = "the address of a running service.py, or a longer --timeout"
 
 
 def make_ask(args):
-    """The function that `label_texts` wants, by HTTP."""
+    """The function that `run_client` wants, by HTTP."""
     def ask(texts):
         keys, values = make_request(args, texts)
         _, content = post_json(args, {"key": keys, "value": values}, EXPECTED)  # a refusal has the same form
@@ -36,8 +36,8 @@ def make_ask(args):
 
 
 def main():
-    args = parse_arguments(make_client_parser(__doc__, "http://127.0.0.1:9878/seq_cls/prediction", batch_size=100))
-    label_texts(args, make_ask(args), make_block)
+    parser = make_client_parser(__doc__, "http://127.0.0.1:9878/seq_cls/prediction", batch_size=100)
+    run_client(parser, make_ask, make_block)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from answers import make_block, make_request, read_answer
-from deploy.client import label_texts, make_client_parser, parse_arguments
+from deploy.client import make_client_parser, run_client
 from textcls.errors import UserError, run_script
 
 METHOD = "/baidu.paddle_serving.pipeline_serving.PipelineService/inference"
@@ -34,7 +34,7 @@ def import_messages():
 
 
 def make_ask(args):
-    """The function that `label_texts` wants, by gRPC."""
+    """The function that `run_client` wants, by gRPC."""
     messages = import_messages()
     import grpc
 
@@ -55,8 +55,7 @@ def make_ask(args):
 
 
 def main():
-    args = parse_arguments(make_client_parser(__doc__, "127.0.0.1:18090", batch_size=100))
-    label_texts(args, make_ask(args), make_block)
+    run_client(make_client_parser(__doc__, "127.0.0.1:18090", batch_size=100), make_ask, make_block)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from http_gateway import start_gateway
-from model_folder import read_model
 from request_check import BAD_REQUEST, Limits
-from settings import NAME, check_device, check_ports, read_config
+from settings import NAME, check_device, check_ports, read_config, read_model
 from textcls.errors import UserError, run_script
 from textcls.exported import read_tokenizer
 from textcls.options import make_parser, positive_int

@@ -1,10 +1,13 @@
-"""The settings of service.py: config.yml, and whether this machine has what it asks for. UserError where not."""
+"""What service.py is given: config.yml and the model's folder, and whether this machine has what they ask for; else UserError."""
 
 import os
 import socket
 
+from utils import read_json
 from textcls.errors import UserError
+from textcls.exported import read_export, sha256
 
+MARKER = "serving_server_conf.prototxt"  # in a folder that build_model.py made, and what Paddle Serving reads first
 NAME = "seq_cls"  # of the service and of its only step
 LOCAL = {"model_config": str, "device_type": int, "devices": str, "thread_num": int}
 STEP = {"batch_size": int, "local_service_conf": LOCAL}
@@ -57,6 +60,19 @@ def check_settings(settings, expected, place):
             raise UserError(f"{place}: {name} is {value!r}, expected {'a text' if kind is str else 'a whole number'}")
         elif kind is int and value < 1 and not (value == 0 and name in MAY_BE_ZERO):
             raise UserError(f"{place}: {name} is {value}, expected {0 if name in MAY_BE_ZERO else 1} or more")
+
+
+def read_model(folder):
+    """The Export of a folder that build_model.py wrote. UserError; Paddle ends with a segmentation fault on a damaged graph."""
+    if not os.path.isfile(os.path.join(folder, MARKER)):
+        raise UserError(f"{folder}: {MARKER} is missing, expected the folder (model_config) that "
+                        "`python build_model.py --export_dir ../../export` makes")
+    export = read_export(folder, with_onnx=False)
+    hashes = read_json(os.path.join(folder, "deploy.json")).get("sha256")
+    for path in (export.model_path, export.params_path):
+        if not isinstance(hashes, dict) or hashes.get(os.path.basename(path)) != sha256(path):
+            raise UserError(f"{path}: damaged or of another model, expected the file that build_model.py wrote")
+    return export
 
 
 def check_ports(config):

@@ -14,7 +14,7 @@ from http.client import responses
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import label_texts, make_client_parser, parse_arguments, post_json
+from deploy.client import make_client_parser, post_json, run_client
 from textcls.errors import UserError, run_script
 
 EXPECTED = "the address of a running server.py"
@@ -30,7 +30,7 @@ def read_token(path):
 
 
 def make_ask(args):
-    """The function that `label_texts` wants."""
+    """The function that `run_client` wants."""
     headers = {"Authorization": f"Bearer {read_token(args.token_file)}"} if args.token_file else {}
 
     def ask(texts):
@@ -62,8 +62,7 @@ def make_block(text, top):
 def main():
     parser = make_client_parser(__doc__, "http://127.0.0.1:8189", batch_size=64)
     parser.add_argument("--token_file", help="file with the server's token")
-    args = parse_arguments(parser)
-    label_texts(args, make_ask(args), make_block)
+    run_client(parser, make_ask, make_block)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import label_texts, make_client_parser, parse_arguments
+from deploy.client import make_client_parser, run_client
 from seqcls import EXPECTED, MODEL, make_block, no_table, refused
 from textcls.errors import UserError, run_script
 
@@ -30,7 +30,7 @@ SILENT = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.
 
 
 def make_ask(args):
-    """The function that `label_texts` wants, by gRPC."""
+    """The function that `run_client` wants, by gRPC."""
     # a proxy of the environment would look for 127.0.0.1 on itself
     server = InferenceServerClient(args.url, channel_args=[("grpc.enable_http_proxy", 0)])
 
@@ -52,8 +52,7 @@ def make_ask(args):
 
 
 def main():
-    args = parse_arguments(make_client_parser(__doc__, "127.0.0.1:8001", batch_size=32))
-    label_texts(args, make_ask(args), make_block)
+    run_client(make_client_parser(__doc__, "127.0.0.1:8001", batch_size=32), make_ask, make_block)
 
 
 if __name__ == "__main__":

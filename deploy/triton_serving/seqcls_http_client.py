@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import label_texts, make_client_parser, parse_arguments, post_json
+from deploy.client import make_client_parser, post_json, run_client
 from seqcls import EXPECTED, MODEL, make_block, no_table, refused
 from textcls.errors import UserError, run_script
 
 
 def make_ask(args):
-    """The function that `label_texts` wants, by HTTP."""
+    """The function that `run_client` wants, by HTTP."""
     def ask(texts):
         values = {"name": "INPUT", "datatype": "BYTES", "shape": [len(texts), 1], "data": texts}
         request = {"inputs": [values], "parameters": {"top_k": args.top_k}}
@@ -49,8 +49,7 @@ def read_reason(status, content):
 
 
 def main():
-    args = parse_arguments(make_client_parser(__doc__, "http://127.0.0.1:8000", batch_size=32))
-    label_texts(args, make_ask(args), make_block)
+    run_client(make_client_parser(__doc__, "http://127.0.0.1:8000", batch_size=32), make_ask, make_block)
 
 
 if __name__ == "__main__":
