@@ -53,7 +53,8 @@ def parse_arguments():
     parser.add_argument("--max_steps", type=positive_int, default=150, help="training steps")
     parser.add_argument("--epochs_of_all", type=float, default=3, help="epochs in the place of --max_steps for --shots 0")
     parser.add_argument("--batch_size", type=positive_int, default=16)
-    parser.add_argument("--learning_rate", default="1e-4", help="of prompts and fine-tuning")
+    parser.add_argument("--learning_rate", default="1e-4", help="of prompts")
+    parser.add_argument("--fine_tuning_learning_rate", default="1e-4")
     parser.add_argument("--ppt_learning_rate", default="1e-3", help="of the prompts' own parameters")
     parser.add_argument("--max_seq_length", type=positive_int, default=64)
     parser.add_argument("--setfit_python", help="Python of SetFit's environment")
@@ -108,13 +109,14 @@ def write_data(folder, args, labels, texts, label_ids, unlabelled):
             output.write(content)
 
 
-def train_options(args, shots, seed):
-    """Options that train.py and few-shot/train.py share."""
+def train(script, folder, output, args, learning_rate, shots, seed, *options):
+    """Run train.py or few-shot/train.py, with the options that they share and its own. Returns its seconds."""
     steps = ["--num_train_epochs", args.epochs_of_all] if shots == 0 else ["--max_steps", args.max_steps]
-    return ["--model_name_or_path", args.model_name_or_path, *steps, "--per_device_train_batch_size", args.batch_size,
-            "--per_device_eval_batch_size", 32, "--learning_rate", args.learning_rate, "--warmup_ratio", 0.1, "--seed", seed,
-            "--max_seq_length", args.max_seq_length, "--save_strategy", "no", "--report_to", "none", "--overwrite_output_dir",
-            "--do_train"]
+    return run([sys.executable, script, "--data_dir", folder, "--output_dir", output, "--do_train", "--overwrite_output_dir",
+                "--model_name_or_path", args.model_name_or_path, *steps, "--per_device_train_batch_size", args.batch_size,
+                "--per_device_eval_batch_size", 32, "--learning_rate", learning_rate, "--warmup_ratio", 0.1, "--seed", seed,
+                "--max_seq_length", args.max_seq_length, "--save_strategy", "no", "--report_to", "none", *options],
+               output + ".log")
 
 
 def measure(logits, label_ids):
@@ -145,9 +147,8 @@ def predict(folder, texts):
 def run_prompts(args, folder, shots, seed, test, count):
     """few-shot/train.py with the first `count` prompts. Returns {name: results}."""
     output = os.path.join(folder, "prompts" if count > 1 else "prompt")
-    seconds = run([sys.executable, "few-shot/train.py", *train_options(args, shots, seed), "--data_dir", folder, "--output_dir",
-                   output, "--ppt_learning_rate", args.ppt_learning_rate, "--folds", 0, "--prompt", *args.prompt[:count]],
-                  output + ".log")
+    seconds = train("few-shot/train.py", folder, output, args, args.learning_rate, shots, seed, "--ppt_learning_rate",
+                    args.ppt_learning_rate, "--folds", 0, "--prompt", *args.prompt[:count])
     if count == 1:
         return {"prompt": {**measure(predict(output, test[0]), test[1]), "seconds": seconds}}
     members = [os.path.join(output, f"prompt-{number}-seed-{seed}") for number in range(1, count + 1)]
@@ -170,8 +171,7 @@ def run_method(method, args, folder, training_set, labels, test):
         return run_prompts(args, folder, shots, seed, test, len(args.prompt) if method == "prompts" else 1)
     output = os.path.join(folder, method)
     if method == "fine_tuning":
-        seconds = run([sys.executable, "train.py", *train_options(args, shots, seed), "--data_dir", folder, "--output_dir",
-                       output], output + ".log")
+        seconds = train("train.py", folder, output, args, args.fine_tuning_learning_rate, shots, seed)
         return {method: {**measure(predict(output, test[0]), test[1]), "seconds": seconds}}
     if method == "tfidf":
         start = time.perf_counter()
@@ -187,8 +187,8 @@ def run_method(method, args, folder, training_set, labels, test):
 
 def print_table(results):
     """Mean ± sd over the training sets of each number of shots and method; times in seconds."""
-    print(f"{'shots':>5} {'method':16} {'sets':>4} {'accuracy':>14} {'min':>6} {'max':>6} {'macro-F1':>14} {'ECE':>6} {'scaled':>6} "
-          f"{'time':>7}")
+    print(f"{'shots':>5} {'method':16} {'sets':>4} {'accuracy':>14} {'min':>6} {'max':>6} {'macro-F1':>14} {'ECE':>6} "
+          f"{'scaled':>6} {'time':>7}")
     for shots, name in dict.fromkeys((result["shots"], result["name"]) for result in results):
         rows = [result for result in results if (result["shots"], result["name"]) == (shots, name)]
         accuracy, macro_f1 = (100 * np.array([row[key] for row in rows]) for key in ("accuracy", "macro_f1"))
