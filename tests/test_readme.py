@@ -19,7 +19,7 @@ from conftest import ROOT, server_python
 DOCUMENTS = {"README.md": ".",  # where a document's commands are run
              **{f"docs/{name}.md": "." for name in ("data", "training", "evaluation", "analysis", "export", "deployment",
                                                     "troubleshooting", "results", "development")},
-             "analysis/README.md": ".",
+             "analysis/README.md": ".", "few-shot/README.md": ".",
              **{f"deploy/{name}/README.md": f"deploy/{name}" for name in ("predictor", "simple_serving", "triton_serving",
                                                                           "paddle_serving")}}
 CHANGES = [("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # of a small model, ties decide
@@ -129,8 +129,8 @@ def test_links_lead_somewhere(document):
 
 def test_what_development_names_exists():
     """Files and names in `code` style (not what has a blank or is an option); all files of the library are there."""
-    code = "\n".join(path.read_text(encoding="utf-8") for folder in (".", "textcls", "data", "analysis", "analysis/parts",
-                                                                     "deploy", "deploy/*", "tests")
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in (".", "textcls", "few-shot", "data", "analysis",
+                                                                     "analysis/parts", "deploy", "deploy/*", "tests")
                      for path in ROOT.glob(f"{folder}/*.py"))
     for name in ("docs/development.md", "docs/development_en.md"):
         for item in re.findall(r"`([\w./-]+)`", re.sub(r"^```.*?^```", "", read(name), flags=re.DOTALL | re.MULTILINE)):
