@@ -19,7 +19,7 @@ from conftest import ROOT, server_python
 DOCUMENTS = {"README.md": ".",  # where a document's commands are run
              **{f"docs/{name}.md": "." for name in ("data", "training", "evaluation", "analysis", "export", "deployment",
                                                     "troubleshooting", "results", "development")},
-             "analysis/README.md": ".",
+             "analysis/README.md": ".", "few-shot/README.md": ".",
              **{f"deploy/{name}/README.md": f"deploy/{name}" for name in ("predictor", "simple_serving", "triton_serving",
                                                                           "paddle_serving")}}
 CHANGES = [("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # of a small model, ties decide
@@ -71,7 +71,28 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
     "python service.py": "test_paddle_serving.py::test_clients_say_what_predict_says",
     "python rpc_client.py": "test_paddle_serving.py::test_readme_command",
     "python http_client.py": "test_paddle_serving.py::test_readme_command",
-    "curl http://127.0.0.1:9878/": "test_paddle_serving.py::test_readme_command"}
+    "curl http://127.0.0.1:9878/": "test_paddle_serving.py::test_readme_command",
+    "python few-shot/train.py --data_dir ./data/ --output_dir ./checkpoints/":
+        "test_few_shot.py::test_the_benchmark_command_runs_as_published",
+    "python few-shot/train.py --data_dir ./data/ --output_dir ./zero_shot/":
+        "test_few_shot.py::test_zero_shot_answers_by_the_label_words_alone",
+    "python few-shot/train.py --data_dir ./data/ --output_dir ./several/":
+        "test_few_shot.py::test_several_prompts_are_distilled_into_one_model",
+    **{f"python few-shot/train.py --data_dir ./data/ --output_dir ./{folder}/":
+        "test_few_shot.py::test_repeats_make_a_table_and_pretraining_goes_first" for folder in ("adapted", "repeated")},
+    "python few-shot/train.py --model_name_or_path ./checkpoints/":
+        "test_few_shot.py::test_zero_shot_answers_by_the_label_words_alone",
+    "python few-shot/infer.py": "test_few_shot.py::test_the_benchmark_command_runs_as_published",
+    "python analysis/evaluate.py --dataset_dir data --params_path ./checkpoints/":
+        "test_few_shot.py::test_every_script_of_analysis_takes_a_prompt_model",
+    "python analysis/report.py --dataset_dir data --params_path ./checkpoints/":
+        "test_few_shot.py::test_every_script_of_analysis_takes_a_prompt_model",
+    "python predict.py --dataset_dir data --params_path ./checkpoints/":
+        "test_few_shot.py::test_checkpoint_predict_onnx_and_int8_agree_on_a_thousand_texts",
+    "python export_model.py --params_path ./checkpoints/":
+        "test_few_shot.py::test_checkpoint_predict_onnx_and_int8_agree_on_a_thousand_texts",
+    "python deploy/predictor/infer.py --model_path_prefix checkpoints/export/model":
+        "test_predictor.py::test_int8_quantizes_and_is_cached"}
 NOT_TRIED = {"--gpus",  # needs GPUs
              "--data_dir", "--data_file", "--dataset_dir", "--unlabeled_file"}  # the values here are the defaults
 
@@ -129,8 +150,8 @@ def test_links_lead_somewhere(document):
 
 def test_what_development_names_exists():
     """Files and names in `code` style (not what has a blank or is an option); all files of the library are there."""
-    code = "\n".join(path.read_text(encoding="utf-8") for folder in (".", "textcls", "data", "analysis", "analysis/parts",
-                                                                     "deploy", "deploy/*", "tests")
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in (".", "textcls", "few-shot", "data", "analysis",
+                                                                     "analysis/parts", "deploy", "deploy/*", "tests")
                      for path in ROOT.glob(f"{folder}/*.py"))
     for name in ("docs/development.md", "docs/development_en.md"):
         for item in re.findall(r"`([\w./-]+)`", re.sub(r"^```.*?^```", "", read(name), flags=re.DOTALL | re.MULTILINE)):
