@@ -151,7 +151,8 @@ def cross_validate(task, member, args, train, folds):
         folder = tempfile.mkdtemp(prefix=f"{STAGING}-", dir=args.output_dir)
         try:
             fold_args = change_folder(args, folder, evaluation_strategy=type(args.evaluation_strategy).NO, report_to=[],
-                                      save_strategy=type(args.save_strategy).NO, load_best_model_at_end=False)
+                                      save_strategy=type(args.save_strategy).NO, load_best_model_at_end=False,
+                                      resume_from_checkpoint=None)
             train_model(task, member, fold_args, ([texts[row] for row in rest], label_ids[rest]), NO_ROWS)
             guesses = predict_texts(folder, [[texts[row] for row in held_out]], args)[0].argmax(axis=1)
             hits[held_out] = guesses == label_ids[held_out]
@@ -175,8 +176,10 @@ def distill(task, args, folder, texts, targets, epochs):
 
     targets: float32 [num_texts, num_classes], their mean logits.
     """
+    is_begun = args.resume_from_checkpoint is not None and list_checkpoints(args.output_dir)
     args = change_folder(args, args.output_dir, num_train_epochs=epochs, max_steps=-1, load_best_model_at_end=False,
-                         evaluation_strategy=type(args.evaluation_strategy).NO, use_rdrop=False, use_rgl=False)
+                         evaluation_strategy=type(args.evaluation_strategy).NO, use_rdrop=False, use_rgl=False,
+                         resume_from_checkpoint=args.output_dir if is_begun else None)
     with paddle.utils.unique_name.guard():
         paddle.seed(args.seed)
         checkpoint = load_checkpoint(folder)
