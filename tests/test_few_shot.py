@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from conftest import (ROOT, assert_user_error, make_model, read_lines, run, run_
 import export_model
 import predict
 import prune
+import train as fine_tuning
 from analysis import dirty, evaluate, report, sent_interpret, sparse, word_interpret
 from analysis.parts.attributions import attribute_tokens, interpret
 from textcls.checkpoints import load_checkpoint, load_model, load_tokenizer, make_encoder, rust_tokenizer
@@ -97,15 +99,20 @@ def masked_bert(make_once):
 
 @pytest.fixture(scope="session")
 def few(make_once):
-    """A task with two classes and their words: 30 training, 12 dev and 12 test rows, data.txt in unlabelled/."""
+    """A task with two classes and their words: 30 training, 12 dev and 12 test rows; in unlabelled/ with data.txt, and in
+    plenty/ with some 200 training rows."""
     def make(folder):
-        write_binary_data(folder)
+        (folder / "plenty").mkdir()
+        write_binary_data(folder / "plenty")
+        for name in ("train.txt", "dev.txt", "label.txt"):
+            shutil.copy(folder / "plenty" / name, folder)
         for name, first, count in (("test", 30, 12), ("train", 0, 30), ("dev", 0, 12)):
             rows = read_lines(folder / ("dev.txt" if name == "dev" else "train.txt"))
             halves = [[row for row in rows if row.endswith(label)] for label in read_labels(folder / "label.txt")]
             write_lines(folder / f"{name}.txt", [row for half in halves for row in half[first:first + count // 2]])
         write_lines(folder / "label.txt", [f"{label}=={word}" for label, word in zip(read_labels(folder / "label.txt"), WORDS)])
-        unlabelled = shutil.copytree(folder, folder / "unlabelled", ignore=shutil.ignore_patterns("unlabelled"))
+        shutil.copy(folder / "label.txt", folder / "plenty")
+        unlabelled = shutil.copytree(folder, folder / "unlabelled", ignore=shutil.ignore_patterns("unlabelled", "plenty"))
         write_lines(unlabelled / "data.txt", [line.split("\t")[0] for line in read_lines(DATA / "train.txt")[:40]])
 
     return make_once("few", make)
@@ -452,8 +459,7 @@ def test_zero_shot_answers_by_the_label_words_alone(masked_lm, few, untrained, t
     assert accuracy == pytest.approx((expected.argmax(axis=1) == gold).mean())
     assert "test_accuracy" in json.loads((untrained / "test_results.json").read_text())
     for option in ("model_name_or_path", "resume_from_checkpoint"):  # the second is an older way to name the model
-        log = trained(None, few, tmp_path / option, **{option: untrained}, prompt=None, do_train=None, do_eval="")
-        assert "***** eval metrics *****" in log
+        trained(None, few, tmp_path / option, **{option: untrained}, prompt=None, do_train=None, do_eval="")
         assert json.loads((tmp_path / option / "eval_results.json").read_text())["eval_accuracy"] == accuracy
         assert not (tmp_path / option / "config.json").exists()
     for changes in ({}, {"prompt": None, "do_train": ""}):
@@ -546,7 +552,7 @@ def test_the_benchmark_command_runs_as_published(masked_lm, few, tmp_path):
     files = set(os.listdir(tmp_path / "checkpoints"))
     assert {"config.json", "model_state.pdparams", "tokenizer.json", "vocab.txt", "label.txt", "train_results.json",
             "all_results.json", "eval_results.json", "test_results.json", "trainer_state.json", "export"} <= files
-    assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) == 1
+    assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) <= 2  # the best and the newest
     assert read_lines(tmp_path / "checkpoints/label.txt") == read_labels(few / "label.txt")
     infer = run(ROOT / "few-shot/infer.py", "--model_path_prefix", "checkpoints/export/model", "--data_dir", "./data",
                 "--batch_size", 32, "--device", "cpu", cwd=tmp_path)
@@ -565,10 +571,253 @@ def test_the_quick_start_command_runs_as_published(masked_lm, few, tmp_path):
                        --per_device_eval_batch_size 32 --per_device_train_batch_size 8 --do_predict --do_export""".split(),
                        "--model_name_or_path", masked_lm, cwd=shutil.copytree(few, tmp_path / "data").parent)
     assert process.returncode == 0, process.stderr
-    assert "***** train metrics *****" in process.stderr and "***** test metrics *****" in process.stderr
+    assert (tmp_path / "checkpoints/train_results.json").exists() and (tmp_path / "checkpoints/test_results.json").exists()
     state = json.loads((tmp_path / "checkpoints/trainer_state.json").read_text())
     accuracies = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
     assert len(accuracies) > 2 and state["best_metric"] == max(accuracies)  # of all evaluations, not of those at a save_step
     saved = json.loads((tmp_path / "checkpoints/eval_results.json").read_text())["eval_accuracy"]
     assert saved == pytest.approx(max(accuracies))
     assert (tmp_path / "checkpoints/export/model.onnx").exists()
+
+
+# ---- several models
+
+
+@pytest.fixture(scope="module")
+def distilled(masked_lm, few, tmp_path_factory):
+    """(folder, log): one model that has learnt from those of two prompts on unlabelled texts."""
+    folder = tmp_path_factory.mktemp("distilled")
+    return folder, trained(masked_lm, few / "unlabelled", folder, **SEVERAL)
+
+SEVERAL = {"prompt": ["这是关于", SOFT], "do_eval": "", "do_predict": "", "evaluation_strategy": "epoch", "save_strategy": "steps",
+           "save_steps": 3, "max_steps": 9}
+
+
+def test_several_prompts_are_distilled_into_one_model(distilled, few):
+    folder, log = distilled
+    members = json.loads((folder / "members.json").read_text())
+    assert [member["name"] for member in members] == ["prompt-1-seed-42", "prompt-2-seed-42", "mean of all 2"]
+    for member, template in zip(members, SEVERAL["prompt"]):
+        assert member["template"] == parse_template(template) and {"dev_accuracy", "test_accuracy", "seconds"} <= set(member)
+        assert load_checkpoint(str(folder / member["name"])).labels == read_labels(few / "label.txt")
+    texts = [line.split("\t")[0] for line in read_lines(few / "dev.txt")]
+    labels = read_labels(few / "label.txt")
+    gold = np.array([labels.index(line.split("\t")[1]) for line in read_lines(few / "dev.txt")])
+    logits = []
+    for name in ("prompt-1-seed-42", "prompt-2-seed-42"):
+        checkpoint = load_checkpoint(str(folder / name))
+        logits.append(predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 8))
+    accuracies = [(part.argmax(axis=1) == gold).mean() for part in [*logits, np.mean(logits, axis=0)]]
+    assert [member["dev_accuracy"] for member in members] == pytest.approx(accuracies)
+    assert "Models of this run:" in log and changed(folder, folder / "prompt-1-seed-42")
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 9  # 40 + 30 texts, 8 a step
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_without_unlabelled_texts_the_best_by_cross_validation_is_saved(masked_lm, few, tmp_path):
+    write_lines(tmp_path / "prompts", ["这是关于", "", "{'mask'}的是{'text'}"])
+    log = trained(masked_lm, few, tmp_path / "out", prompt=tmp_path / "prompts", folds=2, max_steps=2)
+    assert "dev.txt has 6 rows of a class, fewer than 20: choosing by cross-validation on train.txt, 4 more trainings" in log
+    members = json.loads((tmp_path / "out/members.json").read_text())[:2]
+    best = max(members, key=lambda member: member["cross_validation_accuracy"])
+    assert [member.get("is_saved") for member in members].count(True) == 1 and best["is_saved"]
+    assert_same_weights(tmp_path / "out", tmp_path / "out" / best["name"])
+    assert not [name for _, folders, _ in os.walk(tmp_path) for name in folders if name.startswith(".")]
+
+
+def test_repeats_make_a_table_and_pretraining_goes_first(masked_lm, few, tmp_path):
+    log = trained(masked_lm, few, tmp_path, repeats=2, folds=0, max_steps=2, do_predict="", shots=6,
+                  pretrain_file=few / "unlabelled/data.txt")
+    table = log.split("Models of this run:\n")[1].splitlines()
+    assert table[0].split() == ["model", "dev", "test", "seconds"]
+    rows = {line[:22].strip(): line[22:].split() for line in table[1:8]}
+    assert list(rows) == ["prompt-1-seed-42", "prompt-1-seed-43", "mean of all 2", "mean", "sd", "min", "max"]
+    for column in (0, 1):
+        values = [float(rows[f"prompt-1-seed-{seed}"][column]) for seed in (42, 43)]
+        measured = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
+        assert [float(rows[name][column]) for name in ("mean", "sd", "min", "max")] == pytest.approx(measured, abs=1e-4)
+    assert changed(tmp_path / "prompt-1-seed-42", tmp_path / "prompt-1-seed-43")
+    before, after = weights(masked_lm), weights(tmp_path / "pretrained")
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+# ---- interruptions
+
+
+def kill_when(options, condition):
+    """few-shot/train.py in a process of its own, ended by SIGKILL as soon as condition() holds."""
+    process = subprocess.Popen([sys.executable, "few-shot/train.py", *map(str, options)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not condition():
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+
+
+def test_a_killed_training_is_resumed_as_if_never_interrupted(masked_lm, few, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 5, "max_steps": 20, "use_rdrop": "", "prompt": SOFT, "do_eval": "",
+               "evaluation_strategy": "steps", "eval_steps": 5, "load_best_model_at_end": ""}
+    killed = tmp_path / "killed"
+    trained(masked_lm, few, tmp_path / "whole", **changes)
+    kill_when(options(masked_lm, few, killed, **changes), (killed / "checkpoint-10").exists)
+    assert not (killed / "config.json").exists()
+    assert_user_error(run_train(masked_lm, few, killed, **changes), "did not finish", "--resume_from_checkpoint",
+                      "--overwrite_output_dir")
+    assert_user_error(run_train(masked_lm, few, killed, **{**changes, "prompt": "另一个"}, resume_from_checkpoint=killed),
+                      "checkpoint-10: has another prompt, or other label words")
+    trained(masked_lm, few, killed, **changes, resume_from_checkpoint=killed)
+    for name in ("", "checkpoint-20"):
+        assert_same_weights(tmp_path / "whole" / name, killed / name)
+    assert not [name for name in os.listdir(killed) if name.startswith(".")]
+
+
+def test_a_killed_run_of_several_goes_on_where_it_was(masked_lm, few, distilled, tmp_path):
+    whole, data = distilled[0], few / "unlabelled"
+    second = tmp_path / "prompt-2-seed-42"
+    kill_when(options(masked_lm, data, tmp_path, **SEVERAL), (second / "checkpoint-3").exists)
+    assert not (tmp_path / "config.json").exists() and not (tmp_path / "members.json").exists()
+    assert_user_error(run_train(masked_lm, data, tmp_path, **SEVERAL), "holds the unfinished prompt-2-seed-42",
+                      f"--resume_from_checkpoint {tmp_path}", "--overwrite_output_dir")
+    log = trained(masked_lm, data, tmp_path, **SEVERAL, resume_from_checkpoint=tmp_path)
+    assert f"{tmp_path}/prompt-1-seed-42 is finished." in log
+    for name in ("prompt-1-seed-42", "prompt-2-seed-42", ""):
+        assert_same_weights(whole / name, tmp_path / name)
+
+
+def test_a_run_killed_between_its_models_goes_on(masked_lm, few, distilled, tmp_path):
+    """All models are finished, and nothing is yet of the one that learns from them, or of the cross-validation."""
+    for member in ("prompt-1-seed-42", "prompt-2-seed-42"):
+        shutil.copytree(distilled[0] / member, tmp_path / "out" / member)
+    shutil.copytree(tmp_path / "out", tmp_path / "chosen")
+    trained(masked_lm, few / "unlabelled", tmp_path / "out", **SEVERAL, resume_from_checkpoint=tmp_path / "out")
+    assert_same_weights(distilled[0], tmp_path / "out")
+    log = trained(masked_lm, few, tmp_path / "chosen", **{**SEVERAL, "max_steps": 2}, folds=2,
+                  resume_from_checkpoint=tmp_path / "chosen")
+    assert "The best by cross_validation_accuracy" in log
+
+
+# ---- the seam: all other tools take a prompt model as it is
+
+
+@pytest.fixture(scope="module")
+def prompted(masked_lm, few, tmp_path_factory):
+    """A prompt model of soft tokens and two masks that has learnt something."""
+    folder = tmp_path_factory.mktemp("prompted")
+    trained(masked_lm, few / "plenty", folder, prompt=SOFT, max_steps=100, learning_rate="2e-3", ppt_learning_rate="5e-3",
+            do_eval="", eval_steps=100)
+    assert json.loads((folder / "eval_results.json").read_text())["eval_accuracy"] > 0.7
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(prompted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deployed")
+    process = run_here(export_model.main, "--params_path", prompted, "--output_path", folder, "--onnx")
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+def test_checkpoint_predict_onnx_and_int8_agree_on_a_thousand_texts(prompted, deployed, few, tmp_path):
+    texts = [text for text in thousand_texts() if not text_problem(text)]
+    checkpoint = load_checkpoint(str(prompted))
+    expected = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 32)
+    fp32 = Predictor(deployed).probabilities(texts)
+    np.testing.assert_allclose(fp32, expected, atol=1e-4)
+    close = np.abs(expected[:, 0] - 0.5) < 1e-4
+    np.testing.assert_array_equal(fp32.argmax(axis=1)[~close], expected.argmax(axis=1)[~close])
+    assert 0.1 < expected.argmax(axis=1).mean() < 0.9 and np.ptp(expected[:, 0]) > 0.3
+    int8 = Predictor(deployed, quantize=True, calibration_file=few / "train.txt", allow_accuracy_drop=True).probabilities(texts)
+    agreement = (int8.argmax(axis=1) == expected.argmax(axis=1)).mean()
+    print(f"INT8 agrees on {agreement:.2%}")
+    assert agreement >= 0.97 and not np.allclose(int8, fp32, atol=1e-6)
+    lines = [text for text in texts if not set(text) & set("\t\n\r\0")][:200]
+    write_lines(tmp_path / "data.txt", lines)
+    process = run_here(predict.main, "--params_path", prompted, "--dataset_dir", tmp_path, "--device", "cpu", "--output_format",
+                       "jsonl", "--output_file", tmp_path / "answers")
+    assert process.returncode == 0, process.stderr
+    for text, line in zip(lines, read_lines(tmp_path / "answers")):
+        answer, row = json.loads(line), expected[texts.index(text)]
+        assert answer["text"] == text and answer["probability"] == pytest.approx(row.max(), abs=1e-4)
+        assert answer["label"] == checkpoint.labels[row.argmax()] or abs(row[0] - 0.5) < 1e-4
+
+
+def test_words_are_explained_without_those_of_the_prompt(prompted):
+    checkpoint = load_checkpoint(str(prompted))
+    texts = ["孕妇可以做B超吗？CT检查呢", "头疼[MASK]怎么办", "感冒" * 60]
+    tokens = tokenize(texts, checkpoint.encode)
+    probs = predict_probs(checkpoint, tokens, 8)
+    rows = checkpoint.encode(texts)
+    for method in ("ig", "lime", "gradshap", "attention"):
+        values = attribute_tokens(checkpoint, rows, probs.argmax(axis=1), method, steps=10)
+        for text, row, result, own in zip(texts, probs, interpret(checkpoint, texts, method, steps=10), values):
+            assert (result["prediction"], result["probability"]) == (row.argmax(), pytest.approx(row.max(), abs=1e-5))
+            assert "".join(word for word, *_ in result["words"]) == text
+            of_text = own[checkpoint.num_before:-checkpoint.num_after]
+            assert np.abs(of_text).max() > 0
+            assert sum(word[3] or 0 for word in result["words"]) == pytest.approx(of_text.sum(), rel=1e-5, abs=1e-8)
+        assert result["words"][-1][3] is None  # beyond max_seq_length
+    embedding = next(layer for name, layer in checkpoint.model.named_sublayers() if name.endswith("word_embeddings"))
+    hook = embedding.register_forward_post_hook(lambda layer, inputs, output: output * 0)
+    baseline = predict_probs(checkpoint, tokens, 8)
+    hook.remove()
+    classes = probs.argmax(axis=1)
+    for index, own in enumerate(attribute_tokens(checkpoint, rows, classes, "ig", steps=200)):
+        assert own.sum() == pytest.approx(probs[index, classes[index]] - baseline[index, classes[index]], abs=5e-3)
+
+
+def test_every_script_of_analysis_takes_a_prompt_model(prompted, few, tmp_path):
+    data = shutil.copytree(few / "plenty", tmp_path / "data")
+    shutil.copy(few / "unlabelled/data.txt", data)
+    cases = tmp_path / "cases.txt"
+    common = ["--dataset_dir", data, "--params_path", prompted, "--device", "cpu"]
+    cache = ["--cache_dir", tmp_path / "cache"]
+    for main, more, outputs in (
+            (evaluate.main, ["--bad_case_file", cases], [cases]),
+            (report.main, ["--report_dir", tmp_path / "report", *cache], [tmp_path / "report/report.html"]),
+            (word_interpret.main, ["--interpret_input_file", data / "data.txt", "--html_file", tmp_path / "words.html",
+                                   "--output_file", tmp_path / "words.jsonl", "--steps", 5], [tmp_path / "words.html"]),
+            (sent_interpret.main, ["--interpret_input_file", data / "data.txt", "--interpret_result_file", tmp_path / "rows.txt",
+                                   "--jsonl_file", tmp_path / "rows.jsonl", *cache], [tmp_path / "rows.jsonl"]),
+            (sparse.main, ["--annotate", "--sparse_num", 5, "--support_num", 5, *cache], [data / "sparse.txt"]),
+            (dirty.main, ["--method", "representer", "--dirty_num", 5, *cache], [data / "train_dirty.txt"])):
+        process = run_here(main, *common, *more)
+        assert process.returncode == 0, process.stderr
+        assert all(path.stat().st_size for path in outputs), main
+    accuracy = json.loads((prompted / "eval_results.json").read_text())["eval_accuracy"]
+    assert len(read_lines(cases)) - 1 == round((1 - accuracy) * len(read_lines(data / "dev.txt")))
+    assert len(read_lines(tmp_path / "words.jsonl")) == len(read_lines(tmp_path / "rows.jsonl")) == 40
+    process = run_here(fine_tuning.main, "--model_name_or_path", prompted, "--data_dir", data, "--do_eval", "--device", "cpu",
+                       "--output_dir", tmp_path / "check")
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "check/eval_results.json").read_text())["eval_accuracy"] == pytest.approx(accuracy)
+    process = run_here(prune.main, "--params_dir", prompted, "--dataset_dir", data, "--output_dir", tmp_path / "prune",
+                       "--device", "cpu")
+    assert_user_error(process, f"{prompted}: a prompt model, which cannot be pruned")
+    assert process.stderr.count("\n") == 1 and not (tmp_path / "prune").exists()
+
+
+def test_simple_serving_answers_for_a_prompt_model(prompted, deployed, tmp_path):
+    python, checkpoint = server_python("simple-serving"), load_checkpoint(str(prompted))
+    expected = predict_probs(checkpoint, tokenize(TEXTS, checkpoint.encode), 8)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([python, ROOT / "deploy/simple_serving/server.py", "--export_dir", deployed, "--port", "0"],
+                                   stderr=log)
+    try:
+        while '"listening"' not in (tmp_path / "log").read_text(encoding="utf-8"):
+            assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+            time.sleep(0.05)
+        url = re.search(r'"url": "([^"]*)"', (tmp_path / "log").read_text(encoding="utf-8"))[1]
+        body = json.dumps({"data": {"text": TEXTS}}).encode()
+        request = urllib.request.Request(f"{url}/taskflow/cls", body, {"Content-Type": "application/json"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            result = json.load(answer)["result"]
+    finally:
+        process.terminate()
+        process.wait(60)
+    for item, row in zip(result, expected, strict=True):
+        assert item["predictions"][0]["label"] == checkpoint.labels[row.argmax()]
+        assert item["predictions"][0]["score"] == pytest.approx(row.max(), abs=1e-4)

@@ -106,10 +106,10 @@ def train_model(task, member, args, train, dev):
         if not len(train[0]):
             return save_untrained(checkpoint, args)
         if resume_point:
-            check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(train[0]))
             if read_json(os.path.join(resume_point, "config.json")).get("prompt") != checkpoint.model.config.prompt:
                 raise UserError(f"--resume_from_checkpoint {resume_point}: has another prompt, or other label words, expected "
                                 "those it began with")
+            check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(train[0]))
         evaluates = len(dev[0]) and args.evaluation_strategy.value != "no"
         tokens, dev_tokens = (tokenize_split(rows, checkpoint.encode, checkpoint.max_seq_length, name) if is_used else None
                               for rows, name, is_used in ((train, "training", True), (dev, "dev", evaluates)))
