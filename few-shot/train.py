@@ -312,6 +312,8 @@ def main():
         raise UserError(NEXT_STEPS)
     args.device = select_device(args.device)
     check_arguments(model_args, data_args, args)
+    if args.resume_from_checkpoint is not None and not args.do_train:  # an older way to name a trained model
+        model_args.model_name_or_path = args.resume_from_checkpoint
     folder, label_path = model_args.model_name_or_path, os.path.join(data_args.data_dir, "label.txt")
     is_trained = bool(config_path(folder)) and read_prompt(read_json(config_path(folder)), folder) is not None
     if is_trained and (args.do_train or model_args.prompt):

@@ -251,8 +251,8 @@ def read_prompt(config, folder):
         return None
     try:
         prompt = Prompt(**config["prompt"])
-        ids = [*prompt.before, *prompt.after, prompt.mask_id, prompt.num_masks, prompt.num_soft, prompt.prefix_length]
-        if min(ids) < 0 or ids.count(prompt.mask_id) <= prompt.num_masks or prompt.num_masks < 1:
+        ids = [*prompt.before, *prompt.after]
+        if min(*ids, prompt.num_soft, prompt.prefix_length) < 0 or not 1 <= prompt.num_masks == ids.count(prompt.mask_id):
             raise ValueError("its numbers do not fit together")
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder}: prompt in its config.json is damaged ({error}), expected what few-shot/train.py wrote"

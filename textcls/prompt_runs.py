@@ -106,10 +106,10 @@ def train_model(task, member, args, train, dev):
         if not len(train[0]):
             return save_untrained(checkpoint, args)
         if resume_point:
-            check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(train[0]))
             if read_json(os.path.join(resume_point, "config.json")).get("prompt") != checkpoint.model.config.prompt:
                 raise UserError(f"--resume_from_checkpoint {resume_point}: has another prompt, or other label words, expected "
                                 "those it began with")
+            check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(train[0]))
         evaluates = len(dev[0]) and args.evaluation_strategy.value != "no"
         tokens, dev_tokens = (tokenize_split(rows, checkpoint.encode, checkpoint.max_seq_length, name) if is_used else None
                               for rows, name, is_used in ((train, "training", True), (dev, "dev", evaluates)))
@@ -151,7 +151,8 @@ def cross_validate(task, member, args, train, folds):
         folder = tempfile.mkdtemp(prefix=f"{STAGING}-", dir=args.output_dir)
         try:
             fold_args = change_folder(args, folder, evaluation_strategy=type(args.evaluation_strategy).NO, report_to=[],
-                                      save_strategy=type(args.save_strategy).NO, load_best_model_at_end=False)
+                                      save_strategy=type(args.save_strategy).NO, load_best_model_at_end=False,
+                                      resume_from_checkpoint=None)
             train_model(task, member, fold_args, ([texts[row] for row in rest], label_ids[rest]), NO_ROWS)
             guesses = predict_texts(folder, [[texts[row] for row in held_out]], args)[0].argmax(axis=1)
             hits[held_out] = guesses == label_ids[held_out]
@@ -175,8 +176,10 @@ def distill(task, args, folder, texts, targets, epochs):
 
     targets: float32 [num_texts, num_classes], their mean logits.
     """
+    is_begun = args.resume_from_checkpoint is not None and list_checkpoints(args.output_dir)
     args = change_folder(args, args.output_dir, num_train_epochs=epochs, max_steps=-1, load_best_model_at_end=False,
-                         evaluation_strategy=type(args.evaluation_strategy).NO, use_rdrop=False, use_rgl=False)
+                         evaluation_strategy=type(args.evaluation_strategy).NO, use_rdrop=False, use_rgl=False,
+                         resume_from_checkpoint=args.output_dir if is_begun else None)
     with paddle.utils.unique_name.guard():
         paddle.seed(args.seed)
         checkpoint = load_checkpoint(folder)

@@ -94,8 +94,9 @@ def _next_token(template, position):
     """The token at a position of a block: (its text, its kind, the position where it begins, the position behind it)."""
     token = TOKENS.match(template, position)
     if token is None:
-        rest = template[position:].strip()
-        raise _error(template, position, f"{rest[0]!r} has no meaning in a block" if rest else "the block has no }")
+        rest = template[position:].lstrip()
+        raise _error(template, len(template) - len(rest), f"{rest[0]!r} has no meaning in a block" if rest else
+                     "the block has no }")
     kind = token.lastgroup
     return token[kind][1:-1] if kind == "string" else token[kind], kind, token.start(kind), token.end()
 

@@ -1,0 +1,823 @@
+"""few-shot/: templates, label words, the head, losses, the published commands, resumption, and the seam with all other tools."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from conftest import (ROOT, assert_user_error, make_model, read_lines, run, run_here, server_python, thousand_texts, write_binary_data,
+                      write_lines)
+
+import export_model
+import predict
+import prune
+import train as fine_tuning
+from analysis import dirty, evaluate, report, sent_interpret, sparse, word_interpret
+from analysis.parts.attributions import attribute_tokens, interpret
+from textcls.checkpoints import load_checkpoint, load_model, load_tokenizer, make_encoder, rust_tokenizer
+from textcls.device import select_device
+from textcls.errors import UserError
+from textcls.families import FAMILIES
+from textcls.inference import predict_logits, predict_probs
+from textcls.losses import SoftLabelLoss, rdrop_divergence, relation_loss
+from textcls.paddle_setup import paddle
+from textcls.pickle_guard import guard_paddle_load
+from textcls.predictor import Predictor
+from textcls.prompt_model import make_prompt_model
+from textcls.prompts import Prompt, compile_template, parse_template
+from textcls.texts import text_problem
+from textcls.wordpiece import build_rust_tokenizer
+from utils import draw_shots, pad_batch, read_labels, tokenize
+
+DATA = ROOT / "data"
+WORDS = ["费用", "原因"]
+TEXTS = ["头疼怎么办", "孩子咳嗽应该吃什么药呢？" * 3, "多少钱"]
+
+
+def load_script(name):
+    """A script of few-shot/ as a module of a name of its own, since the repository has another train.py."""
+    spec = importlib.util.spec_from_file_location(f"few_shot_{name}", ROOT / f"few-shot/{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script("train")
+
+
+def make_masked_lm(folder, **changes):
+    """A masked LM with random weights; those of layer norms and biases, too, so that none of them can be forgotten."""
+    from paddlenlp import transformers
+
+    make_model(folder, **changes)
+    config = json.loads((folder / "config.json").read_text())
+    name = "Bert" if config["model_type"] == "bert" else "Ernie"
+    sizes = {key: value for key, value in config.items() if key != "architectures" and value is not None}
+    paddle.seed(1)
+    model = getattr(transformers, f"{name}ForMaskedLM")(getattr(transformers, f"{name}Config")(**sizes))
+    for parameter in model.parameters():
+        parameter.set_value(parameter + 0.1 * paddle.randn(parameter.shape))
+    model.save_pretrained(str(folder))
+    getattr(transformers, f"{name}Tokenizer").from_pretrained(str(folder)).save_pretrained(str(folder))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tokenizers_built_once():
+    """All models here have one vocabulary: the two seconds of building its Rust tokenizer are spent once for each kind."""
+    built = {}
+
+    def build_once(tokenizer, plain=()):
+        key = (type(tokenizer), tuple(plain))
+        built[key] = built.get(key) or build_rust_tokenizer(tokenizer, plain).to_str()
+        return Tokenizer.from_str(built[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("bert", "ernie"):
+            patch.setitem(FAMILIES, name, FAMILIES[name]._replace(build_rust_tokenizer=build_once))
+        yield
+
+
+@pytest.fixture(scope="session")
+def masked_lm(make_once):
+    """The folder of an ERNIE masked LM."""
+    return make_once("masked_lm", make_masked_lm)
+
+
+@pytest.fixture(scope="session")
+def masked_bert(make_once):
+    return make_once("masked_bert", lambda folder: make_masked_lm(folder, model_type="bert", use_task_id=None,
+                                                                  task_type_vocab_size=None))
+
+
+@pytest.fixture(scope="session")
+def few(make_once):
+    """A task with two classes and their words: 30 training, 12 dev and 12 test rows; in unlabelled/ with data.txt, and in
+    plenty/ with some 200 training rows."""
+    def make(folder):
+        (folder / "plenty").mkdir()
+        write_binary_data(folder / "plenty")
+        for name in ("train.txt", "dev.txt", "label.txt"):
+            shutil.copy(folder / "plenty" / name, folder)
+        for name, first, count in (("test", 30, 12), ("train", 0, 30), ("dev", 0, 12)):
+            rows = read_lines(folder / ("dev.txt" if name == "dev" else "train.txt"))
+            halves = [[row for row in rows if row.endswith(label)] for label in read_labels(folder / "label.txt")]
+            write_lines(folder / f"{name}.txt", [row for half in halves for row in half[first:first + count // 2]])
+        write_lines(folder / "label.txt", [f"{label}=={word}" for label, word in zip(read_labels(folder / "label.txt"), WORDS)])
+        shutil.copy(folder / "label.txt", folder / "plenty")
+        unlabelled = shutil.copytree(folder, folder / "unlabelled", ignore=shutil.ignore_patterns("unlabelled", "plenty"))
+        write_lines(unlabelled / "data.txt", [line.split("\t")[0] for line in read_lines(DATA / "train.txt")[:40]])
+
+    return make_once("few", make)
+
+
+def options(model, data, output, **changes):
+    """A short training; an option set to None is left out, one set to "" is a flag, of a list each entry is given."""
+    values = {"model_name_or_path": model, "data_dir": data, "output_dir": output, "prompt": "这是关于", "device": "cpu",
+              "learning_rate": "1e-3", "ppt_learning_rate": "1e-3", "max_steps": 6, "per_device_train_batch_size": 8,
+              "max_seq_length": 48, "do_train": "", "report_to": "none", "logging_steps": 3, **changes}
+    words = []
+    for name, value in values.items():
+        for item in value if isinstance(value, list) else [value]:
+            words += [] if item is None else [f"--{name}"] if item == "" else [f"--{name}", str(item)]
+    return words
+
+
+def run_train(*arguments, **changes):
+    """few-shot/train.py in this process."""
+    return run_here(script.main, *options(*arguments, **changes))
+
+
+def trained(*arguments, **changes):
+    """The log of a training that ends well."""
+    process = run_train(*arguments, **changes)
+    assert process.returncode == 0, process.stderr
+    return process.stderr
+
+
+def weights(folder):
+    guard_paddle_load()
+    return paddle.load(str(folder / "model_state.pdparams"), return_numpy=True)
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def words_as_ids(tokenizer, words):
+    return [[tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word)) for word in own] for own in words]
+
+
+def build(folder, template, words, length=64):
+    """(prompt model, its encoder, tokenizer, the masked LM it was made of) in eval mode."""
+    select_device("cpu")
+    tokenizer, masked = load_tokenizer(str(folder)), load_model(str(folder), head="MaskedLM")
+    prompt, starts = compile_template(parse_template(template), words, tokenizer, lambda text: words_as_ids(tokenizer, [[text]])[0][0],
+                                      masked.config.vocab_size)
+    labels = [str(index) for index in range(len(words))]
+    model = make_prompt_model(load_model(str(folder), head="MaskedLM"), prompt, words_as_ids(tokenizer, words), starts, labels)
+    rust = rust_tokenizer(tokenizer, length, prompt=prompt)
+    return model, make_encoder(tokenizer, rust, length), tokenizer, masked
+
+
+# ---- templates
+
+
+@pytest.mark.parametrize("template, parts", [
+    (None, [{"soft": None}, {"text": "text_a"}, {"mask": None}]),
+    ("这条新闻写的是", [{"text": "text_a"}, {"hard": "这条新闻写的是"}, {"mask": None}]),
+    ("{'text': 'text'}写的是{'mask'}。", [{"text": "text"}, {"hard": "写的是"}, {"mask": None}, {"hard": "。"}]),
+    ('{"mask": None}{ "text" : "a" , "token_type" : 1 }', [{"mask": None}, {"text": "a", "token_type": 1}]),
+    ("{'mask', 'length': 2}{'sep'}{'text'}", [{"mask": None, "length": 2}, {"sep": None}, {"text": None}]),
+    ("{'soft': '这是', 'soft_id': 1}{'soft', 'length': 3, 'encoder': 'lstm', 'hidden_size': 8}{'text'}{'mask'}",
+     [{"soft": "这是", "soft_id": 1}, {"soft": None, "length": 3, "encoder": "lstm", "hidden_size": 8}, {"text": None},
+      {"mask": None}]),
+    ("{'prefix': '分类', 'encoder': 'mlp'}{'text', 'truncate': True, 'add_space': False}{'hard': '是'}{'mask'}",
+     [{"prefix": "分类", "encoder": "mlp"}, {"text": None, "truncate": True, "add_space": False}, {"hard": "是"},
+      {"mask": None}]),
+])
+def test_templates_are_parsed(template, parts):
+    assert parse_template(template) == parts
+
+
+@pytest.mark.parametrize("template, position, wrong", [
+    ("{'text'}是{'mask'", 17, "the block has no }"),
+    ("{'text'}是}{'mask'}", 10, "a } without its {"),
+    ("{'text'}{mask}", 10, "'mask' is not a name in quotes"),
+    ("{'text'}{'msk'}", 10, "'msk' is no keyword"),
+    ("{'text': text}{'mask'}", 10, "'text' is neither a string nor a number"),
+    ("{'text' 'a'}{'mask'}", 9, "'a' where , or } should stand"),
+    ("{'text': 1}{'mask'}", 2, "the value of 'text' is 1"),
+    ("{'text'}{'hard'}{'mask'}", 10, "'hard' without its words"),
+    ("{'text'}{'mask', 'length': 0}", 18, "the value of 'length' is 0"),
+    ("{'text'}{'mask', 'length': True}", 18, "the value of 'length' is True"),
+    ("{'text', 'token_type': 2}{'mask'}", 10, "the value of 'token_type' is 2"),
+    ("{'text', 'length': 2}{'mask'}", 10, "'length' is no attribute of 'text'"),
+    ("{'text'}{'mask', 'length': 1, 'length': 1}", 31, "'length' is no attribute of 'mask' (or stands twice)"),
+    ("{'soft', 'encoder': 'gru'}{'text'}{'mask'}", 10, "no encoder 'gru'"),
+    ("{'text', 'truncate': False}{'mask'}", 10, "a text that is too long has to be cut"),
+    ("{'text'}[MASK]{'mask'}", 9, "[MASK] as plain words"),
+    ("这是[MASK]", 3, "[MASK] as plain words"),
+    ("{'text'}{'mask', 'length': -1}", 28, "'-' has no meaning in a block"),
+    ("{__import__('os').system('touch X')}", 2, "'__import__' is not a name in quotes"),
+    ("{'text': __import__('os')}", 10, "'__import__' is neither a string nor a number"),
+    ("{}", 2, "'}' is not a name in quotes"),
+])
+def test_a_wrong_template_is_refused_with_the_position(template, position, wrong):
+    with pytest.raises(UserError) as error:
+        parse_template(template)
+    assert f": at character {position}: {wrong}" in str(error.value) and "expected" in str(error.value)
+
+
+@pytest.mark.parametrize("template, wrong", [
+    ("{'text'}是", "has no mask"), ("{'mask'}是", "has no text"), ("{'text'}{'text'}{'mask'}", "has two texts"), (" ", "is empty")])
+def test_a_template_has_one_text_and_a_mask(template, wrong):
+    with pytest.raises(UserError, match=wrong):
+        parse_template(template)
+
+
+def test_a_template_is_never_run(masked_lm, few, tmp_path):
+    code = f"{{__import__('os').system('touch {tmp_path}/X')}}"
+    for prompt in (code, "{'text'}" + code, "{'text': " + code[1:-1] + "}{'mask'}"):
+        assert_user_error(run_train(masked_lm, few, tmp_path / "out", prompt=prompt), "--prompt", "at character")
+    assert os.listdir(tmp_path) == []
+
+
+# ---- labels, their words, and data
+
+
+def test_label_words(tmp_path):
+    from utils import read_label_words
+
+    write_lines(tmp_path / "label.txt", ["news##车==汽车", "文化", "a##体育", "财经==财经==股票", "旅游==旅游", "旅游==景点"])
+    found = read_label_words(tmp_path / "label.txt")
+    assert found == {"news##车": {"汽车": 1}, "文化": {"文化": 2}, "a##体育": {"体育": 3}, "财经": {"财经": 4, "股票": 4},
+                     "旅游": {"旅游": 5, "景点": 6}}
+    assert read_labels(tmp_path / "label.txt") == list(found)
+
+
+def test_all_that_is_wrong_with_the_data_is_said_at_once(masked_lm, few, tmp_path):
+    data = shutil.copytree(few, tmp_path / "data")
+    first, second = read_labels(few / "label.txt")
+    write_lines(data / "label.txt", [f"{first}==费用", f"{second}==費鑫", f"{first}==龘", "第三==费用", "第四==费用原因费用原因费用"])
+    write_lines(data / "train.txt", [*read_lines(few / "train.txt"), "没有标签", f"好\t{first}x"])
+    os.remove(data / "dev.txt")
+    process = run_train(masked_lm, data, tmp_path / "out", do_eval="", do_predict="")
+    assert_user_error(process, f"{data}/label.txt:2: the vocabulary has no token for a part of the word '費鑫'",
+                      f"{data}/label.txt:3: the vocabulary has no token for a part of the word '龘'",
+                      f"{data}/label.txt:4: the word '费用' stands for two labels or twice",
+                      f"{data}/train.txt:31: no tab", f"{data}/train.txt:32: label", f"{data}/dev.txt: file not found",
+                      "6 problems found.", "the words have from 2 ('费用') to 10 tokens")
+    os.remove(data / "test.txt")
+    shutil.copy(few / "label.txt", data)
+    shutil.copy(few / "train.txt", data)
+    assert_user_error(run_train(masked_lm, data, tmp_path / "out", do_predict=""), f"{data}/test.txt: file not found")
+    assert_user_error(run_train(masked_lm, data, tmp_path / "out", shots=16), f"class {first!r} has 15 rows",
+                      f"class {second!r} has 15 rows", "at least the 16 of --shots")
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_shots_are_drawn_by_the_seed_alone(few):
+    label_ids = np.arange(60) % 3
+    texts = [str(index) for index in range(60)]
+    drawn = draw_shots(texts, label_ids, 5, 7)
+    assert np.bincount(label_ids[drawn]).tolist() == [5, 5, 5] and (np.diff(drawn) > 0).all()
+    assert (drawn == draw_shots(texts, label_ids, 5, 7)).all() and (drawn != draw_shots(texts, label_ids, 5, 8)).any()
+
+
+@pytest.mark.parametrize("changes, parts", [
+    ({"max_seq_length": 7}, ["--max_seq_length 7: out of range, expected 8 to 512"]),
+    ({"repeats": 0}, ["--repeats 0: out of range"]),
+    ({"shots": 0}, ["--shots 0: out of range"]),
+    ({"learning_rate": 0}, ["--learning_rate 0", "--freeze_plm"]),
+    ({"verbalizer": "manual", "freeze_plm": ""}, ["nothing is left to train"]),
+    ({"do_train": None}, ["nothing to do", "--do_train", "zero-shot"]),
+    ({"folds": -1}, ["--folds -1: out of range"]),
+    ({"pretrain_file": "none.txt"}, ["none.txt: file not found"]),
+    ({"prompt": " "}, ["--prompt: is empty"]),
+])
+def test_options_that_cannot_work_are_refused(masked_lm, few, tmp_path, changes, parts):
+    assert_user_error(run_train(masked_lm, few, tmp_path / "out", **changes), *parts)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_without_its_masked_lm_head_is_refused(masked_lm, few, tmp_path):
+    bare = make_model(tmp_path / "bare")
+    assert_user_error(run_train(bare, few, tmp_path / "out"), "holds no weights", "cls.*")
+    state = {name: value for name, value in weights(masked_lm).items() if not name.startswith("cls.")}
+    paddle.save(state, str(bare / "model_state.pdparams"))
+    assert_user_error(run_train(bare, few, tmp_path / "out"), "lacks", "masked LM with its head (cls.*)")
+    assert os.listdir(tmp_path) == ["bare"]
+
+
+# ---- the model
+
+
+def guess_words(masked, rows, mask_id, words, pad_id):
+    """The masked LM's logits of the words, by plain indexing: float64 [num_texts, num_classes].
+
+    A word of as many tokens as masks has one for each; of another, all its tokens count at every mask.
+    """
+    batch = pad_batch(rows, pad_id)
+    with paddle.no_grad():
+        logits = masked(paddle.to_tensor(batch)).numpy().astype(np.float64)
+    answers = []
+    for row, ids in zip(logits, batch):
+        places = np.flatnonzero(ids == mask_id)
+        answers.append([np.mean([np.mean([row[place, tokens[number] if len(tokens) == len(places) else tokens]
+                                          for number, place in enumerate(places)]) for tokens in own]) for own in words])
+    return np.array(answers)
+
+
+@pytest.mark.parametrize("name", ["masked_lm", "masked_bert"])
+@pytest.mark.parametrize("template, words", [
+    ("{'text'}关于{'mask'}", [["药"], ["病"], ["钱"]]),  # one mask, one token
+    ("{'mask'}的是{'text'}", [["药"], ["费用"], ["病", "原因"]]),  # before the text; words of two tokens; several words
+    ("{'mask', 'length': 2}{'sep'}{'text'}是{'sep'}", [["费用", "价钱"], ["原因"]]),  # a mask for each token
+    ("{'mask'}的{'text'}{'mask'}", [["费用"], ["原因", "病"]]),  # on both sides
+])
+def test_the_head_is_plain_indexing_of_the_masked_lm(name, template, words, request):
+    model, encode, tokenizer, masked = build(request.getfixturevalue(name), template, words)
+    rows = encode(TEXTS)
+    assert len({len(row) for row in rows}) > 1  # the batch has padding
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(pad_batch(rows, tokenizer.pad_token_id))).numpy()
+        alone = model(paddle.to_tensor(pad_batch(rows[:1], tokenizer.pad_token_id))).numpy()
+    expected = guess_words(masked, rows, tokenizer.mask_token_id, words_as_ids(tokenizer, words), tokenizer.pad_token_id)
+    assert np.abs(expected).max() > 0.1 and np.ptp(expected, axis=0).max() > 1e-3  # they differ between texts
+    np.testing.assert_allclose(logits, expected, atol=1e-6, rtol=1e-6)
+    np.testing.assert_allclose(alone, expected[:1], atol=1e-6, rtol=1e-6)
+    assert np.abs(masked.cls.predictions.decoder.bias.numpy()).max() > 0.01  # else the bias would not count
+
+
+def test_a_mask_in_a_text_stays_text_and_only_the_text_is_cut(masked_lm):
+    model, encode, tokenizer, _ = build(masked_lm, "{'mask'}的是{'text'}是吗", [["药"], ["病"]], length=20)
+    before, after = model.prompt.before, model.prompt.after
+    short, literal, long, nothing = encode(["头疼", "头疼[MASK]药[SEP]", "头疼" * 200, ""])
+    for row in (short, literal, long, nothing):
+        assert row[:len(before)] == before and row[-len(after):] == after and row.count(tokenizer.mask_token_id) == 1
+    assert len(long) == 20 and nothing == before + after
+    plain = [token for piece in ("头疼", "[", "mask", "]", "药") for token in words_as_ids(tokenizer, [[piece]])[0][0]]
+    assert literal[len(before):][:len(plain)] == plain
+    batch = pad_batch([short, literal, long, nothing], tokenizer.pad_token_id)
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(batch)).numpy()
+    assert np.isfinite(logits).all() and logits.shape == (4, 2)
+
+
+def test_token_types_are_those_of_the_template(masked_bert):
+    template = "{'hard': '这', 'token_type': 1}{'text'}{'mask', 'token_type': 1}"
+    model, encode, tokenizer, masked = build(masked_bert, template, [["药"], ["病"]])
+    rows = encode(TEXTS)
+    batch = pad_batch(rows, tokenizer.pad_token_id)
+    types = np.zeros_like(batch)
+    types[:, 1] = 1
+    for row, ids in enumerate(rows):
+        types[row, len(ids) - 2] = 1  # the mask, before [SEP]
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(batch)).numpy()
+        expected = masked(paddle.to_tensor(batch), token_type_ids=paddle.to_tensor(types)).numpy()
+    expected = expected[batch == tokenizer.mask_token_id][:, [tokens[0][0] for tokens in words_as_ids(tokenizer, [["药"], ["病"]])]]
+    np.testing.assert_allclose(logits, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_soft_tokens_begin_as_their_words_and_share_their_number(masked_lm):
+    words = [["药"], ["病"]]
+    hard, encode, tokenizer, _ = build(masked_lm, "这是{'text'}关于{'mask'}", words)
+    soft, encode_soft, _, _ = build(masked_lm, "{'soft': '这是', 'soft_id': 1}{'text'}{'soft': '关于'}{'mask'}", words)
+    with paddle.no_grad():
+        expected, logits = (model(paddle.to_tensor(pad_batch(rows(TEXTS), tokenizer.pad_token_id))).numpy()
+                            for model, rows in ((hard, encode), (soft, encode_soft)))
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    assert soft.prompt.num_soft == 4
+    shared, _, _, _ = build(masked_lm, "{'soft', 'soft_id': 3, 'length': 2}{'text'}{'soft', 'soft_id': 3}{'mask'}{'soft'}", words)
+    size = shared.config.vocab_size
+    assert shared.prompt.num_soft == 3 and shared.prompt.before[1:] == [size, size + 1]
+    assert shared.prompt.after[:2] == [size, size + 1] and shared.prompt.after[3] == size + 2
+
+
+@pytest.mark.parametrize("name", ["masked_lm", "masked_bert"])
+def test_a_prefix_is_keys_and_values_before_those_of_the_text(name, request):
+    words = [["药"], ["病"]]
+    model, encode, tokenizer, _ = build(request.getfixturevalue(name), "{'prefix', 'length': 3}{'text'}{'mask'}", words)
+    rows = encode(TEXTS)
+    with paddle.no_grad():
+        batch = model(paddle.to_tensor(pad_batch(rows, tokenizer.pad_token_id))).numpy()
+        alone = np.concatenate([model(paddle.to_tensor([row])).numpy() for row in rows])
+        np.testing.assert_allclose(batch, alone, atol=1e-5)  # padding is not seen
+        model.prefix.vectors.set_value(model.prefix.vectors + 1)
+        assert np.abs(model(paddle.to_tensor([rows[0]])).numpy() - alone[0]).max() > 1e-3
+
+
+# ---- losses
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def test_losses_are_what_their_formulas_say():
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=(2, 5, 4)).astype(np.float32)
+    log_p, log_q = log_softmax(first), log_softmax(second)
+    p, q = np.exp(log_p), np.exp(log_q)
+    symmetric = ((p * (log_p - log_q)).sum(1) + (q * (log_q - log_p)).sum(1)).mean() / 2
+    assert float(rdrop_divergence(paddle.to_tensor(first), paddle.to_tensor(second))) == pytest.approx(symmetric, rel=1e-5)
+    hot, target = log_softmax(first / 2), np.exp(log_softmax(second / 2))
+    assert float(SoftLabelLoss(2.0)(paddle.to_tensor(first), paddle.to_tensor(second))) == pytest.approx(
+        -(target * hot).sum(1).mean() * 4, rel=1e-5)
+    features, labels, losses = random.normal(size=(5, 7)).astype(np.float32), np.array([0, 1, 0, 1, 2]), []
+    for one in range(5):
+        for other in range(one + 1, 5):
+            a, b = features[one], features[other]
+            same = (1 + a @ b / np.linalg.norm(a) / np.linalg.norm(b)) / 2
+            losses.append(-np.log(same if labels[one] == labels[other] else 1 - same))
+    assert float(relation_loss(paddle.to_tensor(features), paddle.to_tensor(labels))) == pytest.approx(np.mean(losses), rel=1e-4)
+    assert float(relation_loss(paddle.to_tensor(features[:1]), paddle.to_tensor(labels[:1]))) == 0
+
+
+# ---- training
+
+
+SOFT = "{'soft': '这是'}{'text'}的{'mask', 'length': 2}"
+
+
+@pytest.fixture(scope="module")
+def untrained(masked_lm, few, tmp_path_factory):
+    """Zero-shot: the model of SOFT as it begins, not calibrated."""
+    folder = tmp_path_factory.mktemp("untrained")
+    trained(masked_lm, few, folder, prompt=SOFT, do_train=None, do_eval="", do_predict="")
+    return folder
+
+
+def changed(first, second):
+    """The names of the parameters that two checkpoints differ in."""
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    return {name for name in first if (first[name] != second[name]).any()}
+
+
+def test_zero_shot_answers_by_the_label_words_alone(masked_lm, few, untrained, tmp_path):
+    texts = [line.split("\t")[0] for line in read_lines(few / "dev.txt")]
+    gold = np.array([read_labels(few / "label.txt").index(line.split("\t")[1]) for line in read_lines(few / "dev.txt")])
+    checkpoint, tokenizer = load_checkpoint(str(untrained)), load_tokenizer(str(masked_lm))
+    hard, encode, _, masked = build(masked_lm, "这是{'text'}的{'mask', 'length': 2}", [[word] for word in WORDS])
+    expected = guess_words(masked, encode(texts), tokenizer.mask_token_id, words_as_ids(tokenizer, [[word] for word in WORDS]),
+                           tokenizer.pad_token_id)
+    np.testing.assert_allclose(predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 5), expected, atol=1e-5)
+    accuracy = json.loads((untrained / "eval_results.json").read_text())["eval_accuracy"]
+    assert accuracy == pytest.approx((expected.argmax(axis=1) == gold).mean())
+    assert "test_accuracy" in json.loads((untrained / "test_results.json").read_text())
+    for option in ("model_name_or_path", "resume_from_checkpoint"):  # the second is an older way to name the model
+        trained(None, few, tmp_path / option, **{option: untrained}, prompt=None, do_train=None, do_eval="")
+        assert json.loads((tmp_path / option / "eval_results.json").read_text())["eval_accuracy"] == accuracy
+        assert not (tmp_path / option / "config.json").exists()
+    for changes in ({}, {"prompt": None, "do_train": ""}):
+        assert_user_error(run_train(untrained, few, tmp_path / "out", **changes), "is a prompt model with a prompt of its own")
+    damaged = shutil.copytree(untrained, tmp_path / "damaged")
+    config = json.loads((damaged / "config.json").read_text())
+    for broken in ({}, [1], {**config["prompt"], "num_masks": 3}, {**config["prompt"], "before": "x"}, {"template": 1}):
+        (damaged / "config.json").write_text(json.dumps({**config, "prompt": broken}))
+        with pytest.raises(UserError, match="prompt in its config.json is damaged"):
+            load_checkpoint(str(damaged))
+
+
+@pytest.mark.parametrize("changes, kept, moved", [
+    ({}, (), ("classifier.", "ernie.encoder.", "word_embeddings.soft", "word_embeddings.table", "cls.predictions.")),
+    ({"freeze_plm": ""}, ("ernie.encoder.", "cls.", "word_embeddings.table", "position_embeddings"),
+     ("classifier.", "word_embeddings.soft")),
+    ({"freeze_dropout": "", "use_rgl": ""}, ("ernie.encoder.", "cls.", "word_embeddings.table"),
+     ("classifier.", "word_embeddings.soft")),
+    ({"verbalizer": "manual"}, ("classifier.",), ("ernie.encoder.", "word_embeddings.soft")),
+])
+def test_what_a_training_changes(masked_lm, few, untrained, tmp_path, changes, kept, moved):
+    trained(masked_lm, few, tmp_path, prompt=SOFT, max_steps=2, calibrate="False", **changes)
+    names = changed(untrained, tmp_path)
+    for part in kept:
+        assert not [name for name in names if part in name], part
+    for part in moved:
+        assert [name for name in names if part in name], part
+
+
+def test_a_frozen_dropout_drops_nothing(masked_lm):
+    model, encode, _, _ = build(masked_lm, SOFT, [[word] for word in WORDS])
+    ids, answers = paddle.to_tensor(encode(TEXTS[:1])), []
+    for frozen in (False, True):
+        model.freeze(frozen)
+        model.train()
+        with paddle.no_grad():
+            answers.append(np.ptp([model(ids).numpy() for _ in range(3)], axis=0).max())
+    assert answers[0] > 1e-3 and answers[1] == 0
+
+
+def test_the_prompt_has_a_learning_rate_of_its_own(masked_lm, few, untrained, tmp_path):
+    """The first step of Adam moves a weight by its learning rate, whatever its gradient."""
+    trained(masked_lm, few, tmp_path, prompt=SOFT, max_steps=1, calibrate="False", learning_rate="1e-4", ppt_learning_rate="3e-3",
+            lr_scheduler_type="constant")
+    before, after = weights(untrained), weights(tmp_path)
+    steps = {name: np.abs(after[name] - before[name]).max() for name in before}
+    for name, step in steps.items():
+        if name.startswith("classifier.") or name.endswith("word_embeddings.soft"):
+            assert step == pytest.approx(3e-3, rel=0.02), name
+        elif ".encoder.layers.1.linear" in name:
+            assert step == pytest.approx(1e-4, rel=0.02), name
+
+
+@pytest.mark.parametrize("name, template", [
+    ("masked_lm", "{'soft', 'length': 2, 'encoder': 'lstm', 'hidden_size': 8}{'text'}{'mask'}"),
+    ("masked_bert", "{'soft': '这是', 'encoder': 'mlp'}{'prefix': '分类'}{'text', 'token_type': 1}{'mask'}")])
+def test_soft_encoders_and_prefixes_are_trained_and_exported(name, template, few, tmp_path, request):
+    """export_model.py compares its graphs with the checkpoint itself."""
+    trained(request.getfixturevalue(name), few, tmp_path / "out", prompt=template, max_steps=2, do_export="", use_rdrop="")
+    start = tmp_path / "start"
+    trained(request.getfixturevalue(name), few, start, prompt=template, do_train=None, do_eval="")
+    names = changed(start, tmp_path / "out")
+    assert [part for part in names if "word_embeddings.soft" in part] and [part for part in names if "word_embeddings.encoder" in part]
+    assert "prefix" not in template or "prefix.vectors" in names
+    files = set(os.listdir(tmp_path / "out/export"))
+    assert {"model.pdmodel", "model.pdiparams", "model.onnx", "deploy.json", "tokenizer.json", "label.txt"} <= files
+    texts = [line.split("\t")[0] for line in read_lines(few / "dev.txt")]
+    checkpoint = load_checkpoint(str(tmp_path / "out"))
+    np.testing.assert_allclose(Predictor(tmp_path / "out/export").probabilities(texts),
+                               predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 4), atol=1e-4)
+
+
+# ---- the published commands
+
+
+def test_the_benchmark_command_runs_as_published(masked_lm, few, tmp_path):
+    """But for the model, no pretrained one being here; with --do_export, for infer.py."""
+    shutil.copytree(few, tmp_path / "data")
+    write_lines(tmp_path / "data/data.txt", TEXTS)
+    log = run(ROOT / "few-shot/train.py", *"--data_dir ./data/ --output_dir ./checkpoints/ --prompt 这条新闻写的是".split(),
+              "--model_name_or_path", masked_lm, *"""--max_seq_length 128 --learning_rate 3e-5 --ppt_learning_rate 3e-4 --do_train
+              --do_eval --num_train_epochs 100 --logging_steps 5 --per_device_eval_batch_size 32 --per_device_train_batch_size 8
+              --do_predict --metric_for_best_model accuracy --load_best_model_at_end --evaluation_strategy epoch
+              --save_strategy epoch --save_total_limit 1 --do_export""".split(), cwd=tmp_path)
+    assert log.returncode == 0, log.stderr
+    for line in ("Using template: [{'text': 'text_a'}, {'hard': '这条新闻写的是'}, {'mask': None}]", "***** train metrics *****",
+                 "eval_accuracy", "***** test metrics *****", "test_accuracy", "Model saved in"):
+        assert line in log.stderr, line
+    assert "RANDOM" not in log.stderr and "Traceback" not in log.stderr
+    files = set(os.listdir(tmp_path / "checkpoints"))
+    assert {"config.json", "model_state.pdparams", "tokenizer.json", "vocab.txt", "label.txt", "train_results.json",
+            "all_results.json", "eval_results.json", "test_results.json", "trainer_state.json", "export"} <= files
+    assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) <= 2  # the best and the newest
+    assert read_lines(tmp_path / "checkpoints/label.txt") == read_labels(few / "label.txt")
+    infer = run(ROOT / "few-shot/infer.py", "--model_path_prefix", "checkpoints/export/model", "--data_dir", "./data",
+                "--batch_size", 32, "--device", "cpu", cwd=tmp_path)
+    assert infer.returncode == 0, infer.stderr
+    blocks = infer.stdout.split("-" * 29 + "\n")
+    assert blocks[-1] == "" and len(blocks) == len(TEXTS) + 1
+    for text, block in zip(TEXTS, blocks):
+        found = re.fullmatch("input data: (.*)\nlabels: (.*)\n", block)
+        assert found[1] == text and found[2] in read_labels(few / "label.txt")
+
+
+def test_the_quick_start_command_runs_as_published(masked_lm, few, tmp_path):
+    process = run_here(script.main, *"""--device cpu --data_dir ./data --output_dir ./checkpoints/ --prompt 这条新闻标题的主题是
+                       --max_seq_length 128 --learning_rate 3e-5 --ppt_learning_rate 3e-4 --do_train --do_eval --use_rdrop
+                       --max_steps 1000 --eval_steps 10 --logging_steps 5 --save_total_limit 1 --load_best_model_at_end True
+                       --per_device_eval_batch_size 32 --per_device_train_batch_size 8 --do_predict --do_export""".split(),
+                       "--model_name_or_path", masked_lm, cwd=shutil.copytree(few, tmp_path / "data").parent)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "checkpoints/train_results.json").exists() and (tmp_path / "checkpoints/test_results.json").exists()
+    state = json.loads((tmp_path / "checkpoints/trainer_state.json").read_text())
+    accuracies = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
+    assert len(accuracies) > 2 and state["best_metric"] == max(accuracies)  # of all evaluations, not of those at a save_step
+    saved = json.loads((tmp_path / "checkpoints/eval_results.json").read_text())["eval_accuracy"]
+    assert saved == pytest.approx(max(accuracies))
+    assert (tmp_path / "checkpoints/export/model.onnx").exists()
+
+
+# ---- several models
+
+
+@pytest.fixture(scope="module")
+def distilled(masked_lm, few, tmp_path_factory):
+    """(folder, log): one model that has learnt from those of two prompts on unlabelled texts."""
+    folder = tmp_path_factory.mktemp("distilled")
+    return folder, trained(masked_lm, few / "unlabelled", folder, **SEVERAL)
+
+SEVERAL = {"prompt": ["这是关于", SOFT], "do_eval": "", "do_predict": "", "evaluation_strategy": "epoch", "save_strategy": "steps",
+           "save_steps": 3, "max_steps": 9}
+
+
+def test_several_prompts_are_distilled_into_one_model(distilled, few):
+    folder, log = distilled
+    members = json.loads((folder / "members.json").read_text())
+    assert [member["name"] for member in members] == ["prompt-1-seed-42", "prompt-2-seed-42", "mean of all 2"]
+    for member, template in zip(members, SEVERAL["prompt"]):
+        assert member["template"] == parse_template(template) and {"dev_accuracy", "test_accuracy", "seconds"} <= set(member)
+        assert load_checkpoint(str(folder / member["name"])).labels == read_labels(few / "label.txt")
+    texts = [line.split("\t")[0] for line in read_lines(few / "dev.txt")]
+    labels = read_labels(few / "label.txt")
+    gold = np.array([labels.index(line.split("\t")[1]) for line in read_lines(few / "dev.txt")])
+    logits = []
+    for name in ("prompt-1-seed-42", "prompt-2-seed-42"):
+        checkpoint = load_checkpoint(str(folder / name))
+        logits.append(predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 8))
+    accuracies = [(part.argmax(axis=1) == gold).mean() for part in [*logits, np.mean(logits, axis=0)]]
+    assert [member["dev_accuracy"] for member in members] == pytest.approx(accuracies)
+    assert "Models of this run:" in log and changed(folder, folder / "prompt-1-seed-42")
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 9  # 40 + 30 texts, 8 a step
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_without_unlabelled_texts_the_best_by_cross_validation_is_saved(masked_lm, few, tmp_path):
+    write_lines(tmp_path / "prompts", ["这是关于", "", "{'mask'}的是{'text'}"])
+    log = trained(masked_lm, few, tmp_path / "out", prompt=tmp_path / "prompts", folds=2, max_steps=2)
+    assert "dev.txt has 6 rows of a class, fewer than 20: choosing by cross-validation on train.txt, 4 more trainings" in log
+    members = json.loads((tmp_path / "out/members.json").read_text())[:2]
+    best = max(members, key=lambda member: member["cross_validation_accuracy"])
+    assert [member.get("is_saved") for member in members].count(True) == 1 and best["is_saved"]
+    assert_same_weights(tmp_path / "out", tmp_path / "out" / best["name"])
+    assert not [name for _, folders, _ in os.walk(tmp_path) for name in folders if name.startswith(".")]
+
+
+def test_repeats_make_a_table_and_pretraining_goes_first(masked_lm, few, tmp_path):
+    log = trained(masked_lm, few, tmp_path, repeats=2, folds=0, max_steps=2, do_predict="", shots=6,
+                  pretrain_file=few / "unlabelled/data.txt")
+    table = log.split("Models of this run:\n")[1].splitlines()
+    assert table[0].split() == ["model", "dev", "test", "seconds"]
+    rows = {line[:22].strip(): line[22:].split() for line in table[1:8]}
+    assert list(rows) == ["prompt-1-seed-42", "prompt-1-seed-43", "mean of all 2", "mean", "sd", "min", "max"]
+    for column in (0, 1):
+        values = [float(rows[f"prompt-1-seed-{seed}"][column]) for seed in (42, 43)]
+        measured = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
+        assert [float(rows[name][column]) for name in ("mean", "sd", "min", "max")] == pytest.approx(measured, abs=1e-4)
+    assert changed(tmp_path / "prompt-1-seed-42", tmp_path / "prompt-1-seed-43")
+    before, after = weights(masked_lm), weights(tmp_path / "pretrained")
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+# ---- interruptions
+
+
+def kill_when(options, condition):
+    """few-shot/train.py in a process of its own, ended by SIGKILL as soon as condition() holds."""
+    process = subprocess.Popen([sys.executable, "few-shot/train.py", *map(str, options)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not condition():
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+
+
+def test_a_killed_training_is_resumed_as_if_never_interrupted(masked_lm, few, tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 5, "max_steps": 20, "use_rdrop": "", "prompt": SOFT, "do_eval": "",
+               "evaluation_strategy": "steps", "eval_steps": 5, "load_best_model_at_end": ""}
+    killed = tmp_path / "killed"
+    trained(masked_lm, few, tmp_path / "whole", **changes)
+    kill_when(options(masked_lm, few, killed, **changes), (killed / "checkpoint-10").exists)
+    assert not (killed / "config.json").exists()
+    assert_user_error(run_train(masked_lm, few, killed, **changes), "did not finish", "--resume_from_checkpoint",
+                      "--overwrite_output_dir")
+    assert_user_error(run_train(masked_lm, few, killed, **{**changes, "prompt": "另一个"}, resume_from_checkpoint=killed),
+                      "checkpoint-10: has another prompt, or other label words")
+    trained(masked_lm, few, killed, **changes, resume_from_checkpoint=killed)
+    for name in ("", "checkpoint-20"):
+        assert_same_weights(tmp_path / "whole" / name, killed / name)
+    assert not [name for name in os.listdir(killed) if name.startswith(".")]
+
+
+def test_a_killed_run_of_several_goes_on_where_it_was(masked_lm, few, distilled, tmp_path):
+    whole, data = distilled[0], few / "unlabelled"
+    second = tmp_path / "prompt-2-seed-42"
+    kill_when(options(masked_lm, data, tmp_path, **SEVERAL), (second / "checkpoint-3").exists)
+    assert not (tmp_path / "config.json").exists() and not (tmp_path / "members.json").exists()
+    assert_user_error(run_train(masked_lm, data, tmp_path, **SEVERAL), "holds the unfinished prompt-2-seed-42",
+                      f"--resume_from_checkpoint {tmp_path}", "--overwrite_output_dir")
+    log = trained(masked_lm, data, tmp_path, **SEVERAL, resume_from_checkpoint=tmp_path)
+    assert f"{tmp_path}/prompt-1-seed-42 is finished." in log
+    for name in ("prompt-1-seed-42", "prompt-2-seed-42", ""):
+        assert_same_weights(whole / name, tmp_path / name)
+
+
+def test_a_run_killed_between_its_models_goes_on(masked_lm, few, distilled, tmp_path):
+    """All models are finished, and nothing is yet of the one that learns from them, or of the cross-validation."""
+    for member in ("prompt-1-seed-42", "prompt-2-seed-42"):
+        shutil.copytree(distilled[0] / member, tmp_path / "out" / member)
+    shutil.copytree(tmp_path / "out", tmp_path / "chosen")
+    trained(masked_lm, few / "unlabelled", tmp_path / "out", **SEVERAL, resume_from_checkpoint=tmp_path / "out")
+    assert_same_weights(distilled[0], tmp_path / "out")
+    log = trained(masked_lm, few, tmp_path / "chosen", **{**SEVERAL, "max_steps": 2}, folds=2,
+                  resume_from_checkpoint=tmp_path / "chosen")
+    assert "The best by cross_validation_accuracy" in log
+
+
+# ---- the seam: all other tools take a prompt model as it is
+
+
+@pytest.fixture(scope="module")
+def prompted(masked_lm, few, tmp_path_factory):
+    """A prompt model of soft tokens and two masks that has learnt something."""
+    folder = tmp_path_factory.mktemp("prompted")
+    trained(masked_lm, few / "plenty", folder, prompt=SOFT, max_steps=100, learning_rate="2e-3", ppt_learning_rate="5e-3",
+            do_eval="", eval_steps=100)
+    assert json.loads((folder / "eval_results.json").read_text())["eval_accuracy"] > 0.7
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(prompted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deployed")
+    process = run_here(export_model.main, "--params_path", prompted, "--output_path", folder, "--onnx")
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+def test_checkpoint_predict_onnx_and_int8_agree_on_a_thousand_texts(prompted, deployed, few, tmp_path):
+    texts = [text for text in thousand_texts() if not text_problem(text)]
+    checkpoint = load_checkpoint(str(prompted))
+    expected = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 32)
+    fp32 = Predictor(deployed).probabilities(texts)
+    np.testing.assert_allclose(fp32, expected, atol=1e-4)
+    close = np.abs(expected[:, 0] - 0.5) < 1e-4
+    np.testing.assert_array_equal(fp32.argmax(axis=1)[~close], expected.argmax(axis=1)[~close])
+    assert 0.1 < expected.argmax(axis=1).mean() < 0.9 and np.ptp(expected[:, 0]) > 0.3
+    int8 = Predictor(deployed, quantize=True, calibration_file=few / "train.txt", allow_accuracy_drop=True).probabilities(texts)
+    agreement = (int8.argmax(axis=1) == expected.argmax(axis=1)).mean()
+    print(f"INT8 agrees on {agreement:.2%}")
+    assert agreement >= 0.97 and not np.allclose(int8, fp32, atol=1e-6)
+    lines = [text for text in texts if not set(text) & set("\t\n\r\0")][:200]
+    write_lines(tmp_path / "data.txt", lines)
+    process = run_here(predict.main, "--params_path", prompted, "--dataset_dir", tmp_path, "--device", "cpu", "--output_format",
+                       "jsonl", "--output_file", tmp_path / "answers")
+    assert process.returncode == 0, process.stderr
+    for text, line in zip(lines, read_lines(tmp_path / "answers")):
+        answer, row = json.loads(line), expected[texts.index(text)]
+        assert answer["text"] == text and answer["probability"] == pytest.approx(row.max(), abs=1e-4)
+        assert answer["label"] == checkpoint.labels[row.argmax()] or abs(row[0] - 0.5) < 1e-4
+
+
+def test_words_are_explained_without_those_of_the_prompt(prompted):
+    checkpoint = load_checkpoint(str(prompted))
+    texts = ["孕妇可以做B超吗？CT检查呢", "头疼[MASK]怎么办", "感冒" * 60]
+    tokens = tokenize(texts, checkpoint.encode)
+    probs = predict_probs(checkpoint, tokens, 8)
+    rows = checkpoint.encode(texts)
+    for method in ("ig", "lime", "gradshap", "attention"):
+        values = attribute_tokens(checkpoint, rows, probs.argmax(axis=1), method, steps=10)
+        for text, row, result, own in zip(texts, probs, interpret(checkpoint, texts, method, steps=10), values):
+            assert (result["prediction"], result["probability"]) == (row.argmax(), pytest.approx(row.max(), abs=1e-5))
+            assert "".join(word for word, *_ in result["words"]) == text
+            of_text = own[checkpoint.num_before:-checkpoint.num_after]
+            assert np.abs(of_text).max() > 0
+            assert sum(word[3] or 0 for word in result["words"]) == pytest.approx(of_text.sum(), rel=1e-5, abs=1e-8)
+        assert result["words"][-1][3] is None  # beyond max_seq_length
+    embedding = next(layer for name, layer in checkpoint.model.named_sublayers() if name.endswith("word_embeddings"))
+    hook = embedding.register_forward_post_hook(lambda layer, inputs, output: output * 0)
+    baseline = predict_probs(checkpoint, tokens, 8)
+    hook.remove()
+    classes = probs.argmax(axis=1)
+    for index, own in enumerate(attribute_tokens(checkpoint, rows, classes, "ig", steps=200)):
+        assert own.sum() == pytest.approx(probs[index, classes[index]] - baseline[index, classes[index]], abs=5e-3)
+
+
+def test_every_script_of_analysis_takes_a_prompt_model(prompted, few, tmp_path):
+    data = shutil.copytree(few / "plenty", tmp_path / "data")
+    shutil.copy(few / "unlabelled/data.txt", data)
+    cases = tmp_path / "cases.txt"
+    common = ["--dataset_dir", data, "--params_path", prompted, "--device", "cpu"]
+    cache = ["--cache_dir", tmp_path / "cache"]
+    for main, more, outputs in (
+            (evaluate.main, ["--bad_case_file", cases], [cases]),
+            (report.main, ["--report_dir", tmp_path / "report", *cache], [tmp_path / "report/report.html"]),
+            (word_interpret.main, ["--interpret_input_file", data / "data.txt", "--html_file", tmp_path / "words.html",
+                                   "--output_file", tmp_path / "words.jsonl", "--steps", 5], [tmp_path / "words.html"]),
+            (sent_interpret.main, ["--interpret_input_file", data / "data.txt", "--interpret_result_file", tmp_path / "rows.txt",
+                                   "--jsonl_file", tmp_path / "rows.jsonl", *cache], [tmp_path / "rows.jsonl"]),
+            (sparse.main, ["--annotate", "--sparse_num", 5, "--support_num", 5, *cache], [data / "sparse.txt"]),
+            (dirty.main, ["--method", "representer", "--dirty_num", 5, *cache], [data / "train_dirty.txt"])):
+        process = run_here(main, *common, *more)
+        assert process.returncode == 0, process.stderr
+        assert all(path.stat().st_size for path in outputs), main
+    accuracy = json.loads((prompted / "eval_results.json").read_text())["eval_accuracy"]
+    assert len(read_lines(cases)) - 1 == round((1 - accuracy) * len(read_lines(data / "dev.txt")))
+    assert len(read_lines(tmp_path / "words.jsonl")) == len(read_lines(tmp_path / "rows.jsonl")) == 40
+    process = run_here(fine_tuning.main, "--model_name_or_path", prompted, "--data_dir", data, "--do_eval", "--device", "cpu",
+                       "--output_dir", tmp_path / "check")
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "check/eval_results.json").read_text())["eval_accuracy"] == pytest.approx(accuracy)
+    process = run_here(prune.main, "--params_dir", prompted, "--dataset_dir", data, "--output_dir", tmp_path / "prune",
+                       "--device", "cpu")
+    assert_user_error(process, f"{prompted}: a prompt model, which cannot be pruned")
+    assert process.stderr.count("\n") == 1 and not (tmp_path / "prune").exists()
+
+
+def test_simple_serving_answers_for_a_prompt_model(prompted, deployed, tmp_path):
+    python, checkpoint = server_python("simple-serving"), load_checkpoint(str(prompted))
+    expected = predict_probs(checkpoint, tokenize(TEXTS, checkpoint.encode), 8)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([python, ROOT / "deploy/simple_serving/server.py", "--export_dir", deployed, "--port", "0"],
+                                   stderr=log)
+    try:
+        while '"listening"' not in (tmp_path / "log").read_text(encoding="utf-8"):
+            assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+            time.sleep(0.05)
+        url = re.search(r'"url": "([^"]*)"', (tmp_path / "log").read_text(encoding="utf-8"))[1]
+        body = json.dumps({"data": {"text": TEXTS}}).encode()
+        request = urllib.request.Request(f"{url}/taskflow/cls", body, {"Content-Type": "application/json"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            result = json.load(answer)["result"]
+    finally:
+        process.terminate()
+        process.wait(60)
+    for item, row in zip(result, expected, strict=True):
+        assert item["predictions"][0]["label"] == checkpoint.labels[row.argmax()]
+        assert item["predictions"][0]["score"] == pytest.approx(row.max(), abs=1e-4)
