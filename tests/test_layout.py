@@ -6,7 +6,7 @@ import sys
 
 from conftest import ROOT
 
-FOLDERS = (".", "textcls", "analysis", "analysis/parts", "data", "deploy", "deploy/*")
+FOLDERS = (".", "textcls", "analysis", "analysis/parts", "data", "deploy", "deploy/*", "few-shot")
 FILES = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py")]
 LONGEST = 60  # lines of a function
 
