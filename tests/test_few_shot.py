@@ -220,7 +220,8 @@ def test_a_wrong_template_is_refused_with_the_position(template, position, wrong
 
 
 @pytest.mark.parametrize("template, wrong", [
-    ("{'text'}是", "has no mask"), ("{'mask'}是", "has no text"), ("{'text'}{'text'}{'mask'}", "has two texts"), (" ", "is empty")])
+    ("{'text'}是", "has no mask"), ("{'mask'}是", "has no text"), ("{'text'}{'text'}{'mask'}", "has two texts"),
+    (" ", "is empty")])
 def test_a_template_has_one_text_and_a_mask(template, wrong):
     with pytest.raises(UserError, match=wrong):
         parse_template(template)
