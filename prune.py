@@ -271,8 +271,8 @@ def main():
     checkpoint, (train, dev, importance) = load_with_data(data_args, lambda *found: read_data(data_args, *found),
                                                           model_args.params_dir)
     if getattr(checkpoint.model.config, "prompt", None) is not None:
-        raise UserError(f"{model_args.params_dir}: a prompt model, which cannot be pruned, expected a checkpoint made by train.py "
-                        "(a prompt model gets smaller and faster by --use_quantize of the deployments)")
+        raise UserError(f"{model_args.params_dir}: a prompt model, which cannot be pruned, expected a checkpoint made by "
+                        "train.py (a prompt model gets smaller and faster by --use_quantize of the deployments)")
     widths = parse_widths(args.width_mult_list or ["3/4"], checkpoint.model.config.num_attention_heads)
     train_tokens, held_tokens = split_tokens(checkpoint, train, importance, args.seed)
     dev_tokens = tokenize(dev[0], checkpoint.encode, dev[1], "Tokenizing dev")

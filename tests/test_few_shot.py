@@ -13,8 +13,8 @@ import urllib.request
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
-from conftest import (ROOT, assert_user_error, make_model, read_lines, run, run_here, server_python, thousand_texts, write_binary_data,
-                      write_lines)
+from conftest import (ROOT, assert_user_error, make_model, read_lines, run, run_here, server_python, thousand_texts,
+                      write_binary_data, write_lines)
 
 import export_model
 import predict
@@ -32,7 +32,7 @@ from textcls.paddle_setup import paddle
 from textcls.pickle_guard import guard_paddle_load
 from textcls.predictor import Predictor
 from textcls.prompt_model import make_prompt_model
-from textcls.prompts import Prompt, compile_template, parse_template
+from textcls.prompts import compile_template, parse_template
 from textcls.texts import text_problem
 from textcls.wordpiece import build_rust_tokenizer
 from utils import draw_shots, pad_batch, read_labels, tokenize
@@ -93,8 +93,8 @@ def masked_lm(make_once):
 
 @pytest.fixture(scope="session")
 def masked_bert(make_once):
-    return make_once("masked_bert", lambda folder: make_masked_lm(folder, model_type="bert", use_task_id=None,
-                                                                  task_type_vocab_size=None))
+    return make_once("masked_bert", lambda folder: make_masked_lm(folder, model_type="bert", num_hidden_layers=1,
+                                                                  use_task_id=None, task_type_vocab_size=None))
 
 
 @pytest.fixture(scope="session")
@@ -162,8 +162,8 @@ def build(folder, template, words, length=64):
     """(prompt model, its encoder, tokenizer, the masked LM it was made of) in eval mode."""
     select_device("cpu")
     tokenizer, masked = load_tokenizer(str(folder)), load_model(str(folder), head="MaskedLM")
-    prompt, starts = compile_template(parse_template(template), words, tokenizer, lambda text: words_as_ids(tokenizer, [[text]])[0][0],
-                                      masked.config.vocab_size)
+    prompt, starts = compile_template(parse_template(template), words, tokenizer,
+                                      lambda text: words_as_ids(tokenizer, [[text]])[0][0], masked.config.vocab_size)
     labels = [str(index) for index in range(len(words))]
     model = make_prompt_model(load_model(str(folder), head="MaskedLM"), prompt, words_as_ids(tokenizer, words), starts, labels)
     rust = rust_tokenizer(tokenizer, length, prompt=prompt)
@@ -220,7 +220,8 @@ def test_a_wrong_template_is_refused_with_the_position(template, position, wrong
 
 
 @pytest.mark.parametrize("template, wrong", [
-    ("{'text'}是", "has no mask"), ("{'mask'}是", "has no text"), ("{'text'}{'text'}{'mask'}", "has two texts"), (" ", "is empty")])
+    ("{'text'}是", "has no mask"), ("{'mask'}是", "has no text"), ("{'text'}{'text'}{'mask'}", "has two texts"),
+    (" ", "is empty")])
 def test_a_template_has_one_text_and_a_mask(template, wrong):
     with pytest.raises(UserError, match=wrong):
         parse_template(template)
@@ -239,7 +240,8 @@ def test_a_template_is_never_run(masked_lm, few, tmp_path):
 def test_label_words(tmp_path):
     from utils import read_label_words
 
-    write_lines(tmp_path / "label.txt", ["news##车==汽车", "文化", "a##体育", "财经==财经==股票", "旅游==旅游", "旅游==景点"])
+    write_lines(tmp_path / "label.txt", ["news##车==汽车", "文化", "a##体育", "财经==财经==股票", "旅游==旅游",
+                                         "旅游==景点"])
     found = read_label_words(tmp_path / "label.txt")
     assert found == {"news##车": {"汽车": 1}, "文化": {"文化": 2}, "a##体育": {"体育": 3}, "财经": {"财经": 4, "股票": 4},
                      "旅游": {"旅游": 5, "景点": 6}}
@@ -249,7 +251,8 @@ def test_label_words(tmp_path):
 def test_all_that_is_wrong_with_the_data_is_said_at_once(masked_lm, few, tmp_path):
     data = shutil.copytree(few, tmp_path / "data")
     first, second = read_labels(few / "label.txt")
-    write_lines(data / "label.txt", [f"{first}==费用", f"{second}==費鑫", f"{first}==龘", "第三==费用", "第四==费用原因费用原因费用"])
+    write_lines(data / "label.txt", [f"{first}==费用", f"{second}==費鑫", f"{first}==龘", "第三==费用",
+                                     "第四==费用原因费用原因费用"])
     write_lines(data / "train.txt", [*read_lines(few / "train.txt"), "没有标签", f"好\t{first}x"])
     os.remove(data / "dev.txt")
     process = run_train(masked_lm, data, tmp_path / "out", do_eval="", do_predict="")
@@ -334,7 +337,7 @@ def test_the_head_is_plain_indexing_of_the_masked_lm(name, template, words, requ
         logits = model(paddle.to_tensor(pad_batch(rows, tokenizer.pad_token_id))).numpy()
         alone = model(paddle.to_tensor(pad_batch(rows[:1], tokenizer.pad_token_id))).numpy()
     expected = guess_words(masked, rows, tokenizer.mask_token_id, words_as_ids(tokenizer, words), tokenizer.pad_token_id)
-    assert np.abs(expected).max() > 0.1 and np.ptp(expected, axis=0).max() > 1e-3  # they differ between texts
+    assert np.abs(expected).max() > 0.03 and np.ptp(expected, axis=0).max() > 1e-3  # they differ between texts
     np.testing.assert_allclose(logits, expected, atol=1e-6, rtol=1e-6)
     np.testing.assert_allclose(alone, expected[:1], atol=1e-6, rtol=1e-6)
     assert np.abs(masked.cls.predictions.decoder.bias.numpy()).max() > 0.01  # else the bias would not count
@@ -367,7 +370,8 @@ def test_token_types_are_those_of_the_template(masked_bert):
     with paddle.no_grad():
         logits = model(paddle.to_tensor(batch)).numpy()
         expected = masked(paddle.to_tensor(batch), token_type_ids=paddle.to_tensor(types)).numpy()
-    expected = expected[batch == tokenizer.mask_token_id][:, [tokens[0][0] for tokens in words_as_ids(tokenizer, [["药"], ["病"]])]]
+    ids = [tokens[0][0] for tokens in words_as_ids(tokenizer, [["药"], ["病"]])]
+    expected = expected[batch == tokenizer.mask_token_id][:, ids]
     np.testing.assert_allclose(logits, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -522,7 +526,8 @@ def test_soft_encoders_and_prefixes_are_trained_and_exported(name, template, few
     start = tmp_path / "start"
     trained(request.getfixturevalue(name), few, start, prompt=template, do_train=None, do_eval="")
     names = changed(start, tmp_path / "out")
-    assert [part for part in names if "word_embeddings.soft" in part] and [part for part in names if "word_embeddings.encoder" in part]
+    for part in ("word_embeddings.soft", "word_embeddings.encoder"):
+        assert [name for name in names if part in name], part
     assert "prefix" not in template or "prefix.vectors" in names
     files = set(os.listdir(tmp_path / "out/export"))
     assert {"model.pdmodel", "model.pdiparams", "model.onnx", "deploy.json", "tokenizer.json", "label.txt"} <= files
@@ -564,12 +569,12 @@ def test_the_benchmark_command_runs_as_published(masked_lm, few, tmp_path):
         assert found[1] == text and found[2] in read_labels(few / "label.txt")
 
 
-def test_the_quick_start_command_runs_as_published(masked_lm, few, tmp_path):
+def test_the_quick_start_command_runs_as_published(masked_bert, few, tmp_path):
     process = run_here(script.main, *"""--device cpu --data_dir ./data --output_dir ./checkpoints/ --prompt 这条新闻标题的主题是
                        --max_seq_length 128 --learning_rate 3e-5 --ppt_learning_rate 3e-4 --do_train --do_eval --use_rdrop
                        --max_steps 1000 --eval_steps 10 --logging_steps 5 --save_total_limit 1 --load_best_model_at_end True
                        --per_device_eval_batch_size 32 --per_device_train_batch_size 8 --do_predict --do_export""".split(),
-                       "--model_name_or_path", masked_lm, cwd=shutil.copytree(few, tmp_path / "data").parent)
+                       "--model_name_or_path", masked_bert, cwd=shutil.copytree(few, tmp_path / "data").parent)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "checkpoints/train_results.json").exists() and (tmp_path / "checkpoints/test_results.json").exists()
     state = json.loads((tmp_path / "checkpoints/trainer_state.json").read_text())
@@ -589,8 +594,8 @@ def distilled(masked_lm, few, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distilled")
     return folder, trained(masked_lm, few / "unlabelled", folder, **SEVERAL)
 
-SEVERAL = {"prompt": ["这是关于", SOFT], "do_eval": "", "do_predict": "", "evaluation_strategy": "epoch", "save_strategy": "steps",
-           "save_steps": 3, "max_steps": 9}
+SEVERAL = {"prompt": ["这是关于", SOFT], "do_eval": "", "do_predict": "", "evaluation_strategy": "epoch",
+           "save_strategy": "steps", "save_steps": 3, "max_steps": 9}
 
 
 def test_several_prompts_are_distilled_into_one_model(distilled, few):
@@ -765,7 +770,7 @@ def test_words_are_explained_without_those_of_the_prompt(prompted):
     baseline = predict_probs(checkpoint, tokens, 8)
     hook.remove()
     classes = probs.argmax(axis=1)
-    for index, own in enumerate(attribute_tokens(checkpoint, rows, classes, "ig", steps=200)):
+    for index, own in enumerate(attribute_tokens(checkpoint, rows, classes, "ig", steps=100)):
         assert own.sum() == pytest.approx(probs[index, classes[index]] - baseline[index, classes[index]], abs=5e-3)
 
 

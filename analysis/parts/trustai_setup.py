@@ -76,6 +76,8 @@ class InterpretedModel:
     - calls: interpretdl 0.8.0 reads `.grad` of an inner tensor, which Paddle 2.4 and later keep only where asked to (the
       gradient is None: TypeError). A hook registered at the call runs after interpretdl's own and asks. Can go when
       interpretdl calls `retain_grads`, as TrustAI does.
+    - layers: interpretdl 0.8.0 takes all whose names hold "word_embeddings", and so those inside of a prompt model's soft
+      embeddings, too (whose gradient is None: TypeError). They are left out. Can go when interpretdl compares the last word.
     """
 
     def __init__(self, model, embedding):
@@ -83,6 +85,10 @@ class InterpretedModel:
 
     def __getattr__(self, name):
         return getattr(self.model, name)
+
+    def named_sublayers(self):
+        inner = set(map(id, self.embedding.sublayers()))
+        return [(name, layer) for name, layer in self.model.named_sublayers() if id(layer) not in inner]
 
     def __call__(self, *inputs):
         def retain(layer, inputs, output):
