@@ -198,6 +198,8 @@ def further_pretrain(model_args, args, tokenizer, texts):
 def train_all(task, members, model_args, args, rows):
     """Train all members and save one model in args.output_dir: the only one, the best, or one that has learnt from all."""
     if len(members) == 1:
+        if rows["pretrain"] and args.resume_from_checkpoint == args.output_dir and not list_checkpoints(args.output_dir):
+            args = change_folder(args, args.output_dir, resume_from_checkpoint=None)  # ended in or soon after the pretraining
         return train_model(task, members[0], args, rows["train"], rows["dev"])
     folders = [os.path.join(args.output_dir, member.name) for member in members]
     unfinished = [folder for folder in folders if list_checkpoints(folder) and not is_finished(folder)]

@@ -252,9 +252,11 @@ def read_prompt(config, folder):
     try:
         prompt = Prompt(**config["prompt"])
         ids = [*prompt.before, *prompt.after]
-        if min(*ids, prompt.num_soft, prompt.prefix_length) < 0 or not 1 <= prompt.num_masks == ids.count(prompt.mask_id):
+        if min(*ids, prompt.num_soft, prompt.prefix_length) < 0 or max(ids) >= config["vocab_size"] + prompt.num_soft:
+            raise ValueError("its tokens are not the model's")
+        if not 1 <= prompt.num_masks == ids.count(prompt.mask_id):
             raise ValueError("its numbers do not fit together")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: prompt in its config.json is damaged ({error}), expected what few-shot/train.py wrote"
                         ) from None
     return prompt
