@@ -108,10 +108,11 @@ def make_loss(model_args, label_ids, num_classes):
 
 
 def check_model(model, folder, args, labels, label_path, resume_point, num_rows):
-    """UserError where the model cannot go on with the checkpoint to resume from, or has not learnt these labels."""
+    """UserError where the model cannot go on with the checkpoint to resume from, or has not learnt these labels (a prompt model
+    has words for its own labels only, so that it cannot learn others, either)."""
     if resume_point:
         check_resume_point(resume_point, args, labels, label_path, model, num_rows)
-    if not args.do_train and config_path(folder):
+    if config_path(folder) and (not args.do_train or getattr(model.config, "prompt", None) is not None):
         read_checkpoint_labels(folder, read_json(config_path(folder)), label_path)
 
 

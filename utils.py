@@ -90,7 +90,7 @@ def read_label_words(path, problems=None):
         elif not all(word.strip() for word in words):
             problems.add(path, number, f"label {label!r} with an empty word", "label==word")
         first_lines.setdefault(label, number)
-        seen.setdefault(label, {}).update({word.strip(): number for word in words})
+        seen.setdefault(label, {}).update({word.strip(): number for word in words if word.strip()})
     if problems.count == before and len(seen) < 2:
         problems.add(path, None, "only one label", "at least two labels")
     if reports_here:

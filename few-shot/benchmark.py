@@ -29,7 +29,7 @@ from textcls.baseline import baseline_probs
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.options import make_parser, positive_int
-from textcls.outputs import complete_file
+from textcls.outputs import check_output, complete_file
 from textcls.probabilities import softmax
 from textcls.scoring import calibration, score_guesses
 
@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("prompts", "prompt", "fine_tuning", "tfidf", "setfit")
 TEMPERATURES = np.geomspace(0.25, 8, 61)
 CALIBRATION_FOLDS = 5
+FREE_OPTIONS = ("methods", "shots", "seeds", "figure", "output_dir", "setfit_python")  # they decide what is run, not how
 
 
 def parse_arguments():
@@ -64,6 +65,8 @@ def parse_arguments():
     args = parser.parse_args()
     if args.shots and len(args.train_files) > 1:
         parser.error("--shots draws from one training file, expected one --train_files")
+    if "prompts" in args.methods and (len(args.prompt) < 2 or "prompt" in args.methods):
+        parser.error("--methods prompts measures each of several --prompt alone, too, expected several, and no `prompt` beside it")
     if "setfit" in args.methods and not args.setfit_python:
         parser.error("--methods setfit needs --setfit_python")
     return args
@@ -89,6 +92,8 @@ def make_sets(args, labels):
     texts, label_ids = files[0]
     for shots in args.shots:
         for seed in args.seeds:
+            if np.bincount(label_ids, minlength=len(labels)).min() < shots:
+                raise UserError(f"--shots {shots}: {args.train_files[0]} has fewer rows of a class")
             rows = draw_shots(texts, label_ids, shots, seed) if shots else np.arange(len(texts))
             sets.append((f"shots-{shots}-seed-{seed}", shots, seed, [texts[row] for row in rows], label_ids[rows]))
     return sets
@@ -198,7 +203,12 @@ def print_table(results):
 
 
 def spread(values):
-    return f"{values.mean():6.2f} ± {values.std(ddof=1) if len(values) > 1 else 0:5.2f}"
+    return "{:6.2f} ± {:5.2f}".format(*mean_and_sd(values))
+
+
+def mean_and_sd(values):
+    """Mean and standard deviation (0 for a single value) of a list of float."""
+    return np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
 
 
 def draw_figure(results, path):
@@ -214,8 +224,8 @@ def draw_figure(results, path):
         found = [[100 * result["accuracy"] for result in results if (result["name"], result["shots"]) == (name, count)]
                  for count in shots]
         places = [place for place, values in enumerate(found) if values]
-        axes.errorbar(places, [np.mean(found[place]) for place in places], [np.std(found[place]) for place in places],
-                      marker="o", capsize=3, label=name)
+        means, deviations = zip(*(mean_and_sd(found[place]) for place in places))
+        axes.errorbar(places, means, deviations, marker="o", capsize=3, label=name)
     axes.set_xticks(range(len(shots)), [str(count or "all") for count in shots])
     axes.set(xlabel="training rows per class", ylabel="accuracy, %")
     axes.grid(alpha=0.3)
@@ -231,7 +241,12 @@ def main():
     unlabelled = [line.partition("\t")[0] for path in args.unlabelled_files for _, line in read_lines(path, problems)]
     problems.report()
     path = os.path.join(args.output_dir, "results.json")
+    options = {name: value for name, value in vars(args).items() if name not in FREE_OPTIONS}
     results = read_json(path)["results"] if os.path.isfile(path) else []
+    if results and read_json(path)["options"] != options:
+        raise UserError(f"{path}: was measured with other options, expected the same ones, or another --output_dir")
+    if args.figure:
+        check_output(args.figure, [])
     for training_set in make_sets(args, labels):
         name, shots, seed, texts, label_ids = training_set
         folder = os.path.abspath(os.path.join(args.output_dir, name))
@@ -243,7 +258,7 @@ def main():
             for found, measured in run_method(method, args, folder, training_set, labels, test).items():
                 results.append({"set": name, "method": method, "name": found, "shots": shots, "seed": seed, **measured})
             with complete_file(path) as output:
-                json.dump({"results": results, "options": vars(args)}, output, ensure_ascii=False, indent=1)
+                json.dump({"results": results, "options": options}, output, ensure_ascii=False, indent=1)
     print_table(results)
     if args.figure:
         draw_figure(results, args.figure)

@@ -25,19 +25,17 @@ from typing import Optional
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts, tokenize
-from textcls.checkpoints import (config_path, load_checkpoint, load_model, load_tokenizer, make_encoder, read_prompt,
-                                 rust_tokenizer)
+from utils import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
+from textcls.checkpoints import (config_path, load_checkpoint, load_tokenizer, read_prompt)
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.exporting import write_deployment
-from textcls.families import count_positions
 from textcls.log import get_logger
 from textcls.outputs import complete_file, complete_folder
 from textcls.paddle_setup import paddle
-from textcls.prompt_runs import (NO_ROWS, Member, Task, change_folder, copy_model, cross_validate, distill, is_finished,
-                                 make_trainer, predict_texts, train_member, train_model)
-from textcls.prompt_training import pretrain
+from textcls.prompt_runs import (NO_ROWS, Member, Task, begin_run, change_folder, choose_neutral_texts, copy_model,
+                                 cross_validate, describe_run, distill, further_pretrain, is_finished, make_trainer,
+                                 predict_texts, train_member, train_model)
 from textcls.prompts import parse_template, tokenize_words
 from textcls.scoring import score_guesses
 from textcls.trainer import check_training_arguments, list_checkpoints, parse_dataclasses
@@ -115,12 +113,13 @@ def check_arguments(model_args, data_args, args):
         value = getattr(model_args if name == "repeats" else data_args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: out of range, expected 1 or more")
-    for name in ("early_stopping_patience", "folds", "distill_epochs"):
-        if getattr(model_args, name) < 0:
-            raise UserError(f"--{name} {getattr(model_args, name)}: out of range, expected 0 or more")
-    if args.world_size > 1 and (model_args.repeats > 1 or len(model_args.prompt or ()) > 1 or model_args.pretrain_file):
-        raise UserError("several prompts, --repeats and --pretrain_file run in one process only, expected a run without "
-                        "paddle.distributed.launch")
+    for name in ("early_stopping_patience", "folds", "distill_epochs", "pretrain_epochs"):
+        if not 0 <= getattr(model_args, name) <= 10000:  # not a number is refused, too
+            raise UserError(f"--{name} {getattr(model_args, name)}: out of range, expected 0 to 10000")
+    if args.seed + model_args.repeats > 2**32:
+        raise UserError(f"--seed {args.seed} --repeats {model_args.repeats}: out of range, expected seeds below {2**32}")
+    if args.alpha_rdrop < 0 or args.alpha_rgl < 0:
+        raise UserError("--alpha_rdrop, --alpha_rgl: out of range, expected 0 or more")
 
 
 def read_templates(prompts):
@@ -130,7 +129,12 @@ def read_templates(prompts):
         lines = [prompt]
         if prompt is not None and os.path.isfile(prompt):
             lines = [line for _, line in read_lines(prompt, problems) if line.strip()]
+            if not lines and not problems.count:
+                problems.add(prompt, None, "only blank lines", "one template per line")
             problems.report()
+        elif prompt and (prompt.endswith(".txt") or "\uff5b" in prompt):
+            raise UserError(f"--prompt {prompt}: no such file, and no template either, expected a file of templates, or a "
+                            "template with plain braces { }")
         templates += [parse_template(line) for line in lines]
     return templates
 
@@ -142,15 +146,13 @@ def read_data(data_args, args, tokenizer, pretrain_file):
     named = read_label_words(paths["label"], problems)
     labels = [] if problems.count else list(named)
     words = [list(own) for own in named.values()]
-    word_ids, wrong = tokenize_words(words, lambda word: tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word)),
-                                     tokenizer.unk_token_id)
+    word_ids, wrong = tokenize_words(words, tokenizer)
     for index, word, what in wrong:
         problems.add(paths["label"], list(named.values())[index][word], what, "known words, different for each label")
     longest = [max(map(len, ids)) for ids in word_ids]
-    if longest and max(longest) >= 3 * min(longest):
-        long, short = np.argmax(longest), np.argmin(longest)
-        problems.warn(paths["label"], None, f"the words have from {min(longest)} ({words[short][0]!r}) to {max(longest)} tokens "
-                      f"({words[long][0]!r})", "words of like length")
+    if labels and max(longest) >= 3 * min(longest):
+        problems.warn(paths["label"], None, f"the longest words of the labels have from {min(longest)} to {max(longest)} tokens "
+                      f"(labels {labels[np.argmin(longest)]!r} and {labels[np.argmax(longest)]!r})", "words of like length")
     rows = {name: NO_ROWS for name in ("train", "dev", "test")}
     wanted = {"train": args.do_train, "dev": args.do_eval, "test": args.do_predict}
     for name in rows:
@@ -176,37 +178,16 @@ def take_shots(train, shots, seed, labels, path, problems):
     return [texts[index] for index in chosen], label_ids[chosen]
 
 
-def further_pretrain(model_args, args, tokenizer, texts):
-    """Train the masked language model on texts first, and save it. Returns the folder, output_dir/pretrained."""
-    folder = os.path.join(args.output_dir, "pretrained")
-    if args.resume_from_checkpoint and config_path(folder):
-        get_logger().info(f"{folder} is finished.")
-        return folder
-    never = {"evaluation_strategy": type(args.evaluation_strategy).NO, "save_strategy": type(args.save_strategy).NO}
-    args = change_folder(args, folder, num_train_epochs=model_args.pretrain_epochs, max_steps=-1, load_best_model_at_end=False,
-                         resume_from_checkpoint=None, report_to=[], **never)
-    paddle.seed(args.seed)
-    model = load_model(model_args.model_name_or_path, head="MaskedLM")
-    length = min(args.max_seq_length, count_positions(model))
-    pretrain(model, tokenizer, tokenize(texts, make_encoder(tokenizer, rust_tokenizer(tokenizer, length), length)), args)
-    with complete_folder(folder, marker="config.json") as staging:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-    return folder
-
-
 def train_all(task, members, model_args, args, rows):
     """Train all members and save one model in args.output_dir: the only one, the best, or one that has learnt from all."""
     if len(members) == 1:
-        if rows["pretrain"] and args.resume_from_checkpoint == args.output_dir and not list_checkpoints(args.output_dir):
+        if rows["pretrain"] and args.resume_from_checkpoint and not (
+                list_checkpoints(args.output_dir) or os.path.basename(args.resume_from_checkpoint).startswith("checkpoint-")):
             args = change_folder(args, args.output_dir, resume_from_checkpoint=None)  # ended in or soon after the pretraining
         return train_model(task, members[0], args, rows["train"], rows["dev"])
     folders = [os.path.join(args.output_dir, member.name) for member in members]
-    unfinished = [folder for folder in folders if list_checkpoints(folder) and not is_finished(folder)]
-    if unfinished and not (args.resume_from_checkpoint or args.overwrite_output_dir):
-        raise UserError(f"{args.output_dir}: holds the unfinished {os.path.basename(unfinished[0])}, expected "
-                        f"--resume_from_checkpoint {args.output_dir} to go on, or --overwrite_output_dir to start anew")
-    texts = [rows["dev"][0], rows["test"][0], rows["data"] + rows["train"][0]]
+    distills = bool(rows["data"] and model_args.distill_epochs)
+    texts = [rows["dev"][0], rows["test"][0], rows["data"] + rows["train"][0] if distills else []]
     results, logits = [], []
     for member in members:
         folder = train_member(task, member, args, rows["train"], rows["dev"])
@@ -215,7 +196,7 @@ def train_all(task, members, model_args, args, rows):
                         "seconds": read_seconds(folder)})
     mean = [np.mean(parts, axis=0) for parts in zip(*logits)]
     results.append({"name": f"mean of all {len(members)}", **measure(mean, rows)})
-    if rows["data"] and model_args.distill_epochs:
+    if distills:
         distill(task, args, folders[0], texts[2], mean[2], model_args.distill_epochs)
     else:
         copy_model(folders[choose_member(task, members, model_args, args, rows, results)], args.output_dir)
@@ -329,13 +310,18 @@ def main():
         raise UserError(f"{args.output_dir}: holds a trained model, expected --model_name_or_path {args.output_dir} to evaluate "
                         "it, or another --output_dir for the untrained one")
 
-    task = Task(folder, labels, label_path, words, word_ids, tokenizer, model_args.verbalizer, model_args.early_stopping_patience,
-                rows["data"] or rows["train"][0] if model_args.calibrate else [])
     if not is_trained:
-        if rows["pretrain"]:
-            task = task._replace(model_folder=further_pretrain(model_args, args, tokenizer, rows["pretrain"]))
         members = [Member(f"prompt-{number}-seed-{seed}", template, seed) for number, template in enumerate(templates, 1)
                    for seed in range(args.seed, args.seed + model_args.repeats)]
+        if args.world_size > 1 and (len(members) > 1 or rows["pretrain"]):
+            raise UserError("several prompts, --repeats and --pretrain_file run in one process only, expected a run without "
+                            "paddle.distributed.launch")
+        if is_main_rank():
+            begin_run(args, members, describe_run(model_args, args, templates, labels, words, rows))
+        if rows["pretrain"]:
+            folder = further_pretrain(model_args, args, tokenizer, rows["pretrain"])
+        task = Task(folder, labels, label_path, words, word_ids, tokenizer, model_args.verbalizer,
+                    model_args.early_stopping_patience, choose_neutral_texts(rows, labels) if model_args.calibrate else [])
         train_all(task, members, model_args, args, rows)
         folder = args.output_dir
         if args.world_size > 1:

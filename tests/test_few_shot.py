@@ -162,8 +162,7 @@ def build(folder, template, words, length=64):
     """(prompt model, its encoder, tokenizer, the masked LM it was made of) in eval mode."""
     select_device("cpu")
     tokenizer, masked = load_tokenizer(str(folder)), load_model(str(folder), head="MaskedLM")
-    prompt, starts = compile_template(parse_template(template), words, tokenizer,
-                                      lambda text: words_as_ids(tokenizer, [[text]])[0][0], masked.config.vocab_size)
+    prompt, starts = compile_template(parse_template(template), words, tokenizer, masked.config.vocab_size)
     labels = [str(index) for index in range(len(words))]
     model = make_prompt_model(load_model(str(folder), head="MaskedLM"), prompt, words_as_ids(tokenizer, words), starts, labels)
     rust = rust_tokenizer(tokenizer, length, prompt=prompt)

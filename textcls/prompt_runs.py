@@ -1,7 +1,10 @@
 """From templates and rows to trained prompt models: one, several, the best of them, or one that has learnt from all."""
 
 import copy
+import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
 from typing import Any, NamedTuple
@@ -9,21 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils import read_json, tokenize
-from textcls.checkpoints import Checkpoint, check_length, load_checkpoint, load_model, make_encoder, rust_tokenizer
+from textcls.checkpoints import (Checkpoint, check_length, config_path, load_checkpoint, load_model, make_encoder,
+                                 rust_tokenizer)
 from textcls.errors import UserError, is_main_rank
 from textcls.families import count_positions
 from textcls.inference import predict_logits
 from textcls.log import get_logger, progress_bar
 from textcls.losses import SoftLabelLoss
-from textcls.outputs import STAGING, complete_folder
+from textcls.outputs import STAGING, complete_file, complete_folder
 from textcls.paddle_setup import paddle
 from textcls.prompt_model import make_prompt_model
-from textcls.prompt_training import PromptTrainer, SaveBest
+from textcls.prompt_training import PromptTrainer, SaveBest, pretrain
 from textcls.prompts import compile_template
 from textcls.scoring import compute_metrics
 from textcls.trainer import collate, list_checkpoints
 from textcls.training import check_resume_point, choose_callbacks, find_resume_point, tokenize_split, train_and_save
 
+MOST_NEUTRAL_TEXTS = 500  # to calibrate on
 TEMPERATURE = 2.0  # of the soft labels that one model learns from several (PET: Schick and Schütze 2021, arXiv:2001.07676)
 NO_ROWS = ([], np.zeros(0, np.int64))
 
@@ -53,11 +58,7 @@ class Member(NamedTuple):
 def build_model(task, template, args):
     """An untrained prompt model: a Checkpoint."""
     masked_lm = load_model(task.model_folder, head="MaskedLM")
-
-    def encode(words):
-        return task.tokenizer.convert_tokens_to_ids(task.tokenizer.tokenize(words))
-
-    prompt, starts = compile_template(template, task.words, task.tokenizer, encode, masked_lm.config.vocab_size)
+    prompt, starts = compile_template(template, task.words, task.tokenizer, masked_lm.config.vocab_size)
     model = make_prompt_model(masked_lm, prompt, task.word_ids, starts, task.labels)
     length = check_length(min(args.max_seq_length, count_positions(model)), model)
     model.config.max_seq_length = length
@@ -91,6 +92,79 @@ def change_folder(args, folder, **changes):
     return args
 
 
+def without_evaluation(args, folder, **changes):
+    """As `change_folder`, for a training that neither evaluates nor saves checkpoints nor resumes."""
+    return change_folder(args, folder, evaluation_strategy=type(args.evaluation_strategy).NO, report_to=[],
+                         save_strategy=type(args.save_strategy).NO, load_best_model_at_end=False, resume_from_checkpoint=None,
+                         **changes)
+
+
+def begin_run(args, members, record):
+    """Note in args.output_dir/run.json what a run is made of, and clear what an earlier run left there; of a run that is resumed
+    compare it. record: of `describe_run`. UserError where it differs, where there is nothing to resume, or where an
+    unfinished run would be lost."""
+    path, resumed = os.path.join(args.output_dir, "run.json"), args.resume_from_checkpoint
+    if resumed is None:
+        find_resume_point(args)
+        folders = [os.path.join(args.output_dir, member.name) for member in members]
+        unfinished = [folder for folder in folders if list_checkpoints(folder) and not is_finished(folder)]
+        if unfinished and not args.overwrite_output_dir:
+            raise UserError(f"{args.output_dir}: holds the unfinished {os.path.basename(unfinished[0])}, expected "
+                            f"--resume_from_checkpoint {args.output_dir} to go on, or --overwrite_output_dir to start anew")
+        for name in os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []:
+            if name in ("pretrained", "members.json", "run.json") or re.fullmatch(r"prompt-\d+-seed-\d+", name):
+                doomed = os.path.join(args.output_dir, name)
+                shutil.rmtree(doomed) if os.path.isdir(doomed) else os.remove(doomed)
+        with complete_file(path) as output:
+            json.dump(record, output, ensure_ascii=False, indent=1)
+        return
+    is_here = os.path.realpath(args.output_dir) in (os.path.realpath(resumed), os.path.dirname(os.path.realpath(resumed)))
+    if not os.path.isdir(resumed) or (is_here and not os.path.isfile(path)):
+        raise UserError(f"--resume_from_checkpoint {resumed}: holds no run of few-shot/train.py, expected its --output_dir")
+    before = read_json(path) if os.path.isfile(path) else record
+    different = [name for name, value in record.items() if before.get(name) != value]
+    if different:
+        raise UserError(f"--resume_from_checkpoint {resumed}: {', '.join(different)} are not those that this run began with "
+                        f"({path}), expected the same ones, or a run without it, which starts anew")
+
+
+def describe_run(model_args, args, templates, labels, words, rows):
+    """What has to be the same where a run is resumed: a JSON object. model_args: ModelArguments of few-shot/train.py."""
+    def digest(*values):
+        return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()
+
+    return {"prompt": templates, "labels": labels, "label words": words, "seed": args.seed, "repeats": model_args.repeats,
+            "verbalizer": model_args.verbalizer, "calibrate": model_args.calibrate, "folds": model_args.folds,
+            "training rows": digest(rows["train"][0], rows["train"][1].tolist()), "data.txt": digest(rows["data"]),
+            "pretrain_file": digest(rows["pretrain"])}
+
+
+def choose_neutral_texts(rows, labels):
+    """The texts to calibrate on: some of data.txt, where it has enough, else those of train."""
+    texts = rows["data"] or rows["train"][0]
+    if rows["data"] and len(texts) < 5 * len(labels):
+        get_logger().warning(f"data.txt has {len(texts)} texts, too few to calibrate on, expected {5 * len(labels)} or more.")
+        texts = rows["train"][0]
+    return texts[::-(-len(texts) // MOST_NEUTRAL_TEXTS)] if texts else []
+
+
+def further_pretrain(model_args, args, tokenizer, texts):
+    """Train the masked language model on texts first, and save it. Returns the folder, args.output_dir/pretrained."""
+    folder = os.path.join(args.output_dir, "pretrained")
+    if args.resume_from_checkpoint and config_path(folder):
+        get_logger().info(f"{folder} is finished.")
+        return folder
+    args = without_evaluation(args, folder, num_train_epochs=model_args.pretrain_epochs, max_steps=-1)
+    paddle.seed(args.seed)
+    model = load_model(model_args.model_name_or_path, head="MaskedLM")
+    length = min(args.max_seq_length, count_positions(model))
+    pretrain(model, tokenizer, tokenize(texts, make_encoder(tokenizer, rust_tokenizer(tokenizer, length), length)), args)
+    with complete_folder(folder, marker="config.json") as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    return folder
+
+
 def train_model(task, member, args, train, dev):
     """Train a member on rows (texts, label ids) and save it in args.output_dir; without rows it is saved as it begins.
 
@@ -101,15 +175,15 @@ def train_model(task, member, args, train, dev):
         resume_point = find_resume_point(args) if len(train[0]) else None
         checkpoint = build_model(task, member.template, args)
         get_logger().info(f"Using template: {member.template}")
-        if task.neutral_texts:
+        if not resume_point:
             calibrate(checkpoint, task.neutral_texts, args.per_device_eval_batch_size)
+        elif read_json(os.path.join(resume_point, "config.json")).get("prompt") != checkpoint.model.config.prompt:
+            raise UserError(f"--resume_from_checkpoint {resume_point}: has another prompt, or other label words, expected those "
+                            "it began with")
+        else:
+            check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(train[0]))
         if not len(train[0]):
             return save_untrained(checkpoint, args)
-        if resume_point:
-            if read_json(os.path.join(resume_point, "config.json")).get("prompt") != checkpoint.model.config.prompt:
-                raise UserError(f"--resume_from_checkpoint {resume_point}: has another prompt, or other label words, expected "
-                                "those it began with")
-            check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(train[0]))
         evaluates = len(dev[0]) and args.evaluation_strategy.value != "no"
         tokens, dev_tokens = (tokenize_split(rows, checkpoint.encode, checkpoint.max_seq_length, name) if is_used else None
                               for rows, name, is_used in ((train, "training", True), (dev, "dev", evaluates)))
@@ -121,7 +195,9 @@ def train_model(task, member, args, train, dev):
 
 def calibrate(checkpoint, texts, batch_size):
     """Take the mean logits of texts (list of str) off the classifier's bias (Holtzman et al. 2021, arXiv:2104.08315; Zhao et al.
-    2021, arXiv:2102.09690): a masked LM likes some words more than others, whatever the text."""
+    2021, arXiv:2102.09690): a masked LM likes some words more than others, whatever the text. Without texts nothing changes."""
+    if not texts:
+        return
     with progress_bar(len(texts), "Calibrating") as progress:
         logits = predict_logits(checkpoint, tokenize(texts, checkpoint.encode), batch_size, progress)
     bias = checkpoint.model.classifier.bias
@@ -146,14 +222,13 @@ def cross_validate(task, member, args, train, folds):
 
     texts, label_ids = train
     hits = np.zeros(len(texts), bool)
-    os.makedirs(args.output_dir, exist_ok=True)
+    for name in os.listdir(args.output_dir):
+        if name.startswith(STAGING):  # of a run that was killed
+            shutil.rmtree(os.path.join(args.output_dir, name))
     for rest, held_out in StratifiedKFold(folds, shuffle=True, random_state=args.seed).split(label_ids, label_ids):
         folder = tempfile.mkdtemp(prefix=f"{STAGING}-", dir=args.output_dir)
         try:
-            fold_args = change_folder(args, folder, evaluation_strategy=type(args.evaluation_strategy).NO, report_to=[],
-                                      save_strategy=type(args.save_strategy).NO, load_best_model_at_end=False,
-                                      resume_from_checkpoint=None)
-            train_model(task, member, fold_args, ([texts[row] for row in rest], label_ids[rest]), NO_ROWS)
+            train_model(task, member, without_evaluation(args, folder), ([texts[row] for row in rest], label_ids[rest]), NO_ROWS)
             guesses = predict_texts(folder, [[texts[row] for row in held_out]], args)[0].argmax(axis=1)
             hits[held_out] = guesses == label_ids[held_out]
         finally:

@@ -68,11 +68,11 @@ class SaveBest(TrainerCallback):
             control.should_save = True
 
 
-def collate_masked(rows, tokenizer, first_id, generator):
+def collate_masked(rows, tokenizer, others, generator):
     """A batch for the training of a masked LM: of the tokens drawn, 80 % are masked, 10 % replaced, 10 % left as they are (BERT:
     Devlin et al. 2019, arXiv:1810.04805).
 
-    rows: of TokenizedTexts; first_id: the vocabulary's first id that is no special token; generator: NumPy's.
+    rows: of TokenizedTexts; others: int64, the ids that may replace a token; generator: NumPy's.
     Returns {"input_ids": int64 [batch, longest], "masked_positions": int64 [num_drawn], positions in the flattened batch,
     "labels": int64 [num_drawn], what stood there}.
     """
@@ -83,8 +83,7 @@ def collate_masked(rows, tokenizer, first_id, generator):
         drawn = np.flatnonzero(usable)[:1] if usable.any() else np.array([0])
     labels, fate = input_ids.ravel()[drawn], generator.random(len(drawn))
     replaced = np.where(fate < 0.8, tokenizer.mask_token_id, labels)
-    others = generator.integers(first_id, len(tokenizer), len(drawn))
-    input_ids.ravel()[drawn] = np.where(fate >= 0.9, others, replaced)
+    input_ids.ravel()[drawn] = np.where(fate >= 0.9, generator.choice(others, len(drawn)), replaced)
     return {"input_ids": input_ids, "masked_positions": drawn, "labels": labels}
 
 
@@ -93,9 +92,9 @@ def pretrain(model, tokenizer, tokens, args):
 
     model: of `load_model(head="MaskedLM")`; tokens: TokenizedTexts without a prompt; args: TrainingArguments.
     """
-    generator, first_id = np.random.default_rng(args.seed), max(tokenizer.all_special_ids) + 1
+    generator, others = np.random.default_rng(args.seed), np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
     trainer = ClassificationTrainer([], None, args, model=model, criterion=paddle.nn.CrossEntropyLoss(), tokenizer=tokenizer,
-                                    data_collator=lambda rows: collate_masked(rows, tokenizer, first_id, generator),
+                                    data_collator=lambda rows: collate_masked(rows, tokenizer, others, generator),
                                     train_dataset=tokens)
     with plain_library_errors():
         trainer.train()

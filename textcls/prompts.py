@@ -15,7 +15,8 @@ ATTRIBUTES = {  # name -> (the keywords it belongs to, the types of its values)
     "hidden_size": (("soft", "prefix"), int), "soft_id": (("soft",), int), "token_type": (("text", "hard", "soft", "mask"), int),
     "truncate": (("text",), bool), "add_space": (("text", "hard"), bool)}
 ENCODERS = ("lstm", "mlp")
-TOKENS = re.compile(r"""\s*(?:(?P<string>'[^'\\]*'|"[^"\\]*")|(?P<number>\d+)|(?P<word>\w+)|(?P<mark>[:,}]))""")
+RANGES = {"length": (1, 512), "hidden_size": (1, 8192), "soft_id": (0, 999_999_999), "token_type": (0, 1)}
+TOKENS = re.compile(r"""\s*(?:(?P<string>'[^'\\]*'|"[^"\\]*")|(?P<number>\d{1,9})|(?P<word>\w+)|(?P<mark>[:,}]))""")
 CONSTANTS = {"True": True, "False": False, "None": None}
 
 
@@ -119,8 +120,10 @@ def _check_entry(template, position, name, value, part):
         known = [key for key, (names, _) in ATTRIBUTES.items() if keyword in names]
         raise _error(template, position, f"{name!r} is no attribute of {keyword!r} (or stands twice), expected "
                      f"{', '.join(known) or 'none'}")
-    if type(value) is not kind or (name in ("length", "hidden_size") and value < 1) or (name == "token_type" and value > 1):
-        raise _error(template, position, f"the value of {name!r} is {value!r}, expected a {kind.__name__} in its range")
+    least, most = RANGES.get(name, (None, None))
+    if type(value) is not kind or (kind is int and not least <= value <= most):
+        wanted = f"a number, {least} to {most}" if kind is int else f"a {kind.__name__}"
+        raise _error(template, position, f"the value of {name!r} is {value!r}, expected {wanted}")
     if name == "encoder" and value not in ENCODERS:
         raise _error(template, position, f"no encoder {value!r}, expected one of {', '.join(ENCODERS)}")
     if name == "truncate" and not value:
@@ -129,7 +132,7 @@ def _check_entry(template, position, name, value, part):
 
 def _check_hard(template, text, position):
     if "[MASK]" in text:
-        raise _error(template, position + max(text.find("[MASK]"), 0), "[MASK] as plain words, expected the block {'mask'}")
+        raise _error(template, position + text.find("[MASK]"), "[MASK] as plain words, expected the block {'mask'}")
 
 
 def _error(template, position, wrong):
@@ -137,31 +140,38 @@ def _error(template, position, wrong):
     return UserError(f"--prompt {template!r}: at character {position + 1}: {wrong}{expected}")
 
 
-def tokenize_words(words, encode, unknown_id):
+def plain_encoder(tokenizer):
+    """A function str -> list of token ids, without special tokens around them. tokenizer: PaddleNLP's."""
+    return lambda words: tokenizer.convert_tokens_to_ids(tokenizer.tokenize(words))
+
+
+def tokenize_words(words, tokenizer):
     """The token ids of each class's words: list (classes) of lists (words) of lists of int, and what is wrong with them.
 
-    words: list of lists of str; encode: str -> list of int without special tokens. Returns (ids, problems), problems being
-    triples (class id, word, what is wrong): unknown tokens, words that stand twice.
+    words: list of lists of str; tokenizer: PaddleNLP's. Returns (ids, problems), problems being triples (class id, word, what is
+    wrong): unknown and special tokens, words that stand twice.
     """
-    ids, problems, owners = [], [], {}
+    ids, problems, owners, encode = [], [], {}, plain_encoder(tokenizer)
     for index, own in enumerate(words):
         ids.append([encode(word) for word in own])
         for word, tokens in zip(own, ids[-1]):
-            if not tokens or unknown_id in tokens:
-                problems.append((index, word, f"the vocabulary has no token for a part of the word {word!r}"))
+            if not tokens or set(tokens).intersection(tokenizer.all_special_ids):
+                problems.append((index, word, f"the vocabulary has no token for a part of the word {word!r}, or a special one"))
             elif tuple(tokens) in owners:
                 problems.append((index, word, f"the word {word!r} stands for two labels or twice"))
             owners.setdefault(tuple(tokens), index)
     return ids, problems
 
 
-def compile_template(parts, words, tokenizer, encode, vocab_size):
+def compile_template(parts, words, tokenizer, vocab_size):
     """Turn a template into tokens.
 
     parts: of `parse_template`; words: list of lists of str, the words of each class; tokenizer: PaddleNLP's, for the ids of the
-    special tokens; encode: str -> list of int without special tokens; vocab_size: rows of the model's word embeddings.
-    Returns (Prompt, starts: for each soft token the id of the token that it begins as, or None: at random).
+    special tokens; vocab_size: rows of the model's word embeddings.
+    Returns (Prompt, starts: for each soft token the id of the token that it begins as, or None: at random). UserError where the
+    template's words have special tokens in them.
     """
+    encode = plain_encoder(tokenizer)
     sides, types, starts, numbers = [[tokenizer.cls_token_id], []], [[0], []], [], {}
     side = num_masks = prefix_length = text_type = 0
     encoder, encoder_size = None, 0
@@ -177,6 +187,8 @@ def compile_template(parts, words, tokenizer, encode, vocab_size):
             continue
         if keyword == "hard":
             ids = encode(value)
+            if set(ids).intersection(tokenizer.all_special_ids) - {tokenizer.unk_token_id}:
+                raise UserError(f"--prompt: the words {value!r} hold a special token, expected words, or the block {{'sep'}}")
         elif keyword == "sep":
             ids = [tokenizer.sep_token_id]
         elif keyword == "mask":
