@@ -66,7 +66,7 @@ def parse_arguments():
     if args.shots and len(args.train_files) > 1:
         parser.error("--shots draws from one training file, expected one --train_files")
     if "prompts" in args.methods and (len(args.prompt) < 2 or "prompt" in args.methods):
-        parser.error("--methods prompts measures each of several --prompt alone, too, expected several, and no `prompt` beside it")
+        parser.error("--methods prompts measures each of several --prompt, expected several, and no `prompt` beside it")
     if "setfit" in args.methods and not args.setfit_python:
         parser.error("--methods setfit needs --setfit_python")
     return args

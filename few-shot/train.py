@@ -33,8 +33,8 @@ from textcls.exporting import write_deployment
 from textcls.log import get_logger
 from textcls.outputs import complete_file, complete_folder
 from textcls.paddle_setup import paddle
-from textcls.prompt_runs import (NO_ROWS, Member, Task, begin_run, change_folder, choose_neutral_texts, copy_model,
-                                 cross_validate, describe_run, distill, further_pretrain, is_finished, make_trainer,
+from textcls.prompt_runs import (NO_ROWS, Member, Task, begin_run, change_folder, check_templates, choose_neutral_texts,
+                                 copy_model, cross_validate, describe_run, distill, further_pretrain, is_finished, make_trainer,
                                  predict_texts, train_member, train_model)
 from textcls.prompts import parse_template, tokenize_words
 from textcls.scoring import score_guesses
@@ -316,12 +316,13 @@ def main():
         if args.world_size > 1 and (len(members) > 1 or rows["pretrain"]):
             raise UserError("several prompts, --repeats and --pretrain_file run in one process only, expected a run without "
                             "paddle.distributed.launch")
+        task = Task(folder, labels, label_path, words, word_ids, tokenizer, model_args.verbalizer,
+                    model_args.early_stopping_patience, choose_neutral_texts(rows, labels) if model_args.calibrate else [])
+        check_templates(task, templates, args)
         if is_main_rank():
             begin_run(args, members, describe_run(model_args, args, templates, labels, words, rows))
         if rows["pretrain"]:
-            folder = further_pretrain(model_args, args, tokenizer, rows["pretrain"])
-        task = Task(folder, labels, label_path, words, word_ids, tokenizer, model_args.verbalizer,
-                    model_args.early_stopping_patience, choose_neutral_texts(rows, labels) if model_args.calibrate else [])
+            task = task._replace(model_folder=further_pretrain(model_args, args, tokenizer, rows["pretrain"]))
         train_all(task, members, model_args, args, rows)
         folder = args.output_dir
         if args.world_size > 1:

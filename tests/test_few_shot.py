@@ -32,6 +32,7 @@ from textcls.paddle_setup import paddle
 from textcls.pickle_guard import guard_paddle_load
 from textcls.predictor import Predictor
 from textcls.prompt_model import make_prompt_model
+from textcls.prompt_training import collate_masked
 from textcls.prompts import compile_template, parse_template
 from textcls.texts import text_problem
 from textcls.wordpiece import build_rust_tokenizer
@@ -71,11 +72,11 @@ def make_masked_lm(folder, **changes):
 
 @pytest.fixture(scope="module", autouse=True)
 def tokenizers_built_once():
-    """All models here have one vocabulary: the two seconds of building its Rust tokenizer are spent once for each kind."""
+    """Nearly all models here have one vocabulary: the two seconds of building its Rust tokenizer are spent once for each kind."""
     built = {}
 
     def build_once(tokenizer, plain=()):
-        key = (type(tokenizer), tuple(plain))
+        key = (type(tokenizer), tuple(plain), tokenizer.unk_token_id)
         built[key] = built.get(key) or build_rust_tokenizer(tokenizer, plain).to_str()
         return Tokenizer.from_str(built[key])
 
@@ -259,7 +260,7 @@ def test_all_that_is_wrong_with_the_data_is_said_at_once(masked_lm, few, tmp_pat
                       f"{data}/label.txt:3: the vocabulary has no token for a part of the word '龘'",
                       f"{data}/label.txt:4: the word '费用' stands for two labels or twice",
                       f"{data}/train.txt:31: no tab", f"{data}/train.txt:32: label", f"{data}/dev.txt: file not found",
-                      "6 problems found.", "the words have from 2 ('费用') to 10 tokens")
+                      "6 problems found.", "the longest words of the labels have from 2 to 10 tokens")
     os.remove(data / "test.txt")
     shutil.copy(few / "label.txt", data)
     shutil.copy(few / "train.txt", data)
@@ -287,6 +288,10 @@ def test_shots_are_drawn_by_the_seed_alone(few):
     ({"folds": -1}, ["--folds -1: out of range"]),
     ({"pretrain_file": "none.txt"}, ["none.txt: file not found"]),
     ({"prompt": " "}, ["--prompt: is empty"]),
+    ({"prompt": "none.txt"}, ["--prompt none.txt: no such file"]),
+    ({"prompt": "｛'text'｝好｛'mask'｝"}, ["no template either", "plain braces"]),
+    ({"distill_epochs": "nan"}, ["--distill_epochs nan: out of range"]),
+    ({"seed": 2**32 - 1, "repeats": 2}, ["--repeats 2: out of range"]),
 ])
 def test_options_that_cannot_work_are_refused(masked_lm, few, tmp_path, changes, parts):
     assert_user_error(run_train(masked_lm, few, tmp_path / "out", **changes), *parts)
@@ -646,6 +651,30 @@ def test_repeats_make_a_table_and_pretraining_goes_first(masked_lm, few, tmp_pat
     assert any((before[name] != after[name]).any() for name in before)
 
 
+def test_pretraining_never_puts_special_tokens_in_wherever_they_stand(tmp_path, masked_lm, few):
+    vocabulary = read_lines(masked_lm / "vocab.txt")
+    vocabulary.remove("[UNK]")  # the last of ERNIE 3.0's
+    folder = shutil.copytree(masked_lm, tmp_path / "model")
+    write_lines(folder / "vocab.txt", [*vocabulary, "[UNK]"])
+    trained(folder, few, tmp_path / "out", max_steps=1, pretrain_file=few / "unlabelled/data.txt", prompt="是")
+    tokenizer = load_tokenizer(str(folder))
+    others = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    assert len(tokenizer) - 1 == tokenizer.unk_token_id
+    rows = [{"input_ids": np.array([1] + [100] * 200 + [2])}] * 8
+    batch = collate_masked(rows, tokenizer, others, np.random.default_rng(0))
+    found = batch["input_ids"].ravel()[batch["masked_positions"]]
+    assert set(found) & set(tokenizer.all_special_ids) == {tokenizer.mask_token_id} and (batch["labels"] == 100).all()
+    assert 0.1 < len(found) / 1600 < 0.2 and 0.7 < (found == tokenizer.mask_token_id).mean() < 0.9
+
+
+def test_too_few_unlabelled_texts_are_not_calibrated_on(masked_lm, few, untrained, tmp_path):
+    data = shutil.copytree(few, tmp_path / "data")
+    write_lines(data / "data.txt", ["只有一条"])
+    log = trained(masked_lm, data, tmp_path / "out", do_train=None, do_eval="", prompt=SOFT)
+    assert "data.txt has 1 texts, too few to calibrate on, expected 10 or more" in log
+    assert_same_weights(tmp_path / "out", untrained)
+
+
 # ---- interruptions
 
 
@@ -672,7 +701,7 @@ def test_a_killed_training_is_resumed_as_if_never_interrupted(masked_lm, few, tm
     assert_user_error(run_train(masked_lm, few, killed, **changes), "did not finish", "--resume_from_checkpoint",
                       "--overwrite_output_dir")
     assert_user_error(run_train(masked_lm, few, killed, **{**changes, "prompt": "另一个"}, resume_from_checkpoint=killed),
-                      "checkpoint-10: has another prompt, or other label words")
+                      f"--resume_from_checkpoint {killed}: prompt are not those that this run began with")
     trained(masked_lm, few, killed, **changes, resume_from_checkpoint=killed)
     for name in ("", "checkpoint-20"):
         assert_same_weights(tmp_path / "whole" / name, killed / name)
@@ -693,15 +722,25 @@ def test_a_killed_run_of_several_goes_on_where_it_was(masked_lm, few, distilled,
 
 
 def test_a_run_killed_between_its_models_goes_on(masked_lm, few, distilled, tmp_path):
-    """All models are finished, and nothing is yet of the one that learns from them, or of the cross-validation."""
+    """All models are finished, and nothing is yet of the one that learns from them."""
+    out = tmp_path / "out"
     for member in ("prompt-1-seed-42", "prompt-2-seed-42"):
-        shutil.copytree(distilled[0] / member, tmp_path / "out" / member)
-    shutil.copytree(tmp_path / "out", tmp_path / "chosen")
-    trained(masked_lm, few / "unlabelled", tmp_path / "out", **SEVERAL, resume_from_checkpoint=tmp_path / "out")
-    assert_same_weights(distilled[0], tmp_path / "out")
-    log = trained(masked_lm, few, tmp_path / "chosen", **{**SEVERAL, "max_steps": 2}, folds=2,
-                  resume_from_checkpoint=tmp_path / "chosen")
-    assert "The best by cross_validation_accuracy" in log
+        shutil.copytree(distilled[0] / member, out / member)
+    assert_user_error(run_train(masked_lm, few / "unlabelled", out, **SEVERAL, resume_from_checkpoint=out), "holds no run")
+    shutil.copy(distilled[0] / "run.json", out)
+    for changes, what in (({"prompt": ["甲", "乙"]}, "prompt"), ({"seed": 7}, "seed"), ({"shots": 9}, "training rows")):
+        process = run_train(masked_lm, few / "unlabelled", out, **{**SEVERAL, **changes}, resume_from_checkpoint=out)
+        assert_user_error(process, f"--resume_from_checkpoint {out}: {what} are not those that this run began with")
+    assert not (out / "config.json").exists()
+    trained(masked_lm, few / "unlabelled", out, **SEVERAL, resume_from_checkpoint=out)
+    assert_same_weights(distilled[0], out)
+
+
+def test_a_new_run_leaves_nothing_of_an_older_one(masked_lm, few, distilled, tmp_path):
+    out = shutil.copytree(distilled[0], tmp_path / "out")
+    trained(masked_lm, few, out, max_steps=1)
+    assert not [name for name in os.listdir(out) if name.startswith(("prompt-", "members", "pretrained"))]
+    assert json.loads((out / "run.json").read_text())["prompt"] == [parse_template("这是关于")]
 
 
 # ---- the seam: all other tools take a prompt model as it is

@@ -55,6 +55,21 @@ class Member(NamedTuple):
     seed: int
 
 
+def check_templates(task, templates, args):
+    """UserError where a template leaves no room for a text, or nothing to train: before any model is trained."""
+    masked_lm = load_model(task.model_folder, head="MaskedLM")
+    most = count_positions(masked_lm)
+    for template in templates:
+        prompt, _ = compile_template(template, task.words, task.tokenizer, masked_lm.config.vocab_size)
+        least = len(prompt.before) + len(prompt.after) + 1
+        if min(args.max_seq_length, most) < least:
+            raise UserError(f"--max_seq_length {args.max_seq_length}: out of range, expected {least} to {most} for this model "
+                            f"and the template {template}")
+        if args.freeze_plm and task.verbalizer == "manual" and not (prompt.num_soft or prompt.prefix_length):
+            raise UserError("--freeze_plm with --verbalizer manual: nothing is left to train, expected soft tokens in the "
+                            "prompt, or only one of the two options")
+
+
 def build_model(task, template, args):
     """An untrained prompt model: a Checkpoint."""
     masked_lm = load_model(task.model_folder, head="MaskedLM")
@@ -67,9 +82,6 @@ def build_model(task, template, args):
     if task.verbalizer == "manual":
         for parameter in model.classifier.parameters():
             parameter.stop_gradient = True
-    if all(parameter.stop_gradient for parameter in model.parameters()):
-        raise UserError("--freeze_plm with --verbalizer manual: nothing is left to train, expected soft tokens in the prompt, or "
-                        "only one of the two options")
     rust = rust_tokenizer(task.tokenizer, length, prompt=prompt)
     return Checkpoint(model, task.tokenizer, rust, make_encoder(task.tokenizer, rust, length), task.labels, length,
                       task.tokenizer.pad_token_id, len(prompt.before), len(prompt.after))
