@@ -864,3 +864,22 @@ def test_simple_serving_answers_for_a_prompt_model(prompted, deployed, tmp_path)
     for item, row in zip(result, expected, strict=True):
         assert item["predictions"][0]["label"] == checkpoint.labels[row.argmax()]
         assert item["predictions"][0]["score"] == pytest.approx(row.max(), abs=1e-4)
+
+
+def test_the_benchmark_measures_and_does_not_measure_again(masked_lm, few, tmp_path):
+    benchmark = load_script("benchmark")
+    changes = ["--model_name_or_path", masked_lm, "--label_file", few / "label.txt", "--test_file", few / "test.txt",
+               "--train_files", few / "plenty/train.txt", "--prompt", "这是关于", "--max_steps", 1, "--output_dir", tmp_path / "out", "--shots", 2]
+    process = run_here(benchmark.main, *changes, "--methods", "prompt", "fine_tuning", "tfidf", "--figure", tmp_path / "a.png")
+    assert process.returncode == 0, process.stderr
+    rows = {line[5:22].strip(): line.split() for line in process.stdout.splitlines()[1:]}
+    assert list(rows) == ["prompt", "fine_tuning", "tfidf"] and (tmp_path / "a.png").stat().st_size
+    results = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    texts, gold = zip(*(line.split("\t") for line in read_lines(few / "test.txt")))
+    checkpoint = load_checkpoint(str(tmp_path / "out/shots-2-seed-1/prompt"))
+    guesses = predict_logits(checkpoint, tokenize(list(texts), checkpoint.encode), 8).argmax(axis=1)
+    accuracy = np.mean([checkpoint.labels[guess] == label for guess, label in zip(guesses, gold)])
+    assert results[0]["accuracy"] == pytest.approx(accuracy) and f"{100 * accuracy:.2f}" in rows["prompt"]
+    again = run_here(benchmark.main, *changes, "--methods", "prompt", "tfidf")
+    assert again.returncode == 0 and "rows ..." not in again.stderr and again.stdout == process.stdout
+    assert_user_error(run_here(benchmark.main, *changes, "--methods", "tfidf", "--batch_size", 4), "other options")
