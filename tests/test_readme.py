@@ -82,6 +82,7 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
         "test_few_shot.py::test_repeats_make_a_table_and_pretraining_goes_first" for folder in ("adapted", "repeated")},
     "python few-shot/train.py --model_name_or_path ./checkpoints/":
         "test_few_shot.py::test_zero_shot_answers_by_the_label_words_alone",
+    "python few-shot/train.py --model_name_or_path zh_bert": "test_few_shot.py::test_zero_shot_answers_by_the_label_words_alone",
     "python few-shot/benchmark.py": "test_few_shot.py::test_the_benchmark_measures_and_does_not_measure_again",
     "python few-shot/infer.py": "test_few_shot.py::test_the_benchmark_command_runs_as_published",
     "python analysis/evaluate.py --dataset_dir data --params_path ./checkpoints/":

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 
@@ -58,15 +59,15 @@ def complete_file(path, mode="w", **kwargs):
         with open(path, mode, encoding=None if "b" in mode else "utf-8", **kwargs) as output:
             yield output
         return
+    part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(4)}.part")
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=os.path.dirname(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
-    try:
-        with open(handle, mode, encoding=None if "b" in mode else "utf-8", **kwargs) as output:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            output = open(part, mode, encoding=None if "b" in mode else "utf-8", **kwargs)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
+        with output:
             yield output
-        os.chmod(part, 0o666 & ~_umask())  # mkstemp makes files private
         os.replace(part, path)
     except BaseException:  # Ctrl-C and SIGTERM too, which are no Exception
         with contextlib.suppress(OSError):
@@ -109,9 +110,3 @@ def write_labels(path, labels):
     """Write a label.txt. labels: list of str, position = class id."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(label + "\n" for label in labels)
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
