@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
-from textcls.checkpoints import (config_path, load_checkpoint, load_tokenizer, read_prompt)
+from textcls.checkpoints import config_path, load_checkpoint, load_tokenizer, read_prompt
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
 from textcls.exporting import write_deployment
@@ -109,8 +109,7 @@ def check_arguments(model_args, data_args, args):
     if args.learning_rate <= 0 or not 0 <= args.ppt_learning_rate <= 1000:
         raise UserError(f"--learning_rate {args.learning_rate} --ppt_learning_rate {args.ppt_learning_rate}: out of range, "
                         "expected more than 0 (to train only the prompt's part: --freeze_plm)")
-    for name in ("repeats", "shots"):
-        value = getattr(model_args if name == "repeats" else data_args, name)
+    for name, value in (("repeats", model_args.repeats), ("shots", data_args.shots)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: out of range, expected 1 or more")
     for name in ("early_stopping_patience", "folds", "distill_epochs", "pretrain_epochs"):

@@ -12,10 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from textcls.errors import run_script
 from textcls.paddle_setup import paddle  # prepares this process before a test imports paddle
+from textcls.pickle_guard import guard_paddle_load
 
 ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")
@@ -94,6 +96,20 @@ def assert_user_error(process, *parts):
     assert "Traceback" not in process.stderr + process.stdout, process.stderr
     for part in parts:
         assert part in process.stderr
+
+
+def weights(folder):
+    """model_state.pdparams as {name: array}."""
+    guard_paddle_load()
+    state = paddle.load(str(Path(folder) / "model_state.pdparams"), return_numpy=True)
+    return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def write_lines(path, lines):

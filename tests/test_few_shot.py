@@ -13,8 +13,8 @@ import urllib.request
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
-from conftest import (ROOT, assert_user_error, make_model, read_lines, run, run_here, server_python, thousand_texts,
-                      write_binary_data, write_lines)
+from conftest import (ROOT, assert_same_weights, assert_user_error, make_model, read_lines, run, run_here, server_python,
+                      thousand_texts, weights, write_binary_data, write_lines)
 
 import export_model
 import predict
@@ -29,7 +29,6 @@ from textcls.families import FAMILIES
 from textcls.inference import predict_logits, predict_probs
 from textcls.losses import SoftLabelLoss, rdrop_divergence, relation_loss
 from textcls.paddle_setup import paddle
-from textcls.pickle_guard import guard_paddle_load
 from textcls.predictor import Predictor
 from textcls.prompt_model import make_prompt_model
 from textcls.prompt_training import collate_masked
@@ -141,18 +140,6 @@ def trained(*arguments, **changes):
     process = run_train(*arguments, **changes)
     assert process.returncode == 0, process.stderr
     return process.stderr
-
-
-def weights(folder):
-    guard_paddle_load()
-    return paddle.load(str(folder / "model_state.pdparams"), return_numpy=True)
-
-
-def assert_same_weights(first, second):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def words_as_ids(tokenizer, words):

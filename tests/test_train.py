@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, launch, make_model, read_lines, run, run_here, train_options, write_lines
+from conftest import (ROOT, assert_same_weights, assert_user_error, launch, make_model, read_lines, run, run_here, train_options,
+                      weights, write_lines)
 
 import export_model
 import predict
@@ -32,24 +33,6 @@ def trained(*arguments, **changes):
     process = run_train(*arguments, **changes)
     assert process.returncode == 0, process.stderr
     return process.stderr
-
-
-def weights(folder):
-    """model_state.pdparams as {name: array}."""
-    from textcls.pickle_guard import guard_paddle_load
-
-    guard_paddle_load()
-    from textcls.paddle_setup import paddle
-
-    state = paddle.load(str(Path(folder) / "model_state.pdparams"), return_numpy=True)
-    return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
-
-
-def assert_same_weights(first, second):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def assert_complete(folder):
