@@ -1,15 +1,18 @@
 """Models, tokenizers and trained checkpoints: found, checked and loaded."""
 
 import contextlib
+import hashlib
+import json
 import os
 import sys
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 from tokenizers import Tokenizer
 
 from utils import DEFAULT_LENGTH, SHORTEST_LENGTH, compare_labels, read_json, read_labels
 from textcls.errors import UserError
-from textcls.families import FAMILIES, OTHER, count_positions, find_family, prepare
+from textcls.exported import sha256
+from textcls.families import FAMILIES, OTHER, count_positions, family_of, find_family, prepare
 from textcls.huggingface import name_activations
 from textcls.log import get_logger
 from textcls.prompts import Prompt, add_prompt
@@ -20,6 +23,9 @@ BUILT_IN_MODELS = (
     "ernie-3.0-nano-zh", "ernie-1.0-large-zh-cw", "ernie-2.0-base-en", "ernie-2.0-large-en", "ernie-m-base",
     "ernie-m-large",
 )
+RETRIEVAL_MODELS = ("rocketqa-zh-dureader-query-encoder", "rocketqa-zh-base-query-encoder", "rocketqa-zh-medium-query-encoder",
+                    "rocketqa-zh-mini-query-encoder", "rocketqa-zh-micro-query-encoder", "rocketqa-zh-nano-query-encoder")
+POOLINGS = ("cls", "mean", "pooler")
 
 
 def config_path(folder):
@@ -98,14 +104,16 @@ def make_encoder(tokenizer, rust, max_seq_length):
     return lambda texts: [tokenizer(text, max_length=max_seq_length, truncation=True)["input_ids"] for text in texts]
 
 
-def load_model(name_or_path, head="SequenceClassification", strict=False, ignore_mismatched_sizes=False, **config_changes):
+def load_model(name_or_path, head="SequenceClassification", strict=False, ignore_mismatched_sizes=False, sentence_options=None,
+               **config_changes):
     """Load a model in eval mode from a built-in name or a folder.
 
     name_or_path: a folder has config.json and either model_state.pdparams (PaddleNLP's form) or model.safetensors (Hugging
     Face's, of a BERT or ERNIE). Without either the model starts from random values, and the log says so.
-    head: "SequenceClassification" (a prompt model where the folder holds one) or "MaskedLM". A pooler or classifier that the
-    folder lacks starts at random, which the log says, too; a masked LM's head has to be there. strict: nothing may be lacking
-    nor be left over.
+    head: "SequenceClassification" (a prompt model where the folder holds one), "MaskedLM", or "SentenceEncoder". A
+    pooler, classifier or projection that the folder lacks starts at random, which the log says, too; a masked LM's head has to
+    be there. strict: nothing may be lacking nor be left over. sentence_options: SentenceOptions of a "SentenceEncoder"; None:
+    the folder's own.
     ignore_mismatched_sizes: a classifier for another number of classes counts as lacking. config_changes: entries of the
     model's config to set (num_labels, id2label, ...). UserError where the model cannot be had.
     """
@@ -114,23 +122,36 @@ def load_model(name_or_path, head="SequenceClassification", strict=False, ignore
 
     guard_paddle_load()
     name_activations()
-    auto_model = getattr(transformers, f"AutoModelFor{head}")
+    is_encoder = head == "SentenceEncoder"
+    auto_model = transformers.AutoModel if is_encoder else getattr(transformers, f"AutoModelFor{head}")
     # a Hugging Face config brings use_cache=true, with which PaddleNLP's BERT returns a tuple instead of logits
     config_changes.update(use_cache=False, return_dict=False)
     if not os.path.isdir(name_or_path):
-        return prepare(_load_built_in(auto_model, name_or_path, ignore_mismatched_sizes, config_changes))
+        return prepare(_load_built_in(auto_model, name_or_path, ignore_mismatched_sizes, config_changes, sentence_options))
     config = _read_config(name_or_path)
     family, is_prompt_model = find_family(config), head != "MaskedLM" and read_prompt(config, name_or_path) is not None
+    if is_encoder and (is_prompt_model or family is OTHER):
+        raise UserError(f"{name_or_path}: is a prompt model, or of a family that is not known, expected an ERNIE, ERNIE-M or "
+                        "BERT without a prompt (few-shot/train.py --save_plm writes the encoder of a prompt model)")
     path = find_weights(name_or_path)
     with _explain_building(name_or_path):
         if family is OTHER:
             return _load_other(auto_model, name_or_path, path, ignore_mismatched_sizes, config_changes)
-        model_class = getattr(transformers, f"{family.classes}For{'MaskedLM' if is_prompt_model else head}")
+        base = "MaskedLM" if is_prompt_model else "SequenceClassification" if is_encoder else head
+        model_class = getattr(transformers, f"{family.classes}For{base}")
         if is_prompt_model:
             from textcls.prompt_model import prompt_class
 
             model_class = prompt_class(model_class)
+        elif is_encoder:
+            from textcls.sentence_model import sentence_class
+
+            model_class = sentence_class(model_class)
         config = model_class.config_class.from_pretrained(name_or_path, **config_changes, dtype="float32")
+        if sentence_options is not None:
+            config.sentence_encoder = sentence_options._asdict()
+        elif not is_encoder and getattr(config, "sentence_encoder", None):
+            config.sentence_encoder = None  # from now on it is something else
         with without_drawing() if path else contextlib.nullcontext():
             model = model_class(config)
     if path:
@@ -144,14 +165,28 @@ def load_model(name_or_path, head="SequenceClassification", strict=False, ignore
     return prepare(model)
 
 
-def _load_built_in(auto_model, name, ignore_mismatched_sizes, config_changes):
+def _load_built_in(auto_model, name, ignore_mismatched_sizes, config_changes, sentence_options):
     with _explain_download(name):
         model = auto_model.from_pretrained(name, ignore_mismatched_sizes=ignore_mismatched_sizes, **config_changes)
+    if sentence_options is not None:
+        return _make_sentence_encoder(model, sentence_options)
     from paddlenlp.utils.env import MODEL_HOME
 
     path = os.path.join(MODEL_HOME, name, WEIGHTS)
     if not hasattr(model, "classifier") and os.path.isfile(path):
         set_weights(model, read_weights(path, model), path)  # once more, since PaddleNLP leaves a missing head random
+    return model
+
+
+def _make_sentence_encoder(base_model, sentence_options):
+    """The encoder of texts with the weights of a model without a head."""
+    from paddlenlp import transformers
+
+    from textcls.sentence_model import sentence_class
+
+    base_model.config.sentence_encoder = sentence_options._asdict()
+    model = sentence_class(getattr(transformers, f"{family_of(base_model).classes}ForSequenceClassification"))(base_model.config)
+    model.base_model.set_state_dict(base_model.state_dict())
     return model
 
 
@@ -187,12 +222,13 @@ def _load_other(auto_model, folder, path, ignore_mismatched_sizes, config_change
 @contextlib.contextmanager
 def _explain_download(name):
     known = f"one of {', '.join(BUILT_IN_MODELS)}, or a folder with config.json and vocab.txt"
-    if os.sep in name and name not in BUILT_IN_MODELS:
+    names = BUILT_IN_MODELS + RETRIEVAL_MODELS
+    if os.sep in name and name not in names:
         raise UserError(f"{name}: no such folder, expected {known}")
     try:
         yield
     except (OSError, RuntimeError) as error:  # what PaddleNLP's downloader raises
-        if name not in BUILT_IN_MODELS:
+        if name not in names:
             raise UserError(f"{name}: neither a folder nor a model that could be downloaded, expected {known}") from None
         from paddlenlp.utils.env import MODEL_HOME
 
@@ -214,6 +250,7 @@ class Checkpoint(NamedTuple):
     pad_id: int
     num_before: int = 1  # tokens before those of the text: [CLS], or a prompt's
     num_after: int = 1  # tokens after them: [SEP], or a prompt's
+    encoder_id: Optional[str] = None  # of a model that gives vectors, in the place of labels
 
 
 def load_checkpoint(folder, label_path=None, max_seq_length=None):
@@ -222,18 +259,44 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     label_path: a label.txt that has to agree with the checkpoint's labels (skipped where there is no such file).
     max_seq_length: tokens; None takes the checkpoint's own. Raises UserError.
     """
+    config = _read_checkpoint_config(folder, "train.py")
+    if config.get("sentence_encoder") is not None:
+        raise UserError(f"{folder}: a sentence encoder, which gives vectors, expected a classifier made by train.py; the "
+                        "commands of retrieval_based/ take this one")
+    labels = read_checkpoint_labels(folder, config, label_path)
+    return _open_checkpoint(folder, config, max_seq_length, labels, num_labels=len(labels))
+
+
+def load_sentence_encoder(folder, max_seq_length=None):
+    """Load what retrieval_based/train.py saved: a Checkpoint without labels, whose model gives unit vectors.
+
+    max_seq_length: as of `load_checkpoint`. Raises UserError.
+    """
+    config = _read_checkpoint_config(folder, "retrieval_based/train.py")
+    options = read_sentence_options(config, folder)
+    if options is None:
+        raise UserError(f"{folder}: no sentence encoder, expected a checkpoint made by retrieval_based/train.py (a classifier's "
+                        "answers: predict.py)")
+    content = json.dumps([options._asdict(), config["max_seq_length"]], sort_keys=True)
+    encoder_id = hashlib.sha256((sha256(os.path.join(folder, WEIGHTS)) + content).encode()).hexdigest()[:16]
+    return _open_checkpoint(folder, config, max_seq_length, [], head="SentenceEncoder")._replace(encoder_id=encoder_id)
+
+
+def _read_checkpoint_config(folder, maker):
     if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder, expected a checkpoint made by train.py")
+        raise UserError(f"{folder}: no such folder, expected a checkpoint made by {maker}")
     path = config_path(folder)
     if path is None or not os.path.isfile(os.path.join(folder, WEIGHTS)):
         missing = WEIGHTS if path else "config.json"
-        raise UserError(f"{folder}: {missing} is missing, expected a complete checkpoint made by train.py")
-    config = read_json(path)
-    labels = read_checkpoint_labels(folder, config, label_path)
+        raise UserError(f"{folder}: {missing} is missing, expected a complete checkpoint made by {maker}")
+    return read_json(path)
+
+
+def _open_checkpoint(folder, config, max_seq_length, labels, **model_options):
     wanted = choose_length(max_seq_length, config, folder)
     if "max_seq_length" in config and wanted != config["max_seq_length"]:
         get_logger().warning(f"--max_seq_length {wanted} differs from the {config['max_seq_length']} of the training.")
-    model = load_model(folder, strict=True, num_labels=len(labels))
+    model = load_model(folder, strict=True, **model_options)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
     length = check_length(wanted, model)
@@ -243,6 +306,29 @@ def load_checkpoint(folder, label_path=None, max_seq_length=None):
     encode = make_encoder(tokenizer, rust, length)
     sides = (1, 1) if prompt is None else (len(prompt.before), len(prompt.after))
     return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id, *sides)
+
+
+class SentenceOptions(NamedTuple):
+    """How an encoder makes one vector of a text: sentence_encoder in its config.json."""
+
+    pooling: str  # "cls": the state of the first token; "mean": of all tokens; "pooler": of the first, through the model's pooler
+    output_emb_size: int  # what a linear layer projects it to; 0: it stays as it is
+    matryoshka_dims: list  # of int: so many first entries of a vector are trained to be a vector, too
+
+
+def read_sentence_options(config, folder):
+    """The SentenceOptions of an encoder, None for any other model. config: the content of the folder's config.json. UserError."""
+    if config.get("sentence_encoder") is None:
+        return None
+    try:
+        options = SentenceOptions(**config["sentence_encoder"])
+        sizes = [options.output_emb_size, config["max_seq_length"], *options.matryoshka_dims]
+        if options.pooling not in POOLINGS or not all(type(size) is int and size >= 0 for size in sizes):
+            raise ValueError("its entries are out of range")
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: sentence_encoder in its config.json is damaged ({error}), expected what "
+                        "retrieval_based/train.py wrote") from None
+    return options
 
 
 def read_prompt(config, folder):

@@ -11,7 +11,6 @@ from textcls.exported import sha256
 from textcls.onnx_session import open_session
 from textcls.outputs import complete_file
 
-LARGEST_DROP = 0.5  # points of accuracy that INT8 may cost
 LARGEST_SIZE = 0.4  # share of the fp32 file, above which an INT8 file is remarked on
 logger = logging.getLogger("predictor")
 
@@ -51,12 +50,12 @@ def open_fp16(onnx_path, device_id):
     return open_session(model, path, "gpu", device_id), path if os.path.isfile(path) else model
 
 
-def open_int8(onnx_path, calibration_file, allow_accuracy_drop, compare):
-    """Open the INT8 form, converted where it is not there; compared with fp32 where that was not done on this file yet.
+def open_int8(onnx_path, calibration, compare, check):
+    """Open the INT8 form, converted where it is not there; compared with fp32 where that was not done on these texts yet.
 
-    calibration_file: labelled texts, or None. compare: function of (session, calibration_file) that returns a dict of str:
-    size, agreement, fp32_accuracy, int8_accuracy. Returns (onnxruntime.InferenceSession, its path, or its bytes where it could
-    not be kept). UserError where INT8 costs more than LARGEST_DROP points of accuracy and not allow_accuracy_drop.
+    calibration: stands for the texts to compare on, or None. compare: function of the session that returns a dict of str, which
+    is kept in the model. check: function of such a dict, empty where nothing was ever compared, that raises UserError where INT8
+    costs too much. Returns (onnxruntime.InferenceSession, its path, or its bytes where it could not be kept). UserError.
     """
     path = converted_path(onnx_path, "int8")
     session, model = open_kept(path), None
@@ -64,13 +63,12 @@ def open_int8(onnx_path, calibration_file, allow_accuracy_drop, compare):
         model = convert_to_int8(onnx_path)
         session = open_session(model, path, "cpu")
     figures = session.get_modelmeta().custom_metadata_map  # of an earlier comparison
-    calibration = short_hash(calibration_file) if calibration_file else None
     if calibration and figures.get("calibration") != calibration:
-        figures = {"calibration": calibration, **compare(session, calibration_file)}
+        figures = {"calibration": calibration, **compare(session)}
         model = with_figures(model or path, figures)
     if model is not None:
         keep_model(path, model)
-    check_figures(figures, allow_accuracy_drop)
+    check(figures)
     return session, path if os.path.isfile(path) else model
 
 
@@ -107,18 +105,3 @@ def with_figures(model, figures):
         logger.warning(f"The comparison is not kept: {error}")
         return None
     return with_metadata(model, figures)
-
-
-def check_figures(figures, allow_accuracy_drop):
-    """Log what a comparison found, a dict of str. UserError where INT8 costs too much and not allow_accuracy_drop."""
-    if "agreement" not in figures:
-        logger.warning("INT8 was not compared with fp32: there is no calibration file.")
-        return
-    before, after = float(figures["fp32_accuracy"]), float(figures["int8_accuracy"])
-    logger.info(f"INT8 on {figures['size']} texts of a calibration file: {float(figures['agreement']):.2f}% of the labels as "
-                f"with fp32, accuracy {before:.2f}% -> {after:.2f}%")
-    if before - after > LARGEST_DROP:
-        message = f"--use_quantize: INT8 costs {before - after:.2f} points of accuracy, expected at most {LARGEST_DROP}"
-        if not allow_accuracy_drop:
-            raise UserError(message + "; --allow_accuracy_drop takes it all the same")
-        logger.warning(message)

@@ -1,17 +1,24 @@
 """Reads an exported folder: all that a deployment needs to know of a model. Needs neither Paddle nor ONNX Runtime.
 
 An exported classifier is any graph (input_ids[, token_type_ids]: int64 [texts, length]) -> logits [texts, classes], with the
-tokenizer.json, label.txt and deploy.json that belong to it. Nothing that serves it asks what kind of model it is.
+tokenizer.json, label.txt and deploy.json that belong to it. Nothing that serves it asks what kind of model it is. An exported
+sentence encoder gives unit vectors [texts, size] in the place of logits, and has no labels.
 """
 
 import hashlib
 import os
+import re
 from typing import NamedTuple, Optional
 
 from utils import SHORTEST_LENGTH, read_json, read_labels
 from textcls.errors import UserError
 
 CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output; an export without this entry is one, too
+EMBEDDING = "embedding"  # and of a sentence encoder's
+KINDS = {CLASS_LOGITS: f"a classifier, {CLASS_LOGITS!r}, as export_model.py and prune.py write them",
+         EMBEDDING: f"a sentence encoder, {EMBEDDING!r}, as retrieval_based/export_model.py writes them"}
+# texts of several lengths and kinds, on which forms of a model are compared; it needs no data folder
+PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀", "您好，请问一岁三个月的孩子可以吃这种药吗？" * 8]
 
 
 class Export(NamedTuple):
@@ -22,21 +29,27 @@ class Export(NamedTuple):
     onnx_path: Optional[str]  # None where the export has no ONNX model
     tokenizer_path: str
     input_names: list  # of str: the graph's inputs, int64 [texts, length] each
-    labels: list  # of str, position = class id
+    labels: list  # of str, position = class id; empty for a sentence encoder
     max_seq_length: int  # of the training: tokens, special tokens included
     max_positions: Optional[int]  # tokens that the model can take; None: the export does not say so
     pad_id: int
     min_seq_length: int  # fewer would leave no room for a text
+    output_size: int  # number of classes, or length of a vector
+    encoder_id: Optional[str]  # of a sentence encoder: that of the checkpoint it was made from
 
 
-def read_export(path, with_onnx=True):
+def read_export(path, with_onnx=True, output=CLASS_LOGITS):
     """Find out what an exported folder holds. path: the folder, or folder/float32, folder/pruned_model.
 
-    with_onnx: the ONNX model is needed; otherwise Paddle's graph is. Raises UserError, also where it is no classifier.
+    with_onnx: the ONNX model is needed; otherwise Paddle's graph is. output: CLASS_LOGITS or EMBEDDING. Raises UserError, also
+    where the model gives another one.
     """
     folder, prefix = (path, None) if os.path.isdir(path) else os.path.split(path)
     folder = folder or "."
-    makers = f"export_model.py {'--onnx ' if with_onnx else ''}or prune.py"
+    is_classifier = output == CLASS_LOGITS
+    makers = "retrieval_based/export_model.py"
+    if is_classifier:
+        makers = f"export_model.py {'--onnx ' if with_onnx else ''}or prune.py"
     deploy_path = os.path.join(folder, "deploy.json")
     if not os.path.isfile(deploy_path):
         if prefix or not os.path.isdir(folder):
@@ -46,7 +59,7 @@ def read_export(path, with_onnx=True):
     name = str(deploy.get("model_file")).replace(".pdmodel", "")
     if prefix not in (None, "", name):
         raise UserError(f"{path}: no such model, expected {os.path.join(folder, name)} or {folder}")
-    check_entries(deploy, deploy_path)
+    check_entries(deploy, deploy_path, output)
     tokenizer_path = os.path.join(folder, "tokenizer.json")
     if not os.path.isfile(tokenizer_path):
         raise UserError(f"{folder}: tokenizer.json is missing, which not every tokenizer has (that of ERNIE-M has not), expected "
@@ -55,20 +68,25 @@ def read_export(path, with_onnx=True):
         onnx_path, model_path, params_path = find_onnx_model(folder, name, deploy), None, None
     else:
         onnx_path, model_path, params_path = None, *find_graph(folder, deploy, makers)
-    labels = read_labels(os.path.join(folder, "label.txt"))
-    if len(labels) != deploy["num_labels"]:
+    labels = read_labels(os.path.join(folder, "label.txt")) if is_classifier else []
+    if is_classifier and len(labels) != deploy["num_labels"]:
         raise UserError(f"{os.path.join(folder, 'label.txt')}: {len(labels)} labels, expected the {deploy['num_labels']} that "
                         "deploy.json says")
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
-                  deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH))
+                  deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH),
+                  deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id"))
 
 
-def check_entries(deploy, path):
-    """UserError where the content of a deploy.json is not that of a classifier."""
-    if deploy.get("output", CLASS_LOGITS) != CLASS_LOGITS:
-        raise UserError(f"{path}: the output of this model is {deploy['output']!r}, expected a classifier, {CLASS_LOGITS!r}")
+def check_entries(deploy, path, output):
+    """UserError where the content of a deploy.json is not that of a model with this output."""
+    if deploy.get("output", CLASS_LOGITS) != output:
+        raise UserError(f"{path}: the output of this model is {deploy.get('output', CLASS_LOGITS)!r}, expected "
+                        f"{KINDS[output]}")
+    if output == EMBEDDING and not re.fullmatch("[0-9a-f]{16}", str(deploy.get("encoder_id"))):
+        raise UserError(f"{path}: encoder_id is {deploy.get('encoder_id')!r}, expected the 16 digits that "
+                        "retrieval_based/export_model.py wrote")
     optional = [name for name in ("min_seq_length", "max_positions") if name in deploy]
-    names = ["max_seq_length", "pad_token_id", "num_labels", *optional]
+    names = ["max_seq_length", "pad_token_id", "num_labels" if output == CLASS_LOGITS else "embedding_size", *optional]
     for name in names:
         if type(deploy.get(name)) is not int:
             raise UserError(f"{path}: {name} is {deploy.get(name)!r}, expected a number")

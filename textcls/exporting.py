@@ -7,16 +7,13 @@ import numpy as np
 
 from utils import model_inputs, pad_batch
 from textcls.errors import UserError
-from textcls.exported import CLASS_LOGITS
+from textcls.exported import CLASS_LOGITS, EMBEDDING, PROBES
 from textcls.checkpoints import shortest_length
 from textcls.families import count_positions, family_of
 from textcls.log import get_logger
 from textcls.outputs import write_labels
 from textcls.onnx_export import TOLERANCE, export_onnx
 from textcls.paddle_setup import paddle
-
-# texts of several lengths and kinds for the comparison; it needs no data folder
-PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀", "您好，请问一岁三个月的孩子可以吃这种药吗？" * 8]
 
 
 def input_spec(names):
@@ -51,7 +48,7 @@ def open_graph(prefix, threads=1):
 
 
 def run_graph(predictor, input_ids):
-    """Run a predictor of `open_graph`. input_ids: int64 [batch, length]. Returns the logits float32 [batch, num_classes]."""
+    """Run a predictor of `open_graph`. input_ids: int64 [batch, length]. Returns its answers, float32 [batch, size]."""
     for name, values in model_inputs(input_ids, predictor.get_input_names()).items():
         predictor.get_input_handle(name).copy_from_cpu(values)
     predictor.run()
@@ -67,30 +64,35 @@ def probe_batches(checkpoint):
 def write_deployment(checkpoint, folder, name, with_onnx):
     """Export the checkpoint's model as folder/name.pdmodel, compare it, and write beside it all that a deployment needs.
 
-    checkpoint: a checkpoints.Checkpoint; its model cannot be run any more afterwards. with_onnx: also write name.onnx.
-    Raises UserError if a graph differs.
+    checkpoint: a checkpoints.Checkpoint, of a classifier or a sentence encoder; its model cannot be run any more afterwards.
+    with_onnx: also write name.onnx. Raises UserError if a graph differs.
     """
     model, batches = checkpoint.model, probe_batches(checkpoint)
+    output = "logit" if checkpoint.encoder_id is None else "vector"
     with paddle.no_grad():  # before the export: tracing replaces the model's own forward
         expected = [model(paddle.to_tensor(batch)).numpy() for batch in batches]
     prefix = os.path.join(folder, name)
     export_graph(model, prefix)
     predictor = open_graph(prefix)
     difference = max(float(np.abs(run_graph(predictor, batch) - logits).max()) for batch, logits in zip(batches, expected))
-    get_logger().info(f"Largest logit difference between checkpoint and exported graph: {difference:.2e}")
+    get_logger().info(f"Largest {output} difference between checkpoint and exported graph: {difference:.2e}")
     if not difference <= TOLERANCE:
         raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
                         f"{TOLERANCE:.0e}; nothing was exported")
     if with_onnx:
-        difference = export_onnx(prefix, batches, expected)
-        get_logger().info(f"Largest logit difference between checkpoint and ONNX model: {difference:.2e}")
+        difference = export_onnx(prefix, batches, expected, "logits" if output == "logit" else EMBEDDING)
+        get_logger().info(f"Largest {output} difference between checkpoint and ONNX model: {difference:.2e}")
     checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.rust_tokenizer is not None:
         checkpoint.rust_tokenizer.save(os.path.join(folder, "tokenizer.json"))
-    write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
+    if checkpoint.encoder_id is None:
+        write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
+        kind = {"output": CLASS_LOGITS, "num_labels": len(checkpoint.labels)}
+    else:
+        kind = {"output": EMBEDDING, "embedding_size": expected[0].shape[1], "encoder_id": checkpoint.encoder_id}
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
-        deploy = {"model_type": model.config.model_type, "output": CLASS_LOGITS, "max_seq_length": checkpoint.max_seq_length,
+        deploy = {"model_type": model.config.model_type, **kind, "max_seq_length": checkpoint.max_seq_length,
                   "min_seq_length": shortest_length(model), "max_positions": count_positions(model),
-                  "input_names": input_names(model), "num_labels": len(checkpoint.labels), "pad_token_id": checkpoint.pad_id,
+                  "input_names": input_names(model), "pad_token_id": checkpoint.pad_id,
                   "model_file": f"{name}.pdmodel", "params_file": f"{name}.pdiparams"}
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)

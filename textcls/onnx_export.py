@@ -12,14 +12,14 @@ from utils import model_inputs
 from textcls.errors import UserError
 
 OPSET = 13  # as the Triton images of Paddle's time can run it (ONNX Runtime 1.9 and later)
-TOLERANCE = 1e-4  # largest difference of logits that is only rounding
+TOLERANCE = 1e-4  # largest difference of logits, or of unit vectors, that is only rounding
 
 
-def export_onnx(prefix, batches, expected):
+def export_onnx(prefix, batches, expected, output="logits"):
     """Convert prefix.pdmodel and prefix.pdiparams, write prefix.onnx, run it by ONNX Runtime on the CPU and compare.
 
-    batches: list of int64 [batch, length], padded; expected: their logits, list of float32 [batch, num_classes].
-    The inputs keep their names; the output is `logits`. Returns the largest difference. Raises UserError where the
+    batches: list of int64 [batch, length], padded; expected: their logits or vectors, list of float32 [batch,
+    size]. The inputs keep their names; output: the output's. Returns the largest difference. Raises UserError where the
     graph cannot be converted or differs by more than TOLERANCE; prefix.onnx must then not be used.
     """
     import onnx
@@ -29,7 +29,7 @@ def export_onnx(prefix, batches, expected):
     hoist_constants(model.graph)
     fold_products(model.graph)
     shorten_last_layer(model.graph)
-    rename_output(model.graph, "logits")
+    rename_output(model.graph, output)
     path = prefix + ".onnx"
     onnx.checker.check_model(model)
     onnx.save(model, path)

@@ -21,3 +21,15 @@ def has_lone_surrogate(text):
     except UnicodeEncodeError:
         return True
     return False
+
+
+def check_texts(texts):
+    """Return texts as a list. TypeError where they are not str, ValueError where one is no text."""
+    texts = None if isinstance(texts, str) else list(texts)  # list: a generator can be read only once
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise TypeError("texts is not a list of str")
+    for index, text in enumerate(texts):
+        problem = text_problem(text)
+        if problem:
+            raise ValueError(f"text {index}: {problem}, expected a text")
+    return texts

@@ -12,6 +12,7 @@ from textcls.log import get_logger
 
 WEIGHTS, HUGGING_FACE_WEIGHTS = "model_state.pdparams", "model.safetensors"
 MOST_NAMES = 8  # parameters named in a line of the log
+HEADS = ("classifier.", "projection.")  # what a pretrained model lacks, or has in another size
 
 
 def find_weights(folder):
@@ -58,19 +59,21 @@ def set_weights(model, weights, path, strict=False, ignore_mismatched_sizes=Fals
         if list(weights[name].shape) == parameter.shape:
             parameter.set_value(np.ascontiguousarray(weights[name], np.float32))
             given.add(id(parameter))
-        elif not (ignore_mismatched_sizes and name.startswith("classifier.")):
+        elif not (ignore_mismatched_sizes and name.startswith(HEADS)):
             raise UserError(f"{path}: the shape of {name} is {list(weights[name].shape)} and by the model's config.json "
                             f"{parameter.shape}, expected weights and config.json of one model")
     new = [name for name, parameter in state.items() if id(parameter) not in given]
     unused = [name for name in weights if name not in state]
     lacking = [name for name in new if name not in weights]
-    needed = [name for name in lacking if strict or not (name.startswith("classifier.") or ".pooler." in name)]
+    needed = [name for name in lacking if strict or not (name.startswith(HEADS) or ".pooler." in name)]
     _refuse(path, needed, unused if strict else (), model)
     layers = dict(model.named_sublayers())
     for layer in {name.rpartition(".")[0]: None for name in new}:
         model._init_weights(layers[layer])
-    if new and hasattr(model, "classifier"):  # a masked LM does not use its pooler
-        get_logger().warning(f"{path} has nothing for {_list(new)}: they start from RANDOM weights.")
+    uses_pooler = hasattr(model, "classifier") or getattr(model, "pooling", None) == "pooler"
+    used = [name for name in new if uses_pooler or ".pooler." not in name]  # a masked LM does not use it
+    if used:
+        get_logger().warning(f"{path} has nothing for {_list(used)}: they start from RANDOM weights.")
     if unused:
         get_logger().info(f"{path}: not used are {_list(unused)}.")
 
@@ -82,7 +85,8 @@ def check_weights(model, path):
 
 
 def _refuse(path, lacking, unused, model):
-    kind = "classifier made by train.py" if hasattr(model, "classifier") else "masked LM with its head (cls.*)"
+    kind = ("classifier made by train.py" if hasattr(model, "classifier") else "masked LM with its head (cls.*)"
+            if hasattr(model, "cls") else "sentence encoder made by retrieval_based/train.py")
     for names, what in ((lacking, "lacks"), (unused, "has besides the model's own")):
         if names:
             raise UserError(f"{path}: {what} {len(names)} parameters, {min(names)} among them, expected the weights of a "

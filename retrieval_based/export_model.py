@@ -1,0 +1,56 @@
+"""Export a sentence encoder as a static graph and an ONNX model, with all that a deployment needs beside it.
+
+    python retrieval_based/export_model.py --params_path ./checkpoint/ --output_path ./output
+
+Reads   params_path (made by retrieval_based/train.py); the name of a file in it, as older command lines have it, does as well.
+Writes  output_path/: encoder.pdmodel, encoder.pdiparams, encoder.onnx, tokenizer.json (where the tokenizer has that form),
+        vocab.txt and the other tokenizer files, deploy.json (vector size, identity of the encoder, maximum length, input names).
+        Inputs: input_ids, token_type_ids, int64 [batch, length]; ERNIE-M: input_ids only. Output: embedding, unit vectors
+        float32 [batch, size].
+Both forms are run and compared with the checkpoint before anything appears in output_path.
+"""
+
+import contextlib
+import glob
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from textcls.checkpoints import load_sentence_encoder
+from textcls.device import select_device
+from textcls.errors import UserError, run_script
+from textcls.exporting import write_deployment
+from textcls.log import get_logger
+from textcls.options import make_parser
+from textcls.outputs import complete_folder
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by retrieval_based/train.py")
+    parser.add_argument("--output_path", default="./output", help="folder for the exported encoder")
+    parser.add_argument("--model_name_or_path", help="kept for old command lines: the checkpoint says which model it is")
+    parser.add_argument("--output_emb_size", type=int, help="length of the vectors; None: that of the checkpoint")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
+    folder = args.params_path
+    checkpoint = load_sentence_encoder(os.path.dirname(folder) or "." if os.path.isfile(folder) else folder)
+    size = checkpoint.model.config.sentence_encoder["output_emb_size"]
+    if args.output_emb_size not in (None, 0, size):  # 0: the default of old command lines, whatever the training had
+        raise UserError(f"--output_emb_size {args.output_emb_size}: the encoder of {folder} was trained with {size}, expected "
+                        "that, or a run without the option")
+    with complete_folder(args.output_path, marker="deploy.json") as staging:
+        write_deployment(checkpoint, staging, "encoder", with_onnx=True)
+    for path in glob.glob(os.path.join(glob.escape(args.output_path), "encoder.*-*.onnx")):  # made from an older export
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+    get_logger().info(f"Exported encoder saved in {args.output_path}, identity {checkpoint.encoder_id}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,106 @@
+"""Opens a sentence encoder, exported or a checkpoint, and turns texts into unit vectors. An exported one needs no Paddle.
+
+    from textcls.text_encoder import open_encoder
+    encoder = open_encoder("export")
+    vectors = encoder.encode(["头疼怎么办", "拔牙多少钱"])       # float32 [2, encoder.dimension]
+"""
+
+import logging
+import os
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+from textcls.errors import UserError
+from textcls.exported import EMBEDDING, PROBES, read_export
+from textcls.texts import check_texts
+
+CHUNK = 8192  # texts whose tokens are in memory at a time; batches by length are formed within a chunk
+LEAST_COSINE = 0.98  # of the vectors of INT8 and fp32, on average
+logger = logging.getLogger("predictor")
+
+
+class TextEncoder(NamedTuple):
+    """A sentence encoder as `open_encoder` returns it. Safe to call from several threads."""
+
+    encoder_id: str  # of the training's result: 16 hexadecimal digits; vectors of different ones cannot be compared
+    dimension: int  # length of a vector
+    max_seq_length: int  # tokens, special tokens included
+    # Both: list of str -> float32 [num_texts, dimension], of length 1. TypeError or ValueError as `check_texts`.
+    encode: Callable  # encode(texts, progress=None); progress: of `progress_bar`, to advance by the texts done
+    encode_batch: Callable  # all texts as one batch, in the calling thread: for callers with threads of their own
+
+
+def open_encoder(path, device=None, quantize=False, batch_size=32, max_seq_length=None, num_threads=None):
+    """Open a sentence encoder.
+
+    path: the folder of retrieval_based/export_model.py, or a checkpoint of retrieval_based/train.py. device: cpu, gpu, ...;
+    None: for a checkpoint as of `select_device`, else the CPU. quantize: INT8 weights (of an exported one). batch_size: texts
+    per batch at most. max_seq_length: tokens; None: as in training. num_threads: of an exported one on the CPU; None: one per
+    usable core; a checkpoint goes by OMP_NUM_THREADS. Returns a TextEncoder. Raises UserError.
+    """
+    if not os.path.isdir(path):
+        raise UserError(f"{path}: no such folder, expected what train.py or export_model.py in retrieval_based/ wrote")
+    if os.path.isfile(os.path.join(path, "deploy.json")):
+        return _open_exported(path, device or "cpu", quantize, batch_size, max_seq_length, num_threads)
+    if quantize:
+        raise UserError(f"--use_quantize: {path} is a checkpoint, expected what retrieval_based/export_model.py makes of it")
+    return _open_checkpoint(path, device, batch_size, max_seq_length)
+
+
+def _open_exported(path, device, quantize, batch_size, max_seq_length, num_threads):
+    from textcls.onnx_model import OnnxModel
+
+    export = read_export(path, output=EMBEDDING)
+    model = OnnxModel(export, device, num_threads=num_threads, batch_size=batch_size, max_seq_length=max_seq_length,
+                      quantize=quantize)
+    if quantize:
+        def compare(session):
+            exact, guessed = model.run_both(session, model.tokenize(PROBES))
+            return {"cosine": f"{(exact * guessed).sum(axis=1).mean():.4f}"}
+
+        model.use_int8("probes", compare, check_cosine)
+    return TextEncoder(export.encoder_id, export.output_size, model.max_seq_length,
+                       in_chunks(lambda texts, progress: model.run(model.tokenize(texts), progress), export.output_size),
+                       lambda texts: model.run_batch(model.tokenize(texts)))
+
+
+def check_cosine(figures):
+    """UserError where the vectors of INT8 are too far from those of fp32. figures: a dict of str."""
+    cosine = float(figures["cosine"])
+    logger.info(f"INT8 on {len(PROBES)} texts: mean cosine with fp32 {cosine:.4f}")
+    if not cosine >= LEAST_COSINE:
+        raise UserError(f"--use_quantize: the vectors of INT8 have a mean cosine of {cosine:.4f} with those of fp32, expected "
+                        f"{LEAST_COSINE} or more")
+
+
+def _open_checkpoint(path, device, batch_size, max_seq_length):
+    from textcls.checkpoints import load_sentence_encoder
+    from textcls.device import select_device
+    from textcls.inference import predict_logits
+    from utils import tokenize
+
+    select_device(device)
+    checkpoint = load_sentence_encoder(path, max_seq_length)
+    size = checkpoint.model.config.sentence_encoder["output_emb_size"] or checkpoint.model.config.hidden_size
+
+    def run(texts, batch_size, progress=None):
+        tokens = tokenize(check_texts(texts), checkpoint.encode)
+        return predict_logits(checkpoint, tokens, batch_size, progress, size=size)
+
+    return TextEncoder(checkpoint.encoder_id, size, checkpoint.max_seq_length,
+                       in_chunks(lambda texts, progress: run(texts, batch_size, progress), size),
+                       lambda texts: run(texts, len(texts)))
+
+
+def in_chunks(run, size):
+    """encode of a TextEncoder. run: function of (texts, progress) that returns float32 [num_texts, size]."""
+    def encode(texts, progress=None):
+        texts = check_texts(texts)
+        vectors = np.empty((len(texts), size), np.float32)
+        for start in range(0, len(texts), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            vectors[chunk] = run(texts[chunk], progress)
+        return vectors
+
+    return encode
