@@ -6,7 +6,7 @@ import sys
 
 from conftest import ROOT
 
-FOLDERS = (".", "textcls", "few-shot", "analysis", "analysis/parts", "data", "deploy", "deploy/*")
+FOLDERS = (".", "textcls", "few-shot", "retrieval_based", "analysis", "analysis/parts", "data", "deploy", "deploy/*")
 FILES = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py")]
 LONGEST = 60  # lines of a function
 

@@ -23,6 +23,8 @@ BUILT_IN_MODELS = (
     "ernie-3.0-nano-zh", "ernie-1.0-large-zh-cw", "ernie-2.0-base-en", "ernie-2.0-large-en", "ernie-m-base",
     "ernie-m-large",
 )
+RETRIEVAL_MODELS = ("rocketqa-zh-dureader-query-encoder", "rocketqa-zh-base-query-encoder", "rocketqa-zh-medium-query-encoder",
+                    "rocketqa-zh-mini-query-encoder", "rocketqa-zh-micro-query-encoder", "rocketqa-zh-nano-query-encoder")
 POOLINGS = ("cls", "mean", "pooler")
 
 
@@ -218,12 +220,13 @@ def _load_other(auto_model, folder, path, ignore_mismatched_sizes, config_change
 @contextlib.contextmanager
 def _explain_download(name):
     known = f"one of {', '.join(BUILT_IN_MODELS)}, or a folder with config.json and vocab.txt"
-    if os.sep in name and name not in BUILT_IN_MODELS:
+    names = BUILT_IN_MODELS + RETRIEVAL_MODELS
+    if os.sep in name and name not in names:
         raise UserError(f"{name}: no such folder, expected {known}")
     try:
         yield
     except (OSError, RuntimeError) as error:  # what PaddleNLP's downloader raises
-        if name not in BUILT_IN_MODELS:
+        if name not in names:
             raise UserError(f"{name}: neither a folder nor a model that could be downloaded, expected {known}") from None
         from paddlenlp.utils.env import MODEL_HOME
 

@@ -15,8 +15,8 @@ from textcls.errors import UserError
 
 CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output; an export without this entry is one, too
 EMBEDDING = "embedding"  # and of a sentence encoder's
-KINDS = {CLASS_LOGITS: "a classifier that export_model.py or prune.py wrote",
-         EMBEDDING: "a sentence encoder that retrieval_based/export_model.py wrote"}
+KINDS = {CLASS_LOGITS: f"a classifier, {CLASS_LOGITS!r}, as export_model.py and prune.py write them",
+         EMBEDDING: f"a sentence encoder, {EMBEDDING!r}, as retrieval_based/export_model.py writes them"}
 # texts of several lengths and kinds, on which forms of a model are compared; it needs no data folder
 PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀", "您好，请问一岁三个月的孩子可以吃这种药吗？" * 8]
 
@@ -80,7 +80,7 @@ def read_export(path, with_onnx=True, output=CLASS_LOGITS):
 def check_entries(deploy, path, output):
     """UserError where the content of a deploy.json is not that of a model with this output."""
     if deploy.get("output", CLASS_LOGITS) != output:
-        raise UserError(f"{path}: the output of this model is {deploy.get('output', CLASS_LOGITS)!r}, expected {output!r}, "
+        raise UserError(f"{path}: the output of this model is {deploy.get('output', CLASS_LOGITS)!r}, expected "
                         f"{KINDS[output]}")
     if output == EMBEDDING and not re.fullmatch("[0-9a-f]{16}", str(deploy.get("encoder_id"))):
         raise UserError(f"{path}: encoder_id is {deploy.get('encoder_id')!r}, expected the 16 digits that "

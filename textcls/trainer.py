@@ -117,7 +117,7 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
     def __iter__(self):
         generator = np.random.default_rng([self.seed, self.epoch])
         lengths, step = self.dataset.lengths, self.batch_size * self.nranks
-        order = generator.permutation(len(lengths))
+        order = self.draw_order(generator)
         groups = [order[start:start + step * GROUP_BATCHES] for start in range(0, len(order), step * GROUP_BATCHES)]
         order = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
         for index in generator.permutation(len(self)):
@@ -125,6 +125,10 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
             if len(batch) % self.nranks:
                 batch = np.resize(batch, len(batch) + self.nranks - len(batch) % self.nranks)
             yield batch[self.local_rank::self.nranks].tolist()
+
+    def draw_order(self, generator):
+        """The texts of an epoch in random order: int64 [num_texts]."""
+        return generator.permutation(len(self.dataset))
 
     def __len__(self):
         step = self.batch_size * self.nranks

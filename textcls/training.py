@@ -29,10 +29,9 @@ class TrainArguments(TrainingArguments):
                                                           "there is one, else the CPU."})
 
 
-def check_evaluation(args, data_dir):
-    """Refuse options of TrainArguments that contradict each other, or overwrite the data. Raises UserError."""
+def check_evaluation(args, data_dir, metrics=("loss", *METRICS)):
+    """Refuse options of TrainArguments that contradict each other, or overwrite the data. metrics: names. Raises UserError."""
     evaluates = args.evaluation_strategy.value != "no"
-    metrics = ("loss", *METRICS)
     metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
     if metric and metric not in metrics:
         raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
