@@ -10,6 +10,7 @@ from textcls.probabilities import DECIMALS
 QUERIES, ROWS = 512, 32768  # of a block of similarities, 64 MiB
 LEAST_QUERIES = 16  # of a block, where there are very many labels
 CELLS = 1 << 22  # queries x labels that are scored at a time
+OVERSAMPLING = 2  # HNSW's vectors are int8: so many times the wanted rows are found and measured exactly
 SAME = 1e-6  # similarities that are closer count as equal: the order of sums in a matrix product changes the last bits
 
 
@@ -88,7 +89,7 @@ def segment_nearest(segment, row_labels, queries, k, excluded=None):
 def hnsw_nearest(index, queries, k):
     """The k nearest rows of segment 0 by HNSW, their similarities exact; None where too many of those found are removed."""
     segment, total = index.segments[0], len(index.segments[0].label_ids)
-    wanted = max(2 * k, 16)
+    wanted = max(OVERSAMPLING * k, 16)
     while wanted < total:
         with index.hnsw.lock:
             index.hnsw.index.expansion_search = max(index.header["hnsw"]["expansion"], wanted)
@@ -101,6 +102,14 @@ def hnsw_nearest(index, queries, k):
             return values, np.take_along_axis(keys, places, axis=1)
         wanted *= 8
     return None
+
+
+def hnsw_recall(index, k=10, samples=1000):
+    """Share of the k nearest rows of evenly spaced rows that HNSW finds, 0 to 1."""
+    rows = np.arange(0, len(index.row_labels), -(-len(index.row_labels) // samples))
+    queries = index.take(rows)
+    exact, found = (nearest(index, queries, k, exact=exact)[1] for exact in (True, False))
+    return float(np.mean([np.isin(row, other).mean() for row, other in zip(exact, found)]))
 
 
 def nearest(index, queries, k, excluded=None, exact=False):
@@ -268,5 +277,10 @@ def evidence(index, found, vectors):
 
 
 def rank_labels(probs, similarities):
-    """Labels from best to worst: by probability, then by similarity, then by their order. Both: float [num_labels]."""
-    return np.lexsort((-similarities, -probs))
+    """Labels from best to worst: by probability, then by similarity, then by their order. Both: float [..., num_labels]."""
+    return np.lexsort((-similarities, -probs), axis=-1)
+
+
+def label_ranks(probs, similarities):
+    """The place of each label in that order, from 1: int64 [num_queries, num_labels]."""
+    return np.argsort(rank_labels(probs, similarities), axis=1) + 1

@@ -23,6 +23,7 @@ from textcls.errors import UserError
 from textcls.lexical import (Idf, Postings, count_terms, idf_of_postings, idf_of_rows, make_postings, mix, postings_row,
                              split_postings, weigh)
 from textcls.outputs import complete_file
+from textcls.search import hnsw_recall
 from textcls.texts import text_problem
 
 FORMAT = 1
@@ -31,8 +32,6 @@ CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a tr
 DTYPES = ("float32", "float16", "int8")
 PARTS = re.compile(r"(segment-[0-9a-f]{16}|hnsw-[0-9a-f]{16}\.usearch)$")  # the names that may be deleted
 MOST_SEGMENTS, SMALL_ROWS = 16, 1000  # beyond so many segments, those of so few rows are joined
-HNSW_CONNECTIVITY, HNSW_EXPANSION = 16, 100  # edges per row; rows looked at while one is added or searched
-OVERSAMPLING = 2  # HNSW's vectors are int8: so many times the wanted rows are found and measured exactly
 BLOCK = 16384  # rows converted at a time
 logger = logging.getLogger("textcls")
 
@@ -69,7 +68,7 @@ class Segment(NamedTuple):
 class Hnsw(NamedTuple):
     """Approximate neighbours in segment 0 (Malkov and Yashunin 2016, arXiv:1603.09320), by usearch."""
 
-    index: object  # usearch.index.Index, a view of its file
+    index: object  # usearch.index.Index of int8, a view of its file: what it finds is measured again by the segment's vectors
     lock: threading.Lock  # usearch's searches share their scratch memory
 
 
@@ -179,6 +178,11 @@ def open_index(folder, encoder_id=None, dimension=None):
         except UserError:
             if index_stamp(folder) == stamp:
                 raise  # else it was replaced just now, and its files are gone
+    return assemble(folder, header, stamp, segments, hnsw)
+
+
+def assemble(folder, header, stamp, segments, hnsw=None):
+    """The SearchIndex of its parts."""
     positions = np.full(header["next_id"] + 1, -1, np.int32)
     for position, entry in enumerate(header["labels"]):
         positions[entry["id"]] = position
@@ -304,22 +308,31 @@ def new_header(encoder_id, dimension, corpus, labels, dtype="float32"):
             "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "threshold": None}
 
 
-def write_index(folder, header, rows, hnsw=None):
-    """Make the index in a folder, in place of one that may be there. header: of `new_header`; rows: NewRows.
+def memory_index(header, rows):
+    """An index of NewRows that is in no folder yet: SearchIndex. header: of `new_header`."""
+    return assemble("", header, (), [make_segment(rows, None)])
 
-    hnsw: None, or {"connectivity", "expansion"}.
+
+def write_index(folder, index, hnsw=None):
+    """Write a `memory_index` into a folder, in place of what index may be there. hnsw: None, or its (connectivity, expansion).
+
+    Returns its index.json.
     """
     with changing(folder):
-        segment = write_segment(folder, header["dtype"], rows, None)
-        header = {**header, "segments": [segment]}
+        header = {**index.header, "segments": [write_segment(folder, index.header["dtype"], index.segments[0])]}
         if hnsw is not None:
-            header["hnsw"] = write_hnsw(folder, open_segment(folder, header, segment), **hnsw)
+            header["hnsw"] = write_hnsw(folder, index.segments[0], *hnsw)
+            header["hnsw"]["recall"] = hnsw_recall(assemble(folder, header, (), index.segments, open_hnsw(folder, header)))
         write_header(folder, header)
+    return header
 
 
 def write_hnsw(folder, segment, connectivity, expansion):
     """Write the HNSW file of a Segment; returns its entry of index.json."""
-    from usearch.index import Index
+    try:
+        from usearch.index import Index
+    except ImportError:
+        raise UserError("the package usearch is missing, expected it for HNSW, or --hnsw off") from None
 
     index = Index(ndim=segment.vectors.shape[1], metric="cos", dtype="i8", connectivity=connectivity, expansion_add=expansion,
                   expansion_search=expansion)
@@ -333,35 +346,38 @@ def write_hnsw(folder, segment, connectivity, expansion):
             "expansion": expansion}
 
 
-def write_segment(folder, dtype, rows, idf):
-    """Write NewRows as a new folder; returns its entry of index.json. idf: of segment 0; None: this is segment 0."""
+def make_segment(rows, idf):
+    """The Segment of NewRows, float32. idf: of segment 0; None: this is segment 0."""
+    idf = idf or idf_of_rows([terms for terms, _ in rows.terms])
+    texts = [text.encode("utf-8") for text in rows.texts]
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+    return Segment(rows.vectors, None, np.asarray(rows.label_ids, np.int32), np.frombuffer(b"".join(texts), np.uint8), offsets,
+                   make_postings(weigh_rows(rows, idf).terms), rows.counts, rows.lengths)
+
+
+def write_segment(folder, dtype, segment):
+    """Write a Segment of float32 as a new folder; returns its entry of index.json."""
     name = f"segment-{secrets.token_hex(8)}"
     path = os.path.join(folder, name)
     os.mkdir(path)
-    idf = idf or idf_of_rows([terms for terms, _ in rows.terms])
-    postings = make_postings(rows.terms if rows.terms_are_weighted else
-                             [(terms, weigh(terms, counts, idf)) for terms, counts in rows.terms])
-    texts = [text.encode("utf-8") for text in rows.texts]
-    arrays = {"label_ids": rows.label_ids.astype(np.int32),
-              "text_offsets": np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64),
-              "lexical_terms": postings.terms, "lexical_starts": postings.starts.astype(np.int64), "lexical_rows": postings.rows,
-              "lexical_weights": postings.weights}
-    if rows.counts is not None:
-        arrays.update(counts=rows.counts.astype(np.int32), lengths=rows.lengths.astype(np.float32))
+    arrays = {"label_ids": segment.label_ids, "text_offsets": segment.text_offsets,
+              **{f"lexical_{part}": values for part, values in segment.postings._asdict().items()}}
+    if segment.counts is not None:
+        arrays.update(counts=segment.counts.astype(np.int32), lengths=segment.lengths.astype(np.float32))
+    scales = (np.abs(segment.vectors).max(axis=1) / 127).astype(np.float32)
     if dtype == "int8":
-        arrays["scales"] = (np.abs(rows.vectors).max(axis=1) / 127).astype(np.float32)
+        arrays["scales"] = scales
     for array, values in arrays.items():
         np.save(os.path.join(path, f"{array}.npy"), values)
-    vectors = np.lib.format.open_memmap(os.path.join(path, "vectors.npy"), "w+", dtype, rows.vectors.shape)
+    vectors = np.lib.format.open_memmap(os.path.join(path, "vectors.npy"), "w+", dtype, segment.vectors.shape)
     for start in range(0, len(vectors), BLOCK):
-        block = rows.vectors[start:start + BLOCK]
+        block = segment.vectors[start:start + BLOCK]
         if dtype == "int8":
-            block = np.rint(block / np.maximum(arrays["scales"][start:start + BLOCK, None], 1e-30))
+            block = np.rint(block / np.maximum(scales[start:start + BLOCK, None], 1e-30))
         vectors[start:start + BLOCK] = block
     vectors.flush()
-    with open(os.path.join(path, "texts.txt"), "wb") as file:
-        file.write(b"".join(texts))
-    return {"folder": name, "rows": len(rows.label_ids)}
+    segment.text_bytes.tofile(os.path.join(path, "texts.txt"))
+    return {"folder": name, "rows": len(segment.label_ids)}
 
 
 def write_header(folder, header):
@@ -428,7 +444,7 @@ def add_texts(folder, name, texts, vectors, describes=False):
             labels.append(entry)
             header["next_id"] += 1
         if describes or header["corpus"] == "labels":
-            entry["texts"] = list(dict.fromkeys([*entry["texts"], *texts]))
+            entry["texts"] = list(dict.fromkeys([*entry["texts"], *(text for text in texts if text != label_word(name))]))
         rows = rows_of_texts(vectors, [entry["id"]] * len(texts), texts)
         if header["corpus"] == "means":
             rows = renew_mean(index, entry, rows_of_means(vectors, rows.label_ids, texts))
@@ -499,7 +515,7 @@ def append_rows(index, header, rows):
     if len(segments) > MOST_SEGMENTS and len(small) > 1:
         rows = join_rows([segment_rows(index.segments[number]) for number in small] + [weigh_rows(rows, index.idf)])
         segments = [entry for number, entry in enumerate(segments) if number not in small]
-    header["segments"] = [*segments, write_segment(index.folder, header["dtype"], rows, index.idf)]
+    header["segments"] = [*segments, write_segment(index.folder, header["dtype"], make_segment(rows, index.idf))]
     write_header(index.folder, header)
 
 
