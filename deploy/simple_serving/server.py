@@ -33,6 +33,7 @@ try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     from app import make_app
+    from kinds import classifier
     from textcls.predictor import Predictor
 except ImportError as missing:
     print(f"the package {missing.name} is missing, expected `pip install -r deploy/simple_serving/requirements.txt`",
@@ -194,11 +195,18 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def warm_up(predictor, args, batch_size, slots):
+def open_model(args):
+    """The model that --export_dir names and its Kind: a Predictor, or a SearchPredictor where it is an encoder. UserError."""
+    predictor = Predictor(args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
+                          calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop)
+    return predictor, classifier(predictor)
+
+
+def warm_up(run, max_seq_length, args, batch_size, slots):
     """Run the largest batches that can come, on all threads: memory is laid out once, nothing is slow later."""
-    texts = ["暖" * args.max_text_length] + ["暖" * min(args.max_text_length, predictor.max_seq_length)] * (batch_size - 1)
+    texts = ["暖" * args.max_text_length] + ["暖" * min(args.max_text_length, max_seq_length)] * (batch_size - 1)
     with ThreadPoolExecutor(slots) as pool:
-        list(pool.map(predictor.batch_probabilities, [texts] * slots * 4))
+        list(pool.map(run, [texts] * slots * 4))
 
 
 def make_server(args):
@@ -213,16 +221,15 @@ def main():
     args = parse_arguments()
     set_up_logging()
     token = read_token(args.token_file)
-    predictor = Predictor(args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
-                          calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop)
+    predictor, kind = open_model(args)
     batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
     slots = predictor.num_threads + 1  # one batch more than cores: it is ready when another ends
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
-    warm_up(predictor, args, batch_size, slots)
+    warm_up(kind.run, predictor.max_seq_length, args, batch_size, slots)
     listening = listen(args.host, args.port)
-    batcher = MicroBatcher(predictor.batch_probabilities, batch_size, slots, args.max_queue)
+    batcher = MicroBatcher(kind.run, batch_size, slots, args.max_queue)
     server = make_server(args)
-    server.config.app = make_app(batcher, predictor.labels, args, token, server)
+    server.config.app = make_app(batcher, kind, args, token, server)
     if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
     host = f"[{args.host}]" if ":" in args.host else args.host
