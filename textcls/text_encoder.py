@@ -48,10 +48,10 @@ def open_encoder(path, device=None, quantize=False, batch_size=32, max_seq_lengt
     return _open_checkpoint(path, device, batch_size, max_seq_length)
 
 
-def _open_exported(path, device, quantize, batch_size, max_seq_length, num_threads):
+def load_exported(export, device="cpu", quantize=False, batch_size=32, max_seq_length=None, num_threads=None):
+    """The OnnxModel of an Export of a sentence encoder; its INT8 form is compared with fp32. UserError."""
     from textcls.onnx_model import OnnxModel
 
-    export = read_export(path, output=EMBEDDING)
     model = OnnxModel(export, device, num_threads=num_threads, batch_size=batch_size, max_seq_length=max_seq_length,
                       quantize=quantize)
     if quantize:
@@ -60,6 +60,12 @@ def _open_exported(path, device, quantize, batch_size, max_seq_length, num_threa
             return {"cosine": f"{(exact * guessed).sum(axis=1).mean():.4f}"}
 
         model.use_int8("probes", compare, check_cosine)
+    return model
+
+
+def _open_exported(path, *options):
+    export = read_export(path, output=EMBEDDING)
+    model = load_exported(export, *options)
     return TextEncoder(export.encoder_id, export.output_size, model.max_seq_length,
                        in_chunks(lambda texts, progress: model.run(model.tokenize(texts), progress), export.output_size),
                        lambda texts: model.run_batch(model.tokenize(texts)))
