@@ -148,7 +148,7 @@ def add_predictions(app, batcher, kind, limits, bearer, metrics):
 
     async def answer(texts, parameters):
         """Per text its answer: list of dict."""
-        items = await batcher(texts)
+        items = await batcher(texts, parameters)
         metrics.texts.inc(len(texts))
         return kind.answer(items, parameters)
 

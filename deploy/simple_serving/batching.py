@@ -16,9 +16,9 @@ class MicroBatcher:
     waiting texts nearest in length, so that little is padded. A single request never waits for others, batches grow by
     themselves with the load, and no text is overtaken for long. The texts of one request may be spread over batches.
 
-    run: function of a list of str, called in the threads: a sequence with one item per text, such as an array's rows.
-    batch_size: texts per batch at most. slots: batches at a time. max_queue: texts that may wait. on_batch: called with the
-    size of each batch, in the event loop's thread.
+    run: function of (list of str, list of what each one's request wants), called in the threads: a sequence with one item per
+    text, such as an array's rows. batch_size: texts per batch at most. slots: batches at a time. max_queue: texts that may
+    wait. on_batch: called with the size of each batch, in the event loop's thread.
     """
 
     def __init__(self, run, batch_size, slots, max_queue, on_batch=lambda size: None):
@@ -34,11 +34,11 @@ class MicroBatcher:
         """Number of texts that wait for a batch."""
         return len(self._waiting)
 
-    async def __call__(self, texts):
-        """The items of a list of str, in its order: a list. Raises QueueFull, and what `run` raises."""
+    async def __call__(self, texts, wanted):
+        """The items of a list of str, in its order: a list. wanted: handed to `run`. Raises QueueFull, and what `run` raises."""
         if self.waiting + len(texts) > self.max_queue:
             raise QueueFull
-        request = _Request(len(texts))
+        request = _Request(len(texts), wanted)
         with self._changed:
             for place, text in enumerate(texts):
                 self._waiting[self._arrived] = text, place, request
@@ -55,7 +55,7 @@ class MicroBatcher:
                 batch = self._take_batch()
             result, error = None, None
             try:
-                result = self._run([text for text, _, _ in batch])
+                result = self._run([text for text, _, _ in batch], [request.wanted for _, _, request in batch])
             except Exception as raised:  # the requests of this batch raise it; the thread goes on
                 error = raised
             batch[0][2].loop.call_soon_threadsafe(self._hand_out, batch, result, error)
@@ -84,8 +84,8 @@ class MicroBatcher:
 class _Request:
     """A request whose items come from one or several batches."""
 
-    def __init__(self, size):
-        self.loop = asyncio.get_running_loop()
+    def __init__(self, size, wanted):
+        self.loop, self.wanted = asyncio.get_running_loop(), wanted
         self.complete, self._items, self._missing = self.loop.create_future(), [None] * size, size
 
     def add(self, place, item):

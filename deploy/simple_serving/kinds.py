@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from textcls.predictions import UNDECIDED
-from textcls.probabilities import DECIMALS, top_labels
+from textcls.probabilities import top_labels
 
 MOST_LABELS, MOST_NEAREST = 50, 20  # per text that a search gives; its labels come and go, so the first is none of the index
 
@@ -61,7 +61,7 @@ class Found(BaseModel):
 
 class SearchStatus(Status):
     labels: int
-    index_version: int
+    index_time: float = Field(description="Unix time of the index's last change, in seconds")
 
 
 class BadParameter(Exception):
@@ -71,13 +71,15 @@ class BadParameter(Exception):
 class Kind(NamedTuple):
     """A model, and what is particular to its kind."""
 
-    run: callable  # function of a list of str: an item per text, what `answer` wants; called in several threads
+    predictor: object  # Predictor or SearchPredictor
+    max_seq_length: int  # tokens
+    run: callable  # function of (list of str, list of their Parameters): an item per text; called in several threads
     answer: callable  # function of (items, Parameters): list of dict, a TextAnswer or FoundAnswer each. BadParameter
     Parameters: type  # of a request
     example: dict  # of these
     Predicted: type  # the whole answer
     Status: type  # of /health/ready
-    figures: dict = {}  # for it and /metrics: name -> (meaning, function that returns a whole number)
+    figures: dict = {}  # for it and /metrics: name -> (meaning, function that returns a number)
     refresh: callable = None  # to be called before these; may take a moment
 
 
@@ -93,7 +95,10 @@ def classifier(predictor):
                  for top in top_labels(np.array(rows), labels, parameters.top_k)]
         return [{**top[0], "top_k": top} for top in found]
 
-    return Kind(predictor.batch_probabilities, answer, Parameters, {"top_k": min(3, len(labels))}, Predicted, Status)
+    def run(texts, wanted):
+        return predictor.batch_probabilities(texts)
+
+    return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))}, Predicted, Status)
 
 
 def search(predictor):
@@ -104,22 +109,29 @@ def search(predictor):
         threshold: Union[Annotated[float, Field(ge=0, le=1)], Literal["auto"]] = Field(
             0.0, description=f"a text of less confidence is labelled {UNDECIDED!r}; auto: the threshold that the index holds")
 
-    def run(texts):
+    def run(texts, wanted):
         predictor.reload()
-        return predictor.batch_answer(texts, MOST_LABELS, MOST_NEAREST)
+        return predictor.batch_answer(texts, *(max(getattr(parameters, name) for parameters in wanted)
+                                               for name in ("top_k", "num_nearest")))
 
     def answer(items, parameters):
         threshold = find_threshold(parameters.threshold, predictor)
         return [make_answer(item, parameters, threshold) for item in items]
 
+    def index_time():
+        return round(predictor.index.stamp[1] / 1e9, 3)
+
     figures = {"labels": ("Labels of the index", lambda: len(predictor.labels)),
-               "index_version": ("Grows with every change of the index", lambda: predictor.version)}
-    return Kind(run, answer, Parameters, {"top_k": 3, "num_nearest": 2}, Found, SearchStatus, figures, predictor.reload)
+               "index_time": ("Unix time of the index's last change, in seconds", index_time)}
+    return Kind(predictor, predictor.encoder.max_seq_length, run, answer, Parameters, {"top_k": 3, "num_nearest": 2}, Found,
+                SearchStatus, figures, predictor.reload)
 
 
 def find_threshold(wanted, predictor):
     """The threshold as a float. BadParameter."""
-    threshold = predictor.threshold if wanted == "auto" else wanted
+    threshold = wanted
+    if wanted == "auto":
+        threshold = (predictor.index.header["threshold"] or {}).get("value")
     if threshold is None:
         raise BadParameter("parameters.threshold", "the index holds no threshold, expected a number, or an index made with "
                            "--dev_file and --precision")
@@ -130,12 +142,12 @@ def find_threshold(wanted, predictor):
 
 def make_answer(found, parameters, threshold):
     """A FoundAnswer as a dict. found: search_predictor.Answer."""
-    top = [{"label": label, "confidence": round(probability, DECIMALS), "similarity": round(similarity, DECIMALS)}
+    top = [{"label": label, "confidence": probability, "similarity": similarity}
            for label, probability, similarity in found.top_k[:parameters.top_k]]
     answer = {**top[0], "top_k": top}
     if found.probability < threshold:
         answer["label"] = UNDECIDED
     if parameters.num_nearest:
-        answer["nearest"] = [{"text": text, "label": label, "similarity": round(similarity, DECIMALS)}
+        answer["nearest"] = [{"text": text, "label": label, "similarity": similarity}
                              for text, label, similarity in found.nearest[:parameters.num_nearest]]
     return answer

@@ -21,7 +21,8 @@ from string import Template
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
-from textcls.options import add_device_options, check_calibration, check_device, make_parser, positive_int
+from textcls.options import (add_device_options, check_calibration, check_device, make_parser, positive_int,
+                             refuse_calibration)
 from textcls.outputs import STAGING, check_output_folder, complete_folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -73,10 +74,8 @@ def load_model(args):
     if export.labels:
         predictor = Predictor(args.export_dir, quantize=args.use_quantize, calibration_file=args.calibration_file,
                               allow_accuracy_drop=args.allow_accuracy_drop)
-    elif args.calibration_file or args.allow_accuracy_drop:
-        raise UserError(f"--calibration_file, --allow_accuracy_drop: {args.export_dir} is a sentence encoder, which has no "
-                        "accuracy, expected --use_quantize alone")
     else:
+        refuse_calibration(args)
         predictor = load_exported(export, quantize=args.use_quantize)
     args.instance_count = args.instance_count or (predictor.num_threads if args.device == "cpu" else 1)
     model = predictor.onnx_model
