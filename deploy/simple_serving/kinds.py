@@ -60,7 +60,7 @@ class Found(BaseModel):
 
 
 class SearchStatus(Status):
-    labels: int
+    index_labels: int
     index_time: float = Field(description="Unix time of the index's last change, in seconds")
 
 
@@ -121,7 +121,7 @@ def search(predictor):
     def index_time():
         return round(predictor.index.stamp[1] / 1e9, 3)
 
-    figures = {"labels": ("Labels of the index", lambda: len(predictor.labels)),
+    figures = {"index_labels": ("Labels of the index", lambda: len(predictor.labels)),
                "index_time": ("Unix time of the index's last change, in seconds", index_time)}
     return Kind(predictor, predictor.encoder.max_seq_length, run, answer, Parameters, {"top_k": 3, "num_nearest": 2}, Found,
                 SearchStatus, figures, predictor.reload)
