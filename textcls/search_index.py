@@ -244,9 +244,12 @@ def open_segment(folder, header, entry):
     counts, lengths = [open_array(path, name, dtype, (rows,)) if means else None
                        for name, dtype in (("counts", "int32"), ("lengths", "float32"))]
     text_path = os.path.join(path, "texts.txt")
-    if not os.path.isfile(text_path) or os.path.getsize(text_path) != offsets[-1]:
+    try:
+        text_bytes = np.memmap(text_path, np.uint8, "r") if offsets[-1] else np.zeros(0, np.uint8)
+    except (OSError, ValueError):  # the latter: empty
+        text_bytes = None
+    if text_bytes is None or len(text_bytes) != offsets[-1]:
         raise UserError(f"{text_path}: missing or damaged, expected {offsets[-1]} bytes")
-    text_bytes = np.memmap(text_path, np.uint8, "r") if offsets[-1] else np.zeros(0, np.uint8)
     for name, values, limit in (("label_ids", label_ids, header["next_id"]), ("lexical_rows", postings.rows, rows)):
         if len(values) and not (values.min() >= 0 and values.max() < limit):
             raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected numbers below {limit}")

@@ -6,12 +6,15 @@
 """
 
 import logging
+import threading
+import time
 
 from textcls.errors import UserError
 from textcls.search import make_answers
 from textcls.search_index import index_stamp, open_index
 from textcls.text_encoder import open_encoder
 
+RETRY_SECONDS = 1.0  # after which a new index that could not be opened is tried again
 logger = logging.getLogger("predictor")
 
 
@@ -26,7 +29,8 @@ class SearchPredictor:
         open_index(index_dir)  # what is wrong with it is said before the model is loaded
         self.encoder = open_encoder(encoder_path, **options)
         self.index = open_index(index_dir, self.encoder.encoder_id, self.encoder.dimension)
-        self._problem = None  # why the newest index was not taken
+        self._lock, self._problem = threading.Lock(), None  # why the newest index was not taken
+        self._tried, self._retry_at = None, 0.0  # stamp; the files of a new one may still be on their way
 
     @property
     def labels(self):
@@ -43,16 +47,19 @@ class SearchPredictor:
 
     def reload(self):
         """Open the index anew where it has changed; returns whether. What cannot be opened is logged, and the old one stays."""
-        index = self.index
-        try:
-            if index_stamp(index.folder) == index.stamp:
+        with self._lock:  # who comes while another opens it is answered by the new one, too
+            index = self.index
+            try:
+                stamp = index_stamp(index.folder)
+                if stamp == index.stamp or (stamp == self._tried and time.monotonic() < self._retry_at):
+                    return False
+                self._tried, self._retry_at = stamp, time.monotonic() + RETRY_SECONDS
+                self.index = open_index(index.folder, self.encoder.encoder_id, self.encoder.dimension)
+            except UserError as error:
+                if str(error) != self._problem:
+                    logger.error(f"The new index is not taken, the old one goes on: {error}")
+                self._problem = str(error)
                 return False
-            self.index = open_index(index.folder, self.encoder.encoder_id, self.encoder.dimension)
-        except UserError as error:
-            if str(error) != self._problem:
-                logger.error(f"The new index is not taken, the old one goes on: {error}")
-            self._problem = str(error)
-            return False
-        self._problem = None
-        logger.info(f"Index reloaded: {len(self.index.labels)} labels")
-        return True
+            self._problem = None
+            logger.info(f"Index reloaded: {len(self.index.labels)} labels")
+            return True
