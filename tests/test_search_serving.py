@@ -11,8 +11,8 @@ from command_lines import run_all
 from conftest import ROOT, assert_user_error, read_lines, run, server_python, write_lines
 from test_simple_serving import CLIENT, CODE, SERVER, client, post, start, stop
 
-from textcls.search_index import (add_texts, changing, new_header, open_index, remove_label, rows_of_texts, write_header,
-                                  write_index)
+from textcls.search_index import (add_texts, changing, memory_index, new_header, open_index, remove_label, rows_of_texts,
+                                  write_header, write_index)
 from textcls.search_predictor import SearchPredictor
 from textcls.text_encoder import open_encoder
 
@@ -33,7 +33,8 @@ def export(encoder, encoder_export, tmp_path_factory):
     labels = read_lines(ROOT / "data/label.txt")
     texts = [text for text, _ in rows]
     header = new_header(encoder.encoder_id, encoder.dimension, "texts", [(label, []) for label in labels])
-    write_index(folder / "index", header, rows_of_texts(encoder.encode(texts), [labels.index(row[1]) for row in rows], texts))
+    new_rows = rows_of_texts(encoder.encode(texts), [labels.index(row[1]) for row in rows], texts)
+    write_index(folder / "index", memory_index(header, new_rows))
     return folder
 
 
