@@ -46,13 +46,20 @@ def read_input(args):
     return args.texts
 
 
-def run_client(parser, make_ask, make_block):
+def make_row(text, top):
+    """The JSON object of a text. top: list of (label, confidence), best first."""
+    top = [{"label": label, "confidence": round(confidence, DECIMALS)} for label, confidence in top]
+    return {"text": text, **top[0], "top_k": top}
+
+
+def run_client(parser, make_ask, make_block, make_row=make_row):
     """Read the command line, label the texts, --batch_size at a time, and print a block, or with --output_format jsonl a JSON
     object, per text.
 
     parser: of `make_client_parser`. make_ask: function of the parsed options that returns a function of a list of str, which
     sends one request and returns per text the list of (label, confidence), best first; it raises UserError where it gets no
-    answer, or a refusal. make_block: function of (text, that list) that returns the lines of a block but for its last.
+    answer, or a refusal. make_block: function of (text, that list) that returns the lines of a block but for its last; make_row:
+    one that returns the JSON object.
     """
     args = parser.parse_args()
     if bool(args.texts) == bool(args.data_file):
@@ -67,12 +74,11 @@ def run_client(parser, make_ask, make_block):
         except UserError as error:
             place = f"texts {start + 1} to {start + len(batch)}: " if len(batch) < len(texts) else ""
             raise UserError(f"{place}{error}") from None
-        for text, top in zip(batch, predictions):
+        for text, prediction in zip(batch, predictions):
             if args.output_format == "jsonl":
-                top = [{"label": label, "confidence": round(confidence, DECIMALS)} for label, confidence in top]
-                print(json.dumps({"text": text, **top[0], "top_k": top}, ensure_ascii=False))
+                print(json.dumps(make_row(text, prediction), ensure_ascii=False))
             else:
-                print(*make_block(text, top), LINE, sep="\n")
+                print(*make_block(text, prediction), LINE, sep="\n")
 
 
 def label_lines(top):

@@ -220,6 +220,22 @@ def exported(checkpoint, make_once):
     return make_once("exported", make) / "export"
 
 
+@pytest.fixture(scope="session")
+def encoder_export(checkpoint, make_once):
+    """A sentence encoder exported by retrieval_based/export_model.py: the trained classifier without its last layer."""
+    def make(folder):
+        encoder = shutil.copytree(checkpoint, folder / "checkpoint")
+        state = {name: values for name, values in weights(checkpoint).items() if not name.startswith("classifier.")}
+        paddle.save(state, str(encoder / "model_state.pdparams"))
+        config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
+        config["sentence_encoder"] = {"pooling": "mean", "output_emb_size": 0, "matryoshka_dims": []}
+        (encoder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        process = run("retrieval_based/export_model.py", "--params_path", encoder, "--output_path", folder / "export")
+        assert process.returncode == 0, process.stderr
+
+    return make_once("encoder_export", make) / "export"
+
+
 def write_binary_data(folder):
     """The rows of two classes of the sample data."""
     for name in ("train.txt", "dev.txt"):

@@ -41,14 +41,13 @@ class Export(NamedTuple):
 def read_export(path, with_onnx=True, output=CLASS_LOGITS):
     """Find out what an exported folder holds. path: the folder, or folder/float32, folder/pruned_model.
 
-    with_onnx: the ONNX model is needed; otherwise Paddle's graph is. output: CLASS_LOGITS or EMBEDDING. Raises UserError, also
-    where the model gives another one.
+    with_onnx: the ONNX model is needed; otherwise Paddle's graph is. output: CLASS_LOGITS or EMBEDDING; None: either of them.
+    Raises UserError, also where the model gives another one.
     """
     folder, prefix = (path, None) if os.path.isdir(path) else os.path.split(path)
     folder = folder or "."
-    is_classifier = output == CLASS_LOGITS
     makers = "retrieval_based/export_model.py"
-    if is_classifier:
+    if output != EMBEDDING:
         makers = f"export_model.py {'--onnx ' if with_onnx else ''}or prune.py"
     deploy_path = os.path.join(folder, "deploy.json")
     if not os.path.isfile(deploy_path):
@@ -59,6 +58,9 @@ def read_export(path, with_onnx=True, output=CLASS_LOGITS):
     name = str(deploy.get("model_file")).replace(".pdmodel", "")
     if prefix not in (None, "", name):
         raise UserError(f"{path}: no such model, expected {os.path.join(folder, name)} or {folder}")
+    if output is None:
+        output = EMBEDDING if deploy.get("output") == EMBEDDING else CLASS_LOGITS
+    is_classifier = output == CLASS_LOGITS
     check_entries(deploy, deploy_path, output)
     tokenizer_path = os.path.join(folder, "tokenizer.json")
     if not os.path.isfile(tokenizer_path):

@@ -17,6 +17,13 @@ from textcls.texts import check_texts
 logger = logging.getLogger("predictor")
 
 
+def count_threads(device, num_threads=None):
+    """How many threads run batches. num_threads: as many on a CPU; None: one per usable core."""
+    if device == "gpu":
+        return 1  # batches queue up on the GPU
+    return num_threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
 class OnnxModel:
     """A model with its tokenizer. Safe to call from several threads, which share its num_threads threads.
 
@@ -29,18 +36,14 @@ class OnnxModel:
     def __init__(self, export, device="cpu", use_fp16=False, device_id=0, num_threads=None, batch_size=32, max_seq_length=None,
                  quantize=False):
         check_device(device, quantize, use_fp16)
-        if device == "gpu":
-            num_threads = 1  # batches queue up on the GPU
-        elif num_threads is None:
-            num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.export, self.batch_size, self.num_threads = export, batch_size, num_threads
+        self.export, self.batch_size, self.num_threads = export, batch_size, count_threads(device, num_threads)
         self.max_seq_length = export.max_seq_length if max_seq_length is None else max_seq_length
         check_length(self.max_seq_length, export)
         if self.max_seq_length > export.max_seq_length:
             logger.warning(f"--max_seq_length {self.max_seq_length} is more than the {export.max_seq_length} of training.")
         self._tokenizer = read_tokenizer(export)
         self._tokenizer.enable_truncation(self.max_seq_length)
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="predictor")
+        self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="predictor")
         self.onnx_model = export.onnx_path
         if use_fp16:
             self._session, self.onnx_model = open_fp16(self.onnx_model, device_id)

@@ -76,6 +76,13 @@ def check_calibration(parser, args):
         parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
 
 
+def refuse_calibration(args):
+    """UserError where the options of the accuracy of INT8 are given and args.export_dir is a sentence encoder."""
+    if args.calibration_file or args.allow_accuracy_drop:
+        raise UserError(f"--calibration_file, --allow_accuracy_drop: {args.export_dir} is a sentence encoder, which has no "
+                        "accuracy, expected --use_quantize alone")
+
+
 def find_label_file(args):
     """Path of the label.txt to compare with the checkpoint's labels; only the default name may be missing."""
     path = os.path.join(args.dataset_dir, args.label_file)

@@ -1,5 +1,6 @@
 """Texts in, labels out: the options, formats and streams that predict.py and deploy/predictor share. Needs no Paddle."""
 
+import argparse
 import contextlib
 import csv
 import itertools
@@ -16,21 +17,30 @@ CHUNK = 8192  # texts of a file in memory at a time; batches by length are forme
 UNDECIDED = "undecided"  # written where the highest probability is below --threshold
 
 
-def add_output_options(parser, output_file):
+def threshold_or_auto(text):
+    """Type of --threshold where a threshold is stored with the model."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 0 to 1, or auto") from None
+
+
+def add_output_options(parser, output_file, threshold_type=float):
     """Add the options of the scripts that label a file of texts. output_file: the default."""
     parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
     parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
     parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl"])
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
-    parser.add_argument("--threshold", type=float, default=0.0,
-                        help=f"answers with a lower probability are written as `{UNDECIDED}`")
+    auto = "; auto: the one that was found on dev.txt" if threshold_type is threshold_or_auto else ""
+    parser.add_argument("--threshold", type=threshold_type, default=0.0,
+                        help=f"answers with a lower probability are written as `{UNDECIDED}`{auto}")
 
 
 def check_output_options(parser, args):
     """End with the parser's error where the options of `add_output_options` do not fit together."""
     if args.top_k > 1 and args.output_file and args.output_format == "txt":
         parser.error("--top_k needs --output_format tsv, csv or jsonl: txt holds one label per text")
-    if not 0 <= args.threshold <= 1:
+    if args.threshold != "auto" and not 0 <= args.threshold <= 1:
         parser.error(f"--threshold {args.threshold}: expected 0 to 1")
 
 
@@ -102,19 +112,33 @@ def header(args):
 def make_rows(texts, probs, labels, args):
     """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]."""
     for text, row, top in zip(texts, probs, top_labels(probs, labels, args.top_k)):
-        label, probability = top[0]
-        if row.max() < args.threshold:
-            label = UNDECIDED
+        yield make_row(text, UNDECIDED if row.max() < args.threshold else top[0][0], top, args)
+
+
+def answer_rows(answers, texts, args):
+    """As `make_rows`, of search.Answer; jsonl also has the similarities and the nearest texts."""
+    for text, answer in zip(texts, answers):
+        label = UNDECIDED if answer.probability < args.threshold else answer.label
+        row = make_row(text, label, [top[:2] for top in answer.top_k], args)
         if args.output_format == "jsonl":
-            yield {"text": text, "label": label, "probability": probability,
-                   "top_k": [{"label": name, "probability": value} for name, value in top]}
-        elif args.output_format == "txt":
-            yield [text, label]
-        else:
-            columns = [text, label, f"{probability:.6f}"]
-            for name, value in top[1:]:
-                columns += [name, f"{value:.6f}"]
-            yield columns
+            row["similarity"] = answer.similarity
+            for top, (_, _, similarity) in zip(row["top_k"], answer.top_k):
+                top["similarity"] = similarity
+            row["nearest"] = [dict(zip(("text", "label", "similarity"), reason)) for reason in answer.nearest]
+        yield row
+
+
+def make_row(text, label, top, args):
+    """The row of a text that is written with this label. top: list of (label, probability), best first."""
+    if args.output_format == "jsonl":
+        return {"text": text, "label": label, "probability": top[0][1],
+                "top_k": [{"label": name, "probability": value} for name, value in top]}
+    if args.output_format == "txt":
+        return [text, label]
+    columns = [text, label, f"{top[0][1]:.6f}"]
+    for name, value in top[1:]:
+        columns += [name, f"{value:.6f}"]
+    return columns
 
 
 def write_rows(output, rows, args):

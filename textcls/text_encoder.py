@@ -31,35 +31,45 @@ class TextEncoder(NamedTuple):
     encode_batch: Callable  # all texts as one batch, in the calling thread: for callers with threads of their own
 
 
-def open_encoder(path, device=None, quantize=False, batch_size=32, max_seq_length=None, num_threads=None):
+def open_encoder(path, device=None, quantize=False, batch_size=32, max_seq_length=None, num_threads=None, use_fp16=False,
+                 device_id=0):
     """Open a sentence encoder.
 
     path: the folder of retrieval_based/export_model.py, or a checkpoint of retrieval_based/train.py. device: cpu, gpu, ...;
     None: for a checkpoint as of `select_device`, else the CPU. quantize: INT8 weights (of an exported one). batch_size: texts
     per batch at most. max_seq_length: tokens; None: as in training. num_threads: of an exported one on the CPU; None: one per
-    usable core; a checkpoint goes by OMP_NUM_THREADS. Returns a TextEncoder. Raises UserError.
+    usable core; a checkpoint goes by OMP_NUM_THREADS. use_fp16, device_id: of an exported one on a GPU. Returns a TextEncoder.
+    Raises UserError.
     """
     if not os.path.isdir(path):
         raise UserError(f"{path}: no such folder, expected what train.py or export_model.py in retrieval_based/ wrote")
     if os.path.isfile(os.path.join(path, "deploy.json")):
-        return _open_exported(path, device or "cpu", quantize, batch_size, max_seq_length, num_threads)
-    if quantize:
-        raise UserError(f"--use_quantize: {path} is a checkpoint, expected what retrieval_based/export_model.py makes of it")
+        return _open_exported(path, device or "cpu", quantize, batch_size, max_seq_length, num_threads,
+                              use_fp16, device_id)
+    if quantize or use_fp16:
+        raise UserError(f"--use_{'quantize' if quantize else 'fp16'}: {path} is a checkpoint, expected what "
+                        "retrieval_based/export_model.py makes of it")
     return _open_checkpoint(path, device, batch_size, max_seq_length)
 
 
-def _open_exported(path, device, quantize, batch_size, max_seq_length, num_threads):
+def load_exported(export, device="cpu", quantize=False, batch_size=32, max_seq_length=None, num_threads=None, use_fp16=False,
+                  device_id=0):
+    """The OnnxModel of an Export of a sentence encoder; its INT8 form is compared with fp32. UserError."""
     from textcls.onnx_model import OnnxModel
 
-    export = read_export(path, output=EMBEDDING)
-    model = OnnxModel(export, device, num_threads=num_threads, batch_size=batch_size, max_seq_length=max_seq_length,
-                      quantize=quantize)
+    model = OnnxModel(export, device, use_fp16, device_id, num_threads, batch_size, max_seq_length, quantize)
     if quantize:
         def compare(session):
             exact, guessed = model.run_both(session, model.tokenize(PROBES))
             return {"cosine": f"{(exact * guessed).sum(axis=1).mean():.4f}"}
 
         model.use_int8("probes", compare, check_cosine)
+    return model
+
+
+def _open_exported(path, *options):
+    export = read_export(path, output=EMBEDDING)
+    model = load_exported(export, *options)
     return TextEncoder(export.encoder_id, export.output_size, model.max_seq_length,
                        in_chunks(lambda texts, progress: model.run(model.tokenize(texts), progress), export.output_size),
                        lambda texts: model.run_batch(model.tokenize(texts)))

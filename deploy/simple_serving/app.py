@@ -15,12 +15,12 @@ from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from batching import QueueFull
-from textcls.probabilities import top_labels
+from kinds import BadParameter, Status, Strict
 from textcls.texts import text_problem
 
 HEALTH = ("/health/live", "/health/ready")  # are not logged
@@ -30,29 +30,6 @@ PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"  # tells readers of the Op
 DISCARDED_BYTES = 1 << 24  # of a refused body, at most
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
 logger = logging.getLogger("serving")
-
-
-class Strict(BaseModel):
-    """Fields of exactly their types, and no others: a mistyped name is an error, not ignored."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-# 3.0 is a whole number in JSON; true and "3" are not
-WholeNumber = Annotated[int, BeforeValidator(lambda value: int(value) if type(value) is float and value.is_integer() else value)]
-
-
-class Answer(BaseModel):
-    label: str
-    confidence: float
-
-
-class TextAnswer(Answer):
-    top_k: list[Answer]
-
-
-class Predicted(BaseModel):
-    result: list[TextAnswer]
 
 
 class TaskflowPrediction(BaseModel):
@@ -78,9 +55,6 @@ class Refused(BaseModel):
     errors: list[Problem]
 
 
-class Status(BaseModel):
-    status: str
-
 REFUSALS = {code: {"model": Refused, "description": meaning} for code, meaning in (
     (400, "not HTTP or JSON that can be read"), (401, "no token, or a wrong one"), (408, "the body did not come in time"),
     (413, "the body is too large"),
@@ -95,8 +69,9 @@ def check_text(text):
     return text
 
 
-def request_schemas(num_labels, limits):
+def request_schemas(kind, limits):
     """The classes of the two requests, with the limits in them: (of /predict, of /taskflow/cls)."""
+    Parameters = kind.Parameters
     one_text = Annotated[str, Field(max_length=limits.max_text_length, json_schema_extra={"minLength": 1, "pattern": PATTERN}),
                          AfterValidator(check_text)]
     some_texts = Annotated[list[one_text], Field(min_length=1, max_length=limits.max_texts)]
@@ -104,14 +79,11 @@ def request_schemas(num_labels, limits):
     class Data(Strict):
         text: some_texts
 
-    class Parameters(Strict):
-        top_k: WholeNumber = Field(1, ge=1, le=num_labels)
-
     class PredictRequest(Strict):
         data: Data
         parameters: Parameters = Parameters()
         model_config = ConfigDict(json_schema_extra={"examples": [
-            {"data": {"text": ["头疼怎么办", "拔牙多少钱"]}, "parameters": {"top_k": min(3, num_labels)}}]})
+            {"data": {"text": ["头疼怎么办", "拔牙多少钱"]}, "parameters": kind.example}]})
 
     class TaskflowData(Strict):
         text: Annotated[Union[Annotated[one_text, Tag("one")], Annotated[some_texts, Tag("several")]],
@@ -128,7 +100,7 @@ def request_schemas(num_labels, limits):
 class Metrics:
     """What /metrics shows, for Prometheus."""
 
-    def __init__(self, waiting):
+    def __init__(self, waiting, figures):
         self.registry = CollectorRegistry()
         self.requests = Counter("serving_requests", "Requests answered", ["path", "status"], registry=self.registry)
         self.seconds = Histogram("serving_request_seconds", "Time from the request to its answer", ["path"], buckets=SECONDS,
@@ -137,6 +109,8 @@ class Metrics:
         self.batches = Histogram("serving_batch_size", "Texts per batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
                                  registry=self.registry)
         Gauge("serving_queue_texts", "Texts that wait for a batch", registry=self.registry).set_function(waiting)
+        for name, (meaning, figure) in figures.items():
+            Gauge(f"serving_{name}", meaning, registry=self.registry).set_function(figure)
 
 
 def json_response(content, status=200, headers=None):
@@ -148,75 +122,81 @@ def refuse(status, message, field="", headers=None):
     return json_response({"errors": [{"field": field, "message": message}]}, status, headers)
 
 
-def make_app(batcher, labels, limits, token, state):
+def make_app(batcher, kind, limits, token, state):
     """The ASGI application.
 
-    batcher: a MicroBatcher; its on_batch is set here. labels: list of str, position = class id. limits: with max_texts,
-    max_text_length (characters) and max_body_bytes. token: str, or None: no authorization. state: with draining (bool).
+    batcher: a MicroBatcher of kind.run; its on_batch is set here. kind: a kinds.Kind. limits: with max_texts, max_text_length
+    (characters) and max_body_bytes. token: str, or None: no authorization. state: with draining (bool).
     """
     app = FastAPIOffline(title="Text classification", version="1", redoc_url=None, redirect_slashes=False, static_url=STATIC,
                          separate_input_output_schemas=False,
                          description="Single-label classification of texts. All errors have the form of `Refused`.")
-    metrics = Metrics(lambda: batcher.waiting)
+    metrics = Metrics(lambda: batcher.waiting, kind.figures)
     batcher.on_batch = metrics.batches.observe
     bearer = [Depends(HTTPBearer(auto_error=False))] if token else []  # for the OpenAPI page; `Guard` checks
-    add_predictions(app, batcher, labels, limits, bearer, metrics)
-    add_health(app, batcher, state)
-    add_metrics(app, bearer, metrics)
+    add_predictions(app, batcher, kind, limits, bearer, metrics)
+    add_health(app, batcher, kind, state)
+    add_metrics(app, kind, bearer, metrics)
     add_refusals(app)
     known = {route.path for route in app.routes if hasattr(route, "path")}
     return Guard(app, known, limits, token, state, metrics)
 
 
-def add_predictions(app, batcher, labels, limits, bearer, metrics):
+def add_predictions(app, batcher, kind, limits, bearer, metrics):
     """Add /predict and /taskflow/cls."""
-    PredictRequest, TaskflowRequest = request_schemas(len(labels), limits)
+    PredictRequest, TaskflowRequest = request_schemas(kind, limits)
 
-    async def predict_labels(texts, top_k):
-        """Per text the top_k (label, confidence), best first."""
-        probs = await batcher(texts)
+    async def answer(texts, parameters):
+        """Per text its answer: list of dict."""
+        items = await batcher(texts, parameters)
         metrics.texts.inc(len(texts))
-        return top_labels(probs, labels, top_k)
+        return kind.answer(items, parameters)
 
-    @app.post("/predict", response_model=Predicted, responses=REFUSALS, dependencies=bearer)
+    @app.post("/predict", response_model=kind.Predicted, responses=REFUSALS, dependencies=bearer)
     async def predict(request: PredictRequest):
         """Label texts; confidences are probabilities."""
-        predictions = [[{"label": label, "confidence": confidence} for label, confidence in top]
-                       for top in await predict_labels(request.data.text, request.parameters.top_k)]
-        return json_response({"result": [{**top[0], "top_k": top} for top in predictions]})
+        return json_response({"result": await answer(request.data.text, request.parameters)})
 
     @app.post("/taskflow/cls", response_model=TaskflowPredicted, responses=REFUSALS, dependencies=bearer)
     async def taskflow(request: TaskflowRequest):
         """The form of PaddleNLP's SimpleServer with a Taskflow."""
         texts = [request.data.text] if isinstance(request.data.text, str) else request.data.text
-        predictions = await predict_labels(texts, 1)
-        return json_response({"result": [{"predictions": [{"label": label, "score": score} for label, score in top],
-                                          "text": text} for text, top in zip(texts, predictions)]})
+        answers = await answer(texts, kind.Parameters())
+        return json_response({"result": [{"predictions": [{"label": best["label"], "score": best["confidence"]}], "text": text}
+                                         for text, best in zip(texts, answers)]})
 
 
-def add_health(app, batcher, state):
+async def refresh(kind):
+    """Let the figures of a Kind be those of now."""
+    if kind.refresh:
+        await anyio.to_thread.run_sync(kind.refresh)
+
+
+def add_health(app, batcher, kind, state):
     """Add the two routes of HEALTH."""
     @app.get("/health/live", response_model=Status)
     async def live():
         """The process runs."""
         return json_response({"status": "live"})
 
-    @app.get("/health/ready", response_model=Status, responses={503: {"model": Refused}})
+    @app.get("/health/ready", response_model=kind.Status, responses={503: {"model": Refused}})
     async def ready():
         """Requests are welcome: not while the server is shutting down or its queue is full."""
         if state.draining:
             return refuse(503, "shutting down")
         if batcher.waiting >= batcher.max_queue:
             return refuse(503, "the queue is full")
-        return json_response({"status": "ready"})
+        await refresh(kind)
+        return json_response({"status": "ready", **{name: figure() for name, (_, figure) in kind.figures.items()}})
 
 
-def add_metrics(app, bearer, metrics):
+def add_metrics(app, kind, bearer, metrics):
     """Add /metrics."""
     @app.get("/metrics", dependencies=bearer, responses={200: {"content": {"text/plain": {}}}, 401: REFUSALS[401]},
              response_class=Response)
     async def show_metrics():
         """Figures in Prometheus's text format."""
+        await refresh(kind)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -231,6 +211,11 @@ def add_refusals(app):
         return json_response({"errors": [
             {"field": ".".join(str(part) for part in item["loc"][1:] if part not in ("one", "several")), "message": item["msg"]}
             for item in error.errors()[:20]]}, 422)
+
+    @app.exception_handler(BadParameter)
+    async def unfit(request: Request, error):
+        field, message = error.args
+        return refuse(422, message, field)
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error):

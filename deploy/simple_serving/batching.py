@@ -1,10 +1,8 @@
-"""Micro-batching: the texts of requests that come at the same time are labelled together."""
+"""Micro-batching: the texts of requests that come at the same time are answered together."""
 
 import asyncio
 import heapq
 import threading
-
-import numpy as np
 
 
 class QueueFull(Exception):
@@ -12,19 +10,19 @@ class QueueFull(Exception):
 
 
 class MicroBatcher:
-    """Labels the texts of concurrent requests in common batches.
+    """Answers the texts of concurrent requests in common batches.
 
     There is no timer: as soon as one of `slots` threads is free it takes the text that has waited longest and, with it, the
     waiting texts nearest in length, so that little is padded. A single request never waits for others, batches grow by
     themselves with the load, and no text is overtaken for long. The texts of one request may be spread over batches.
 
-    probabilities: function of a list of str, called in the threads: float32 [num_texts, num_classes]. batch_size: texts per
-    batch at most. slots: batches at a time. max_queue: texts that may wait. on_batch: called with the size of each batch, in
-    the event loop's thread.
+    run: function of (list of str, list of what each one's request wants), called in the threads: a sequence with one item per
+    text, such as an array's rows. batch_size: texts per batch at most. slots: batches at a time. max_queue: texts that may
+    wait. on_batch: called with the size of each batch, in the event loop's thread.
     """
 
-    def __init__(self, probabilities, batch_size, slots, max_queue, on_batch=lambda size: None):
-        self._probabilities, self.on_batch = probabilities, on_batch
+    def __init__(self, run, batch_size, slots, max_queue, on_batch=lambda size: None):
+        self._run, self.on_batch = run, on_batch
         self.batch_size, self.max_queue = batch_size, max_queue
         self._waiting = {}  # in the order of arrival: number of the text -> (text, its place in the request, _Request)
         self._arrived, self._changed = 0, threading.Condition()  # the latter guards _waiting
@@ -36,11 +34,11 @@ class MicroBatcher:
         """Number of texts that wait for a batch."""
         return len(self._waiting)
 
-    async def __call__(self, texts):
-        """Label a list of str: float32 [num_texts, num_classes]. Raises QueueFull, and what `probabilities` raises."""
+    async def __call__(self, texts, wanted):
+        """The items of a list of str, in its order: a list. wanted: handed to `run`. Raises QueueFull, and what `run` raises."""
         if self.waiting + len(texts) > self.max_queue:
             raise QueueFull
-        request = _Request(len(texts))
+        request = _Request(len(texts), wanted)
         with self._changed:
             for place, text in enumerate(texts):
                 self._waiting[self._arrived] = text, place, request
@@ -57,7 +55,7 @@ class MicroBatcher:
                 batch = self._take_batch()
             result, error = None, None
             try:
-                result = self._probabilities([text for text, _, _ in batch])
+                result = self._run([text for text, _, _ in batch], [request.wanted for _, _, request in batch])
             except Exception as raised:  # the requests of this batch raise it; the thread goes on
                 error = raised
             batch[0][2].loop.call_soon_threadsafe(self._hand_out, batch, result, error)
@@ -72,7 +70,7 @@ class MicroBatcher:
         return [self._waiting.pop(number) for number in numbers]
 
     def _hand_out(self, batch, result, error):
-        """In the event loop's thread: give each request its rows of the result, or the error."""
+        """In the event loop's thread: give each request its items of the result, or the error."""
         self.on_batch(len(batch))
         for position, (_, place, request) in enumerate(batch):
             if request.complete.done():  # failed in another batch, or nobody waits for it any more
@@ -84,14 +82,14 @@ class MicroBatcher:
 
 
 class _Request:
-    """A request whose probabilities come from one or several batches."""
+    """A request whose items come from one or several batches."""
 
-    def __init__(self, size):
-        self.loop = asyncio.get_running_loop()
-        self.complete, self._rows, self._missing = self.loop.create_future(), [None] * size, size
+    def __init__(self, size, wanted):
+        self.loop, self.wanted = asyncio.get_running_loop(), wanted
+        self.complete, self._items, self._missing = self.loop.create_future(), [None] * size, size
 
-    def add(self, place, row):
-        self._rows[place] = row
+    def add(self, place, item):
+        self._items[place] = item
         self._missing -= 1
         if not self._missing:
-            self.complete.set_result(np.array(self._rows))
+            self.complete.set_result(self._items)

@@ -3,11 +3,14 @@
     python client.py 头疼怎么办 拔牙多少钱
     python client.py --data_file ../../data/data.txt --top_k 3
     python client.py --url http://10.0.0.5:8189 --token_file token.txt --output_format jsonl --data_file texts.txt
+    python client.py --num_nearest 2 --threshold 0.5 头疼怎么办
 
 Reads   texts from the command line, or --data_file, one per line (-: standard input).
-Prints  a block per text: the text, its labels, a line of dashes; or with --output_format jsonl a JSON object per text.
+Prints  a block per text: the text, its labels, a line of dashes; or with --output_format jsonl a JSON object per text. A server
+        with an index also gives the similarity of each label, and with --num_nearest the texts that were the nearest.
 """
 
+import argparse
 import json
 import sys
 from http.client import responses
@@ -16,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from deploy.client import make_client_parser, post_json, run_client
 from textcls.errors import UserError, run_script
+from textcls.options import positive_int
 
 EXPECTED = "the address of a running server.py"
 
@@ -33,14 +37,20 @@ def make_ask(args):
     """The function that `run_client` wants."""
     headers = {"Authorization": f"Bearer {read_token(args.token_file)}"} if args.token_file else {}
 
+    wanted = {name: getattr(args, name) for name in ("top_k", "num_nearest", "threshold")}
+    parameters = {name: value for name, value in wanted.items() if value is not None}
+
     def ask(texts):
-        request = {"data": {"text": texts}, "parameters": {"top_k": args.top_k}}
+        request = {"data": {"text": texts}, "parameters": parameters}
         status, content = post_json(args, request, EXPECTED, "/predict", headers)
         if status != 200:
             raise UserError(f"{args.url}: refused with status {status} ({read_reason(status, content)}), expected what README.md "
                             "says")
         try:
-            return [[(top["label"], top["confidence"]) for top in result["top_k"]] for result in json.loads(content)["result"]]
+            results = json.loads(content)["result"]
+            for result in results:
+                make_block("", result)
+            return results
         except (ValueError, KeyError, TypeError) as error:  # another kind of server
             raise UserError(f"{args.url}: no answer ({error}), expected {EXPECTED}") from None
 
@@ -55,14 +65,38 @@ def read_reason(status, content):
         return responses.get(status, "unknown")
 
 
-def make_block(text, top):
-    return [f"data: {text}", "label: " + ", ".join(f"{label} ({confidence:.6f})" for label, confidence in top)]
+def make_block(text, result):
+    """The lines of a block. result: the server's answer, a dict."""
+    best, *others = result["top_k"]
+    labels = [{**best, "label": result["label"]}, *others]  # the text may be undecided
+    lines = [f"data: {text}", "label: " + ", ".join(f"{top['label']} ({top['confidence']:.6f})" for top in labels)]
+    if "similarity" in best:
+        lines.append("similarity: " + ", ".join(f"{top['similarity']:.6f}" for top in labels))
+    return lines + [f"near: {near['text']} ({near['label']}, {near['similarity']:.6f})" for near in result.get("nearest", [])]
+
+
+def make_row(text, result):
+    """The JSON object of a text."""
+    return {"text": text, **result}
+
+
+def threshold(text):
+    """Type of --threshold."""
+    if text == "auto":
+        return text
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 1, or auto")
+    return value
 
 
 def main():
     parser = make_client_parser(__doc__, "http://127.0.0.1:8189", batch_size=64)
     parser.add_argument("--token_file", help="file with the server's token")
-    run_client(parser, make_ask, make_block)
+    parser.add_argument("--num_nearest", type=positive_int, help="how many of the nearest texts a server with an index gives")
+    parser.add_argument("--threshold", type=threshold,
+                        help="0 to 1, or auto: a server with an index answers `undecided` below it")
+    run_client(parser, make_ask, make_block, make_row)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
     python server.py --export_dir ../../export --use_quantize --calibration_file ../../data/dev.txt
     python server.py --export_dir ../../export --host 0.0.0.0 --port 8189 --token_file token.txt
     python server.py --export_dir ../../export --device gpu --use_fp16
+    python server.py --export_dir ../../output --index_dir ../../index
 
-Reads   export_dir, written by export_model.py --onnx or prune.py --onnx; token_file, one line.
+Reads   export_dir, written by export_model.py --onnx or prune.py --onnx, or a sentence encoder by retrieval_based/
+        export_model.py, with index_dir by build_index.py there; token_file, one line. A change of the index is noticed.
 Serves  POST /predict and /taskflow/cls, GET /health/live, /health/ready, /metrics, /docs, /openapi.json.
 Writes  a JSON object per event and request to standard error. SIGTERM or Ctrl-C: it takes no new connections, answers what
         it has accepted, and ends with code 0; a second one ends it at once.
@@ -26,14 +28,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
-from textcls.options import add_device_options, check_calibration, make_parser, positive_int
+from textcls.exported import read_export
+from textcls.options import add_device_options, check_calibration, check_device, make_parser, positive_int, refuse_calibration
 
 try:
     import uvicorn
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     from app import make_app
+    from kinds import classifier, search
+    from textcls.onnx_model import count_threads
     from textcls.predictor import Predictor
+    from textcls.search_predictor import SearchPredictor
 except ImportError as missing:
     print(f"the package {missing.name} is missing, expected `pip install -r deploy/simple_serving/requirements.txt`",
           file=sys.stderr)
@@ -49,6 +55,7 @@ logger = logging.getLogger("serving")
 def parse_arguments():
     parser = make_parser(__doc__)
     parser.add_argument("--export_dir", default="../../export", help="exported folder")
+    parser.add_argument("--index_dir", help="index of a sentence encoder; None: the folder index in export_dir")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine")
     parser.add_argument("--port", type=int, default=8189, help="0: any free one, which the log names")
     parser.add_argument("--token_file", help="file with a token that requests must bring: Authorization: Bearer <token>")
@@ -194,11 +201,29 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def warm_up(predictor, args, batch_size, slots):
+def open_model(args):
+    """The Kind of the model that --export_dir names: a classifier, or an encoder with the index that it searches. UserError."""
+    if not read_export(args.export_dir, output=None).labels:
+        refuse_calibration(args)
+        check_device(args.device, args.use_quantize, args.use_fp16)
+        folder = args.export_dir if os.path.isdir(args.export_dir) else os.path.dirname(args.export_dir)
+        predictor = SearchPredictor(folder, args.index_dir or os.path.join(folder, "index"), device=args.device,
+                                    quantize=args.use_quantize, num_threads=args.num_threads, use_fp16=args.use_fp16,
+                                    device_id=args.device_id)
+        return search(predictor)
+    if args.index_dir:
+        raise UserError(f"--index_dir {args.index_dir}: {args.export_dir} is a classifier, which searches nothing, expected a "
+                        "sentence encoder that retrieval_based/export_model.py wrote")
+    return classifier(Predictor(
+        args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
+        calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop))
+
+
+def warm_up(kind, args, batch_size, slots):
     """Run the largest batches that can come, on all threads: memory is laid out once, nothing is slow later."""
-    texts = ["暖" * args.max_text_length] + ["暖" * min(args.max_text_length, predictor.max_seq_length)] * (batch_size - 1)
+    texts = ["暖" * args.max_text_length] + ["暖" * min(args.max_text_length, kind.max_seq_length)] * (batch_size - 1)
     with ThreadPoolExecutor(slots) as pool:
-        list(pool.map(predictor.batch_probabilities, [texts] * slots * 4))
+        list(pool.map(kind.run, [texts] * slots * 4, [[kind.Parameters()] * batch_size] * slots * 4))
 
 
 def make_server(args):
@@ -213,22 +238,21 @@ def main():
     args = parse_arguments()
     set_up_logging()
     token = read_token(args.token_file)
-    predictor = Predictor(args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
-                          calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop)
+    kind, num_threads = open_model(args), count_threads(args.device, args.num_threads)
     batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
-    slots = predictor.num_threads + 1  # one batch more than cores: it is ready when another ends
+    slots = num_threads + 1  # one batch more than cores: it is ready when another ends
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
-    warm_up(predictor, args, batch_size, slots)
+    warm_up(kind, args, batch_size, slots)
     listening = listen(args.host, args.port)
-    batcher = MicroBatcher(predictor.batch_probabilities, batch_size, slots, args.max_queue)
+    batcher = MicroBatcher(kind.run, batch_size, slots, args.max_queue)
     server = make_server(args)
-    server.config.app = make_app(batcher, predictor.labels, args, token, server)
+    server.config.app = make_app(batcher, kind, args, token, server)
     if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
     host = f"[{args.host}]" if ":" in args.host else args.host
     logger.info("listening", extra={"fields": {
-        "url": f"http://{host}:{listening.getsockname()[1]}", "labels": len(predictor.labels),
-        "max_seq_length": predictor.max_seq_length, "threads": predictor.num_threads, "batch_size": batch_size}})
+        "url": f"http://{host}:{listening.getsockname()[1]}", "labels": len(kind.predictor.labels),
+        "max_seq_length": kind.max_seq_length, "threads": num_threads, "batch_size": batch_size}})
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listening])

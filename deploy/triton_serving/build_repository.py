@@ -3,10 +3,12 @@
     python build_repository.py --export_dir ../../export
     python build_repository.py --export_dir ../../export --use_quantize --calibration_file ../../data/dev.txt
     python build_repository.py --export_dir ../../export --device gpu --use_fp16 --max_batch_size 128
+    python build_repository.py --export_dir ../../output --model_repository encoder_models
 
-Reads   export_dir, written by export_model.py --onnx or prune.py --onnx.
-Writes  model_repository/: seqcls (ensemble: INPUT -> label, confidence) of tokenizer, seqcls_model and seqcls_postprocess,
-        each with config.pbtxt and version 1, and repository.json (what it was made of). An older repository is replaced.
+Reads   export_dir, written by export_model.py --onnx, prune.py --onnx or retrieval_based/export_model.py.
+Writes  model_repository/: seqcls (ensemble: INPUT -> label, confidence) of tokenizer, seqcls_model and seqcls_postprocess, or
+        of a sentence encoder: encoder (ensemble: INPUT -> embedding) of encoder_tokenizer and encoder_model; each with
+        config.pbtxt and version 1, and repository.json (what it was made of). An older repository is replaced.
 """
 
 import json
@@ -19,14 +21,18 @@ from string import Template
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from textcls.errors import UserError, run_script
-from textcls.options import add_device_options, check_calibration, check_device, make_parser, positive_int
+from textcls.options import (add_device_options, check_calibration, check_device, make_parser, positive_int,
+                             refuse_calibration)
 from textcls.outputs import STAGING, check_output_folder, complete_folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LIBRARY = os.path.join(HERE, "..", "..", "textcls")
 CONFIGS = Path(HERE) / "configs"
 MARKER = "repository.json"  # in a folder that this script made; the server takes no notice of files here
-MADE = {MARKER, "tokenizer", "seqcls_model", "seqcls_postprocess", "seqcls"}
+# the models of a repository -> the templates of their configurations; no name is in both, so that one server may have both
+CLASSIFIER = {"tokenizer": "tokenizer", "seqcls_model": "model", "seqcls_postprocess": "seqcls_postprocess", "seqcls": "seqcls"}
+ENCODER = {"encoder_tokenizer": "tokenizer", "encoder_model": "model", "encoder": "encoder"}
+MADE = {MARKER, *CLASSIFIER, *ENCODER}
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(float)": "TYPE_FP32"}
 # one thread per batch and several batches at a time are faster than one batch on several threads
 ONE_THREAD = """parameters { key: "intra_op_thread_count", value: { string_value: "1" } }
@@ -60,11 +66,17 @@ def load_model(args):
         from textcls.exported import read_export
         from textcls.onnx_session import open_session
         from textcls.predictor import Predictor
+        from textcls.text_encoder import load_exported
     except ImportError as error:
         raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`"
                         ) from None
-    predictor = Predictor(args.export_dir, quantize=args.use_quantize, calibration_file=args.calibration_file,
-                          allow_accuracy_drop=args.allow_accuracy_drop)
+    export = read_export(args.export_dir, output=None)
+    if export.labels:
+        predictor = Predictor(args.export_dir, quantize=args.use_quantize, calibration_file=args.calibration_file,
+                              allow_accuracy_drop=args.allow_accuracy_drop)
+    else:
+        refuse_calibration(args)
+        predictor = load_exported(export, quantize=args.use_quantize)
     args.instance_count = args.instance_count or (predictor.num_threads if args.device == "cpu" else 1)
     model = predictor.onnx_model
     if args.use_fp16:  # converted here, as the machine that builds need not have a GPU
@@ -76,21 +88,22 @@ def load_model(args):
     for item in session.get_inputs() + session.get_outputs():
         if item.type not in TYPES:
             raise UserError(f"{name}: {item.name} is a {item.type}, expected one of {', '.join(TYPES)}")
-    return read_export(args.export_dir), session, model
+    return export, session, model
 
 
 def make_configs(args, export, session):
-    """The four config.pbtxt, from the templates in configs/: dict of model name -> str.
+    """The config.pbtxt of all models, from the templates in configs/: dict of model name -> str.
 
     Names, types and dimensions are those of the ONNX model. Requests that wait are put together; the queue is bounded.
     """
     inputs = {item.name: TYPES[item.type] for item in session.get_inputs()}
-    [logits] = session.get_outputs()
+    [output] = session.get_outputs()
+    tokenizer, model, *_ = models = CLASSIFIER if export.labels else ENCODER
     gpus = f", gpus: [ {args.device_id} ]" if args.device == "gpu" else ""
     longest = f"dims: [ {export.max_seq_length} ], zero_data: true"
     values = {
-        **vars(args), "max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "num_labels": len(export.labels),
-        "logits": logits.name, "logits_type": TYPES[logits.type],
+        **vars(args), "max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "output_size": export.output_size,
+        "tokenizer": tokenizer, "model": model, "output": output.name, "output_type": TYPES[output.type],
         "instances": f"count: {args.instance_count}, kind: KIND_{args.device.upper()}{gpus}",
         "threads": ONE_THREAD if args.device == "cpu" else "",
         "inputs": ",\n".join(f'  {{ name: "{name}", data_type: {kind}, dims: [ -1 ] }}' for name, kind in inputs.items()),
@@ -98,7 +111,8 @@ def make_configs(args, export, session):
         "output_maps": "\n".join(f'      output_map {{ key: "{name}", value: "{name}" }}' for name in inputs),
         "zeros": "\n".join(f'  inputs {{ key: "{name}", value: {{ data_type: {kind}, {longest} }} }}'
                            for name, kind in inputs.items())}
-    return {path.stem: Template(path.read_text(encoding="utf-8")).substitute(values) for path in CONFIGS.glob("*.pbtxt")}
+    return {name: Template((CONFIGS / f"{template}.pbtxt").read_text(encoding="utf-8")).substitute(values)
+            for name, template in models.items()}
 
 
 def write_repository(folder, args, export, session, model):
@@ -107,21 +121,23 @@ def write_repository(folder, args, export, session, model):
     for name, config in configs.items():
         os.makedirs(os.path.join(folder, name, "1"))  # for the ensemble an empty version is needed, too
         write(os.path.join(folder, name, "config.pbtxt"), config.encode())
-    version = {name: os.path.join(folder, name, "1") for name in configs}
-    shutil.copy(os.path.join(HERE, "tokenizer_model.py"), os.path.join(version["tokenizer"], "model.py"))
-    shutil.copy(export.tokenizer_path, os.path.join(version["tokenizer"], "tokenizer.json"))
-    shutil.copy(os.path.join(LIBRARY, "texts.py"), version["tokenizer"])
-    shutil.copy(os.path.join(HERE, "postprocess_model.py"), os.path.join(version["seqcls_postprocess"], "model.py"))
-    shutil.copy(os.path.join(LIBRARY, "probabilities.py"), version["seqcls_postprocess"])
-    write(os.path.join(version["seqcls_postprocess"], "label.txt"), "".join(label + "\n" for label in export.labels).encode())
-    if isinstance(model, bytes):
-        write(os.path.join(version["seqcls_model"], "model.onnx"), model)
-    else:
-        shutil.copyfile(model, os.path.join(version["seqcls_model"], "model.onnx"))
+    tokenizer, runner, *others = [os.path.join(folder, name) for name in configs]
+    shutil.copy(os.path.join(HERE, "tokenizer_model.py"), os.path.join(tokenizer, "1", "model.py"))
+    shutil.copy(export.tokenizer_path, os.path.join(tokenizer, "1", "tokenizer.json"))
+    shutil.copy(os.path.join(LIBRARY, "texts.py"), os.path.join(tokenizer, "1"))
     # a text as the server wants it in a file: its length in 4 bytes, little-endian, then UTF-8
     text = "头疼怎么办".encode()
-    os.makedirs(os.path.join(folder, "tokenizer", "warmup"))
-    write(os.path.join(folder, "tokenizer", "warmup", "text"), len(text).to_bytes(4, "little") + text)
+    os.makedirs(os.path.join(tokenizer, "warmup"))
+    write(os.path.join(tokenizer, "warmup", "text"), len(text).to_bytes(4, "little") + text)
+    if isinstance(model, bytes):
+        write(os.path.join(runner, "1", "model.onnx"), model)
+    else:
+        shutil.copyfile(model, os.path.join(runner, "1", "model.onnx"))
+    if export.labels:
+        version = os.path.join(others[0], "1")
+        shutil.copy(os.path.join(HERE, "postprocess_model.py"), os.path.join(version, "model.py"))
+        shutil.copy(os.path.join(LIBRARY, "probabilities.py"), version)
+        write(os.path.join(version, "label.txt"), "".join(label + "\n" for label in export.labels).encode())
     made_of = {**vars(args), "labels": export.labels, "max_seq_length": export.max_seq_length}
     write(os.path.join(folder, MARKER), json.dumps(made_of, ensure_ascii=False, indent=2).encode())
 
@@ -152,7 +168,8 @@ def main():
     with complete_folder(args.model_repository, MARKER) as folder:
         write_repository(folder, args, export, session, model)
     precision = "INT8" if args.use_quantize else "fp16" if args.use_fp16 else "fp32"
-    print(f"Model repository saved in {args.model_repository}: {len(export.labels)} labels, {export.max_seq_length} tokens, "
+    answers = f"{len(export.labels)} labels" if export.labels else f"vectors of {export.output_size} numbers"
+    print(f"Model repository saved in {args.model_repository}: {answers}, {export.max_seq_length} tokens, "
           f"{precision} on {args.device}, batches of up to {args.max_batch_size}.", file=sys.stderr)
 
 

@@ -1,0 +1,153 @@
+"""The two kinds of models that server.py serves, a classifier and a search among the texts of an index: what a request may ask
+of them, what they answer, and how that is described.
+"""
+
+from typing import Annotated, Literal, NamedTuple, Union
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from textcls.predictions import UNDECIDED
+from textcls.probabilities import top_labels
+
+MOST_LABELS, MOST_NEAREST = 50, 20  # per text that a search gives; its labels come and go, so the first is none of the index
+
+
+class Strict(BaseModel):
+    """Fields of exactly their types, and no others: a mistyped name is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# 3.0 is a whole number in JSON; true and "3" are not
+WholeNumber = Annotated[int, BeforeValidator(lambda value: int(value) if type(value) is float and value.is_integer() else value)]
+
+
+class Answer(BaseModel):
+    label: str
+    confidence: float
+
+
+class TextAnswer(Answer):
+    top_k: list[Answer]
+
+
+class Predicted(BaseModel):
+    result: list[TextAnswer]
+
+
+class Status(BaseModel):
+    status: str
+
+
+class FoundLabel(Answer):
+    similarity: float = Field(description="cosine of the label's nearest text or name")
+
+
+class NearText(BaseModel):
+    text: str
+    label: str
+    similarity: float
+
+
+class FoundAnswer(FoundLabel):
+    top_k: list[FoundLabel]
+    nearest: list[NearText] = Field([], description="only with num_nearest")
+
+
+class Found(BaseModel):
+    result: list[FoundAnswer]
+
+
+class SearchStatus(Status):
+    index_labels: int
+    index_time: float = Field(description="Unix time of the index's last change, in seconds")
+
+
+class BadParameter(Exception):
+    """A parameter that does not go with the model as it is now: (field, message)."""
+
+
+class Kind(NamedTuple):
+    """A model, and what is particular to its kind."""
+
+    predictor: object  # Predictor or SearchPredictor
+    max_seq_length: int  # tokens
+    run: callable  # function of (list of str, list of their Parameters): an item per text; called in several threads
+    answer: callable  # function of (items, Parameters): list of dict, a TextAnswer or FoundAnswer each. BadParameter
+    Parameters: type  # of a request
+    example: dict  # of these
+    Predicted: type  # the whole answer
+    Status: type  # of /health/ready
+    figures: dict = {}  # for it and /metrics: name -> (meaning, function that returns a number)
+    refresh: callable = None  # to be called before these; may take a moment
+
+
+def classifier(predictor):
+    """The Kind of a Predictor."""
+    labels = predictor.labels
+
+    class Parameters(Strict):
+        top_k: WholeNumber = Field(1, ge=1, le=len(labels))
+
+    def answer(rows, parameters):
+        found = [[{"label": label, "confidence": confidence} for label, confidence in top]
+                 for top in top_labels(np.array(rows), labels, parameters.top_k)]
+        return [{**top[0], "top_k": top} for top in found]
+
+    def run(texts, wanted):
+        return predictor.batch_probabilities(texts)
+
+    return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))}, Predicted, Status)
+
+
+def search(predictor):
+    """The Kind of a SearchPredictor. Each batch looks whether the index has changed, so that a new label is answered at once."""
+    class Parameters(Strict):
+        top_k: WholeNumber = Field(1, ge=1, le=MOST_LABELS, description="where the index has fewer labels: all of them")
+        num_nearest: WholeNumber = Field(0, ge=0, le=MOST_NEAREST, description="how many of the nearest texts to give as reasons")
+        threshold: Union[Annotated[float, Field(ge=0, le=1)], Literal["auto"]] = Field(
+            0.0, description=f"a text of less confidence is labelled {UNDECIDED!r}; auto: the threshold that the index holds")
+
+    def run(texts, wanted):
+        predictor.reload()
+        return predictor.batch_answer(texts, *(max(getattr(parameters, name) for parameters in wanted)
+                                               for name in ("top_k", "num_nearest")))
+
+    def answer(items, parameters):
+        threshold = find_threshold(parameters.threshold, predictor)
+        return [make_answer(item, parameters, threshold) for item in items]
+
+    def index_time():
+        return round(predictor.index.stamp[1] / 1e9, 3)
+
+    figures = {"index_labels": ("Labels of the index", lambda: len(predictor.labels)),
+               "index_time": ("Unix time of the index's last change, in seconds", index_time)}
+    return Kind(predictor, predictor.encoder.max_seq_length, run, answer, Parameters, {"top_k": 3, "num_nearest": 2}, Found,
+                SearchStatus, figures, predictor.reload)
+
+
+def find_threshold(wanted, predictor):
+    """The threshold as a float. BadParameter."""
+    threshold = wanted
+    if wanted == "auto":
+        threshold = (predictor.index.header["threshold"] or {}).get("value")
+    if threshold is None:
+        raise BadParameter("parameters.threshold", "the index holds no threshold, expected a number, or an index made with "
+                           "--dev_file and --precision")
+    if threshold > 0 and UNDECIDED in predictor.labels:
+        raise BadParameter("parameters.threshold", f"the index has a label {UNDECIDED!r}, expected 0")
+    return threshold
+
+
+def make_answer(found, parameters, threshold):
+    """A FoundAnswer as a dict. found: search_predictor.Answer."""
+    top = [{"label": label, "confidence": probability, "similarity": similarity}
+           for label, probability, similarity in found.top_k[:parameters.top_k]]
+    answer = {**top[0], "top_k": top}
+    if found.probability < threshold:
+        answer["label"] = UNDECIDED
+    if parameters.num_nearest:
+        answer["nearest"] = [{"text": text, "label": label, "similarity": similarity}
+                             for text, label, similarity in found.nearest[:parameters.num_nearest]]
+    return answer

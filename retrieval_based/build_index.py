@@ -1,0 +1,172 @@
+"""Make the index that texts are classified by: vectors of labels or of training texts, and the settings that dev texts decide.
+
+    python retrieval_based/build_index.py --params_path ./checkpoint/model_best --data_dir ./data --index_dir ./index
+    python retrieval_based/build_index.py --params_path ./encoder_export --data_dir ./data --corpus labels --precision 0.9
+    python retrieval_based/build_index.py --model_dir ./encoder_export --corpus_file ./data/label.txt --output_dir ./data \\
+        --data_name label
+
+Reads   params_path (made by retrieval_based/train.py, or by its export_model.py), data_dir/label.txt, train.txt and dev.txt.
+        A line of label.txt may be `label==description==synonym`; what is before a `##` in a label is no part of its text.
+Writes  index_dir, in place of what index may be there; it can be used meanwhile. With --data_name also
+        output_dir/<data_name>_embedding.npy, the vectors that are searched: float32 [rows, size].
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import check_splits, read_label_words, read_labelled, read_lines
+from textcls.errors import Problems, UserError, run_script
+from textcls.log import get_logger, progress_bar
+from textcls.options import make_parser, positive_int
+from textcls.outputs import check_output_folder, complete_file
+from textcls.search_fitting import fit
+from textcls.search_index import (CORPORA, DTYPES, label_texts, label_word, memory_index, new_header, rows_of_means,
+                                  rows_of_texts, write_index)
+from textcls.text_encoder import open_encoder
+
+MOST_EXACT = 100_000  # rows; beyond, --hnsw auto means HNSW
+
+
+def precision(text):
+    """Type of --precision: a share, or one of the words that this option took earlier."""
+    if text in ("fp32", "fp16", "int8"):
+        return None
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a share between 0 and 1, such as 0.9")
+    return share
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    parser.add_argument("--params_path", "--model_dir", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--data_dir", default="./data", help="folder of the data files")
+    parser.add_argument("--label_file", default="label.txt", help="labels in data_dir")
+    parser.add_argument("--train_file", default="train.txt", help="training texts in data_dir; not needed for --corpus labels")
+    parser.add_argument("--dev_file", default="dev.txt", help="texts in data_dir that decide the settings; may be missing")
+    parser.add_argument("--corpus_file", help="a path instead of --label_file, or with tabs instead of --train_file")
+    parser.add_argument("--corpus", choices=[*CORPORA, "auto"], default="auto",
+                        help="what is searched: labels' names and descriptions, training texts, the mean of each label's texts; "
+                             "auto: the best on dev")
+    parser.add_argument("--index_dir", default="./index", help="where the index goes")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors in the index")
+    parser.add_argument("--hnsw", choices=["auto", "on", "off"], default="auto", help=f"auto: beyond {MOST_EXACT} rows")
+    parser.add_argument("--hnsw_m", type=positive_int, default=16, help="HNSW: edges per row")
+    parser.add_argument("--hnsw_ef", type=positive_int, default=100, help="HNSW: rows looked at while one is added or searched")
+    parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
+    parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
+    parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    parser.add_argument("--cpu_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
+    for name in ("--use_tensorrt", "--enable_mkldnn", "--model_name_or_path", "--hnsw_max_elements"):
+        parser.add_argument(name, help="accepted for old command lines, without effect")
+    return parser.parse_args()
+
+
+def read_data(args):
+    """Read label.txt, train.txt and dev.txt. Returns (labels: list of (name, descriptions), train, dev); train and dev are
+    (texts, label ids), or None where they are not needed or missing. UserError with all problems."""
+    problems = Problems()
+    paths = {name: os.path.join(args.data_dir, getattr(args, f"{name}_file")) for name in ("label", "train", "dev")}
+    if args.corpus_file:
+        has_tabs = any("\t" in line for _, line in read_lines(args.corpus_file, Problems()))
+        paths["train" if has_tabs else "label"] = args.corpus_file
+        if not has_tabs and args.corpus == "auto":
+            args.corpus = "labels"
+    words = read_label_words(paths["label"], problems)
+    labels = [] if problems.count else list(words)
+    needs_train = args.corpus in ("texts", "means") or (args.corpus == "auto" and os.path.exists(paths["train"]))
+    train = read_labelled(paths["train"], labels, problems, paths["label"]) if needs_train else None
+    has_dev = os.path.exists(paths["dev"]) or args.dev_file != "dev.txt"
+    dev = read_labelled(paths["dev"], labels, problems, paths["label"]) if has_dev else None
+    if train and dev and not problems.count:
+        check_splits(paths["train"], paths["dev"], train, dev, labels, problems)
+    problems.report()
+    return [(name, [word for word in texts if word != label_word(name)]) for name, texts in words.items()], train, dev
+
+
+def encode(encoder, texts, what):
+    with progress_bar(len(texts), f"Encoding {what}") as progress:
+        vectors = encoder.encode(texts, progress)
+    if not np.isfinite(vectors).all():
+        raise UserError(f"the encoder's vectors of {what} are not finite, expected a sound encoder")
+    return vectors
+
+
+def make_rows(corpora, encoder, labels, train):
+    """The rows of each corpus: {corpus: NewRows}."""
+    texts = [label_texts(*label) for label in labels]
+    names = [text for of_label in texts for text in of_label]
+    name_ids = np.repeat(np.arange(len(labels)), [len(of_label) for of_label in texts])
+    name_vectors = encode(encoder, names, "labels")
+    rows = {"labels": rows_of_texts(name_vectors, name_ids, names)} if "labels" in corpora else {}
+    if corpora != ["labels"]:
+        bare = ~np.isin(name_ids, train[1])  # labels without training texts are found by their own
+        all_texts = train[0] + [names[number] for number in np.flatnonzero(bare)]
+        vectors = np.concatenate([encode(encoder, train[0], "training texts"), name_vectors[bare]])
+        label_ids = np.concatenate([train[1], name_ids[bare]])
+        for corpus, make in (("texts", rows_of_texts), ("means", rows_of_means)):
+            if corpus in corpora:
+                rows[corpus] = make(vectors, label_ids, all_texts)
+    return {corpus: rows[corpus] for corpus in corpora}
+
+
+def choose(args, encoder, labels, rows, dev):
+    """The index of the corpus that is best on dev, with its settings: SearchIndex in memory. rows: of `make_rows`."""
+    best, most = None, -1.0
+    dev_vectors = encode(encoder, dev[0], "dev texts") if dev else None
+    for corpus, new_rows in rows.items():
+        index = memory_index(new_header(encoder.encoder_id, encoder.dimension, corpus, labels, args.dtype), new_rows)
+        if dev is None:
+            get_logger().warning(f"No {args.dev_file}: the settings are the usual ones, the confidence is not calibrated, and no "
+                                 "threshold is known, expected some labelled texts that are not in the index.")
+            return index
+        index, figures = fit(index, dev_vectors, *dev, args.precision)
+        shares = " | ".join(f"{name} {figures[name] * 100:.2f}%" for name in ("vote", "lexical", "fused"))
+        get_logger().info(f"Corpus {corpus}: {len(index.row_labels)} rows | accuracy in dev dataset: {shares} (lexical weight "
+                          f"{index.header['lexical']['weight']:.2f}, {index.header['vote']['neighbours']} neighbours) | AUROC of "
+                          f"known against unknown labels {figures['known_auroc']:.3f}")
+        if figures["fused"] > most:
+            best, most = index, figures["fused"]
+    return best
+
+
+def main():
+    args = parse_arguments()
+    check_output_folder(args.index_dir, "--index_dir")
+    labels, train, dev = read_data(args)
+    encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length,
+                           num_threads=args.cpu_threads)
+    corpora = [args.corpus]
+    if args.corpus == "auto":  # texts first: the best of equals, and what is taken without dev texts
+        corpora = ["texts", "means", "labels"] if train else ["labels"]
+    index = choose(args, encoder, labels, make_rows(corpora, encoder, labels, train), dev)
+    if args.precision is not None and index.header["threshold"] is None:
+        get_logger().warning(f"No threshold: no share of the dev texts has a precision of {args.precision}.")
+    num_rows = len(index.row_labels)
+    use_hnsw = args.hnsw == "on" or (args.hnsw == "auto" and num_rows > MOST_EXACT)
+    header = write_index(args.index_dir, index, (args.hnsw_m, args.hnsw_ef) if use_hnsw else None)
+    if use_hnsw:
+        get_logger().info(f"HNSW: recall@10 against exact search {header['hnsw']['recall']:.4f}")
+    if args.data_name:
+        path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
+        with complete_file(path, "wb") as file:
+            np.save(file, index.segments[0].vectors)
+        get_logger().info(f"Vectors saved in {path}")
+    threshold = f", threshold {header['threshold']['value']:.4f}" if header["threshold"] else ""
+    get_logger().info(f"Index saved in {args.index_dir}: corpus {header['corpus']}, {len(labels)} labels, {num_rows} rows"
+                      f"{threshold}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,182 @@
+"""Evaluate an encoder with an index on labelled texts, or a file that recall.py wrote.
+
+    python retrieval_based/evaluate.py --params_path ./encoder_export --index_dir ./index --dataset_dir data
+    python retrieval_based/evaluate.py --test_file test.txt --threshold auto --unknown_label 其他问题
+    python retrieval_based/evaluate.py --similar_text_pair data/dev.txt --recall_result_file recall_result/recall_result_file
+
+Reads   dataset_dir/dev.txt or --test_file (`<text><tab><label>`), params_path (checkpoint or export), index_dir.
+Prints  recall@1,5,10,20,50: share of texts whose label is among the first labels, which are ordered by probability, then by
+        the cosine of their nearest row; MRR: mean of 1 / place of the label; accuracy and macro F1; accuracy by how many texts
+        stand for a label in the index; with a threshold the share of undecided texts and the precision of the others.
+Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong text per line. Of a recall result a line is added to result.tsv.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import read_labelled, read_lines
+from textcls.errors import Problems, UserError, run_script
+from textcls.log import get_logger, progress_bar
+from textcls.options import make_parser, positive_int
+from textcls.outputs import check_output, complete_file
+from textcls.predictions import threshold_or_auto
+from textcls.search import chunks, label_probabilities, label_similarities, label_ranks
+from textcls.search_fitting import auroc
+from textcls.search_index import open_index
+from textcls.text_encoder import open_encoder
+
+RECALLS = (1, 5, 10, 20, 50)
+GROUPS = ((0, 1), (2, 5), (6, 20), (21, 100), (101, None))  # labels by the number of their texts in the index
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    parser.add_argument("--params_path", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
+    parser.add_argument("--dataset_dir", "--data_dir", default="./data", help="folder of the data files")
+    parser.add_argument("--dev_file", default="dev.txt", help="labelled texts in dataset_dir")
+    parser.add_argument("--test_file", help="labelled texts in dataset_dir, instead of dev_file")
+    parser.add_argument("--threshold", type=threshold_or_auto, default=0.0,
+                        help="answers with a lower probability count as undecided; auto: the one of the index")
+    parser.add_argument("--unknown_label", help="label of the texts that are of no label of the index; None: there are none")
+    parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong texts go")
+    parser.add_argument("--similar_text_pair", help="labelled texts of a recall result")
+    parser.add_argument("--recall_result_file", help="evaluate this file of recall.py, without encoder and index")
+    parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text in recall_result_file")
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    args = parser.parse_args()
+    if bool(args.similar_text_pair) != bool(args.recall_result_file):
+        parser.error("--similar_text_pair and --recall_result_file belong together")
+    if args.threshold != "auto" and not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold {args.threshold}: expected 0 to 1")
+    return args
+
+
+def log_recalls(ranks):
+    """Log recall@k and MRR. ranks: float [num_texts], place of the right label from 1, inf where it was not found."""
+    for k in RECALLS:
+        get_logger().info(f"recall@{k}={np.mean(ranks <= k) * 100:.3f}")
+    get_logger().info(f"MRR={np.mean(1 / ranks):.5f}")
+
+
+def evaluate_recall_file(args):
+    """Recall of a file that recall.py wrote; one more line of result.tsv."""
+    problems = Problems()
+    right = [line.partition("\t")[2] for _, line in read_lines(args.similar_text_pair, problems)]
+    rows = [(number, line.split("\t")) for number, line in read_lines(args.recall_result_file, problems)]
+    for number, columns in rows:
+        if len(columns) != 3:
+            problems.add(args.recall_result_file, number, f"{len(columns)} columns", "<text><tab><recalled><tab><cosine>")
+    if not problems.count and len(rows) != len(right) * args.recall_num:
+        problems.add(args.recall_result_file, None, f"{len(rows)} lines for {len(right)} texts",
+                     f"{args.recall_num} per text: --recall_num as recall.py had it")
+    problems.report()
+    ranks = []
+    for place, label in enumerate(right):
+        recalled = [columns[1] for _, columns in rows[place * args.recall_num:(place + 1) * args.recall_num]]
+        ranks.append(recalled.index(label) + 1 if label in recalled else np.inf)
+    log_recalls(np.array(ranks))
+    with open("result.tsv", "a", encoding="utf-8") as file:
+        columns = [time.strftime("%Y%m%d-%H%M%S"), *(f"{np.mean(np.array(ranks) <= k) * 100:.3f}" for k in RECALLS)]
+        file.write("\t".join(columns) + "\n")
+
+
+def read_data(args, labels):
+    """The labelled texts: (path, texts, label ids); the id of an unknown label is len(labels)."""
+    path = os.path.join(args.dataset_dir, args.test_file or args.dev_file)
+    if args.unknown_label in labels:
+        raise UserError(f"--unknown_label {args.unknown_label}: is a label of {args.index_dir}, expected one that it has not")
+    problems = Problems()
+    known = labels + ([args.unknown_label] if args.unknown_label else [])
+    texts, label_ids = read_labelled(path, known, problems, args.index_dir)
+    problems.report()
+    return path, texts, label_ids
+
+
+def answer(index, vectors, texts, label_ids):
+    """(guesses int64, confidences float, ranks float [num_texts] of the right labels, inf for unknown ones)."""
+    guesses, confidences, ranks = np.zeros(len(texts), int), np.zeros(len(texts)), np.full(len(texts), np.inf)
+    for chunk in chunks(index, len(texts)):
+        probs = label_probabilities(index, vectors[chunk], texts[chunk])
+        places = label_ranks(probs, label_similarities(index, vectors[chunk]))
+        guesses[chunk], confidences[chunk] = places.argmin(axis=1), probs.max(axis=1)
+        rows = np.flatnonzero(label_ids[chunk] < len(index.labels))
+        ranks[chunk][rows] = places[rows, label_ids[chunk][rows]]
+    return guesses, confidences, ranks
+
+
+def macro_f1(label_ids, guesses, num_labels):
+    """Mean F1 of the labels that occur in either, 0 to 1."""
+    count, guessed = np.bincount(label_ids, minlength=num_labels), np.bincount(guesses, minlength=num_labels)
+    hits = np.bincount(label_ids[label_ids == guesses], minlength=num_labels)
+    present = count + guessed > 0
+    return float((2 * hits[present] / (count + guessed)[present]).mean())
+
+
+def log_groups(index, label_ids, guesses, ranks):
+    """Log the accuracy by how many texts stand for a label in the index."""
+    sizes = index.rows_per_label()
+    for least, most in GROUPS:
+        of_group = (sizes >= least) & (sizes <= (most or sizes.max(initial=0)))
+        rows = of_group[label_ids]
+        if rows.any():
+            name = f"{least}-{most}" if most else f"{least} and more"
+            accuracy, recall = (guesses == label_ids)[rows].mean(), (ranks[rows] <= 10).mean()
+            get_logger().info(f"Labels of {name} texts: {of_group.sum()} labels | {rows.sum()} texts | accuracy "
+                              f"{accuracy * 100:.2f}% | recall@10 {recall * 100:.2f}%")
+
+
+def log_threshold(threshold, is_right, confidences, is_known):
+    """Log what a threshold does."""
+    decided = confidences >= threshold
+    unknown = f" | unknown texts decided {decided[~is_known].mean() * 100:.2f}%" if not is_known.all() else ""
+    precision = f"{is_right[decided].mean() * 100:.2f}%" if decided.any() else "-"
+    get_logger().info(f"Threshold {threshold:.4f}: undecided {(~decided).mean() * 100:.2f}% | precision of the others {precision}"
+                      f"{unknown}")
+
+
+def main():
+    args = parse_arguments()
+    if args.recall_result_file:
+        return evaluate_recall_file(args)
+    index = open_index(args.index_dir)
+    path, texts, label_ids = read_data(args, index.labels)
+    check_output(args.bad_case_file, [path, args.params_path, args.index_dir])
+    threshold = args.threshold
+    if threshold == "auto":
+        if index.header["threshold"] is None:
+            raise UserError(f"--threshold auto: {args.index_dir} holds no threshold, expected build_index.py with --precision")
+        threshold = index.header["threshold"]["value"]
+    encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
+    index = open_index(args.index_dir, encoder.encoder_id, encoder.dimension)
+    with progress_bar(len(texts), "Encoding") as progress:
+        vectors = encoder.encode(texts, progress)
+    guesses, confidences, ranks = answer(index, vectors, texts, label_ids)
+    is_known, is_right = label_ids < len(index.labels), guesses == label_ids
+    if is_known.any():
+        log_recalls(ranks[is_known])
+        f1 = macro_f1(label_ids[is_known], guesses[is_known], len(index.labels))
+        accuracy = is_right[is_known].mean()
+        get_logger().info(f"Accuracy: {accuracy * 100:.2f}% | macro F1 score {f1 * 100:.2f} | {is_known.sum()} texts")
+        log_groups(index, label_ids[is_known], guesses[is_known], ranks[is_known])
+    if not is_known.all():
+        get_logger().info(f"Unknown texts: {(~is_known).sum()} | AUROC of the confidence {auroc(confidences, is_known):.4f}")
+    if threshold > 0:
+        log_threshold(threshold, is_right, confidences, is_known)
+    names = index.labels + [args.unknown_label]
+    with complete_file(args.bad_case_file) as output:
+        output.write("Text\tLabel\tPrediction\n")
+        output.writelines(f"{texts[row]}\t{names[label_ids[row]]}\t{names[guesses[row]]}\n"
+                          for row in np.flatnonzero(is_known & ~is_right))
+    get_logger().info(f"Bad case saved in {args.bad_case_file}")
+
+
+if __name__ == "__main__":
+    run_script(main)

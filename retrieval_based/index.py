@@ -1,0 +1,101 @@
+"""Change the labels of an index without training, while it is in use.
+
+    python retrieval_based/index.py add 疫苗接种 --texts "打完疫苗能喝酒吗" "第二针隔多久" --params_path ./encoder_export
+    python retrieval_based/index.py add 疫苗接种 --text_file new_texts.txt
+    python retrieval_based/index.py describe 疫苗接种 --texts "预防针"
+    python retrieval_based/index.py rename 疫苗接种 疫苗
+    python retrieval_based/index.py remove 疫苗
+
+add     texts to a label, or a new label with its texts. describe: descriptions and synonyms of a label that is there.
+Reads   params_path: the encoder of the index, where there are texts to encode.
+Writes  index_dir: a few new rows and index.json, which is replaced in one step. A server that has the index open sees the change.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import read_texts
+from textcls.errors import Problems, UserError, run_script
+from textcls.log import get_logger
+from textcls.options import make_parser, positive_int
+from textcls.search_index import add_texts, check_new_label, find_label, label_texts, open_index, remove_label, rename_label
+from textcls.text_encoder import open_encoder
+from textcls.texts import text_problem
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    parser.add_argument("change", choices=["add", "describe", "rename", "remove"])
+    parser.add_argument("label", help="name of the label")
+    parser.add_argument("new_name", nargs="?", help="of rename")
+    parser.add_argument("--texts", nargs="+", default=[], help="of add and describe")
+    parser.add_argument("--text_file", help="more texts, one per line")
+    parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
+    parser.add_argument("--params_path", "--model_dir", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    args = parser.parse_args()
+    if (args.change == "rename") != (args.new_name is not None):
+        parser.error("rename needs two names, the others one: expected `rename OLD NEW`, or `add LABEL --texts ...`")
+    if (args.change in ("add", "describe")) != bool(args.texts or args.text_file):
+        parser.error("add and describe need --texts or --text_file, the others take none")
+    return args
+
+
+def read_new_texts(args):
+    """The texts of --texts and --text_file, each once."""
+    problems = Problems()
+    for number, text in enumerate(args.texts, 1):
+        wrong = text_problem(text) or ("a tab or line end" if set(text) & set("\t\r\n") else None)
+        if wrong:
+            problems.add("--texts", number, wrong, "a text")
+    texts = args.texts + (list(read_texts(args.text_file, problems)) if args.text_file else [])
+    problems.report()
+    return list(dict.fromkeys(texts))
+
+
+def make_change(args, index, texts):
+    """Encode what is needed, then change the index. Returns the seconds of the change itself."""
+    if args.change == "rename":
+        entry = find_label(index, args.label)
+        check_new_label(args.new_name)
+        texts = label_texts(args.new_name, entry["texts"]) if index.header["corpus"] == "labels" else []
+    elif args.change == "add":
+        check_new_label(args.label)
+        if index.header["corpus"] == "labels" and args.label not in index.labels:
+            texts = label_texts(args.label, texts)
+    else:
+        find_label(index, args.label)
+    vectors = None
+    if texts:
+        encoder = open_encoder(args.params_path, args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
+        open_index(args.index_dir, encoder.encoder_id, encoder.dimension)
+        vectors = encoder.encode(texts)
+    start = time.perf_counter()
+    if args.change == "remove":
+        remove_label(args.index_dir, args.label)
+    elif args.change == "rename":
+        rename_label(args.index_dir, args.label, args.new_name, vectors)
+    else:
+        add_texts(args.index_dir, args.label, texts, vectors, describes=args.change == "describe")
+    return time.perf_counter() - start
+
+
+def main():
+    args = parse_arguments()
+    texts = read_new_texts(args)
+    if not os.access(args.index_dir, os.W_OK) and os.path.isdir(args.index_dir):
+        raise UserError(f"{args.index_dir}: cannot be written, expected a writable folder")
+    index = open_index(args.index_dir)
+    seconds = make_change(args, index, texts)
+    name = f"{args.label} -> {args.new_name}" if args.new_name else args.label
+    get_logger().info(f"Index {args.index_dir}: {args.change} {name}, {len(texts)} texts, {seconds * 1000:.1f} ms; "
+                      f"{len(open_index(args.index_dir).labels)} labels now")
+
+
+if __name__ == "__main__":
+    run_script(main)

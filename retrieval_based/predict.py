@@ -1,0 +1,99 @@
+"""Label the texts of a file, or of standard input, by an encoder and an index.
+
+    python retrieval_based/predict.py --params_path ./encoder_export --index_dir ./index --dataset_dir data
+    python retrieval_based/predict.py --output_format jsonl --top_k 3 --num_nearest 3 --threshold auto --output_file output.jsonl
+    cat texts.txt | python retrieval_based/predict.py --data_file - --output_file -
+    python retrieval_based/predict.py --params_path ./encoder_export --text_pair_file pairs.txt
+
+Reads   dataset_dir/data.txt (one text per line), params_path (checkpoint or export of the encoder), index_dir (build_index.py's).
+Writes  output_file in the order of the input, as predict.py of the suite does; jsonl also has "similarity" (cosine of the label's
+        nearest row) and "nearest": [{"text", "label", "similarity"}, ...], the reasons.
+        With --text_pair_file (`<text><tab><text>`) no index is used: prints the cosine of each pair.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import read_lines
+from textcls.errors import Problems, UserError, run_script
+from textcls.log import get_logger, progress_bar
+from textcls.options import make_parser, positive_int
+from textcls.outputs import check_output
+from textcls.predictions import (add_output_options, answer_rows, check_labels, check_output_options, count_texts, open_output,
+                                 read_chunks, threshold_or_auto, write_rows)
+from textcls.search_predictor import SearchPredictor
+from textcls.text_encoder import open_encoder
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    parser.add_argument("--params_path", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
+    parser.add_argument("--dataset_dir", default="./data", help="folder of data_file")
+    add_output_options(parser, output_file="output.txt", threshold_type=threshold_or_auto)
+    parser.add_argument("--num_nearest", type=int, default=0, help="how many of the nearest texts to write as reasons (jsonl)")
+    parser.add_argument("--text_pair_file", help="print the cosine of pairs of texts, and do nothing else")
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    parser.add_argument("--num_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
+    parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU, an export)")
+    for name in ("--output_emb_size", "--model_name_or_path", "--pad_to_max_seq_len"):
+        parser.add_argument(name, nargs="?", help="accepted for old command lines, without effect: the encoder knows")
+    args = parser.parse_args()
+    check_output_options(parser, args)
+    if args.num_nearest < 0 or (args.num_nearest and args.output_format != "jsonl"):
+        parser.error("--num_nearest needs --output_format jsonl and a number of 0 or more")
+    return args
+
+
+def print_pairs(path, encoder):
+    """Print the cosine of each pair of a file of `<text><tab><text>`."""
+    problems = Problems()
+    pairs = []
+    for number, line in read_lines(path, problems):
+        pairs.append(line.split("\t"))
+        if len(pairs[-1]) != 2 or not all(text.strip() for text in pairs[-1]):
+            problems.add(path, number, "no pair of texts", "<text><tab><text>")
+    problems.report()
+    cosines = (encoder.encode([first for first, _ in pairs]) * encoder.encode([second for _, second in pairs])).sum(axis=1)
+    for (first, second), cosine in zip(pairs, cosines):
+        print(f"{first}\t{second}\t{cosine:.6f}")
+
+
+def resolve_threshold(args, predictor):
+    """Replace --threshold auto by the threshold of the index."""
+    if args.threshold == "auto":
+        stored = predictor.index.header["threshold"]
+        if stored is None:
+            raise UserError(f"--threshold auto: {args.index_dir} holds no threshold, expected build_index.py with --precision "
+                            "and dev texts, or a number")
+        args.threshold = stored["value"]
+    check_labels(args, predictor.labels)
+
+
+def main():
+    args = parse_arguments()
+    options = {"device": args.device, "quantize": args.use_quantize, "batch_size": args.batch_size,
+               "max_seq_length": args.max_seq_length, "num_threads": args.num_threads}
+    if args.text_pair_file:
+        return print_pairs(args.text_pair_file, open_encoder(args.params_path, **options))
+    from_stdin, to_stdout = args.data_file == "-", args.output_file == "-"
+    data_path = "standard input" if from_stdin else os.path.join(args.dataset_dir, args.data_file)
+    if not to_stdout:
+        check_output(args.output_file, [data_path, args.params_path, args.index_dir])
+    total = None if from_stdin else count_texts(data_path)
+    predictor = SearchPredictor(args.params_path, args.index_dir, **options)
+    resolve_threshold(args, predictor)
+    with open_output(args) as output, progress_bar(total, "Predicting", leave=True) as progress:
+        for chunk in read_chunks(data_path, from_stdin):
+            answers = predictor.answer(chunk, args.top_k, args.num_nearest, progress)
+            write_rows(output, answer_rows(answers, chunk, args), args)
+    if not to_stdout:
+        get_logger().info(f"Prediction results save in {args.output_file}.")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,83 @@
+"""Write for each text the nearest lines of a corpus, to see what an encoder finds.
+
+    python retrieval_based/recall.py --params_path ./checkpoint/model_best --corpus_file data/label.txt \\
+        --similar_text_pair_file data/dev.txt --recall_num 50
+    python retrieval_based/evaluate.py --similar_text_pair data/dev.txt --recall_result_file recall_result/recall_result_file \\
+        --recall_num 50
+
+Reads   params_path (checkpoint or export), similar_text_pair_file (`<text><tab><label>`), corpus_file: a text per line; of lines
+        with a tab the first column is searched and the second is written.
+Writes  recall_result_dir/recall_result_file: `<text><tab><recalled><tab><cosine>`, recall_num lines per text, nearest first.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import read_lines
+from textcls.errors import Problems, run_script
+from textcls.log import get_logger, progress_bar
+from textcls.options import make_parser, positive_int
+from textcls.outputs import check_output, complete_file
+from textcls.search import nearest
+from textcls.search_index import label_texts, memory_index, new_header, rows_of_texts
+from textcls.text_encoder import open_encoder
+
+
+def parse_arguments():
+    parser = make_parser(__doc__)
+    parser.add_argument("--corpus_file", required=True, help="what is searched")
+    parser.add_argument("--similar_text_pair_file", required=True, help="texts to search for, <text><tab><label>")
+    parser.add_argument("--params_path", required=True, help="encoder: checkpoint or export")
+    parser.add_argument("--recall_result_dir", default="recall_result", help="folder of the result")
+    parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")
+    parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text")
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    for name in ("--output_emb_size", "--model_name_or_path", "--hnsw_m", "--hnsw_ef", "--hnsw_max_elements"):
+        parser.add_argument(name, help="accepted for old command lines, without effect: the encoder knows, and search is exact")
+    return parser.parse_args()
+
+
+def read_pairs(path, problems, needs_tab):
+    """The lines of a file as (text, what is after the tab, or the whole line where it has none and need not)."""
+    pairs = []
+    for number, line in read_lines(path, problems):
+        text, tab, rest = line.partition("\t")
+        if not text.strip() or "\t" in rest or (tab or needs_tab) and not rest.strip():
+            problems.add(path, number, "empty text, no tab or several", "<text><tab><label>" if needs_tab else "a text")
+        elif tab:
+            pairs.append((text, rest))
+        else:  # a line of label.txt
+            label, *words = text.split("==")
+            pairs += [(word.strip(), label) for word in label_texts(label, words)]
+    return pairs
+
+
+def main():
+    args = parse_arguments()
+    path = os.path.join(args.recall_result_dir, args.recall_result_file)
+    check_output(path, [args.corpus_file, args.similar_text_pair_file, args.params_path])
+    problems = Problems()
+    corpus = read_pairs(args.corpus_file, problems, needs_tab=False)
+    queries = [text for text, _ in read_pairs(args.similar_text_pair_file, problems, needs_tab=True)]
+    problems.report()
+    encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
+    with progress_bar(len(corpus) + len(queries), "Encoding") as progress:
+        texts = [text for text, _ in corpus]
+        rows = rows_of_texts(encoder.encode(texts, progress), np.zeros(len(texts)), texts)
+        vectors = encoder.encode(queries, progress)
+    index = memory_index(new_header(encoder.encoder_id, encoder.dimension, "texts", [("all", [])]), rows)
+    similarities, found = nearest(index, vectors, args.recall_num)
+    with complete_file(path) as output:
+        for text, cosines, places in zip(queries, similarities, found):
+            output.writelines(f"{text}\t{corpus[place][1]}\t{cosine:.6f}\n" for cosine, place in zip(cosines, places))
+    get_logger().info(f"Recall results saved in {path}")
+
+
+if __name__ == "__main__":
+    run_script(main)

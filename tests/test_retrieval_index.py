@@ -1,0 +1,452 @@
+"""The index of retrieval_based/: search, votes, changes, damage, and the scripts that build, change, evaluate and use it."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+
+from textcls.errors import UserError
+from textcls.lexical import cosines, count_terms, idf_of_postings, weigh
+from textcls.search import (chunks, fuse, label_probabilities, label_ranks, label_similarities, lexical_nearest, make_answers,
+                            nearest, search, vote)
+from textcls.search_fitting import auroc, fit
+from textcls.search_index import (add_texts, label_texts, memory_index, new_header, open_index, remove_label, rename_label,
+                                  rows_of_means, rows_of_texts, write_index)
+from textcls.text_encoder import open_encoder
+
+LABELS = read_lines(ROOT / "data/label.txt")
+ROWS = [line.split("\t") for line in read_lines(ROOT / "data/train.txt")][:300]
+DEV = [line.split("\t") for line in read_lines(ROOT / "data/dev.txt")]
+TEXTS, IDS = [text for text, _ in ROWS], np.array([LABELS.index(label) for _, label in ROWS])
+SIZE = 24
+
+
+def unit(generator, *shape):
+    vectors = generator.standard_normal(shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def class_vectors(generator, label_ids):
+    """Unit vectors that lie around one of their class."""
+    vectors = unit(np.random.default_rng(9), 40, SIZE)[label_ids] + 0.8 * unit(generator, len(label_ids), SIZE)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+VECTORS = class_vectors(np.random.default_rng(0), IDS)
+QUERIES = class_vectors(np.random.default_rng(1), np.arange(40) % len(LABELS))
+
+
+def make_index(folder, corpus="texts", dtype="float32", hnsw=None):
+    header = new_header("0123456789abcdef", SIZE, corpus, [(label, []) for label in LABELS], dtype)
+    if corpus == "labels":
+        rows = rows_of_texts(unit(np.random.default_rng(2), len(LABELS), SIZE), range(len(LABELS)), LABELS)
+    else:
+        rows = (rows_of_means if corpus == "means" else rows_of_texts)(VECTORS, IDS, TEXTS)
+    write_index(folder, memory_index(header, rows), hnsw)
+    return open_index(folder)
+
+
+def load_script(name):
+    """A script of retrieval_based/ as a module of a name of its own, since the repository has others of these names."""
+    spec = importlib.util.spec_from_file_location(f"retrieval_{name}", ROOT / f"retrieval_based/{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build, change, evaluate, predict, recall = map(load_script, ("build_index", "index", "evaluate", "predict", "recall"))
+
+
+# ---- search
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 2e-2)])
+def test_nearest_rows_are_those_of_brute_force_in_all_segments_without_removed_labels(tmp_path, dtype, error):
+    make_index(tmp_path, dtype=dtype)
+    new = unit(np.random.default_rng(3), 2, SIZE)
+    add_texts(tmp_path, "新", ["新的", "更新的"], new)
+    remove_label(tmp_path, LABELS[1])
+    index = open_index(tmp_path)
+    assert index.segments[0].vectors.dtype == dtype and index.labels == [LABELS[0], *LABELS[2:], "新"]
+    expected = QUERIES @ np.concatenate([VECTORS, new]).T
+    expected[:, np.flatnonzero(IDS == 1)] = -np.inf
+    similarities, rows = nearest(index, QUERIES, 7)
+    wanted = np.sort(expected, axis=1)[:, ::-1][:, :7]
+    np.testing.assert_allclose(similarities, wanted, atol=error)
+    if dtype == "float32":
+        np.testing.assert_array_equal(rows, np.argsort(-expected, axis=1, kind="stable")[:, :7])
+    similarities, rows = nearest(index, QUERIES, 10_000)  # more than there are
+    left = (IDS != 1).sum() + 2
+    assert rows.shape[1] == len(TEXTS) + 2 and (rows[:, left:] == -1).all() and (rows[:, :left] >= 0).all()
+    answers = make_answers(index, QUERIES, TEXTS[:40], top_k=100, num_nearest=3)
+    assert all(sorted(label for label, _, _ in answer.top_k) == sorted(index.labels) for answer in answers)
+
+
+def test_equal_rows_come_in_their_order_however_many_there_are():
+    vectors = np.repeat(unit(np.random.default_rng(4), 1, SIZE), 50, axis=0)
+    index = memory_index(new_header("x", SIZE, "texts", [("a", []), ("b", [])]), rows_of_texts(vectors, [0, 1] * 25, ["同"] * 50))
+    for k in (1, 7, 50):
+        assert nearest(index, vectors[:2], k)[1].tolist() == [list(range(k))] * 2
+        assert lexical_nearest(index, ["同", "同"], k)[1].tolist() == [list(range(k))] * 2
+
+
+def test_lexical_cosines_are_those_of_scikit_learn():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [text + " CT  检查" for text in TEXTS]
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True)
+    expected = (vectorizer.fit_transform(texts) @ vectorizer.transform(texts[:50]).T).toarray().T
+    index = memory_index(new_header("x", SIZE, "texts", [(label, []) for label in LABELS]), rows_of_texts(VECTORS, IDS, texts))
+    postings = index.segments[0].postings
+    idf = idf_of_postings(postings, len(texts))
+    for text, right in zip(texts, expected):
+        terms, counts = count_terms([text])
+        np.testing.assert_allclose(cosines(terms, weigh(terms, counts, idf), postings, len(texts)), right, atol=1e-5)
+
+
+@pytest.mark.parametrize("corpus", ["texts", "labels"])
+def test_votes_are_those_of_the_formula(tmp_path, corpus):
+    index = make_index(tmp_path, corpus)
+    found = search(index, QUERIES, TEXTS[:40])
+    votes = vote(index, found.similarities, found.rows, 5, 0.1)
+    for similarities, rows, shares in zip(found.similarities, found.rows, votes):
+        weights = {}
+        for similarity, row in list(zip(similarities, rows))[:5]:
+            weights.setdefault(index.row_labels[row], []).append(np.exp(similarity / 0.1))
+        sums = {label: (sum if corpus == "texts" else max)(parts) for label, parts in weights.items()}
+        expected = [sums.get(label, 0) / sum(sums.values()) for label in range(len(LABELS))]
+        np.testing.assert_allclose(shares, expected, rtol=1e-4, atol=1e-7)
+    probs = fuse(index, found)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
+
+
+def test_hnsw_finds_the_rows_of_exact_search_and_skips_removed_ones(tmp_path):
+    pytest.importorskip("usearch")
+    generator = np.random.default_rng(5)
+    ids = generator.integers(0, 40, 3000)
+    vectors, labels = class_vectors(generator, ids), [(f"类{number}", []) for number in range(40)]
+    rows = rows_of_texts(vectors, ids, [f"文{row % 97}" for row in range(3000)])
+    index = memory_index(new_header("x", SIZE, "texts", labels), rows)
+    assert write_index(tmp_path, index, (16, 100))["hnsw"]["recall"] > 0.97
+    queries = class_vectors(generator, np.arange(40))
+    for removed in (None, "类7"):
+        if removed:
+            remove_label(tmp_path, removed)
+        opened = open_index(tmp_path)
+        assert opened.hnsw is not None
+        exact, found = (nearest(opened, queries, 10, exact=exact)[1] for exact in (True, False))
+        assert np.mean([np.isin(row, other).mean() for row, other in zip(exact, found)]) > 0.97
+        assert removed is None or 7 not in ids[found]
+
+
+def test_settings_fitted_on_dev_make_fusion_no_worse_and_keep_the_wanted_precision():
+    texts, ids = [text for text, _ in DEV], np.array([LABELS.index(label) for _, label in DEV])
+    vectors = class_vectors(np.random.default_rng(6), ids) + unit(np.random.default_rng(7), len(ids), SIZE)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    header = new_header("x", SIZE, "texts", [(label, []) for label in LABELS])
+    index, figures = fit(memory_index(header, rows_of_texts(VECTORS, IDS, TEXTS)), vectors, texts, ids, precision=0.995)
+    assert figures["fused"] >= max(figures["vote"], figures["lexical"]) and figures["known_auroc"] > 0.6
+    probs = np.concatenate([label_probabilities(index, vectors[chunk], texts[chunk]) for chunk in chunks(index, len(texts))])
+    is_right = probs.argmax(axis=1) == ids
+    assert is_right.mean() == pytest.approx(figures["fused"])
+    decided = probs.max(axis=1) >= index.header["threshold"]["value"]
+    assert figures["fused"] < 0.995 and 0.2 < decided.mean() < 1 and is_right[decided].mean() >= 0.995
+
+
+def test_auroc_is_that_of_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+
+    scores, targets = np.random.default_rng(7).integers(0, 9, 200), np.random.default_rng(8).integers(0, 2, 200)
+    assert auroc(scores, targets == 1) == pytest.approx(roc_auc_score(targets, scores))
+
+
+# ---- changes
+
+
+@pytest.mark.parametrize("corpus", ["texts", "labels", "means"])
+def test_labels_are_added_described_renamed_and_removed(tmp_path, corpus):
+    make_index(tmp_path, corpus)
+    new = unit(np.random.default_rng(3), 3, SIZE)
+    add_texts(tmp_path, "科##新类", ["新类", "打完疫苗能喝酒吗"], new[:2])
+    add_texts(tmp_path, "科##新类", ["预防针"], new[2:], describes=True)
+    index = open_index(tmp_path)
+    answer = make_answers(index, new[1:2], ["打完疫苗能喝酒吗"], num_nearest=1)[0]
+    assert answer.label == "科##新类" and answer.nearest[0][1] == "科##新类"
+    assert "预防针" in index.header["labels"][-1]["texts"] and "新类" not in index.header["labels"][-1]["texts"]
+    assert index.rows_per_label()[-1] == 3
+    texts = label_texts("科##疫苗", index.header["labels"][-1]["texts"]) if corpus == "labels" else []
+    rename_label(tmp_path, "科##新类", "科##疫苗", unit(np.random.default_rng(4), len(texts), SIZE) if texts else None)
+    index = open_index(tmp_path)
+    assert index.labels == [*LABELS, "科##疫苗"]
+    if corpus == "labels":
+        rows = np.flatnonzero(index.row_labels == len(LABELS))
+        assert {index.text(row) for row in rows} == {"疫苗", "打完疫苗能喝酒吗", "预防针"}
+    remove_label(tmp_path, "科##疫苗")
+    assert make_answers(open_index(tmp_path), new[1:2], ["打完疫苗能喝酒吗"])[0].label in LABELS
+
+
+def test_more_texts_give_the_mean_of_all_texts(tmp_path):
+    index = make_index(tmp_path, "means")
+    new = unit(np.random.default_rng(3), 5, SIZE)
+    add_texts(tmp_path, LABELS[3], ["一", "二", "三"], new[:3])
+    add_texts(tmp_path, LABELS[3], ["四", "五"], new[3:])
+    index = open_index(tmp_path)
+    rows = np.flatnonzero(index.row_labels == 3)
+    mean = np.concatenate([VECTORS[IDS == 3], new]).mean(axis=0)
+    assert len(rows) == 1 and index.rows_per_label()[3] == (IDS == 3).sum() + 5
+    np.testing.assert_allclose(index.take(rows)[0], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("corpus", ["texts", "means"])
+def test_many_changes_keep_all_rows_in_few_segments(tmp_path, corpus):
+    make_index(tmp_path, corpus)
+    new = unit(np.random.default_rng(3), 40, SIZE)
+    for number in range(40):
+        add_texts(tmp_path, f"类{number}", [f"问题{number}号"], new[number:number + 1])
+    index = open_index(tmp_path)
+    assert len(index.segments) <= 18 and len([name for name in os.listdir(tmp_path) if name.startswith("segment-")]) <= 18
+    answers = make_answers(index, new, [f"问题{number}号" for number in range(40)], num_nearest=1)
+    assert [answer.nearest[0][:2] for answer in answers] == [(f"问题{number}号", f"类{number}") for number in range(40)]
+    assert [lexical_nearest(index, [f"问题{number}号"], 1)[1][0, 0] for number in (0, 39)] == [
+        nearest(index, new[number:number + 1], 1)[1][0, 0] for number in (0, 39)]
+
+
+def test_who_has_an_index_open_keeps_it_whatever_becomes_of_the_folder(tmp_path):
+    index = make_index(tmp_path)
+    before = make_answers(index, QUERIES, TEXTS[:40], 3, 2)
+    remove_label(tmp_path, LABELS[0])
+    make_index(tmp_path, "means")
+    assert make_answers(index, QUERIES, TEXTS[:40], 3, 2) == before
+    assert len(os.listdir(tmp_path)) == 3  # index.json, .lock and one segment
+
+
+def test_a_build_killed_at_any_moment_leaves_an_index_that_opens(tmp_path):
+    make_index(tmp_path)
+    code = """if True:
+        import sys
+        import numpy as np
+        from textcls.search_index import *
+        generator = np.random.default_rng(1)
+        vectors = generator.standard_normal((3000, 24)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        rows = rows_of_texts(vectors, generator.integers(0, 5, 3000), [f"文{row}" for row in range(3000)])
+        index = memory_index(new_header("fedcba9876543210", 24, "texts", [(f"类{number}", []) for number in range(5)]), rows)
+        print("ready", flush=True)
+        while True:
+            write_index(sys.argv[1], index)"""
+    generator, seen = random.Random(2), set()
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(generator.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        index = open_index(tmp_path)
+        seen.add(index.header["encoder_id"])
+        assert len(nearest(index, QUERIES, 5)[1]) == len(QUERIES)
+    assert "fedcba9876543210" in seen
+    index = make_index(tmp_path)
+    assert len(os.listdir(tmp_path)) == 3  # what the killed ones left is gone
+
+
+def test_damaged_and_foreign_indexes_are_refused(tmp_path):
+    index = make_index(tmp_path / "index")
+    with pytest.raises(UserError, match="made with the encoder 0123456789abcdef, this one is fedc"):
+        open_index(tmp_path / "index", "fedc")
+    with pytest.raises(UserError, match="vectors of 24 numbers, the encoder's have 48"):
+        open_index(tmp_path / "index", index.header["encoder_id"], 48)
+    with pytest.raises(UserError, match="no index here"):
+        open_index(tmp_path)
+    segment = index.header["segments"][0]["folder"]
+    for name in sorted(os.listdir(tmp_path / "index" / segment)):
+        for damage in ("missing", "cut", "pickle"):
+            copy = shutil.copytree(tmp_path / "index", tmp_path / f"{name}-{damage}")
+            path = copy / segment / name
+            content = path.read_bytes()
+            path.unlink()
+            if damage == "cut":
+                path.write_bytes(content[:-1])
+            elif damage == "pickle":
+                with open(path, "wb") as file:
+                    np.save(file, np.array([{"a": 1}]), allow_pickle=True)
+            with pytest.raises(UserError, match=name.replace(".", r"\.")):
+                open_index(copy)
+    header = json.loads((tmp_path / "index/index.json").read_text(encoding="utf-8"))
+    unknown_id = {"id": 99, "name": "x", "texts": []}
+    for name, value in [("format", 2), ("dtype", "float64"), ("segments", []), ("labels", [unknown_id, unknown_id]), ("vote", {}),
+                        ("known", {"weights": [1], "offset": 0}), ("segments", [{"folder": "../other", "rows": 1}])]:
+        (tmp_path / "index/index.json").write_text(json.dumps({**header, name: value}), encoding="utf-8")
+        with pytest.raises(UserError, match=f"{name}"):
+            open_index(tmp_path / "index")
+
+
+# ---- scripts
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_lines(folder / "train.txt", ["\t".join(row) for row in ROWS])
+    write_lines(folder / "dev.txt", ["\t".join(row) for row in DEV[:120]])
+    write_lines(folder / "label.txt", [f"{LABELS[0]}==诊断", *LABELS[1:]])
+    write_lines(folder / "data.txt", [text for text, _ in DEV[120:150]])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(encoder_export, data):
+    process = run_here(build.main, "--params_path", encoder_export, "--data_dir", data, "--index_dir", data / "index",
+                       "--precision", "0.8", "--dtype", "float16", "--data_name", "corpus")
+    assert process.returncode == 0, process.stderr
+    return data / "index", process.stderr
+
+
+def copy_index(built, tmp_path):
+    return shutil.copytree(built[0], tmp_path / "index")
+
+
+def test_build_tries_all_corpora_and_takes_the_best(built, data):
+    index, log = open_index(built[0]), built[1]
+    fused = {line.split("Corpus ")[1].split(":")[0]: float(line.split("fused ")[1].split("%")[0])
+             for line in log.splitlines() if "Corpus " in line}
+    assert sorted(fused) == ["labels", "means", "texts"] and fused[index.header["corpus"]] == max(fused.values())
+    assert index.header["labels"][0] == {"id": 0, "name": LABELS[0], "texts": ["诊断"]} and index.header["threshold"]
+    assert np.load(data / "corpus_embedding.npy").shape == (len(index.row_labels), index.header["dimension"])
+
+
+def test_the_earlier_options_of_feature_extraction_are_taken(encoder_export, data, tmp_path):
+    process = run_here(build.main, "--model_dir", encoder_export, "--corpus_file", data / "label.txt", "--output_dir", tmp_path,
+                       "--data_name", "label", "--precision", "fp32", "--use_tensorrt", "False", "--device", "cpu",
+                       "--index_dir", tmp_path / "index", "--data_dir", tmp_path, "--hnsw", "on", "--dtype", "int8")
+    assert process.returncode == 0 and "HNSW: recall@10 against exact search 1.0000" in process.stderr, process.stderr
+    assert "the confidence is not calibrated" in process.stderr
+    vectors, index = np.load(tmp_path / "label_embedding.npy"), open_index(tmp_path / "index")
+    assert index.header["corpus"] == "labels" and [index.text(row) for row in range(3)] == [LABELS[0], "诊断", LABELS[1]]
+    np.testing.assert_allclose(vectors, open_encoder(encoder_export).encode([LABELS[0], "诊断", *LABELS[1:]]), atol=1e-5)
+
+
+def test_evaluation_is_that_of_the_formulas(built, encoder_export, data, tmp_path):
+    foreign = ["今天天气怎么样\t别的", "股票还会涨吗\t别的"]
+    write_lines(tmp_path / "test.txt", read_lines(data / "dev.txt") + foreign)
+    process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", tmp_path,
+                       "--test_file", "test.txt", "--unknown_label", "别的", "--threshold", "auto", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    index, encoder = open_index(built[0]), open_encoder(encoder_export)
+    texts, names = zip(*(line.split("\t") for line in read_lines(data / "dev.txt")))
+    ids, vectors = np.array([LABELS.index(name) for name in names]), encoder.encode(list(texts))
+    probs = label_probabilities(index, vectors, list(texts))
+    best = np.full((len(texts), len(LABELS)), -np.inf)
+    for row, label in enumerate(index.row_labels):
+        best[:, label] = np.maximum(best[:, label], vectors @ index.take(np.array([row]))[0])
+    np.testing.assert_allclose(label_similarities(index, vectors), best, atol=1e-5)
+    ranks = np.array([1 + sum((probs[row, other], best[row, other], -other) > (probs[row, label], best[row, label], -label)
+                              for other in range(len(LABELS))) for row, label in enumerate(ids)])
+    np.testing.assert_array_equal(label_ranks(probs, label_similarities(index, vectors))[np.arange(len(ids)), ids], ranks)
+    guesses = probs.argmax(axis=1)
+    f1 = [2 * ((guesses == label) & (ids == label)).sum() / ((guesses == label).sum() + (ids == label).sum())
+          for label in set(ids) | set(guesses)]
+    for k in (1, 5, 10):
+        assert f"recall@{k}={(ranks <= k).mean() * 100:.3f}" in process.stderr
+    assert f"MRR={(1 / ranks).mean():.5f}" in process.stderr
+    accuracy = (guesses == ids).mean()
+    assert f"Accuracy: {accuracy * 100:.2f}% | macro F1 score {np.mean(f1) * 100:.2f} | 120 texts" in process.stderr
+    assert "Unknown texts: 2 | AUROC" in process.stderr and "undecided" in process.stderr
+    wrong = [f"{texts[row]}\t{names[row]}\t{LABELS[guesses[row]]}" for row in np.flatnonzero(guesses != ids)]
+    assert read_lines(tmp_path / "bad_case.txt") == ["Text\tLabel\tPrediction", *wrong]
+    process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", tmp_path,
+                       "--test_file", "test.txt", cwd=tmp_path)
+    assert_user_error(process, "test.txt:121: label '别的' is not in")
+
+
+def test_predictions_in_all_forms_agree(built, encoder_export, data, tmp_path):
+    options = ["--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", data]
+    process = run_here(predict.main, *options, "--output_format", "jsonl", "--top_k", "3", "--num_nearest", "2", "--output_file",
+                       "-")
+    assert process.returncode == 0, process.stderr
+    answers = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [answer["text"] for answer in answers] == read_lines(data / "data.txt")
+    for answer in answers:
+        assert answer["label"] == answer["top_k"][0]["label"] and len(answer["top_k"]) == 3 and len(answer["nearest"]) == 2
+        assert answer["probability"] >= answer["top_k"][1]["probability"] and answer["nearest"][0]["similarity"] <= 1.0001
+    for form in ("tsv", "csv"):
+        process = run_here(predict.main, *options, "--output_format", form, "--output_file", tmp_path / form, "--top_k", "2")
+        assert process.returncode == 0, process.stderr
+    columns = [line.split("\t") for line in read_lines(tmp_path / "tsv")]
+    assert columns[0] == ["text", "label", "probability", "label_2", "probability_2"]
+    assert [row[1] for row in columns[1:]] == [answer["label"] for answer in answers]
+    threshold = open_index(built[0]).header["threshold"]["value"]
+    process = run_here(predict.main, *options, "--data_file", "-", "--output_file", "-", "--threshold", "auto",
+                       stdin=(data / "data.txt").read_text(encoding="utf-8"))
+    expected = [answer["label"] if answer["probability"] >= threshold else "undecided" for answer in answers]
+    assert process.stdout.splitlines() == ["text\tlabel", *(f"{a['text']}\t{label}" for a, label in zip(answers, expected))]
+    write_lines(tmp_path / "pairs.txt", ["感冒怎么办\t感冒怎么办", "感冒怎么办\t戴牙套贵吗"])
+    lines = run_here(predict.main, *options, "--text_pair_file", tmp_path / "pairs.txt").stdout.splitlines()
+    assert lines[0].endswith("\t1.000000") and float(lines[1].split("\t")[2]) < 0.9999
+
+
+def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
+    folder = copy_index(built, tmp_path)
+    options = ["--index_dir", folder, "--params_path", encoder_export]
+    texts = ["打完疫苗能喝酒吗", "疫苗第二针隔多久打"]
+    process = run("retrieval_based/index.py", "add", "疫苗接种", "--texts", *texts, *options)
+    assert process.returncode == 0 and " ms; 12 labels now" in process.stderr, process.stderr
+    for words in (["describe", "疫苗接种", "--texts", "预防针", *options], ["rename", "疫苗接种", "接种", *options]):
+        process = run_here(change.main, *words)
+        assert process.returncode == 0, process.stderr
+    write_lines(tmp_path / "data.txt", texts)
+    process = run_here(predict.main, *options, "--dataset_dir", tmp_path, "--output_file", "-")
+    assert process.stdout.splitlines()[1:] == [f"{text}\t接种" for text in texts]
+    for words, message in [
+            (["remove", "接总"], "no label '接总' (did you mean '接种'?)"),
+            (["describe", "预防", "--texts", "a"], "no label '预防'"),
+            (["add", "", "--texts", "a"], "label '': empty or blank"), (["add", "a\tb", "--texts", "a"], "a tab, a line end"),
+            (["add", "新", "--texts", "a", " "], "--texts:2: empty or blank"), (["rename", "接种", LABELS[0]], "already"),
+            (["add", "新", "--text_file", tmp_path / "none.txt"], "none.txt: file not found"),
+            (["remove", "接种", "--index_dir", tmp_path / "none"], "no index here")]:
+        assert_user_error(run_here(change.main, *words, *(options[2:] if "--index_dir" in words else options)), message)
+    for label in ["接种", *LABELS[:-2]]:
+        assert run_here(change.main, "remove", label, *options).returncode == 0
+    assert_user_error(run_here(change.main, "remove", LABELS[-1], *options), "only two labels are left")
+    assert len(open_index(folder).labels) == 2
+
+
+def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path):
+    options = ["--params_path", encoder_export, "--similar_text_pair_file", data / "dev.txt", "--recall_num", "5",
+               "--output_emb_size", "0", "--hnsw_m", "100", "--recall_result_dir", tmp_path]
+    assert run_here(recall.main, "--corpus_file", data / "train.txt", *options).returncode == 0
+    rows = [line.split("\t") for line in read_lines(tmp_path / "recall_result_file")]
+    pairs = [line.split("\t") for line in read_lines(data / "dev.txt")]
+    assert [row[0] for row in rows] == [text for text, _ in pairs for _ in range(5)]
+    share = np.mean([label in [row[1] for row in rows[5 * place:5 * place + 5]] for place, (_, label) in enumerate(pairs)])
+    words = ["--similar_text_pair", data / "dev.txt", "--recall_result_file", tmp_path / "recall_result_file", "--recall_num"]
+    process = run_here(evaluate.main, *words, "5", cwd=tmp_path)
+    assert f"recall@5={share * 100:.3f}" in process.stderr and 0 < share < 1
+    assert read_lines(tmp_path / "result.tsv")[0].split("\t")[2] == f"{share * 100:.3f}"
+    assert_user_error(run_here(evaluate.main, *words, "10", cwd=tmp_path), "600 lines for 120 texts")
+
+
+def test_refusals(built, encoder_export, data, tmp_path):
+    options = ["--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", data, "--output_file", tmp_path / "out"]
+    folder = copy_index(built, tmp_path)
+    header = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    (folder / "index.json").write_text(json.dumps({**header, "encoder_id": "0" * 16, "threshold": None}), encoding="utf-8")
+    assert_user_error(run_here(predict.main, *options, "--index_dir", folder), "made with the encoder 0000000000000000, this one")
+    assert_user_error(run_here(predict.main, *options, "--index_dir", tmp_path), "no index here")
+    assert_user_error(run_here(predict.main, *options, "--top_k", "50", "--output_format", "tsv"), "--top_k 50")
+    assert_user_error(run_here(predict.main, *options, "--threshold", "high"), "expected a number, 0 to 1, or auto")
+    assert_user_error(run_here(evaluate.main, *options[:6], "--unknown_label", LABELS[0]), f"--unknown_label {LABELS[0]}")
+    assert not (tmp_path / "out").exists()
+    write_lines(tmp_path / "train.txt", ["没有标签"])
+    words = ["--params_path", encoder_export, "--data_dir", tmp_path, "--index_dir", tmp_path / "new", "--corpus", "texts"]
+    assert_user_error(run_here(build.main, *words), "label.txt: file not found", "train.txt:1: no tab")
+    assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "expected a share between 0 and 1")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,143 @@
+"""The settings of an index that labelled dev texts decide: the vote, the weight of the lexical half, confidence, threshold."""
+
+import numpy as np
+
+from textcls.search import (Found, chunks, fuse, known_features, known_probs, lexical_nearest, nearest, sharpen, vote)
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
+TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
+WEIGHTS = np.linspace(0, 1, 21)  # of the lexical half
+SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
+MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
+UNKNOWN_SHARE = 0.1  # texts of no known label that the confidence reckons with
+LEAST = 1e-4  # a label without votes counts as this probable
+DECIMALS = 6
+
+
+def fit(index, vectors, texts, label_ids, precision=None):
+    """Choose the settings by dev texts. label_ids: int64 [num_texts], positions in index.labels; vectors: theirs.
+
+    precision: share of right answers that --threshold auto shall give, or None. Returns (index with the settings, figures: dict
+    of vote, lexical, fused (accuracies), known_auroc, nll; shares 0 to 1).
+    """
+    step = -(-len(texts) // MOST_TEXTS)
+    vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
+    sizes = [size for size in NEIGHBOURS if size <= len(index.row_labels)]
+    found = find_rows(index, vectors, texts, sizes[-1])
+    settings, dense = best_vote(index, found.similarities, found.rows, label_ids, sizes)
+    lexical, words = best_vote(index, found.lexical_similarities, found.lexical_rows, label_ids, sizes)
+    index = with_settings(index, vote={**settings, "sharpness": 1.0}, lexical={**lexical, "weight": 0.0})
+    weight, fused = best_weight(index, found, label_ids)
+    index = with_settings(index, lexical={**lexical, "weight": weight})
+    sharpness, nll = best_sharpness(index, found, label_ids)
+    index = with_settings(index, vote={**settings, "sharpness": sharpness})
+    known, auroc = fit_known(index, found, find_rows(index, vectors, texts, sizes[-1], label_ids))
+    index = with_settings(index, known=known)
+    threshold = None if precision is None else find_threshold(index, found, label_ids, precision)
+    return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, "fused": fused, "known_auroc": auroc,
+                                                       "nll": nll}
+
+
+def with_settings(index, **entries):
+    return index._replace(header={**index.header, **entries})
+
+
+def find_rows(index, vectors, texts, k, excluded=None):
+    """Found with the k nearest rows of both halves."""
+    return Found(*nearest(index, vectors, k, excluded, exact=True), *lexical_nearest(index, texts, k, excluded))
+
+
+def part(found, chunk):
+    return Found(*(array[chunk] for array in found))
+
+
+def best_vote(index, similarities, rows, label_ids, sizes):
+    """The neighbours and temperature of most right answers, then of least NLL: ({"neighbours", "temperature"}, accuracy)."""
+    grid = [(size, temperature) for size in sizes for temperature in TEMPERATURES]
+    hits, losses = np.zeros(len(grid)), np.zeros(len(grid))
+    for chunk in chunks(index, len(label_ids)):
+        for place, (size, temperature) in enumerate(grid):
+            count(vote(index, similarities[chunk], rows[chunk], size, temperature), label_ids[chunk], hits, losses, place)
+    size, temperature = grid[np.lexsort((losses, -hits))[0]]
+    return {"neighbours": size, "temperature": temperature}, float(hits.max() / len(label_ids))
+
+
+def best_weight(index, found, label_ids):
+    """The lexical half's weight of most right answers, then of least NLL: (weight, accuracy)."""
+    hits, losses = np.zeros(len(WEIGHTS)), np.zeros(len(WEIGHTS))
+    for chunk in chunks(index, len(label_ids)):
+        for place, weight in enumerate(WEIGHTS):
+            fused = fuse(with_settings(index, lexical={**index.header["lexical"], "weight": weight}), part(found, chunk))
+            count(fused, label_ids[chunk], hits, losses, place)
+    best = np.lexsort((losses, -hits))[0]
+    return float(WEIGHTS[best]), float(hits.max() / len(label_ids))
+
+
+def best_sharpness(index, found, label_ids):
+    """The exponent of the probabilities with the least NLL: (exponent, mean NLL in nats)."""
+    hits, losses = np.zeros(len(SHARPNESS)), np.zeros(len(SHARPNESS))
+    for chunk in chunks(index, len(label_ids)):
+        probs = fuse(index, part(found, chunk))
+        for place, sharpness in enumerate(SHARPNESS):
+            count(sharpen(probs, sharpness), label_ids[chunk], hits, losses, place)
+    return SHARPNESS[losses.argmin()], float(losses.min() / len(label_ids))
+
+
+def count(probs, label_ids, hits, losses, place):
+    """Add the right answers and the NLL of some texts to hits[place] and losses[place]."""
+    hits[place] += (probs.argmax(axis=1) == label_ids).sum()
+    losses[place] -= np.log(np.maximum(probs[np.arange(len(probs)), label_ids], LEAST)).sum()
+
+
+def fit_known(index, found, without):
+    """Logistic regression of `known_features` that tells dev texts from dev texts whose own label is left out of the index.
+
+    found, without: Found of both. Returns ({"weights", "offset"}, AUROC on these texts).
+    """
+    features = np.concatenate([features_of(index, rows) for rows in (found, without)]).astype(np.float64)
+    targets = np.repeat([1.0, 0.0], [len(found.rows), len(without.rows)])
+    mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
+    inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
+    weights = np.zeros(inputs.shape[1])
+    for _ in range(30):  # Newton's method, with a little L2 so that it ends where both parts can be told apart wholly
+        probs = 1 / (1 + np.exp(-np.clip(inputs @ weights, -30, 30)))
+        gradient = inputs.T @ (probs - targets) + 0.1 * weights
+        hessian = (inputs * (probs * (1 - probs))[:, None]).T @ inputs + 0.1 * np.eye(len(weights))
+        weights -= np.linalg.solve(hessian, gradient)
+    scaled = weights[:-1] / deviation
+    offset = weights[-1] - scaled @ mean + np.log((1 - UNKNOWN_SHARE) / UNKNOWN_SHARE)
+    return {"weights": scaled.tolist(), "offset": float(offset)}, auroc(inputs @ weights, targets == 1)
+
+
+def features_of(index, found):
+    """`known_features` of all texts."""
+    return np.concatenate([known_features(part(found, chunk), fuse(index, part(found, chunk)), index.header["vote"]["neighbours"])
+                           for chunk in chunks(index, len(found.rows))])
+
+
+def auroc(scores, is_positive):
+    """Probability that a positive scores above a negative, ties half (Mann-Whitney). scores: float [n]; is_positive: bool [n]."""
+    values, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    positives = int(is_positive.sum())
+    negatives = len(scores) - positives
+    if not positives or not negatives:
+        return float("nan")
+    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def find_threshold(index, found, label_ids, precision):
+    """The lowest probability above which at least this share of dev texts is right: {"precision", "value"}, or None."""
+    confidence, is_right = [], []
+    for chunk in chunks(index, len(label_ids)):
+        probs = fuse(index, part(found, chunk))
+        confidence.append(probs.max(axis=1) * known_probs(index, part(found, chunk), probs))
+        is_right.append(probs.argmax(axis=1) == label_ids[chunk])
+    confidence, is_right = np.concatenate(confidence), np.concatenate(is_right)
+    order = np.argsort(-confidence, kind="stable")
+    confidence, shares = confidence[order], np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
+    is_last = np.append(confidence[1:] < confidence[:-1], True)  # equal ones are above it together
+    enough = np.flatnonzero((shares >= precision) & is_last)
+    if not len(enough):
+        return None
+    return {"precision": precision, "value": float(np.floor(confidence[enough[-1]] * 10**DECIMALS) / 10**DECIMALS)}

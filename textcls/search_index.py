@@ -1,0 +1,543 @@
+"""The index folder: labels, vectors and texts that are searched. Opened by memory map, changed without being rewritten.
+
+index.json names everything else by random names and is replaced as the last step of each change: whenever a process may be
+killed, the old or the new index opens, and who has the old one open keeps it. Rows are never changed. A removed label's rows
+stay in the files and are skipped, since its id is no longer in index.json; the next build leaves them out. Needs no Paddle.
+"""
+
+import contextlib
+import difflib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import threading
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from utils import read_json
+from textcls.errors import UserError
+from textcls.lexical import (Idf, Postings, count_terms, idf_of_postings, idf_of_rows, make_postings, mix, postings_row,
+                             split_postings, weigh)
+from textcls.outputs import complete_file
+from textcls.search import hnsw_recall
+from textcls.texts import text_problem
+
+FORMAT = 1
+MARKER = "index.json"
+CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a training text, the mean of a label's texts
+DTYPES = ("float32", "float16", "int8")
+PARTS = re.compile(r"(segment-[0-9a-f]{16}|hnsw-[0-9a-f]{16}\.usearch)$")  # the names that may be deleted
+MOST_SEGMENTS, SMALL_ROWS = 16, 1000  # beyond so many segments, those of so few rows are joined
+BLOCK = 16384  # rows converted at a time
+logger = logging.getLogger("textcls")
+
+
+class Segment(NamedTuple):
+    """Rows that were written together."""
+
+    vectors: np.ndarray  # float32, float16 or int8 [rows, dimension], unit length
+    scales: Optional[np.ndarray]  # float32 [rows], of int8 vectors
+    label_ids: np.ndarray  # int32 [rows]
+    text_bytes: np.ndarray  # uint8: UTF-8 of all texts
+    text_offsets: np.ndarray  # int64 [rows + 1]
+    postings: Postings
+    counts: Optional[np.ndarray]  # int32 [rows], of means: how many texts
+    lengths: Optional[np.ndarray]  # float32 [rows], of means: length of the mean before it was made 1
+
+    def block(self, start, end):
+        """The vectors of rows start to end: float32 [rows, dimension]."""
+        rows = np.asarray(self.vectors[start:end])
+        return rows if self.scales is None and rows.dtype == np.float32 else self._floats(rows, slice(start, end))
+
+    def take(self, rows):
+        """The vectors of these rows: float32 [..., dimension]. rows: int [...]"""
+        return self._floats(np.asarray(self.vectors[rows]), rows)
+
+    def text(self, row):
+        return self.text_bytes[self.text_offsets[row]:self.text_offsets[row + 1]].tobytes().decode("utf-8", "replace")
+
+    def _floats(self, values, rows):
+        values = values.astype(np.float32)
+        return values if self.scales is None else values * self.scales[rows][..., None]
+
+
+class Hnsw(NamedTuple):
+    """Approximate neighbours in segment 0 (Malkov and Yashunin 2016, arXiv:1603.09320), by usearch."""
+
+    index: object  # usearch.index.Index of int8, a view of its file: what it finds is measured again by the segment's vectors
+    lock: threading.Lock  # usearch's searches share their scratch memory
+
+
+class SearchIndex(NamedTuple):
+    """An opened index folder. Never changes."""
+
+    folder: str
+    header: dict  # index.json
+    stamp: tuple  # of index.json, as of `index_stamp`
+    labels: list  # of str
+    segments: list  # of Segment
+    starts: np.ndarray  # int64 [num_segments + 1]: the number of each segment's first row
+    row_labels: np.ndarray  # int32 [num_rows]: position in labels, -1 where the label was removed
+    idf: Idf
+    hnsw: Optional[Hnsw]
+
+    def text(self, row):
+        """The text of a row: of a mean, the one that is nearest to it."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.segments[number].text(row - self.starts[number])
+
+    def take(self, rows):
+        """The vectors of rows: float32 [num_rows, dimension]. rows: int64 [num_rows]."""
+        vectors = np.zeros((len(rows), self.header["dimension"]), np.float32)
+        for segment, start, end in zip(self.segments, self.starts, self.starts[1:]):
+            inside = (rows >= start) & (rows < end)
+            if inside.any():
+                vectors[inside] = segment.take(rows[inside] - start)
+        return vectors
+
+    def rows_per_label(self):
+        """How many texts stand for each label: int64 [num_labels]."""
+        counts = [np.ones(len(segment.label_ids)) if segment.counts is None else segment.counts for segment in self.segments]
+        known = self.row_labels >= 0
+        return np.bincount(self.row_labels[known], np.concatenate(counts)[known], len(self.labels)).astype(np.int64)
+
+
+class NewRows(NamedTuple):
+    """Rows to write."""
+
+    vectors: np.ndarray  # float32 [num_rows, dimension], unit length
+    label_ids: np.ndarray  # int [num_rows]
+    texts: list  # of str
+    terms: list  # per row (terms, counts) of `count_terms`, or (terms, weights) where terms_are_weighted
+    terms_are_weighted: bool = False
+    counts: Optional[np.ndarray] = None
+    lengths: Optional[np.ndarray] = None
+
+
+def label_word(name):
+    """The text that stands for a label: its name, or what follows the last ##."""
+    return name.rpartition("##")[2]
+
+
+def rows_of_texts(vectors, label_ids, texts):
+    """One row per text."""
+    return NewRows(vectors, np.asarray(label_ids), texts, [count_terms([text]) for text in texts])
+
+
+def rows_of_means(vectors, label_ids, texts):
+    """One row per label: the mean of its texts, at unit length."""
+    label_ids = np.asarray(label_ids)
+    order = np.argsort(label_ids, kind="stable")
+    ids, starts, counts = np.unique(label_ids[order], return_index=True, return_counts=True)
+    sums = np.add.reduceat(vectors[order], starts, axis=0)
+    lengths = np.maximum(np.linalg.norm(sums, axis=1), 1e-12)
+    means, nearest, terms = sums / lengths[:, None], [], []
+    for mean, start, count in zip(means, starts, counts):
+        rows = order[start:start + count]
+        nearest.append(texts[rows[np.argmax(vectors[rows] @ mean)]])
+        terms.append(count_terms([texts[row] for row in rows]))
+    return NewRows(means, ids, nearest, terms, False, counts, lengths / counts)
+
+
+# ---- opening
+
+
+def index_stamp(folder):
+    """What changes whenever the index does. UserError where there is none."""
+    try:
+        stat = os.stat(os.path.join(folder, MARKER))
+    except OSError:
+        raise UserError(f"{folder}: no index here ({MARKER} is missing), expected a folder that "
+                        "retrieval_based/build_index.py wrote") from None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def open_index(folder, encoder_id=None, dimension=None):
+    """Open an index folder; returns SearchIndex. encoder_id, dimension: of the encoder that it must be of, None: any.
+
+    UserError where there is none, it is damaged or of another encoder.
+    """
+    while True:
+        stamp = index_stamp(folder)
+        header = read_json(os.path.join(folder, MARKER))
+        check_header(header, os.path.join(folder, MARKER))
+        if encoder_id is not None and header["encoder_id"] != encoder_id:
+            raise UserError(f"{folder}: made with the encoder {header['encoder_id']}, this one is {encoder_id}, expected the "
+                            "encoder of the index, or a new index (retrieval_based/build_index.py)")
+        if dimension is not None and header["dimension"] != dimension:
+            raise UserError(f"{folder}: vectors of {header['dimension']} numbers, the encoder's have {dimension}, expected the "
+                            "encoder of the index")
+        try:
+            segments = [open_segment(folder, header, entry) for entry in header["segments"]]
+            hnsw = open_hnsw(folder, header)
+            break
+        except UserError:
+            if index_stamp(folder) == stamp:
+                raise  # else it was replaced just now, and its files are gone
+    return assemble(folder, header, stamp, segments, hnsw)
+
+
+def assemble(folder, header, stamp, segments, hnsw=None):
+    """The SearchIndex of its parts."""
+    positions = np.full(header["next_id"] + 1, -1, np.int32)
+    for position, entry in enumerate(header["labels"]):
+        positions[entry["id"]] = position
+    label_ids = np.concatenate([segment.label_ids for segment in segments])
+    starts = np.concatenate([[0], np.cumsum([len(segment.label_ids) for segment in segments])])
+    return SearchIndex(folder, header, stamp, [entry["name"] for entry in header["labels"]], segments, starts,
+                       positions[label_ids], idf_of_postings(segments[0].postings, len(segments[0].label_ids)), hnsw)
+
+
+def check_header(header, path):
+    """UserError where the content of an index.json is not what this program writes."""
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path}: format {header.get('format')!r}, expected {FORMAT}: another version of the program wrote it")
+    checks = {
+        "encoder_id": lambda value: isinstance(value, str),
+        "dimension": lambda value: _is_count(value) and value > 0,
+        "metric": lambda value: value == "cosine",
+        "dtype": lambda value: value in DTYPES,
+        "corpus": lambda value: value in CORPORA,
+        "next_id": _is_count,
+        "labels": lambda value: len(value) > 1 and all(map(_is_label, value))
+        and max(entry["id"] for entry in value) < header["next_id"],
+        "segments": lambda value: value and all(PARTS.match(entry["folder"]) and _is_count(entry["rows"]) for entry in value),
+        "hnsw": lambda value: value is None or (PARTS.match(value["file"]) and all(
+            _is_count(value[name]) for name in ("bytes", "connectivity", "expansion"))),
+        "vote": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and value["sharpness"] > 0,
+        "lexical": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
+        "known": lambda value: value is None or (len(value["weights"]) == 4 and sum(value["weights"]) + value["offset"] < np.inf),
+        "threshold": lambda value: value is None or 0 <= value["value"] <= 1}
+    for name, is_sound in checks.items():
+        try:
+            sound = is_sound(header[name])
+        except (KeyError, TypeError, AttributeError, ValueError):
+            sound = False
+        if not sound:
+            raise UserError(f"{path}: {name} is damaged or missing, expected what retrieval_based/build_index.py wrote")
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+def _is_label(entry):
+    return _is_count(entry["id"]) and isinstance(entry["name"], str) and isinstance(entry["texts"], list)
+
+
+def open_segment(folder, header, entry):
+    """The Segment of an entry of index.json. UserError where files are missing or not of the size that it says."""
+    path = os.path.join(folder, entry["folder"])
+    rows, means = entry["rows"], header["corpus"] == "means"
+    vectors = open_array(path, "vectors", header["dtype"], (rows, header["dimension"]))
+    scales = open_array(path, "scales", "float32", (rows,)) if header["dtype"] == "int8" else None
+    label_ids = open_array(path, "label_ids", "int32", (rows,))
+    offsets = open_array(path, "text_offsets", "int64", (rows + 1,))
+    terms = open_array(path, "lexical_terms", "int64", (None,))
+    starts = open_array(path, "lexical_starts", "int64", (len(terms) + 1,))
+    postings = Postings(terms, starts, open_array(path, "lexical_rows", "int32", (starts[-1],)),
+                        open_array(path, "lexical_weights", "float32", (starts[-1],)))
+    counts, lengths = [open_array(path, name, dtype, (rows,)) if means else None
+                       for name, dtype in (("counts", "int32"), ("lengths", "float32"))]
+    text_path = os.path.join(path, "texts.txt")
+    try:
+        text_bytes = np.memmap(text_path, np.uint8, "r") if offsets[-1] else np.zeros(0, np.uint8)
+    except (OSError, ValueError):  # the latter: empty
+        text_bytes = None
+    if text_bytes is None or len(text_bytes) != offsets[-1]:
+        raise UserError(f"{text_path}: missing or damaged, expected {offsets[-1]} bytes")
+    for name, values, limit in (("label_ids", label_ids, header["next_id"]), ("lexical_rows", postings.rows, rows)):
+        if len(values) and not (values.min() >= 0 and values.max() < limit):
+            raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected numbers below {limit}")
+    for name, values in (("text_offsets", offsets), ("lexical_starts", starts), ("lexical_terms", terms)):
+        if (np.diff(values) < 0).any():
+            raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected ascending numbers")
+    return Segment(vectors, scales, label_ids, text_bytes, offsets, postings, counts, lengths)
+
+
+def open_array(folder, name, dtype, shape):
+    """Map folder/name.npy. UserError where it is not an array of this type and shape (None: any length)."""
+    path = os.path.join(folder, f"{name}.npy")
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        raise UserError(f"{path}: cannot be read ({reason}), expected a file that retrieval_based/build_index.py wrote") from None
+    wanted = tuple(length if size is None else size for length, size in zip(values.shape, shape))
+    if values.dtype != dtype or values.shape != wanted or len(shape) != values.ndim:
+        raise UserError(f"{path}: {values.dtype} {list(values.shape)}, expected {dtype} {list(wanted)}")
+    return np.asarray(values)
+
+
+def open_hnsw(folder, header):
+    """The Hnsw of index.json, or None. UserError where its file is missing or damaged."""
+    if header["hnsw"] is None:
+        return None
+    try:
+        from usearch.index import Index
+    except ImportError:
+        logger.warning("The package usearch is missing: the index is searched exactly, which takes longer.")
+        return None
+    path, entry = os.path.join(folder, header["hnsw"]["file"]), header["hnsw"]
+    try:
+        if os.path.getsize(path) != entry["bytes"]:
+            raise ValueError(f"{os.path.getsize(path)} bytes, expected {entry['bytes']}")
+        index = Index(ndim=header["dimension"], metric="cos", dtype="i8", connectivity=entry["connectivity"],
+                      expansion_add=entry["expansion"], expansion_search=entry["expansion"])
+        index.view(path)
+        if len(index) != header["segments"][0]["rows"]:
+            raise ValueError(f"{len(index)} rows")
+    except Exception as error:  # the library raises RuntimeError and others
+        raise UserError(f"{path}: cannot be read ({error}), expected what retrieval_based/build_index.py wrote") from None
+    return Hnsw(index, threading.Lock())
+
+
+# ---- writing
+
+
+def new_header(encoder_id, dimension, corpus, labels, dtype="float32"):
+    """The index.json of a new index, with the settings that hold where no dev texts say better.
+
+    labels: list of (name, descriptions and synonyms).
+    """
+    labels = [{"id": number, "name": name, "texts": texts} for number, (name, texts) in enumerate(labels)]
+    return {"format": FORMAT, "encoder_id": encoder_id, "dimension": dimension, "metric": "cosine", "dtype": dtype,
+            "corpus": corpus, "labels": labels, "next_id": len(labels), "segments": [], "hnsw": None,
+            "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0},
+            "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "threshold": None}
+
+
+def memory_index(header, rows):
+    """An index of NewRows that is in no folder yet: SearchIndex. header: of `new_header`."""
+    return assemble("", header, (), [make_segment(rows, None)])
+
+
+def write_index(folder, index, hnsw=None):
+    """Write a `memory_index` into a folder, in place of what index may be there. hnsw: None, or its (connectivity, expansion).
+
+    Returns its index.json.
+    """
+    with changing(folder):
+        header = {**index.header, "segments": [write_segment(folder, index.header["dtype"], index.segments[0])]}
+        if hnsw is not None:
+            header["hnsw"] = write_hnsw(folder, index.segments[0], *hnsw)
+            header["hnsw"]["recall"] = hnsw_recall(assemble(folder, header, (), index.segments, open_hnsw(folder, header)))
+        write_header(folder, header)
+    return header
+
+
+def write_hnsw(folder, segment, connectivity, expansion):
+    """Write the HNSW file of a Segment; returns its entry of index.json."""
+    try:
+        from usearch.index import Index
+    except ImportError:
+        raise UserError("the package usearch is missing, expected it for HNSW, or --hnsw off") from None
+
+    index = Index(ndim=segment.vectors.shape[1], metric="cos", dtype="i8", connectivity=connectivity, expansion_add=expansion,
+                  expansion_search=expansion)
+    for start in range(0, len(segment.vectors), BLOCK):
+        block = segment.block(start, start + BLOCK)
+        index.add(np.arange(start, start + len(block)), block)
+    name = f"hnsw-{secrets.token_hex(8)}.usearch"
+    path = os.path.join(folder, name)
+    index.save(path)
+    return {"file": name, "bytes": os.path.getsize(path), "rows": len(segment.vectors), "connectivity": connectivity,
+            "expansion": expansion}
+
+
+def make_segment(rows, idf):
+    """The Segment of NewRows, float32. idf: of segment 0; None: this is segment 0."""
+    idf = idf or idf_of_rows([terms for terms, _ in rows.terms])
+    texts = [text.encode("utf-8") for text in rows.texts]
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+    return Segment(rows.vectors, None, np.asarray(rows.label_ids, np.int32), np.frombuffer(b"".join(texts), np.uint8), offsets,
+                   make_postings(weigh_rows(rows, idf).terms), rows.counts, rows.lengths)
+
+
+def write_segment(folder, dtype, segment):
+    """Write a Segment of float32 as a new folder; returns its entry of index.json."""
+    name = f"segment-{secrets.token_hex(8)}"
+    path = os.path.join(folder, name)
+    os.mkdir(path)
+    arrays = {"label_ids": segment.label_ids, "text_offsets": segment.text_offsets,
+              **{f"lexical_{part}": values for part, values in segment.postings._asdict().items()}}
+    if segment.counts is not None:
+        arrays.update(counts=segment.counts.astype(np.int32), lengths=segment.lengths.astype(np.float32))
+    scales = (np.abs(segment.vectors).max(axis=1) / 127).astype(np.float32)
+    if dtype == "int8":
+        arrays["scales"] = scales
+    for array, values in arrays.items():
+        np.save(os.path.join(path, f"{array}.npy"), values)
+    vectors = np.lib.format.open_memmap(os.path.join(path, "vectors.npy"), "w+", dtype, segment.vectors.shape)
+    for start in range(0, len(vectors), BLOCK):
+        block = segment.vectors[start:start + BLOCK]
+        if dtype == "int8":
+            block = np.rint(block / np.maximum(scales[start:start + BLOCK, None], 1e-30))
+        vectors[start:start + BLOCK] = block
+    vectors.flush()
+    segment.text_bytes.tofile(os.path.join(path, "texts.txt"))
+    return {"folder": name, "rows": len(segment.label_ids)}
+
+
+def write_header(folder, header):
+    """The last step of a change: replace index.json, then delete what it does not name."""
+    with complete_file(os.path.join(folder, MARKER)) as file:
+        file.write(json.dumps(header, ensure_ascii=False) + "\n")
+    used = {entry["folder"] for entry in header["segments"]} | {header["hnsw"]["file"] if header["hnsw"] else None}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name.startswith(f".{MARKER}.") or (PARTS.match(name) and name not in used):
+            with contextlib.suppress(OSError):  # Windows keeps what somebody has open: the next change tries again
+                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+@contextlib.contextmanager
+def changing(folder):
+    """Keep other processes from changing the folder, which is made where it is missing."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = open(os.path.join(folder, ".lock"), "w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder") from None
+    with lock:
+        with contextlib.suppress(ImportError):  # Windows has none
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        yield
+
+
+# ---- changes of a few rows
+
+
+def find_label(index, name):
+    """The entry of a label in index.json. UserError where there is none."""
+    for entry in index.header["labels"]:
+        if entry["name"] == name:
+            return entry
+    close = difflib.get_close_matches(name, index.labels, 1, 0.5)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UserError(f"{index.folder}: no label {name!r}{hint}, expected one of its {len(index.labels)} labels")
+
+
+def check_new_label(name):
+    """UserError where this cannot be the name of a label."""
+    wrong = text_problem(name) or ("a tab, a line end, == or blanks around it"
+                                   if name != name.strip() or re.search("[\t\n\r]|==", name) else None)
+    if wrong:
+        raise UserError(f"label {name!r}: {wrong}, expected the name of a label")
+
+
+def add_texts(folder, name, texts, vectors, describes=False):
+    """Add texts (list of str, vectors float32 [num_texts, dimension] of unit length) to a label, which may be a new one.
+
+    describes: keep the texts as descriptions of the label, too. UserError.
+    """
+    check_new_label(name)
+    with changing(folder):
+        index = open_index(folder, dimension=vectors.shape[1])
+        header, labels = dict(index.header), [dict(entry) for entry in index.header["labels"]]
+        entry = next((entry for entry in labels if entry["name"] == name), None)
+        if entry is None:
+            entry = {"id": header["next_id"], "name": name, "texts": []}
+            labels.append(entry)
+            header["next_id"] += 1
+        if describes or header["corpus"] == "labels":
+            entry["texts"] = list(dict.fromkeys([*entry["texts"], *(text for text in texts if text != label_word(name))]))
+        rows = rows_of_texts(vectors, [entry["id"]] * len(texts), texts)
+        if header["corpus"] == "means":
+            rows = renew_mean(index, entry, rows_of_means(vectors, rows.label_ids, texts))
+            if rows.label_ids[0] != entry["id"]:
+                entry["id"] = int(rows.label_ids[0])
+                header["next_id"] = entry["id"] + 1
+        append_rows(index, {**header, "labels": labels}, rows)
+
+
+def renew_mean(index, entry, rows):
+    """The mean of a label's old and new texts, under a new id, so that its old row is skipped. rows: mean of the new ones."""
+    terms, counts = rows.terms[0]
+    weighted = [(terms, weigh(terms, counts, index.idf))]
+    for segment in reversed(index.segments):
+        for row in np.flatnonzero(segment.label_ids == entry["id"]):
+            old, new = int(segment.counts[row]), int(rows.counts[0])
+            total = segment.take(row) * segment.lengths[row] * old + rows.vectors[0] * rows.lengths[0] * new
+            length = max(np.linalg.norm(total), 1e-12)
+            weighted = [mix(postings_row(segment.postings, row), old, weighted[0], new)]
+            return NewRows((total / length)[None], np.array([index.header["next_id"]]), [segment.text(row)], weighted, True,
+                           np.array([old + new]), np.array([length / (old + new)]))
+    return rows._replace(terms=weighted, terms_are_weighted=True)
+
+
+def remove_label(folder, name):
+    """Take a label out of the index. UserError."""
+    with changing(folder):
+        index = open_index(folder)
+        entry = find_label(index, name)
+        if len(index.labels) <= 2:
+            raise UserError(f"{folder}: only two labels are left, expected at least three to remove {name!r}")
+        write_header(folder, {**index.header, "labels": [other for other in index.header["labels"] if other is not entry]})
+
+
+def rename_label(folder, name, new_name, vectors=None):
+    """Give a label another name. vectors: where the corpus is the labels', those of its `label_texts` under the new name.
+
+    UserError.
+    """
+    check_new_label(new_name)
+    with changing(folder):
+        index = open_index(folder)
+        entry = find_label(index, name)
+        if new_name in index.labels:
+            raise UserError(f"{folder}: has a label {new_name!r} already, expected a new name")
+        header = dict(index.header)
+        new = {**entry, "name": new_name}
+        if header["corpus"] == "labels":
+            new["id"] = header["next_id"]  # so that the rows of the old name are skipped
+            header["next_id"] += 1
+        header["labels"] = [new if other is entry else other for other in header["labels"]]
+        if header["corpus"] == "labels":
+            texts = label_texts(new_name, entry["texts"])
+            append_rows(index, header, rows_of_texts(vectors, [new["id"]] * len(texts), texts))
+        else:
+            write_header(folder, header)
+
+
+def label_texts(name, texts):
+    """What stands for a label where the corpus is the labels': its word, then its descriptions and synonyms."""
+    return list(dict.fromkeys([label_word(name), *texts]))
+
+
+def append_rows(index, header, rows):
+    """Write NewRows as a further segment of an index, together with the small ones if there are many."""
+    segments = header["segments"]
+    small = [number for number in range(1, len(segments)) if segments[number]["rows"] <= SMALL_ROWS]
+    if len(segments) > MOST_SEGMENTS and len(small) > 1:
+        rows = join_rows([segment_rows(index.segments[number]) for number in small] + [weigh_rows(rows, index.idf)])
+        segments = [entry for number, entry in enumerate(segments) if number not in small]
+    header["segments"] = [*segments, write_segment(index.folder, header["dtype"], make_segment(rows, index.idf))]
+    write_header(index.folder, header)
+
+
+def weigh_rows(rows, idf):
+    """The same rows, their terms with weights."""
+    return rows if rows.terms_are_weighted else rows._replace(
+        terms=[(terms, weigh(terms, counts, idf)) for terms, counts in rows.terms], terms_are_weighted=True)
+
+
+def segment_rows(segment):
+    """The rows of a Segment: NewRows."""
+    count = len(segment.label_ids)
+    return NewRows(segment.block(0, count), segment.label_ids, [segment.text(row) for row in range(count)],
+                   split_postings(segment.postings, count), True, segment.counts, segment.lengths)
+
+
+def join_rows(parts):
+    """One NewRows of several."""
+    joined = [np.concatenate(values) if values[0] is not None else None
+              for values in zip(*((part.vectors, part.label_ids, part.counts, part.lengths) for part in parts))]
+    return NewRows(joined[0], joined[1], [text for part in parts for text in part.texts],
+                   [terms for part in parts for terms in part.terms], True, joined[2], joined[3])
