@@ -34,9 +34,9 @@ def parse_arguments():
     parser.add_argument("--data_dir", default="./data", help="folder with train.txt, dev.txt, test.txt, label.txt")
     parser.add_argument("--leave_out", type=positive_int, default=3, help="labels that the training does not see")
     parser.add_argument("--shots", type=positive_int, default=5, help="training texts by which each of them is added")
-    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[1], help="of the labels and texts drawn, and the training")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[1], help="of what is drawn, and of the training")
     parser.add_argument("--output_dir", default="retrieval-benchmark")
-    parser.add_argument("--train_options", nargs=argparse.REMAINDER, default=[], help="last: options of retrieval_based/train.py")
+    parser.add_argument("--train_options", nargs=argparse.REMAINDER, default=[], help="last of all: options of train.py")
     return parser.parse_args()
 
 
@@ -53,7 +53,8 @@ def read_rows(data_dir):
     """(labels, {"train", "dev", "test": (texts, label ids)})"""
     problems, path = Problems(), os.path.join(data_dir, "label.txt")
     labels = list(read_label_words(path, problems))
-    rows = {name: read_labelled(os.path.join(data_dir, f"{name}.txt"), labels, problems, path) for name in ("train", "dev", "test")}
+    rows = {name: read_labelled(os.path.join(data_dir, f"{name}.txt"), labels, problems, path)
+            for name in ("train", "dev", "test")}
     problems.report()
     return labels, rows
 
@@ -100,8 +101,8 @@ def measure(args, seed, labels, rows):
     drawn = draw_shots(texts, label_ids, args.shots, seed)
     for label in new:
         chosen = [texts[index] for index in drawn if label_ids[index] == label]
-        run(f"{folder}/add.log", "index", "add", labels[label], "--texts", *chosen, "--index_dir", paths["index"], "--params_path",
-            paths["export"])
+        run(f"{folder}/add.log", "index", "add", labels[label], "--texts", *chosen, "--index_dir", paths["index"],
+            "--params_path", paths["export"])
     after, _ = answer(folder, "after")
     is_right = {"before": truth == np.array(before), "after": truth == np.array(after)}
     return {"seed": seed, "new labels": [labels[index] for index in new], "old before": is_right["before"][~is_new].mean(),
