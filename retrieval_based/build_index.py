@@ -1,6 +1,6 @@
 """Make the index that texts are classified by: vectors of labels or of training texts, and the settings that dev texts decide.
 
-    python retrieval_based/build_index.py --params_path ./checkpoint/model_best --data_dir ./data --index_dir ./index
+    python retrieval_based/build_index.py --params_path ./checkpoint --data_dir ./data --index_dir ./index
     python retrieval_based/build_index.py --params_path ./encoder_export --data_dir ./data --corpus labels --precision 0.9
     python retrieval_based/build_index.py --model_dir ./encoder_export --corpus_file ./data/label.txt --output_dir ./data \\
         --data_name label
@@ -47,7 +47,7 @@ def precision(text):
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("--params_path", "--model_dir", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint or export")
     parser.add_argument("--data_dir", default="./data", help="folder of the data files")
     parser.add_argument("--label_file", default="label.txt", help="labels in data_dir")
     parser.add_argument("--train_file", default="train.txt", help="training texts in data_dir; not needed for --corpus labels")
