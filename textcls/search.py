@@ -89,10 +89,10 @@ def segment_nearest(segment, row_labels, queries, k, excluded=None):
 def hnsw_nearest(index, queries, k):
     """The k nearest rows of segment 0 by HNSW, their similarities exact; None where too many of those found are removed."""
     segment, total = index.segments[0], len(index.segments[0].label_ids)
-    wanted = max(OVERSAMPLING * k, 16)
+    wanted = max(OVERSAMPLING * k, index.header["hnsw"]["expansion"])
     while wanted < total:
         with index.hnsw.lock:
-            index.hnsw.index.expansion_search = max(index.header["hnsw"]["expansion"], wanted)
+            index.hnsw.index.expansion_search = wanted
             keys = index.hnsw.index.search(queries, wanted).keys
         keys = np.sort(np.asarray(keys).astype(np.int64).reshape(len(queries), wanted), axis=1)  # ties: the lower row first
         scores = np.einsum("qd,qkd->qk", queries, segment.take(keys))

@@ -32,6 +32,7 @@ CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a tr
 DTYPES = ("float32", "float16", "int8")
 PARTS = re.compile(r"(segment-[0-9a-f]{16}|hnsw-[0-9a-f]{16}\.usearch)$")  # the names that may be deleted
 MOST_SEGMENTS, SMALL_ROWS = 16, 1000  # beyond so many segments, those of so few rows are joined
+HNSW_FACTORS, ENOUGH_RECALL = (1, 2, 2, 2, 2), 0.99  # HNSW's expansion is multiplied until recall@10 is enough
 BLOCK = 16384  # rows converted at a time
 logger = logging.getLogger("textcls")
 
@@ -324,8 +325,7 @@ def write_index(folder, index, hnsw=None):
     with changing(folder):
         header = {**index.header, "segments": [write_segment(folder, index.header["dtype"], index.segments[0])]}
         if hnsw is not None:
-            header["hnsw"] = write_hnsw(folder, index.segments[0], *hnsw)
-            header["hnsw"]["recall"] = hnsw_recall(assemble(folder, header, (), index.segments, open_hnsw(folder, header)))
+            header["hnsw"] = tune_hnsw(folder, index, header, write_hnsw(folder, index.segments[0], *hnsw))
         write_header(folder, header)
     return header
 
@@ -347,6 +347,17 @@ def write_hnsw(folder, segment, connectivity, expansion):
     index.save(path)
     return {"file": name, "bytes": os.path.getsize(path), "rows": len(segment.vectors), "connectivity": connectivity,
             "expansion": expansion}
+
+
+def tune_hnsw(folder, index, header, entry):
+    """Let HNSW look at more rows in a search until it finds what exact search does. Returns the entry of index.json."""
+    for factor in HNSW_FACTORS:
+        entry = {**entry, "expansion": entry["expansion"] * factor}
+        tried = {**header, "hnsw": entry}
+        entry["recall"] = hnsw_recall(assemble(folder, tried, (), index.segments, open_hnsw(folder, tried)))
+        if entry["recall"] >= ENOUGH_RECALL:
+            break
+    return entry
 
 
 def make_segment(rows, idf):
