@@ -150,6 +150,8 @@ def load_model(name_or_path, head="SequenceClassification", strict=False, ignore
         config = model_class.config_class.from_pretrained(name_or_path, **config_changes, dtype="float32")
         if sentence_options is not None:
             config.sentence_encoder = sentence_options._asdict()
+        elif not is_encoder and getattr(config, "sentence_encoder", None):
+            config.sentence_encoder = None  # from now on it is something else
         with without_drawing() if path else contextlib.nullcontext():
             model = model_class(config)
     if path:
