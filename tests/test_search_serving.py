@@ -178,5 +178,5 @@ def test_refusals(export, exported, tmp_path):
     process = run("deploy/predictor/infer.py", "--model_path_prefix", export, "--dataset_dir", ROOT / "data")
     assert_user_error(process, "retrieval_based/predict.py")
     process = run("deploy/paddle_serving/build_model.py", "--export_dir", export, "--output_dir", tmp_path / "model")
-    assert_user_error(process, "deploy.json: the output of this model is 'embedding', expected 'class_logits'")
+    assert_user_error(process, "deploy.json: the output of this model is 'embedding', expected a classifier")
     assert not (tmp_path / "model").exists()
