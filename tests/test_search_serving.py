@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import subprocess
 import threading
 
 import load
@@ -42,7 +43,7 @@ def export(encoder, encoder_export, tmp_path_factory):
 def server(export):
     """(port, log) of a server."""
     log = export.parent / "log"
-    process, port = start(export, log)
+    process, port = start(export, log, "--max_texts", 100, "--max_text_length", 100)
     yield port, log
     stop(process)
 
@@ -93,7 +94,7 @@ def test_below_the_threshold_is_undecided(server, export, texts):
         assert answer["label"] == ("undecided" if best["confidence"] < middle else best["label"])
         assert answer["top_k"] == best["top_k"]
     status, refused, _ = ask("auto")
-    assert status == 422 and refused["errors"][0]["field"] == "parameters.threshold" and "no threshold" in str(refused)
+    assert status == 409 and refused["errors"][0]["field"] == "parameters.threshold" and "no threshold" in str(refused)
     change(export / "index", threshold={"precision": 0.9, "value": middle})
     assert ask("auto")[1] == ask(middle)[1]
     assert client(server[0], texts[confidences.index(min(confidences))], "--threshold", "auto").stdout.split("\n")[1].startswith(
@@ -160,6 +161,13 @@ def test_bad_requests(server):
         status, answer, _ = post(server[0], {"data": {"text": ["好"]}, "parameters": parameters})
         assert status == 422 and all(problem["field"].startswith(f"parameters.{field}") for problem in answer["errors"]), answer
     assert post(server[0], {"data": {"text": [" "]}})[1]["errors"][0]["field"] == "data.text.0"
+
+
+def test_it_keeps_its_openapi_description(server):
+    process = subprocess.run([PYTHON.parent / "schemathesis", "run", f"http://127.0.0.1:{server[0]}/openapi.json",
+                              "--max-examples", "5", "--seed", "1", "--no-color"], capture_output=True, encoding="utf-8",
+                             timeout=600)
+    assert process.returncode == 0, process.stdout[-6000:]
 
 
 def test_refusals(export, exported, tmp_path):
