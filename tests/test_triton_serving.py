@@ -13,11 +13,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_lines import run_all
 from conftest import ROOT, assert_answers_agree, assert_user_error, read_lines, run_here, server_python, write_lines
 
 from textcls.predictor import Predictor
+from textcls.text_encoder import open_encoder
 
 sys.path.insert(0, str(ROOT / "deploy/triton_serving"))
 import build_repository
@@ -71,11 +73,11 @@ def free_ports():
 class Server:
     """A running start_server.py and its three ports."""
 
-    def __init__(self, repository, folder):
+    def __init__(self, repository, folder, *more):
         self.folder, self.log = folder, folder / "log"
         self.http, self.grpc, self.metrics = free_ports()
         command = [PYTHON, TRITON / "start_server.py", "--model_repository", repository, "--http_port", self.http,
-                   "--grpc_port", self.grpc, "--metrics_port", self.metrics]
+                   "--grpc_port", self.grpc, "--metrics_port", self.metrics, *more]
         self.process = subprocess.Popen(list(map(str, command)), cwd=folder, stderr=open(self.log, "w"),
                                         env={**os.environ, "TMPDIR": str(folder)},
                                         # a test run in the background may have it ignored
@@ -137,10 +139,10 @@ def backends(folder):
 
 
 @contextlib.contextmanager
-def serving(repository, folder, end=signal.SIGTERM):
+def serving(repository, folder, *more, end=signal.SIGTERM):
     """A Server that answers; in the end it is stopped by a signal and must leave nothing behind."""
     folder.mkdir(exist_ok=True)
-    server = Server(repository, folder)
+    server = Server(repository, folder, *more)
     try:
         while not server.is_ready():
             assert server.process.poll() is None, server.log.read_text(errors="replace")
@@ -166,8 +168,10 @@ def repository(exported, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(repository, tmp_path_factory):
-    with serving(repository, tmp_path_factory.mktemp("server")) as server:
+def server(repository, encoder_export, tmp_path_factory):
+    """A classifier, and beside it a sentence encoder."""
+    encoder = build(encoder_export, tmp_path_factory.mktemp("encoder") / "models", "--instance_count", 1)
+    with serving(repository, tmp_path_factory.mktemp("server"), "--", f"--model-repository={encoder}") as server:
         yield server
     assert "Traceback" not in server.log.read_text(errors="replace")
 
@@ -345,6 +349,17 @@ def test_16_clients_at_once_share_batches(server, predicted):
     assert executions < 720  # fewer than the requests that reach the model
 
 
+def test_the_encoder_gives_the_vectors_of_its_export(server, encoder_export, predicted):
+    texts = predicted[0][:64]
+    status, answer = server.request("/v2/models/encoder/infer", body(texts))
+    [embedding] = json.loads(answer)["outputs"]
+    expected = open_encoder(encoder_export).encode(texts)
+    assert (status, embedding["name"], embedding["shape"]) == (200, "embedding", list(expected.shape))
+    np.testing.assert_allclose(np.reshape(embedding["data"], expected.shape), expected, atol=1e-4)
+    status, answer = server.request("/v2/models/encoder/infer", body(["好", " "]))
+    assert status == 400 and "INPUT row 1: empty or blank, expected a text" in answer
+
+
 def test_health_metadata_and_metrics(server):
     assert server.request("/v2/health/live")[0] == server.request("/v2/models/seqcls/ready")[0] == 200
     metadata = json.loads(server.request("/v2/models/seqcls")[1])
@@ -375,7 +390,7 @@ def test_int8_ended_by_ctrl_c(exported, predicted, tmp_path):
     fp32, size = os.path.getsize(exported / "float32.onnx"), os.path.getsize(tmp_path / "models/seqcls_model/1/model.onnx")
     assert 0.1 * fp32 < size < 0.4 * fp32
     pairs = sorted(zip(*predicted), key=lambda pair: len(pair[0]))  # INT8 takes the range of values of a whole batch
-    with serving(tmp_path / "models", tmp_path / "server", signal.SIGINT) as server:
+    with serving(tmp_path / "models", tmp_path / "server", end=signal.SIGINT) as server:
         batches = [[text for text, _ in pairs[start:start + 50]] for start in range(0, 1000, 50)]
         answers = [answer for batch in batches for answer in server.infer(batch)]
     same = [answer[0][0] == right["label"] for answer, (_, right) in zip(answers, pairs)]

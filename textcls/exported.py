@@ -81,9 +81,10 @@ def read_export(path, with_onnx=True, output=CLASS_LOGITS):
 
 def check_entries(deploy, path, output):
     """UserError where the content of a deploy.json is not that of a model with this output."""
-    if deploy.get("output", CLASS_LOGITS) != output:
-        raise UserError(f"{path}: the output of this model is {deploy.get('output', CLASS_LOGITS)!r}, expected "
-                        f"{KINDS[output]}")
+    found = deploy.get("output", CLASS_LOGITS)
+    if found != output:
+        hint = "; with a sentence encoder texts are labelled by retrieval_based/predict.py" if found == EMBEDDING else ""
+        raise UserError(f"{path}: the output of this model is {found!r}, expected {KINDS[output]}{hint}")
     if output == EMBEDDING and not re.fullmatch("[0-9a-f]{16}", str(deploy.get("encoder_id"))):
         raise UserError(f"{path}: encoder_id is {deploy.get('encoder_id')!r}, expected the 16 digits that "
                         "retrieval_based/export_model.py wrote")

@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from batching import QueueFull
-from kinds import BadParameter, Status, Strict
+from kinds import Conflict, Status, Strict
 from textcls.texts import text_problem
 
 HEALTH = ("/health/live", "/health/ready")  # are not logged
@@ -152,7 +152,9 @@ def add_predictions(app, batcher, kind, limits, bearer, metrics):
         metrics.texts.inc(len(texts))
         return kind.answer(items, parameters)
 
-    @app.post("/predict", response_model=kind.Predicted, responses=REFUSALS, dependencies=bearer)
+    refusals = {**REFUSALS, **{code: {"model": Refused, "description": meaning} for code, meaning in kind.refusals.items()}}
+
+    @app.post("/predict", response_model=kind.Predicted, responses=refusals, dependencies=bearer)
     async def predict(request: PredictRequest):
         """Label texts; confidences are probabilities."""
         return json_response({"result": await answer(request.data.text, request.parameters)})
@@ -212,10 +214,10 @@ def add_refusals(app):
             {"field": ".".join(str(part) for part in item["loc"][1:] if part not in ("one", "several")), "message": item["msg"]}
             for item in error.errors()[:20]]}, 422)
 
-    @app.exception_handler(BadParameter)
-    async def unfit(request: Request, error):
+    @app.exception_handler(Conflict)
+    async def conflict(request: Request, error):
         field, message = error.args
-        return refuse(422, message, field)
+        return refuse(409, message, field)
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error):

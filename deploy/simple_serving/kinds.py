@@ -64,8 +64,8 @@ class SearchStatus(Status):
     index_time: float = Field(description="Unix time of the index's last change, in seconds")
 
 
-class BadParameter(Exception):
-    """A parameter that does not go with the model as it is now: (field, message)."""
+class Conflict(Exception):
+    """A parameter that does not go with the index as it is now: (field, message)."""
 
 
 class Kind(NamedTuple):
@@ -74,13 +74,14 @@ class Kind(NamedTuple):
     predictor: object  # Predictor or SearchPredictor
     max_seq_length: int  # tokens
     run: callable  # function of (list of str, list of their Parameters): an item per text; called in several threads
-    answer: callable  # function of (items, Parameters): list of dict, a TextAnswer or FoundAnswer each. BadParameter
+    answer: callable  # function of (items, Parameters): list of dict, a TextAnswer or FoundAnswer each. Conflict
     Parameters: type  # of a request
     example: dict  # of these
     Predicted: type  # the whole answer
     Status: type  # of /health/ready
     figures: dict = {}  # for it and /metrics: name -> (meaning, function that returns a number)
     refresh: callable = None  # to be called before these; may take a moment
+    refusals: dict = {}  # further ones of /predict: status code -> meaning
 
 
 def classifier(predictor):
@@ -124,19 +125,19 @@ def search(predictor):
     figures = {"index_labels": ("Labels of the index", lambda: len(predictor.labels)),
                "index_time": ("Unix time of the index's last change, in seconds", index_time)}
     return Kind(predictor, predictor.encoder.max_seq_length, run, answer, Parameters, {"top_k": 3, "num_nearest": 2}, Found,
-                SearchStatus, figures, predictor.reload)
+                SearchStatus, figures, predictor.reload, {409: "the index as it is now cannot answer this"})
 
 
 def find_threshold(wanted, predictor):
-    """The threshold as a float. BadParameter."""
+    """The threshold as a float. Conflict."""
     threshold = wanted
     if wanted == "auto":
         threshold = (predictor.index.header["threshold"] or {}).get("value")
     if threshold is None:
-        raise BadParameter("parameters.threshold", "the index holds no threshold, expected a number, or an index made with "
+        raise Conflict("parameters.threshold", "the index holds no threshold, expected a number, or an index made with "
                            "--dev_file and --precision")
     if threshold > 0 and UNDECIDED in predictor.labels:
-        raise BadParameter("parameters.threshold", f"the index has a label {UNDECIDED!r}, expected 0")
+        raise Conflict("parameters.threshold", f"the index has a label {UNDECIDED!r}, expected 0")
     return threshold
 
 
