@@ -60,7 +60,7 @@ def parse_arguments():
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors in the index")
     parser.add_argument("--hnsw", choices=["auto", "on", "off"], default="auto", help=f"auto: beyond {MOST_EXACT} rows")
     parser.add_argument("--hnsw_m", type=positive_int, default=16, help="HNSW: edges per row")
-    parser.add_argument("--hnsw_ef", type=positive_int, default=100, help="HNSW: rows looked at while one is added or searched")
+    parser.add_argument("--hnsw_ef", type=positive_int, default=64, help="HNSW: rows looked at while one is added or searched")
     parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")

@@ -89,10 +89,10 @@ def segment_nearest(segment, row_labels, queries, k, excluded=None):
 def hnsw_nearest(index, queries, k):
     """The k nearest rows of segment 0 by HNSW, their similarities exact; None where too many of those found are removed."""
     segment, total = index.segments[0], len(index.segments[0].label_ids)
-    wanted = max(OVERSAMPLING * k, 16)
+    wanted = max(OVERSAMPLING * k, index.header["hnsw"]["expansion"])
     while wanted < total:
         with index.hnsw.lock:
-            index.hnsw.index.expansion_search = max(index.header["hnsw"]["expansion"], wanted)
+            index.hnsw.index.expansion_search = wanted
             keys = index.hnsw.index.search(queries, wanted).keys
         keys = np.sort(np.asarray(keys).astype(np.int64).reshape(len(queries), wanted), axis=1)  # ties: the lower row first
         scores = np.einsum("qd,qkd->qk", queries, segment.take(keys))
@@ -161,14 +161,17 @@ def search(index, vectors, texts, num_rows=0, excluded=None):
 def vote(index, similarities, rows, neighbours, temperature):
     """Shares of the labels in what was found: float32 [num_queries, num_labels], rows sum to 1, or 0 where nothing was found.
 
-    Texts: exp(similarity / temperature) of the nearest rows is summed by label; labels and means: the best row of a label counts.
+    Texts: exp(similarity / temperature) of the nearest rows, times the label's boost, is summed by label; labels and means:
+    the best row of a label counts.
     """
     similarities, rows = similarities[:, :neighbours], rows[:, :neighbours]
     found = rows >= 0
     best = np.where(found, similarities, -np.inf).max(axis=1, keepdims=True, initial=-1)
     weights = np.where(found, np.exp((np.where(found, similarities, -1) - best) / temperature), 0)
     scores = np.zeros((len(rows), len(index.labels)), np.float32)
-    places = (np.broadcast_to(np.arange(len(rows))[:, None], rows.shape), index.row_labels[rows])
+    labels = index.row_labels[rows]
+    weights *= index.boosts[labels]  # of label -1: any, times 0
+    places = (np.broadcast_to(np.arange(len(rows))[:, None], rows.shape), labels)
     (np.add if index.header["corpus"] == "texts" else np.maximum).at(scores, places, weights)
     return scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
 
