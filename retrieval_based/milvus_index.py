@@ -42,8 +42,8 @@ def parse_arguments():
     parser.add_argument("--corpus_file", default="./data/label.txt",
                         help="what the rows of --vector_path are: a label.txt, or a file of lines <text><tab><label>")
     parser.add_argument("--model_dir", help="exported encoder that made --vector_path: its mark is stored, or compared")
-    parser.add_argument("--index_type", default="auto", choices=["auto", "FLAT", "HNSW", "IVF_FLAT", "AUTOINDEX"],
-                        help="how Milvus searches; auto: FLAT (exact) up to 100,000 rows, beyond that HNSW")
+    parser.add_argument("--index_type", default="auto", choices=["auto", "FLAT", "HNSW", "AUTOINDEX"],
+                        help="how Milvus searches; auto: FLAT (exact) up to 100,000 rows, then HNSW; AUTOINDEX: as it likes")
     parser.add_argument("--keep", type=int, default=0, help="older versions that insert or drop leaves, to switch back to")
     parser.add_argument("--version", help="collection to switch to; None: the newest older one")
     parser.add_argument("--all", action="store_true", help="drop: the current version and the name, too")
