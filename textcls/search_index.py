@@ -158,10 +158,10 @@ def index_stamp(folder):
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def open_index(folder, encoder_id=None, dimension=None):
+def open_index(folder, encoder_id=None, dimension=None, with_hnsw=True):
     """Open an index folder; returns SearchIndex. encoder_id, dimension: of the encoder that it must be of, None: any.
 
-    UserError where there is none, it is damaged or of another encoder.
+    with_hnsw: False: who does not search needs no usearch. UserError where there is none, it is damaged or of another encoder.
     """
     while True:
         stamp = index_stamp(folder)
@@ -175,7 +175,7 @@ def open_index(folder, encoder_id=None, dimension=None):
                             "encoder of the index")
         try:
             segments = [open_segment(folder, header, entry) for entry in header["segments"]]
-            hnsw = open_hnsw(folder, header)
+            hnsw = open_hnsw(folder, header) if with_hnsw else None
             break
         except UserError:
             if index_stamp(folder) == stamp:
