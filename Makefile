@@ -44,7 +44,7 @@ setup: $(VENV)/.installed
 demo: setup
 	PYTHON=$(RUN) sh data/demo.sh
 
-# each server of deploy/ that the tests start has an environment of its own, made as its README.md says
+# each server of deploy/ that the tests start, and Milvus, has an environment of its own, made as its README.md says
 pip_of = $(subst $(RUN),.venv-$(1)/bin/python,$(PIP)) install --quiet
 .venv-simple-serving/.installed: deploy/simple_serving/requirements.txt deploy/simple_serving/requirements-test.txt constraints.txt
 	$(PYTHON) -m venv --clear .venv-simple-serving
@@ -70,7 +70,19 @@ PYTHON39 ?= $(shell for p in python3.9 $(PYTHON) $${PYENV_ROOT:-$$HOME/.pyenv}/v
 	  touch $@; \
 	fi
 
-SERVERS := .venv-simple-serving .venv-triton .venv-paddle-serving
+# Milvus Lite needs Python 3.10 or later (retrieval_based/README.md); where there is none its tests skip
+PYTHON310 ?= $(shell for p in $(PYTHON) python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
+.venv-milvus/.installed: retrieval_based/requirements-milvus.txt retrieval_based/constraints-milvus.txt
+	@if [ -z "$(PYTHON310)" ]; then \
+	  echo "No Python 3.10 or later with venv found, so no Milvus: install one, or name it: make PYTHON310=/path/to/python" >&2; \
+	else set -ex; \
+	  $(PYTHON310) -m venv --clear .venv-milvus; \
+	  .venv-milvus/bin/python -m pip --disable-pip-version-check install --quiet -r retrieval_based/requirements-milvus.txt; \
+	  touch $@; \
+	fi
+
+SERVERS := .venv-simple-serving .venv-triton .venv-paddle-serving .venv-milvus
 
 # two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order,
 # and the files come in the order of tests/conftest.py

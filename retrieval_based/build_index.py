@@ -1,6 +1,6 @@
 """Make the index that texts are classified by: vectors of labels or of training texts, and the settings that dev texts decide.
 
-    python retrieval_based/build_index.py --params_path ./checkpoint/model_best --data_dir ./data --index_dir ./index
+    python retrieval_based/build_index.py --params_path ./checkpoint --data_dir ./data --index_dir ./index
     python retrieval_based/build_index.py --params_path ./encoder_export --data_dir ./data --corpus labels --precision 0.9
     python retrieval_based/build_index.py --model_dir ./encoder_export --corpus_file ./data/label.txt --output_dir ./data \\
         --data_name label
@@ -47,7 +47,7 @@ def precision(text):
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("--params_path", "--model_dir", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint or export")
     parser.add_argument("--data_dir", default="./data", help="folder of the data files")
     parser.add_argument("--label_file", default="label.txt", help="labels in data_dir")
     parser.add_argument("--train_file", default="train.txt", help="training texts in data_dir; not needed for --corpus labels")
@@ -60,7 +60,7 @@ def parse_arguments():
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors in the index")
     parser.add_argument("--hnsw", choices=["auto", "on", "off"], default="auto", help=f"auto: beyond {MOST_EXACT} rows")
     parser.add_argument("--hnsw_m", type=positive_int, default=16, help="HNSW: edges per row")
-    parser.add_argument("--hnsw_ef", type=positive_int, default=100, help="HNSW: rows looked at while one is added or searched")
+    parser.add_argument("--hnsw_ef", type=positive_int, default=64, help="HNSW: rows looked at while one is added or searched")
     parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")

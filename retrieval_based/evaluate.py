@@ -36,7 +36,7 @@ GROUPS = ((0, 1), (2, 5), (6, 20), (21, 100), (101, None))  # labels by the numb
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("--params_path", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", default="./checkpoint", help="encoder: checkpoint or export")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
     parser.add_argument("--dataset_dir", "--data_dir", default="./data", help="folder of the data files")
     parser.add_argument("--dev_file", default="dev.txt", help="labelled texts in dataset_dir")

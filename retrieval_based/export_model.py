@@ -24,6 +24,7 @@ from textcls.exporting import write_deployment
 from textcls.log import get_logger
 from textcls.options import make_parser
 from textcls.outputs import complete_folder
+from textcls.text_encoder import encoder_folder
 
 
 def parse_arguments():
@@ -38,8 +39,8 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
-    folder = args.params_path
-    checkpoint = load_sentence_encoder(os.path.dirname(folder) or "." if os.path.isfile(folder) else folder)
+    folder = encoder_folder(args.params_path)
+    checkpoint = load_sentence_encoder(folder)
     size = checkpoint.model.config.sentence_encoder["output_emb_size"]
     if args.output_emb_size not in (None, 0, size):  # 0: the default of old command lines, whatever the training had
         raise UserError(f"--output_emb_size {args.output_emb_size}: the encoder of {folder} was trained with {size}, expected "

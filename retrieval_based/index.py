@@ -34,7 +34,7 @@ def parse_arguments():
     parser.add_argument("--texts", nargs="+", default=[], help="of add and describe")
     parser.add_argument("--text_file", help="more texts, one per line")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
-    parser.add_argument("--params_path", "--model_dir", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint or export")
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
     parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")

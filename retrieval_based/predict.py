@@ -29,7 +29,7 @@ from textcls.text_encoder import open_encoder
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("--params_path", default="./checkpoint/model_best", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", default="./checkpoint", help="encoder: checkpoint or export")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
     parser.add_argument("--dataset_dir", default="./data", help="folder of data_file")
     add_output_options(parser, output_file="output.txt", threshold_type=threshold_or_auto)

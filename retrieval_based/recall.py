@@ -1,6 +1,6 @@
 """Write for each text the nearest lines of a corpus, to see what an encoder finds.
 
-    python retrieval_based/recall.py --params_path ./checkpoint/model_best --corpus_file data/label.txt \\
+    python retrieval_based/recall.py --params_path ./checkpoint --corpus_file data/label.txt \\
         --similar_text_pair_file data/dev.txt --recall_num 50
     python retrieval_based/evaluate.py --similar_text_pair data/dev.txt --recall_result_file recall_result/recall_result_file \\
         --recall_num 50
@@ -30,7 +30,7 @@ from textcls.text_encoder import open_encoder
 def parse_arguments():
     parser = make_parser(__doc__)
     parser.add_argument("--corpus_file", required=True, help="what is searched")
-    parser.add_argument("--similar_text_pair_file", required=True, help="texts to search for, <text><tab><label>")
+    parser.add_argument("--similar_text_pair_file", "--similar_text_pair", required=True, help="texts to search for, <text><tab><label>")
     parser.add_argument("--params_path", required=True, help="encoder: checkpoint or export")
     parser.add_argument("--recall_result_dir", default="recall_result", help="folder of the result")
     parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")

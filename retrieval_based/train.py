@@ -31,6 +31,7 @@ from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.paddle_setup import paddle
 from textcls.sentence_training import METRICS, SentenceTrainer, tokenize_labels
+from textcls.text_encoder import encoder_folder
 from textcls.trainer import check_training_arguments, parse_dataclasses
 from textcls.training import (TrainArguments, check_evaluation, check_resume_point, check_row_counts, choose_callbacks,
                               find_resume_point, tokenize_split, train_and_save)
@@ -166,8 +167,7 @@ def load_encoder(model_args, data_args, labels):
     """The model to train: a Checkpoint."""
     folder = model_args.model_name_or_path
     if model_args.init_from_ckpt:
-        folder = os.path.dirname(model_args.init_from_ckpt) or "."
-        folder = model_args.init_from_ckpt if os.path.isdir(model_args.init_from_ckpt) else folder
+        folder = encoder_folder(model_args.init_from_ckpt)
     options = choose_options(model_args, folder)
     model = load_model(folder, head="SentenceEncoder", ignore_mismatched_sizes=True, sentence_options=options)
     size = options.output_emb_size or model.config.hidden_size

@@ -123,6 +123,8 @@ def test_votes_are_those_of_the_formula(tmp_path, corpus):
         for similarity, row in list(zip(similarities, rows))[:5]:
             weights.setdefault(index.row_labels[row], []).append(np.exp(similarity / 0.1))
         sums = {label: (sum if corpus == "texts" else max)(parts) for label, parts in weights.items()}
+        if corpus == "texts":  # least_rows is 20
+            sums = {label: total * max(1, 20 / (IDS == label).sum()) for label, total in sums.items()}
         expected = [sums.get(label, 0) / sum(sums.values()) for label in range(len(LABELS))]
         np.testing.assert_allclose(shares, expected, rtol=1e-4, atol=1e-7)
     probs = fuse(index, found)
@@ -160,6 +162,24 @@ def test_settings_fitted_on_dev_make_fusion_no_worse_and_keep_the_wanted_precisi
     assert is_right.mean() == pytest.approx(figures["fused"])
     decided = probs.max(axis=1) >= index.header["threshold"]["value"]
     assert figures["fused"] < 0.995 and 0.2 < decided.mean() < 1 and is_right[decided].mean() >= 0.995
+
+
+def test_a_label_of_few_texts_is_heard_beside_labels_of_many(tmp_path):
+    texts, ids = [text for text, _ in DEV], np.array([LABELS.index(label) for _, label in DEV])
+    label = int(np.bincount(IDS).argmin())
+    shares = {}
+    for least in (0, 50):
+        index = make_index(tmp_path / str(least))
+        header = {**index.header, "vote": {**index.header["vote"], "least_rows": least}}
+        others = np.flatnonzero(IDS != label)
+        rows = rows_of_texts(VECTORS[others], IDS[others], [TEXTS[row] for row in others])
+        write_index(tmp_path / str(least), memory_index(header, rows))
+        few = np.flatnonzero(IDS == label)[:3]
+        add_texts(tmp_path / str(least), LABELS[label], [TEXTS[row] for row in few], VECTORS[few])
+        vectors = class_vectors(np.random.default_rng(6), ids)
+        answers = make_answers(open_index(tmp_path / str(least)), vectors, texts)
+        shares[least] = np.mean([answer.label == LABELS[label] for answer, row in zip(answers, ids) if row == label])
+    assert shares[50] > shares[0]
 
 
 def test_auroc_is_that_of_scikit_learn():
@@ -420,7 +440,8 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
 
 
 def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path):
-    options = ["--params_path", encoder_export, "--similar_text_pair_file", data / "dev.txt", "--recall_num", "5",
+    old_path = encoder_export / "model_best/model_state.pdparams"  # as older command lines have it
+    options = ["--params_path", old_path, "--similar_text_pair_file", data / "dev.txt", "--recall_num", "5",
                "--output_emb_size", "0", "--hnsw_m", "100", "--recall_result_dir", tmp_path]
     assert run_here(recall.main, "--corpus_file", data / "train.txt", *options).returncode == 0
     rows = [line.split("\t") for line in read_lines(tmp_path / "recall_result_file")]

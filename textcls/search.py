@@ -161,14 +161,17 @@ def search(index, vectors, texts, num_rows=0, excluded=None):
 def vote(index, similarities, rows, neighbours, temperature):
     """Shares of the labels in what was found: float32 [num_queries, num_labels], rows sum to 1, or 0 where nothing was found.
 
-    Texts: exp(similarity / temperature) of the nearest rows is summed by label; labels and means: the best row of a label counts.
+    Texts: exp(similarity / temperature) of the nearest rows, times the label's boost, is summed by label; labels and means:
+    the best row of a label counts.
     """
     similarities, rows = similarities[:, :neighbours], rows[:, :neighbours]
     found = rows >= 0
     best = np.where(found, similarities, -np.inf).max(axis=1, keepdims=True, initial=-1)
     weights = np.where(found, np.exp((np.where(found, similarities, -1) - best) / temperature), 0)
     scores = np.zeros((len(rows), len(index.labels)), np.float32)
-    places = (np.broadcast_to(np.arange(len(rows))[:, None], rows.shape), index.row_labels[rows])
+    labels = index.row_labels[rows]
+    weights *= index.boosts[labels]  # of label -1: any, times 0
+    places = (np.broadcast_to(np.arange(len(rows))[:, None], rows.shape), labels)
     (np.add if index.header["corpus"] == "texts" else np.maximum).at(scores, places, weights)
     return scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
 

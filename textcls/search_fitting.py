@@ -2,12 +2,15 @@
 
 import numpy as np
 
-from textcls.search import (Found, chunks, fuse, known_features, known_probs, lexical_nearest, nearest, sharpen, vote)
+from textcls.search import Found, chunks, fuse, known_features, known_probs, lexical_nearest, nearest, sharpen, vote
+from textcls.search_index import label_boosts
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 WEIGHTS = np.linspace(0, 1, 21)  # of the lexical half
 SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
+LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
+FEW, TRIED_LABELS, MOST_LOSS = 5, 12, 0.01  # of `best_least_rows`
 MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
 UNKNOWN_SHARE = 0.1  # texts of no known label that the confidence reckons with
 LEAST = 1e-4  # a label without votes counts as this probable
@@ -26,11 +29,15 @@ def fit(index, vectors, texts, label_ids, precision=None):
     found = find_rows(index, vectors, texts, sizes[-1])
     settings, dense = best_vote(index, found.similarities, found.rows, label_ids, sizes)
     lexical, words = best_vote(index, found.lexical_similarities, found.lexical_rows, label_ids, sizes)
-    index = with_settings(index, vote={**settings, "sharpness": 1.0}, lexical={**lexical, "weight": 0.0})
-    weight, fused = best_weight(index, found, label_ids)
+    settings.update(sharpness=1.0, least_rows=0)
+    index = with_settings(index, vote=settings, lexical={**lexical, "weight": 0.0})
+    weight = best_weight(index, found, label_ids)
     index = with_settings(index, lexical={**lexical, "weight": weight})
+    settings["least_rows"] = best_least_rows(index, found, label_ids)
+    index = with_settings(index, vote=settings)
     sharpness, nll = best_sharpness(index, found, label_ids)
     index = with_settings(index, vote={**settings, "sharpness": sharpness})
+    fused = float((guess(index, found) == label_ids).mean())
     known, auroc = fit_known(index, found, find_rows(index, vectors, texts, sizes[-1], label_ids))
     index = with_settings(index, known=known)
     threshold = None if precision is None else find_threshold(index, found, label_ids, precision)
@@ -39,7 +46,8 @@ def fit(index, vectors, texts, label_ids, precision=None):
 
 
 def with_settings(index, **entries):
-    return index._replace(header={**index.header, **entries})
+    header = {**index.header, **entries}
+    return index._replace(header=header, boosts=label_boosts(header, index.rows_per_label()))
 
 
 def find_rows(index, vectors, texts, k, excluded=None):
@@ -63,14 +71,60 @@ def best_vote(index, similarities, rows, label_ids, sizes):
 
 
 def best_weight(index, found, label_ids):
-    """The lexical half's weight of most right answers, then of least NLL: (weight, accuracy)."""
+    """The lexical half's weight of most right answers, then of least NLL."""
     hits, losses = np.zeros(len(WEIGHTS)), np.zeros(len(WEIGHTS))
     for chunk in chunks(index, len(label_ids)):
         for place, weight in enumerate(WEIGHTS):
             fused = fuse(with_settings(index, lexical={**index.header["lexical"], "weight": weight}), part(found, chunk))
             count(fused, label_ids[chunk], hits, losses, place)
-    best = np.lexsort((losses, -hits))[0]
-    return float(WEIGHTS[best]), float(hits.max() / len(label_ids))
+    return float(WEIGHTS[np.lexsort((losses, -hits))[0]])
+
+
+def best_least_rows(index, found, label_ids):
+    """The least_rows of the vote with which labels are found best of which the index has only FEW texts.
+
+    Each of TRIED_LABELS labels in turn is cut to FEW rows. Of the settings that cost the texts of the other labels at most
+    MOST_LOSS of their accuracy, and dev texts with the whole index nothing, the one that finds most of the cut labels' texts.
+    """
+    counts = index.rows_per_label()
+    tried = np.flatnonzero((counts >= 4 * FEW) & (np.bincount(label_ids, minlength=len(counts)) >= FEW))
+    if index.header["corpus"] != "texts" or not len(tried):
+        return 0
+    generator, scores = np.random.default_rng(0), []
+    for label in tried[::-(-len(tried) // TRIED_LABELS)]:
+        left = generator.choice(np.flatnonzero(index.row_labels == label), FEW, replace=False)
+        cut = cut_rows(index, found, label, left)
+        own = label_ids == label
+        is_right = [guess(with_least_rows(index, least, {label: FEW}), cut) == label_ids for least in LEAST_ROWS]
+        scores.append([(right[own].mean(), right[~own].mean()) for right in is_right])
+    scores = np.mean(scores, axis=0)
+    whole = [(guess(with_least_rows(index, least, {}), found) == label_ids).mean() for least in LEAST_ROWS]
+    allowed = (scores[:, 1] >= scores[0, 1] - MOST_LOSS) & (np.array(whole) >= whole[0])
+    return LEAST_ROWS[np.argmax(np.where(allowed, scores[:, 0], -1))]
+
+
+def with_least_rows(index, least, counts):
+    """The index with this setting; counts: {label: rows} of labels that count as if they had others than they have."""
+    header = {**index.header, "vote": {**index.header["vote"], "least_rows": least}}
+    rows = index.rows_per_label()
+    rows[list(counts)] = list(counts.values())
+    return index._replace(header=header, boosts=label_boosts(header, rows))
+
+
+def cut_rows(index, found, label, left):
+    """Found without the rows of a label but those in `left`."""
+    arrays = []
+    for similarities, rows in (found[:2], found[2:]):
+        gone = (index.row_labels[rows] == label) & ~np.isin(rows, left)
+        order = np.argsort(gone, axis=1, kind="stable")
+        arrays += [np.take_along_axis(np.where(gone, -np.inf, similarities), order, axis=1),
+                   np.take_along_axis(np.where(gone, -1, rows), order, axis=1)]
+    return Found(*arrays)
+
+
+def guess(index, found):
+    """The best labels: int64 [num_texts]."""
+    return np.concatenate([fuse(index, part(found, chunk)).argmax(axis=1) for chunk in chunks(index, len(found.rows))])
 
 
 def best_sharpness(index, found, label_ids):

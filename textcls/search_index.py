@@ -83,6 +83,7 @@ class SearchIndex(NamedTuple):
     segments: list  # of Segment
     starts: np.ndarray  # int64 [num_segments + 1]: the number of each segment's first row
     row_labels: np.ndarray  # int32 [num_rows]: position in labels, -1 where the label was removed
+    boosts: np.ndarray  # float32 [num_labels]: how many votes a row of a label has, see `label_boosts`
     idf: Idf
     hnsw: Optional[Hnsw]
 
@@ -157,10 +158,10 @@ def index_stamp(folder):
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def open_index(folder, encoder_id=None, dimension=None):
+def open_index(folder, encoder_id=None, dimension=None, with_hnsw=True):
     """Open an index folder; returns SearchIndex. encoder_id, dimension: of the encoder that it must be of, None: any.
 
-    UserError where there is none, it is damaged or of another encoder.
+    with_hnsw: False: who does not search needs no usearch. UserError where there is none, it is damaged or of another encoder.
     """
     while True:
         stamp = index_stamp(folder)
@@ -174,7 +175,7 @@ def open_index(folder, encoder_id=None, dimension=None):
                             "encoder of the index")
         try:
             segments = [open_segment(folder, header, entry) for entry in header["segments"]]
-            hnsw = open_hnsw(folder, header)
+            hnsw = open_hnsw(folder, header) if with_hnsw else None
             break
         except UserError:
             if index_stamp(folder) == stamp:
@@ -187,10 +188,22 @@ def assemble(folder, header, stamp, segments, hnsw=None):
     positions = np.full(header["next_id"] + 1, -1, np.int32)
     for position, entry in enumerate(header["labels"]):
         positions[entry["id"]] = position
-    label_ids = np.concatenate([segment.label_ids for segment in segments])
+    row_labels = positions[np.concatenate([segment.label_ids for segment in segments])]
     starts = np.concatenate([[0], np.cumsum([len(segment.label_ids) for segment in segments])])
-    return SearchIndex(folder, header, stamp, [entry["name"] for entry in header["labels"]], segments, starts,
-                       positions[label_ids], idf_of_postings(segments[0].postings, len(segments[0].label_ids)), hnsw)
+    labels = [entry["name"] for entry in header["labels"]]
+    boosts = label_boosts(header, np.bincount(row_labels[row_labels >= 0], minlength=len(labels)))
+    idf = idf_of_postings(segments[0].postings, len(segments[0].label_ids))
+    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, idf, hnsw)
+
+
+def label_boosts(header, counts):
+    """How many votes a row of each label has: a label of fewer rows than vote.least_rows votes as if it had so many.
+
+    So that a label that was added with a few texts is heard beside those with hundreds. counts: rows per label. Only where the
+    rows are texts. Returns float32 [num_labels].
+    """
+    least = header["vote"]["least_rows"] if header["corpus"] == "texts" else 0
+    return np.maximum(1, least / np.maximum(counts, 1)).astype(np.float32)
 
 
 def check_header(header, path):
@@ -209,7 +222,8 @@ def check_header(header, path):
         "segments": lambda value: value and all(PARTS.match(entry["folder"]) and _is_count(entry["rows"]) for entry in value),
         "hnsw": lambda value: value is None or (PARTS.match(value["file"]) and all(
             _is_count(value[name]) for name in ("bytes", "connectivity", "expansion"))),
-        "vote": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and value["sharpness"] > 0,
+        "vote": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and value["sharpness"] > 0
+        and value["least_rows"] >= 0,
         "lexical": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
         "known": lambda value: value is None or (len(value["weights"]) == 4 and sum(value["weights"]) + value["offset"] < np.inf),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1}
@@ -308,7 +322,7 @@ def new_header(encoder_id, dimension, corpus, labels, dtype="float32"):
     labels = [{"id": number, "name": name, "texts": texts} for number, (name, texts) in enumerate(labels)]
     return {"format": FORMAT, "encoder_id": encoder_id, "dimension": dimension, "metric": "cosine", "dtype": dtype,
             "corpus": corpus, "labels": labels, "next_id": len(labels), "segments": [], "hnsw": None,
-            "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0},
+            "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0, "least_rows": 20},
             "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "threshold": None}
 
 

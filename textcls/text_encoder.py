@@ -41,6 +41,7 @@ def open_encoder(path, device=None, quantize=False, batch_size=32, max_seq_lengt
     usable core; a checkpoint goes by OMP_NUM_THREADS. use_fp16, device_id: of an exported one on a GPU. Returns a TextEncoder.
     Raises UserError.
     """
+    path = encoder_folder(path)
     if not os.path.isdir(path):
         raise UserError(f"{path}: no such folder, expected what train.py or export_model.py in retrieval_based/ wrote")
     if os.path.isfile(os.path.join(path, "deploy.json")):
@@ -50,6 +51,15 @@ def open_encoder(path, device=None, quantize=False, batch_size=32, max_seq_lengt
         raise UserError(f"--use_{'quantize' if quantize else 'fp16'}: {path} is a checkpoint, expected what "
                         "retrieval_based/export_model.py makes of it")
     return _open_checkpoint(path, device, batch_size, max_seq_length)
+
+
+def encoder_folder(path):
+    """The folder of an encoder, which older command lines name by a file in it, and by the model_best/ that it was in."""
+    path = os.path.normpath(path)
+    if path.endswith(".pdparams"):
+        path = os.path.dirname(path) or "."
+    is_old = os.path.basename(path) == "model_best" and not os.path.isdir(path)
+    return os.path.dirname(path) or "." if is_old else path
 
 
 def load_exported(export, device="cpu", quantize=False, batch_size=32, max_seq_length=None, num_threads=None, use_fp16=False,
