@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from textcls.errors import run_script
+from textcls.families import FAMILIES
 from textcls.paddle_setup import paddle  # prepares this process before a test imports paddle
 from textcls.pickle_guard import guard_paddle_load
+from textcls.wordpiece import build_rust_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")
@@ -325,3 +328,46 @@ def server_python(name):
             pytest.fail(message)
         pytest.skip(message, allow_module_level=True)
     return python
+
+
+# ---- prompts: prompt_models.py makes what these fixtures keep
+
+
+@pytest.fixture(scope="session")
+def masked_lm(make_once):
+    """The folder of an ERNIE masked LM."""
+    return make_once("masked_lm", prompt_models().make_masked_lm)
+
+
+@pytest.fixture(scope="session")
+def masked_bert(make_once):
+    return make_once("masked_bert", lambda folder: prompt_models().make_masked_lm(
+        folder, model_type="bert", num_hidden_layers=1, use_task_id=None, task_type_vocab_size=None))
+
+
+@pytest.fixture(scope="session")
+def few(make_once):
+    """The folder of a task for few-shot/."""
+    return make_once("few", prompt_models().make_few)
+
+
+def prompt_models():
+    import prompt_models  # not above: it imports this file
+
+    return prompt_models
+
+
+@pytest.fixture(scope="module")
+def tokenizers_built_once():
+    """Nearly all models here have one vocabulary: the two seconds of building its Rust tokenizer are spent once for each kind."""
+    built = {}
+
+    def build_once(tokenizer, plain=()):
+        key = (type(tokenizer), tuple(plain), tokenizer.unk_token_id)
+        built[key] = built.get(key) or build_rust_tokenizer(tokenizer, plain).to_str()
+        return Tokenizer.from_str(built[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("bert", "ernie"):
+            patch.setitem(FAMILIES, name, FAMILIES[name]._replace(build_rust_tokenizer=build_once))
+        yield

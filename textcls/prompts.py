@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple, Optional
 
 from textcls.errors import UserError
+from textcls.log import get_logger
 
 KEYWORDS = ("text", "hard", "mask", "soft", "prefix", "sep")
 ATTRIBUTES = {  # name -> (the keywords it belongs to, the types of its values)
@@ -181,7 +182,11 @@ def compile_template(parts, words, tokenizer, vocab_size):
             side, text_type = 1, part.get("token_type", 0)
             continue
         if keyword in ("soft", "prefix"):
-            encoder, encoder_size = part.get("encoder", encoder), part.get("hidden_size", encoder_size)
+            own = part.get("encoder", encoder), part.get("hidden_size", encoder_size)
+            if encoder and own != (encoder, encoder_size):
+                raise UserError(f"--prompt: the encoders {encoder!r} {encoder_size} and {own[0]!r} {own[1]} differ, expected one "
+                                "for all 'soft' and 'prefix' of a template")
+            encoder, encoder_size = own
         if keyword == "prefix":
             prefix_length += part.get("length") or (len(encode(value)) if value else 1)
             continue
@@ -189,6 +194,8 @@ def compile_template(parts, words, tokenizer, vocab_size):
             ids = encode(value)
             if set(ids).intersection(tokenizer.all_special_ids) - {tokenizer.unk_token_id}:
                 raise UserError(f"--prompt: the words {value!r} hold a special token, expected words, or the block {{'sep'}}")
+            if tokenizer.unk_token_id in ids:
+                get_logger().warning(f"--prompt: the vocabulary has no token for a part of the words {value!r}.")
         elif keyword == "sep":
             ids = [tokenizer.sep_token_id]
         elif keyword == "mask":

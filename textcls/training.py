@@ -1,5 +1,6 @@
 """What train.py and few-shot/train.py share: where a training resumes, what it clears away, how its model is saved."""
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from paddlenlp.trainer import TrainerCallback, TrainingArguments
 from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
+# of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
+OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json")
 
 
 @dataclass
@@ -107,8 +110,9 @@ def clear_leftovers(args, resume_point):
         for folder in list_checkpoints(args.output_dir):
             get_logger().info(f"Deleting [{folder}] of the earlier training in {args.output_dir}")
             remove_folder(folder)
-        if os.path.isfile(os.path.join(args.output_dir, "trainer_state.json")):
-            os.remove(os.path.join(args.output_dir, "trainer_state.json"))  # stands for a finished training
+        for name in OLD_RESULTS:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(args.output_dir, name))
 
 
 class ClearLeftovers(TrainerCallback):
