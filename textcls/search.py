@@ -194,13 +194,12 @@ def sharpen(probs, sharpness):
     return probs / np.maximum(probs.sum(axis=1, keepdims=True), 1e-30)
 
 
-def known_features(found, probs, neighbours):
+def known_features(index, found, probs):
     """What the confidence that a text is of a known label goes by: float32 [num_queries, 4]: similarity of the nearest row, mean
-    similarity of the neighbours, share of the best label, similarity of the nearest row by TF-IDF."""
-    similarities = np.where(found.rows >= 0, found.similarities, 0)[:, :neighbours]
-    count = np.maximum((found.rows[:, :neighbours] >= 0).sum(axis=1), 1)
-    lexical = np.maximum(found.lexical_similarities[:, 0], 0) if found.lexical_rows.shape[1] else np.zeros(len(probs))
-    return np.stack([similarities.max(axis=1), similarities.sum(axis=1) / count, probs.max(axis=1), lexical], axis=1)
+    similarity of the neighbours, share of the best label, mean similarity of the neighbours by TF-IDF."""
+    dense = np.where(found.rows >= 0, found.similarities, 0)[:, :index.header["vote"]["neighbours"]]
+    lexical = np.where(found.lexical_rows >= 0, found.lexical_similarities, 0)[:, :index.header["lexical"]["neighbours"]]
+    return np.stack([dense.max(axis=1), dense.mean(axis=1), probs.max(axis=1), lexical.mean(axis=1)], axis=1)
 
 
 def known_probs(index, found, probs):
@@ -208,7 +207,7 @@ def known_probs(index, found, probs):
     known = index.header["known"]
     if known is None:
         return np.ones(len(probs))
-    features = known_features(found, probs, index.header["vote"]["neighbours"])
+    features = known_features(index, found, probs)
     return 1 / (1 + np.exp(-(features @ np.array(known["weights"]) + known["offset"])))
 
 
