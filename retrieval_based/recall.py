@@ -30,7 +30,8 @@ from textcls.text_encoder import open_encoder
 def parse_arguments():
     parser = make_parser(__doc__)
     parser.add_argument("--corpus_file", required=True, help="what is searched")
-    parser.add_argument("--similar_text_pair_file", "--similar_text_pair", required=True, help="texts to search for, <text><tab><label>")
+    parser.add_argument("--similar_text_pair_file", "--similar_text_pair", required=True,
+                        help="texts to search for, <text><tab><label>")
     parser.add_argument("--params_path", required=True, help="encoder: checkpoint or export")
     parser.add_argument("--recall_result_dir", default="recall_result", help="folder of the result")
     parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")
