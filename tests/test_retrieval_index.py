@@ -443,7 +443,8 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
 def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path):
     old_path = encoder_export / "model_best/model_state.pdparams"  # as older command lines have it
     options = ["--params_path", old_path, "--similar_text_pair_file", data / "dev.txt", "--recall_num", "5",
-               "--output_emb_size", "0", "--hnsw_m", "100", "--hnsw_ef", "100", "--recall_result_dir", tmp_path]
+               "--output_emb_size", "0", "--hnsw_m", "100", "--hnsw_ef", "100", "--batch_size", "64",
+               "--max_seq_length", "60", "--recall_result_dir", tmp_path]
     assert run_here(recall.main, "--corpus_file", data / "train.txt", *options).returncode == 0
     rows = [line.split("\t") for line in read_lines(tmp_path / "recall_result_file")]
     pairs = [line.split("\t") for line in read_lines(data / "dev.txt")]
