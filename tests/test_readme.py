@@ -19,7 +19,7 @@ from conftest import ROOT, server_python
 DOCUMENTS = {"README.md": ".",  # where a document's commands are run
              **{f"docs/{name}.md": "." for name in ("data", "training", "evaluation", "analysis", "export", "deployment",
                                                     "troubleshooting", "results", "development")},
-             "analysis/README.md": ".", "few-shot/README.md": ".",
+             "analysis/README.md": ".", "few-shot/README.md": ".", "retrieval_based/README.md": ".",
              **{f"deploy/{name}/README.md": f"deploy/{name}" for name in ("predictor", "simple_serving", "triton_serving",
                                                                           "paddle_serving")}}
 CHANGES = [("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # of a small model, ties decide
@@ -93,6 +93,30 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
     "python few-shot/train.py --model_name_or_path zh_bert": "test_few_shot.py::test_zero_shot_answers_by_the_label_words_alone",
     "python few-shot/benchmark.py": "test_few_shot.py::test_the_benchmark_measures_and_does_not_measure_again",
     "python few-shot/infer.py": "test_few_shot.py::test_the_benchmark_command_runs_as_published",
+    **{f"{start} retrieval_based/train.py": f"test_retrieval_train.py::{test}" for start, test in {
+        "python": "test_command_of_older_editions_learns_and_its_export_agrees",
+        "python -m paddle.distributed.launch --gpus 0,1": "test_command_of_older_editions_learns_and_its_export_agrees",
+        "python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo": "test_two_processes_take_the_step_of_one",
+    }.items()},
+    "python retrieval_based/export_model.py":
+        "test_retrieval_train.py::test_command_of_older_editions_learns_and_its_export_agrees",
+    "python train.py --model_name_or_path zh_bert":
+        "test_train.py::test_a_checkpoint_has_labels_length_tokenizer_and_learned_something",
+    **{command: f"test_retrieval_index.py::{test}" for command, test in {
+        "python retrieval_based/build_index.py": "test_build_tries_all_corpora_and_takes_the_best",
+        "python retrieval_based/build_index.py --model_dir": "test_the_earlier_options_of_feature_extraction_are_taken",
+        "python retrieval_based/evaluate.py": "test_evaluation_is_that_of_the_formulas",
+        "python retrieval_based/evaluate.py --similar_text_pair": "test_recalled_lines_are_written_and_evaluated",
+        "python retrieval_based/recall.py": "test_recalled_lines_are_written_and_evaluated",
+        "python retrieval_based/predict.py": "test_predictions_in_all_forms_agree",
+        "printf '乙肝疫苗要打几针": "test_predictions_in_all_forms_agree",
+        "python retrieval_based/index.py": "test_labels_change_from_the_command_line",
+        "python retrieval_based/benchmark.py": "test_the_benchmark_adds_labels_that_were_left_out"}.items()},
+    **{f".venv-milvus/bin/python retrieval_based/{command}": f"test_milvus.py::{test}" for command, test in {
+        "milvus_index.py": "test_a_server_with_a_token_answers_while_versions_are_switched",
+        "milvus_index.py --vector_path": "test_a_file_of_vectors_larger_than_a_message_and_the_words_of_labels",
+        "run_system.py": "test_milvus_lite_finds_what_exact_search_finds_and_the_old_version_answers_after_a_kill"}.items()},
+    "python deploy/simple_serving/": "test_search_serving.py::test_answers_are_those_of_the_predictor",
     "python analysis/evaluate.py --dataset_dir data --params_path ./checkpoints/":
         "test_few_shot.py::test_every_script_of_analysis_takes_a_prompt_model",
     "python analysis/report.py --dataset_dir data --params_path ./checkpoints/":
@@ -160,8 +184,8 @@ def test_links_lead_somewhere(document):
 
 def test_what_development_names_exists():
     """Files and names in `code` style (not what has a blank or is an option); all files of the library are there."""
-    code = "\n".join(path.read_text(encoding="utf-8") for folder in (".", "textcls", "few-shot", "data", "analysis",
-                                                                     "analysis/parts", "deploy", "deploy/*", "tests")
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in (".", "textcls", "few-shot", "retrieval_based", "data",
+                                                                     "analysis", "analysis/parts", "deploy", "deploy/*", "tests")
                      for path in ROOT.glob(f"{folder}/*.py"))
     for name in ("docs/development.md", "docs/development_en.md"):
         for item in re.findall(r"`([\w./-]+)`", re.sub(r"^```.*?^```", "", read(name), flags=re.DOTALL | re.MULTILINE)):

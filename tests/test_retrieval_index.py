@@ -63,7 +63,8 @@ def load_script(name):
     return module
 
 
-build, change, evaluate, predict, recall = map(load_script, ("build_index", "index", "evaluate", "predict", "recall"))
+build, change, evaluate, predict, recall, benchmark = map(load_script, ("build_index", "index", "evaluate", "predict", "recall",
+                                                                        "benchmark"))
 
 
 # ---- search
@@ -442,7 +443,8 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
 def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path):
     old_path = encoder_export / "model_best/model_state.pdparams"  # as older command lines have it
     options = ["--params_path", old_path, "--similar_text_pair_file", data / "dev.txt", "--recall_num", "5",
-               "--output_emb_size", "0", "--hnsw_m", "100", "--recall_result_dir", tmp_path]
+               "--output_emb_size", "0", "--hnsw_m", "100", "--hnsw_ef", "100", "--batch_size", "64",
+               "--max_seq_length", "60", "--recall_result_dir", tmp_path]
     assert run_here(recall.main, "--corpus_file", data / "train.txt", *options).returncode == 0
     rows = [line.split("\t") for line in read_lines(tmp_path / "recall_result_file")]
     pairs = [line.split("\t") for line in read_lines(data / "dev.txt")]
@@ -453,6 +455,25 @@ def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path
     assert f"recall@5={share * 100:.3f}" in process.stderr and 0 < share < 1
     assert read_lines(tmp_path / "result.tsv")[0].split("\t")[2] == f"{share * 100:.3f}"
     assert_user_error(run_here(evaluate.main, *words, "10", cwd=tmp_path), "600 lines for 120 texts")
+
+
+def test_the_benchmark_adds_labels_that_were_left_out(encoder_export, data, tmp_path):
+    """With an encoder that is there already, which is not trained again."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    write_lines(folder / "test.txt", ["\t".join(row) for row in DEV[120:180]])
+    shutil.copytree(encoder_export, tmp_path / "out/seed-7/export")
+    options = ["--model_name_or_path", "none", "--data_dir", folder, "--leave_out", 1, "--shots", 5, "--seeds", 7, "--output_dir",
+               tmp_path / "out", "--train_options", "--num_train_epochs", 1, "--learning_rate", 1e-3]
+    process = run_here(benchmark.main, *options)
+    assert process.returncode == 0, process.stderr
+    [result] = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))
+    [new] = result["new labels"]
+    assert new not in "".join(read_lines(tmp_path / "out/seed-7/train.txt") + read_lines(tmp_path / "out/seed-7/label.txt"))
+    assert set(open_index(tmp_path / "out/seed-7/index").labels) == set(LABELS)
+    answers = [json.loads(line)["label"] for line in read_lines(tmp_path / "out/seed-7/after.jsonl")]
+    truth = [label for _, label in DEV[120:180]]
+    assert result["new recall"] == np.mean([answer == new for answer, label in zip(answers, truth) if label == new])
+    assert f"{100 * result['new recall']:.2f}" in process.stdout and 0.3 < result["old after"] <= 1
 
 
 def test_refusals(built, encoder_export, data, tmp_path):
