@@ -217,8 +217,9 @@ def check_header(header, path):
         "dtype": lambda value: value in DTYPES,
         "corpus": lambda value: value in CORPORA,
         "next_id": _is_count,
-        "labels": lambda value: len(value) > 1 and all(map(_is_label, value))
-        and max(entry["id"] for entry in value) < header["next_id"],
+        "labels": lambda value: len(value) > 1 and all(  # in one go: there may be thousands, and every change looks at them
+            type(entry["id"]) is int and 0 <= entry["id"] < header["next_id"] and type(entry["name"]) is str
+            and type(entry["texts"]) is list for entry in value),
         "segments": lambda value: value and all(PARTS.match(entry["folder"]) and _is_count(entry["rows"]) for entry in value),
         "hnsw": lambda value: value is None or (PARTS.match(value["file"]) and all(
             _is_count(value[name]) for name in ("bytes", "connectivity", "expansion"))),
@@ -238,10 +239,6 @@ def check_header(header, path):
 
 def _is_count(value):
     return type(value) is int and value >= 0
-
-
-def _is_label(entry):
-    return _is_count(entry["id"]) and isinstance(entry["name"], str) and isinstance(entry["texts"], list)
 
 
 def open_segment(folder, header, entry):
