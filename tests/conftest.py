@@ -24,9 +24,9 @@ from textcls.wordpiece import build_rust_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")
-LONGEST = ("readme", "train", "prune", "few_shot", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug",
-           "sent_interpret", "predictor", "simple_serving", "search_serving", "sparse", "predict", "export",
-           "evaluate")  # of the test files, the longest first
+LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "retrieval_index", "prompts", "milvus", "paddle_serving",
+           "demo", "word_interpret", "triton_serving", "aug", "sent_interpret", "predictor", "simple_serving", "search_serving",
+           "sparse", "predict", "export", "evaluate")  # of the test files, the longest first
 needs_kuake = pytest.mark.skipif(not KUAKE, reason="KUAKE_QIC_DIR does not name the folder of the KUAKE-QIC data set")
 
 
