@@ -467,7 +467,8 @@ def test_the_benchmark_measures_and_does_not_measure_again(masked_lm, few, tmp_p
     benchmark = load_script("benchmark")
     changes = ["--model_name_or_path", masked_lm, "--label_file", few / "label.txt", "--test_file", few / "test.txt",
                "--train_files", few / "plenty/train.txt", "--prompt", "这是关于", "--max_steps", 1, "--shots", 2,
-               "--seeds", 1, "--output_dir", tmp_path / "out"]
+               "--seeds", 1, "--epochs_of_all", 1, "--unlabelled_files", few / "unlabelled/data.txt", "--output_dir",
+               tmp_path / "out"]
     process = run_here(benchmark.main, *changes, "--methods", "prompt", "fine_tuning", "tfidf", "--figure", tmp_path / "a.png")
     assert process.returncode == 0, process.stderr
     rows = {line[5:22].strip(): line.split() for line in process.stdout.splitlines()[1:]}
