@@ -26,7 +26,7 @@ CHUNK = 1024  # texts encoded and searched at a time
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("--model_dir", default="./export", help="exported encoder, that of the vectors in Milvus")
+    parser.add_argument("--model_dir", default="./output", help="exported encoder, that of the vectors in Milvus")
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument("--texts", nargs="+", help="texts to search for")
     texts.add_argument("--data_file", help="file of texts, one per line; -: standard input")
