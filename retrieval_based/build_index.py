@@ -25,8 +25,8 @@ from textcls.log import get_logger, progress_bar
 from textcls.options import make_parser, positive_int
 from textcls.outputs import check_output_folder, complete_file
 from textcls.search_fitting import fit
-from textcls.search_index import (CORPORA, DTYPES, label_texts, label_word, memory_index, new_header, rows_of_means,
-                                  rows_of_texts, write_index)
+from textcls.index_changes import label_texts, memory_index, new_header, rows_of_means, rows_of_texts, write_index
+from textcls.search_index import CORPORA, DTYPES, label_word
 from textcls.text_encoder import open_encoder
 
 MOST_EXACT = 100_000  # rows; beyond, --hnsw auto means HNSW

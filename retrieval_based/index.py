@@ -21,7 +21,8 @@ from utils import read_texts
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.options import make_parser, positive_int
-from textcls.search_index import add_texts, check_new_label, find_label, label_texts, open_index, remove_label, rename_label
+from textcls.index_changes import add_texts, check_new_label, find_label, label_texts, remove_label, rename_label
+from textcls.search_index import open_index
 from textcls.text_encoder import open_encoder
 from textcls.texts import text_problem
 

@@ -23,7 +23,7 @@ from textcls.log import get_logger, progress_bar
 from textcls.options import make_parser, positive_int
 from textcls.outputs import check_output, complete_file
 from textcls.search import nearest
-from textcls.search_index import label_texts, memory_index, new_header, rows_of_texts
+from textcls.index_changes import label_texts, memory_index, new_header, rows_of_texts
 from textcls.text_encoder import open_encoder
 
 

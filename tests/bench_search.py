@@ -16,8 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from textcls.search import nearest  # noqa: E402
-from textcls.search_index import (NewRows, add_texts, memory_index, new_header, open_index, remove_label, rows_of_texts,  # noqa: E402
-                                  write_index)
+from textcls.index_changes import NewRows, add_texts, memory_index, new_header, remove_label, rows_of_texts, write_index  # noqa: E402
+from textcls.search_index import open_index  # noqa: E402
 
 REPEATS = 50
 

@@ -13,7 +13,8 @@ import pytest
 from command_lines import run_all
 from conftest import ROOT, assert_user_error, read_lines, server_python, write_lines
 
-from textcls.search_index import memory_index, new_header, open_index, remove_label, rows_of_texts, write_index
+from textcls.index_changes import memory_index, new_header, remove_label, rows_of_texts, write_index
+from textcls.search_index import open_index
 from textcls.text_encoder import open_encoder
 
 PYTHON = server_python("milvus")

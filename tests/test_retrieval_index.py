@@ -19,8 +19,9 @@ from textcls.lexical import cosines, count_terms, idf_of_postings, weigh
 from textcls.search import (chunks, fuse, label_probabilities, label_ranks, label_similarities, lexical_nearest, make_answers,
                             nearest, search, vote)
 from textcls.search_fitting import auroc, fit
-from textcls.search_index import (add_texts, label_texts, memory_index, new_header, open_index, remove_label, rename_label,
-                                  rows_of_means, rows_of_texts, write_index)
+from textcls.index_changes import (add_texts, label_texts, memory_index, new_header, remove_label, rename_label, rows_of_means,
+                                   rows_of_texts, write_index)
+from textcls.search_index import open_index
 from textcls.text_encoder import open_encoder
 
 LABELS = read_lines(ROOT / "data/label.txt")
@@ -255,6 +256,7 @@ def test_a_build_killed_at_any_moment_leaves_an_index_that_opens(tmp_path):
     code = """if True:
         import sys
         import numpy as np
+        from textcls.index_changes import *
         from textcls.search_index import *
         generator = np.random.default_rng(1)
         vectors = generator.standard_normal((3000, 24)).astype(np.float32)

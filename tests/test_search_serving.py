@@ -12,8 +12,9 @@ from command_lines import run_all
 from conftest import ROOT, assert_user_error, read_lines, run, server_python, write_lines
 from test_simple_serving import CLIENT, CODE, SERVER, client, post, start, stop
 
-from textcls.search_index import (add_texts, changing, memory_index, new_header, open_index, remove_label, rows_of_texts,
-                                  write_header, write_index)
+from textcls.index_changes import (add_texts, changing, memory_index, new_header, remove_label, rows_of_texts, write_header,
+                                   write_index)
+from textcls.search_index import open_index
 from textcls.search_predictor import SearchPredictor
 from textcls.text_encoder import open_encoder
 
