@@ -34,7 +34,7 @@ def parse_arguments():
     parser.add_argument("--data_dir", default=str(ROOT / "data"))
     parser.add_argument("--model_name_or_path", help="model folder; None: random weights of ERNIE-Nano's shape")
     parser.add_argument("--max_seq_length", type=int, default=384)
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--earlier_batch_size", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=2048, help="training pairs of one measurement")
     parser.add_argument("--repeats", type=int, default=3)
