@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import check_splits, read_label_words, read_labelled, read_lines
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger, progress_bar
-from textcls.options import make_parser, positive_int
+from textcls.options import add_encoder_options, make_parser, positive_int
 from textcls.outputs import check_output_folder, complete_file
 from textcls.search_fitting import fit
 from textcls.index_changes import label_texts, memory_index, new_header, rows_of_means, rows_of_texts, write_index
@@ -64,9 +64,7 @@ def parse_arguments():
     parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
-    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
-    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    add_encoder_options(parser)
     parser.add_argument("--cpu_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
     for name in ("--use_tensorrt", "--enable_mkldnn", "--model_name_or_path", "--hnsw_max_elements"):
         parser.add_argument(name, help="accepted for old command lines, without effect")

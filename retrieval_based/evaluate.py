@@ -22,12 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import read_labelled, read_lines
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger, progress_bar
-from textcls.options import make_parser, positive_int
+from textcls.options import add_encoder_options, make_parser, positive_int
 from textcls.outputs import check_output, complete_file
 from textcls.predictions import threshold_or_auto
-from textcls.search import chunks, label_probabilities, label_similarities, label_ranks
+from textcls.scoring import score_classes
+from textcls.search import chunks, find_threshold, label_probabilities, label_similarities, label_ranks
 from textcls.search_fitting import auroc
-from textcls.search_index import open_index
+from textcls.search_index import check_encoder, open_index
 from textcls.text_encoder import open_encoder
 
 RECALLS = (1, 5, 10, 20, 50)
@@ -48,9 +49,7 @@ def parse_arguments():
     parser.add_argument("--similar_text_pair", help="labelled texts of a recall result")
     parser.add_argument("--recall_result_file", help="evaluate this file of recall.py, without encoder and index")
     parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text in recall_result_file")
-    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
-    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    add_encoder_options(parser)
     args = parser.parse_args()
     if bool(args.similar_text_pair) != bool(args.recall_result_file):
         parser.error("--similar_text_pair and --recall_result_file belong together")
@@ -112,14 +111,6 @@ def answer(index, vectors, texts, label_ids):
     return guesses, confidences, ranks
 
 
-def macro_f1(label_ids, guesses, num_labels):
-    """Mean F1 of the labels that occur in either, 0 to 1."""
-    count, guessed = np.bincount(label_ids, minlength=num_labels), np.bincount(guesses, minlength=num_labels)
-    hits = np.bincount(label_ids[label_ids == guesses], minlength=num_labels)
-    present = count + guessed > 0
-    return float((2 * hits[present] / (count + guessed)[present]).mean())
-
-
 def log_groups(index, label_ids, guesses, ranks):
     """Log the accuracy by how many texts stand for a label in the index."""
     sizes = index.rows_per_label()
@@ -149,22 +140,18 @@ def main():
     index = open_index(args.index_dir)
     path, texts, label_ids = read_data(args, index.labels)
     check_output(args.bad_case_file, [path, args.params_path, args.index_dir])
-    threshold = args.threshold
-    if threshold == "auto":
-        if index.header["threshold"] is None:
-            raise UserError(f"--threshold auto: {args.index_dir} holds no threshold, expected build_index.py with --precision")
-        threshold = index.header["threshold"]["value"]
+    threshold = find_threshold(args.threshold, index)
     encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
-    index = open_index(args.index_dir, encoder.encoder_id, encoder.dimension)
+    check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)
     with progress_bar(len(texts), "Encoding") as progress:
         vectors = encoder.encode(texts, progress)
     guesses, confidences, ranks = answer(index, vectors, texts, label_ids)
     is_known, is_right = label_ids < len(index.labels), guesses == label_ids
     if is_known.any():
         log_recalls(ranks[is_known])
-        f1 = macro_f1(label_ids[is_known], guesses[is_known], len(index.labels))
-        accuracy = is_right[is_known].mean()
-        get_logger().info(f"Accuracy: {accuracy * 100:.2f}% | macro F1 score {f1 * 100:.2f} | {is_known.sum()} texts")
+        scores = score_classes(label_ids[is_known], guesses[is_known], len(index.labels))
+        get_logger().info(f"Accuracy: {scores['accuracy'] * 100:.2f}% | macro F1 score {scores['macro_f1'] * 100:.2f} | "
+                          f"{is_known.sum()} texts")
         log_groups(index, label_ids[is_known], guesses[is_known], ranks[is_known])
     if not is_known.all():
         get_logger().info(f"Unknown texts: {(~is_known).sum()} | AUROC of the confidence {auroc(confidences, is_known):.4f}")

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import read_texts
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
-from textcls.options import make_parser, positive_int
+from textcls.options import add_encoder_options, make_parser
 from textcls.index_changes import add_texts, check_new_label, find_label, label_texts, remove_label, rename_label
-from textcls.search_index import open_index
+from textcls.search_index import check_encoder, open_index
 from textcls.text_encoder import open_encoder
 from textcls.texts import text_problem
 
@@ -36,9 +36,7 @@ def parse_arguments():
     parser.add_argument("--text_file", help="more texts, one per line")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
     parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint or export")
-    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
-    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    add_encoder_options(parser)
     args = parser.parse_args()
     if (args.change == "rename") != (args.new_name is not None):
         parser.error("rename needs two names, the others one: expected `rename OLD NEW`, or `add LABEL --texts ...`")
@@ -60,7 +58,7 @@ def read_new_texts(args):
 
 
 def make_change(args, index, texts):
-    """Encode what is needed, then change the index. Returns the seconds of the change itself."""
+    """Encode what is needed, then change the index. Returns (its new index.json, the seconds of the change itself)."""
     if args.change == "rename":
         entry = find_label(index, args.label)
         check_new_label(args.new_name)
@@ -74,16 +72,16 @@ def make_change(args, index, texts):
     vectors = None
     if texts:
         encoder = open_encoder(args.params_path, args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
-        open_index(args.index_dir, encoder.encoder_id, encoder.dimension)
+        check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)
         vectors = encoder.encode(texts)
     start = time.perf_counter()
     if args.change == "remove":
-        remove_label(args.index_dir, args.label)
+        header = remove_label(args.index_dir, args.label)
     elif args.change == "rename":
-        rename_label(args.index_dir, args.label, args.new_name, vectors)
+        header = rename_label(args.index_dir, args.label, args.new_name, vectors)
     else:
-        add_texts(args.index_dir, args.label, texts, vectors, describes=args.change == "describe")
-    return time.perf_counter() - start
+        header = add_texts(args.index_dir, args.label, texts, vectors, describes=args.change == "describe")
+    return header, time.perf_counter() - start
 
 
 def main():
@@ -92,10 +90,10 @@ def main():
     if not os.access(args.index_dir, os.W_OK) and os.path.isdir(args.index_dir):
         raise UserError(f"{args.index_dir}: cannot be written, expected a writable folder")
     index = open_index(args.index_dir)
-    seconds = make_change(args, index, texts)
+    header, seconds = make_change(args, index, texts)
     name = f"{args.label} -> {args.new_name}" if args.new_name else args.label
     get_logger().info(f"Index {args.index_dir}: {args.change} {name}, {len(texts)} texts, {seconds * 1000:.1f} ms; "
-                      f"{len(open_index(args.index_dir).labels)} labels now")
+                      f"{len(header['labels'])} labels now")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import read_lines
-from textcls.errors import Problems, UserError, run_script
+from textcls.errors import Problems, run_script
 from textcls.log import get_logger, progress_bar
-from textcls.options import make_parser, positive_int
+from textcls.options import add_encoder_options, make_parser, positive_int
 from textcls.outputs import check_output
 from textcls.predictions import (add_output_options, answer_rows, check_labels, check_output_options, count_texts, open_output,
                                  read_chunks, threshold_or_auto, write_rows)
+from textcls.search import find_threshold
 from textcls.search_predictor import SearchPredictor
 from textcls.text_encoder import open_encoder
 
@@ -35,9 +36,7 @@ def parse_arguments():
     add_output_options(parser, output_file="output.txt", threshold_type=threshold_or_auto)
     parser.add_argument("--num_nearest", type=int, default=0, help="how many of the nearest texts to write as reasons (jsonl)")
     parser.add_argument("--text_pair_file", help="print the cosine of pairs of texts, and do nothing else")
-    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
-    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    add_encoder_options(parser)
     parser.add_argument("--num_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
     parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU, an export)")
     for name in ("--output_emb_size", "--model_name_or_path", "--pad_to_max_seq_len"):
@@ -63,17 +62,6 @@ def print_pairs(path, encoder):
         print(f"{first}\t{second}\t{cosine:.6f}")
 
 
-def resolve_threshold(args, predictor):
-    """Replace --threshold auto by the threshold of the index."""
-    if args.threshold == "auto":
-        stored = predictor.index.header["threshold"]
-        if stored is None:
-            raise UserError(f"--threshold auto: {args.index_dir} holds no threshold, expected build_index.py with --precision "
-                            "and dev texts, or a number")
-        args.threshold = stored["value"]
-    check_labels(args, predictor.labels)
-
-
 def main():
     args = parse_arguments()
     options = {"device": args.device, "quantize": args.use_quantize, "batch_size": args.batch_size,
@@ -86,7 +74,8 @@ def main():
         check_output(args.output_file, [data_path, args.params_path, args.index_dir])
     total = None if from_stdin else count_texts(data_path)
     predictor = SearchPredictor(args.params_path, args.index_dir, **options)
-    resolve_threshold(args, predictor)
+    args.threshold = find_threshold(args.threshold, predictor.index)
+    check_labels(args, predictor.labels)
     with open_output(args) as output, progress_bar(total, "Predicting", leave=True) as progress:
         for chunk in read_chunks(data_path, from_stdin):
             answers = predictor.answer(chunk, args.top_k, args.num_nearest, progress)

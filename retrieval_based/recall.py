@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import read_lines
 from textcls.errors import Problems, run_script
 from textcls.log import get_logger, progress_bar
-from textcls.options import make_parser, positive_int
+from textcls.options import add_encoder_options, make_parser, positive_int
 from textcls.outputs import check_output, complete_file
 from textcls.search import nearest
 from textcls.index_changes import label_texts, memory_index, new_header, rows_of_texts
@@ -36,9 +36,7 @@ def parse_arguments():
     parser.add_argument("--recall_result_dir", default="recall_result", help="folder of the result")
     parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")
     parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text")
-    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
-    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+    add_encoder_options(parser)
     for name in ("--output_emb_size", "--model_name_or_path", "--hnsw_m", "--hnsw_ef", "--hnsw_max_elements"):
         parser.add_argument(name, help="accepted for old command lines, without effect: the encoder knows, and search is exact")
     return parser.parse_args()

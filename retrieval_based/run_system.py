@@ -1,7 +1,7 @@
 """From a text to its neighbours in Milvus: encode it with the exported encoder, in this process, and search. Needs no Paddle.
 
-    python retrieval_based/run_system.py --model_dir ./export --texts "谈谈去西安旅游，哪些地方让你觉得不虚此行？"
-    python retrieval_based/run_system.py --model_dir ./export --data_file ./data/data.txt --milvus_uri http://10.0.0.5:19530
+    python retrieval_based/run_system.py --model_dir ./output --texts "谈谈去西安旅游，哪些地方让你觉得不虚此行？"
+    python retrieval_based/run_system.py --model_dir ./output --data_file ./data/data.txt --milvus_uri http://10.0.0.5:19530
 
 Reads   the folder that retrieval_based/export_model.py wrote, texts, and what retrieval_based/milvus_index.py put into Milvus.
 Prints  `text label similarity` per neighbour, the nearest first, and its text where that is not the label; or JSON lines.

@@ -170,10 +170,10 @@ def load_encoder(model_args, data_args, labels):
         folder = encoder_folder(model_args.init_from_ckpt)
     options = choose_options(model_args, folder)
     model = load_model(folder, head="SentenceEncoder", ignore_mismatched_sizes=True, sentence_options=options)
-    size = options.output_emb_size or model.config.hidden_size
     for dims in options.matryoshka_dims:
-        if not 1 <= dims <= size:
-            raise UserError(f"--matryoshka_dims {dims}: out of range, expected 1 to {size}, the length of the vectors")
+        if not 1 <= dims <= model.embedding_size:
+            raise UserError(f"--matryoshka_dims {dims}: out of range, expected 1 to {model.embedding_size}, the length of the "
+                            "vectors")
     length = check_length(choose_length(data_args.max_seq_length, vars(model.config), folder), model)
     model.config.max_seq_length = length  # for the scripts that load it later
     tokenizer = load_tokenizer(folder)

@@ -86,8 +86,7 @@ def write_index(folder, index, hnsw=None):
         header = {**index.header, "segments": [write_segment(folder, index.header["dtype"], index.segments[0])]}
         if hnsw is not None:
             header["hnsw"] = tune_hnsw(folder, index, header, write_hnsw(folder, index.segments[0], *hnsw))
-        write_header(folder, header)
-    return header
+        return write_header(folder, header)
 
 
 def write_hnsw(folder, segment, connectivity, expansion):
@@ -155,7 +154,7 @@ def write_segment(folder, dtype, segment):
 
 
 def write_header(folder, header):
-    """The last step of a change: replace index.json, then delete what it does not name."""
+    """The last step of a change: replace index.json, then delete what it does not name. Returns header."""
     with complete_file(os.path.join(folder, MARKER)) as file:
         file.write(json.dumps(header, ensure_ascii=False) + "\n")
     used = {entry["folder"] for entry in header["segments"]} | {header["hnsw"]["file"] if header["hnsw"] else None}
@@ -164,6 +163,7 @@ def write_header(folder, header):
         if name.startswith(f".{MARKER}.") or (PARTS.match(name) and name not in used):
             with contextlib.suppress(OSError):  # Windows keeps what somebody has open: the next change tries again
                 shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+    return header
 
 
 @contextlib.contextmanager
@@ -206,7 +206,7 @@ def check_new_label(name):
 def add_texts(folder, name, texts, vectors, describes=False):
     """Add texts (list of str, vectors float32 [num_texts, dimension] of unit length) to a label, which may be a new one.
 
-    describes: keep the texts as descriptions of the label, too. UserError.
+    describes: keep the texts as descriptions of the label, too. Returns the new index.json. UserError.
     """
     check_new_label(name)
     with changing(folder):
@@ -225,7 +225,7 @@ def add_texts(folder, name, texts, vectors, describes=False):
             if rows.label_ids[0] != entry["id"]:
                 entry["id"] = int(rows.label_ids[0])
                 header["next_id"] = entry["id"] + 1
-        append_rows(index, {**header, "labels": labels}, rows)
+        return append_rows(index, {**header, "labels": labels}, rows)
 
 
 def renew_mean(index, entry, rows):
@@ -244,19 +244,20 @@ def renew_mean(index, entry, rows):
 
 
 def remove_label(folder, name):
-    """Take a label out of the index. UserError."""
+    """Take a label out of the index. Returns the new index.json. UserError."""
     with changing(folder):
         index = open_index(folder)
         entry = find_label(index, name)
         if len(index.labels) <= 2:
             raise UserError(f"{folder}: only two labels are left, expected at least three to remove {name!r}")
-        write_header(folder, {**index.header, "labels": [other for other in index.header["labels"] if other is not entry]})
+        labels = [other for other in index.header["labels"] if other is not entry]
+        return write_header(folder, {**index.header, "labels": labels})
 
 
 def rename_label(folder, name, new_name, vectors=None):
     """Give a label another name. vectors: where the corpus is the labels', those of its `label_texts` under the new name.
 
-    UserError.
+    Returns the new index.json. UserError.
     """
     check_new_label(new_name)
     with changing(folder):
@@ -272,9 +273,8 @@ def rename_label(folder, name, new_name, vectors=None):
         header["labels"] = [new if other is entry else other for other in header["labels"]]
         if header["corpus"] == "labels":
             texts = label_texts(new_name, entry["texts"])
-            append_rows(index, header, rows_of_texts(vectors, [new["id"]] * len(texts), texts))
-        else:
-            write_header(folder, header)
+            return append_rows(index, header, rows_of_texts(vectors, [new["id"]] * len(texts), texts))
+        return write_header(folder, header)
 
 
 def label_texts(name, texts):
@@ -283,14 +283,15 @@ def label_texts(name, texts):
 
 
 def append_rows(index, header, rows):
-    """Write NewRows as a further segment of an index, together with the small ones if there are many."""
+    """Write NewRows as a further segment of an index, together with the small ones if there are many.
+    Returns the new index.json."""
     segments = header["segments"]
     small = [number for number in range(1, len(segments)) if segments[number]["rows"] <= SMALL_ROWS]
     if len(segments) > MOST_SEGMENTS and len(small) > 1:
         rows = join_rows([segment_rows(index.segments[number]) for number in small] + [weigh_rows(rows, index.idf)])
         segments = [entry for number, entry in enumerate(segments) if number not in small]
     header["segments"] = [*segments, write_segment(index.folder, header["dtype"], make_segment(rows, index.idf))]
-    write_header(index.folder, header)
+    return write_header(index.folder, header)
 
 
 def weigh_rows(rows, idf):

@@ -33,16 +33,16 @@ def map_batches(run, batches):
             yield from pool.map(run, batches)
 
 
-def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None, size=None):
-    """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order.
+def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
+    """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order, or of a sentence
+    encoder its vectors [num_texts, embedding_size].
 
-    size: length of the vectors of a sentence encoder, which are what is returned of one; None for a classifier.
     Batches are formed by length. progress: of `progress_bar`, to advance by the texts done, or None.
     after_batch: called with the indices (int64 [batch]) of the texts that the calling thread has just run, or None.
     """
     from textcls.paddle_setup import paddle
 
-    logits = np.empty((len(tokens), size or len(checkpoint.labels)), dtype=np.float32)
+    logits = np.empty((len(tokens), getattr(checkpoint.model, "embedding_size", len(checkpoint.labels))), dtype=np.float32)
 
     def run(indices):
         rows = [tokens[index]["input_ids"] for index in indices]

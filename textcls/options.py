@@ -48,6 +48,13 @@ def add_model_options(parser):
     parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the checkpoint")
 
 
+def add_encoder_options(parser):
+    """Add the options of the scripts that run a sentence encoder, a checkpoint or an export."""
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+
+
 def add_device_options(parser, with_calibration_file=True):
     """Add the options of the scripts that run an exported ONNX model, or prepare it to be run. Check them by `check_device`."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])

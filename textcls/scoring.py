@@ -40,14 +40,19 @@ def score_guesses(label_ids, guesses, num_classes):
     Macro averages go over the classes that occur in labels or guesses.
     """
     matrix = np.bincount(label_ids * num_classes + guesses, minlength=num_classes ** 2).reshape(num_classes, num_classes)
-    hits, count, guessed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    return {**score_classes(label_ids, guesses, num_classes), "confusion_matrix": matrix.tolist()}
+
+
+def score_classes(label_ids, guesses, num_classes):
+    """As `score_guesses` without the confusion matrix, whose memory grows with the square of the classes."""
+    hits, count, guessed = (np.bincount(ids, minlength=num_classes) for ids in
+                            (label_ids[label_ids == guesses], label_ids, guesses))
     shares = {"precision": hits / np.maximum(guessed, 1), "recall": hits / np.maximum(count, 1),
               "f1": 2 * hits / np.maximum(count + guessed, 1)}
     metrics = {"accuracy": float(hits.sum() / len(label_ids))}
     for name, values in shares.items():
         metrics[f"macro_{name}"] = float(values[count + guessed > 0].mean())
     metrics["per_class"] = {"count": count.tolist(), **{name: values.tolist() for name, values in shares.items()}}
-    metrics["confusion_matrix"] = matrix.tolist()
     return metrics
 
 

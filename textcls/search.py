@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from textcls.errors import UserError
 from textcls.lexical import cosines, count_terms, weigh
 from textcls.probabilities import DECIMALS
 
@@ -264,6 +265,16 @@ def make_answers(index, vectors, texts, top_k=1, num_nearest=0):
                        for number, similarity in zip(found.rows[row], found.similarities[row][:num_nearest]) if number >= 0]
             answers.append(Answer(*top[0], top, reasons))
     return answers
+
+
+def find_threshold(wanted, index):
+    """What --threshold means: a number as it is, "auto" the one that the index holds. UserError where it holds none."""
+    if wanted != "auto":
+        return wanted
+    if index.header["threshold"] is None:
+        raise UserError(f"--threshold auto: {index.folder} holds no threshold, expected build_index.py with --precision "
+                        "and dev texts, or a number")
+    return index.header["threshold"]["value"]
 
 
 def evidence(index, found, vectors):

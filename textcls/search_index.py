@@ -119,12 +119,7 @@ def open_index(folder, encoder_id=None, dimension=None, with_hnsw=True):
         stamp = index_stamp(folder)
         header = read_json(os.path.join(folder, MARKER))
         check_header(header, os.path.join(folder, MARKER))
-        if encoder_id is not None and header["encoder_id"] != encoder_id:
-            raise UserError(f"{folder}: made with the encoder {header['encoder_id']}, this one is {encoder_id}, expected the "
-                            "encoder of the index, or a new index (retrieval_based/build_index.py)")
-        if dimension is not None and header["dimension"] != dimension:
-            raise UserError(f"{folder}: vectors of {header['dimension']} numbers, the encoder's have {dimension}, expected the "
-                            "encoder of the index")
+        check_encoder(folder, header, encoder_id, dimension)
         try:
             segments = [open_segment(folder, header, entry) for entry in header["segments"]]
             hnsw = open_hnsw(folder, header) if with_hnsw else None
@@ -133,6 +128,16 @@ def open_index(folder, encoder_id=None, dimension=None, with_hnsw=True):
             if index_stamp(folder) == stamp:
                 raise  # else it was replaced just now, and its files are gone
     return assemble(folder, header, stamp, segments, hnsw)
+
+
+def check_encoder(folder, header, encoder_id=None, dimension=None):
+    """UserError where an index is of another encoder. header: its index.json; None: not known."""
+    if encoder_id is not None and header["encoder_id"] != encoder_id:
+        raise UserError(f"{folder}: made with the encoder {header['encoder_id']}, this one is {encoder_id}, expected the "
+                        "encoder of the index, or a new index (retrieval_based/build_index.py)")
+    if dimension is not None and header["dimension"] != dimension:
+        raise UserError(f"{folder}: vectors of {header['dimension']} numbers, the encoder's have {dimension}, expected the "
+                        "encoder of the index")
 
 
 def assemble(folder, header, stamp, segments, hnsw=None):

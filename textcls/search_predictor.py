@@ -11,7 +11,7 @@ import time
 
 from textcls.errors import UserError
 from textcls.search import make_answers
-from textcls.search_index import index_stamp, open_index
+from textcls.search_index import check_encoder, index_stamp, open_index
 from textcls.text_encoder import open_encoder
 
 RETRY_SECONDS = 1.0  # after which a new index that could not be opened is tried again
@@ -26,9 +26,9 @@ class SearchPredictor:
     """
 
     def __init__(self, encoder_path, index_dir, **options):
-        open_index(index_dir)  # what is wrong with it is said before the model is loaded
+        self.index = open_index(index_dir)  # what is wrong with it is said before the model is loaded
         self.encoder = open_encoder(encoder_path, **options)
-        self.index = open_index(index_dir, self.encoder.encoder_id, self.encoder.dimension)
+        check_encoder(index_dir, self.index.header, self.encoder.encoder_id, self.encoder.dimension)
         self._lock, self._problem = threading.Lock(), None  # why the newest index was not taken
         self._tried, self._retry_at = None, 0.0  # stamp; the files of a new one may still be on their way
 

@@ -16,6 +16,7 @@ class SentenceEncoder:
         del self.classifier, self.dropout
         self.pooling, size = config.sentence_encoder["pooling"], config.sentence_encoder["output_emb_size"]
         self.projection = paddle.nn.Linear(config.hidden_size, size) if size else None
+        self.embedding_size = size or config.hidden_size
         for parameter in self.base_model.pooler.parameters() if self.pooling != "pooler" else ():
             parameter.stop_gradient = True  # no part of the result
 

@@ -9,6 +9,7 @@ from utils import TokenizedTexts, pad_batch, tokenize
 from textcls.inference import predict_logits
 from textcls.log import get_logger
 from textcls.paddle_setup import paddle
+from textcls.search import select_top
 from textcls.sentence_model import unit_length
 from textcls.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
 
@@ -79,12 +80,8 @@ def top_columns(queries, vectors, count):
     count = min(count, len(vectors))
     indices, cosines = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
     for start in range(0, len(queries), BLOCK):
-        scores = queries[start:start + BLOCK] @ vectors.T
-        top = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-        values = np.take_along_axis(scores, top, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        indices[start:start + BLOCK] = np.take_along_axis(top, order, axis=1)
-        cosines[start:start + BLOCK] = np.take_along_axis(values, order, axis=1)
+        block = slice(start, start + BLOCK)
+        cosines[block], indices[block] = select_top(queries[block] @ vectors.T, count)
     return indices, cosines
 
 
@@ -132,9 +129,8 @@ class SentenceTrainer(ClassificationTrainer):
                          tokenizer=checkpoint.tokenizer, data_collator=lambda rows: collate(rows, checkpoint.pad_id),
                          eval_dataset=dev, callbacks=[*callbacks, EpochCallback(self)])
         self.checkpoint, self.label_texts = checkpoint, label_texts
-        options = checkpoint.model.config.sentence_encoder
-        self.size = options["output_emb_size"] or checkpoint.model.config.hidden_size
-        self.sizes = sorted({*options["matryoshka_dims"], self.size})
+        self.size = checkpoint.model.embedding_size
+        self.sizes = sorted({*checkpoint.model.config.sentence_encoder["matryoshka_dims"], self.size})
         self.negatives = self.negatives_epoch = None  # int32 [num_texts, hard_negatives]: labels, and when they were mined
 
     def unwrapped(self):
@@ -237,7 +233,7 @@ class SentenceTrainer(ClassificationTrainer):
         rank, processes = self.args.dataset_rank, self.args.dataset_world_size
         self.model.eval()
         own = predict_logits(self.checkpoint, tokens.select(np.arange(rank, len(tokens), processes)),
-                             self.args.per_device_eval_batch_size, size=self.size)
+                             self.args.per_device_eval_batch_size)
         self.model.train()
         vectors = np.empty((len(tokens), self.size), np.float32)
         for index, part in enumerate(self.gather(own)):

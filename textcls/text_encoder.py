@@ -102,11 +102,11 @@ def _open_checkpoint(path, device, batch_size, max_seq_length):
 
     select_device(device)
     checkpoint = load_sentence_encoder(path, max_seq_length)
-    size = checkpoint.model.config.sentence_encoder["output_emb_size"] or checkpoint.model.config.hidden_size
+    size = checkpoint.model.embedding_size
 
     def run(texts, batch_size, progress=None):
         tokens = tokenize(check_texts(texts), checkpoint.encode)
-        return predict_logits(checkpoint, tokens, batch_size, progress, size=size)
+        return predict_logits(checkpoint, tokens, batch_size, progress)
 
     return TextEncoder(checkpoint.encoder_id, size, checkpoint.max_seq_length,
                        in_chunks(lambda texts, progress: run(texts, batch_size, progress), size),
