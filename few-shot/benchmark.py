@@ -4,11 +4,11 @@
         --train_files train_0.txt train_1.txt --max_steps 150 --prompt A B C --unlabelled_files train_0.txt train_1.txt
     python few-shot/benchmark.py --model_name_or_path folder --label_file label.txt --test_file dev.txt \\
         --train_files train.txt --shots 16 --seeds 1 2 3 4 5 --max_steps 110 --methods prompt fine_tuning tfidf
-    python few-shot/benchmark.py ... --shots 4 8 16 32 64 0 --figure curve.png      # 0: all rows
+    python few-shot/benchmark.py ... --shots 4 16 64 0 --max_steps 150 150 600 --figure curve.png      # 0: all rows
 
 Methods: prompts (one model per --prompt, their mean, and with --unlabelled_files one model distilled from all), prompt (the
 first --prompt alone), fine_tuning (train.py), tfidf (characters and logistic regression), setfit (needs --setfit_python, the
-Python of an environment made from requirements-setfit.txt). All train on the same rows for the same --max_steps.
+Python of an environment made from requirements-setfit.txt). All train on the same rows for the same number of steps.
 Reads   files of <text><tab><label>; label_file as of few-shot/train.py; of unlabelled_files only the texts, without those that
         are trained on or tested.
 Writes  output_dir/: results.json; data and models of each run. What it holds is not run again. Prints the table.
@@ -37,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("prompts", "prompt", "fine_tuning", "tfidf", "setfit")
 TEMPERATURES = np.geomspace(0.25, 8, 61)
 CALIBRATION_FOLDS = 5
-FREE_OPTIONS = ("methods", "shots", "seeds", "figure", "output_dir", "setfit_python")  # they decide what is run, not how
+# These decide what is run, not how; the number of steps stands beside each result.
+FREE_OPTIONS = ("methods", "shots", "seeds", "max_steps", "figure", "output_dir", "setfit_python")
 
 
 def parse_arguments():
@@ -51,7 +52,8 @@ def parse_arguments():
     parser.add_argument("--prompt", nargs="+", default=["{'mask','length':2}：{'text'}"], help="templates")
     parser.add_argument("--shots", nargs="+", type=int, help="rows per class to draw; 0: all rows")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="of draw and training; without --shots the first one")
-    parser.add_argument("--max_steps", type=positive_int, default=150, help="training steps")
+    parser.add_argument("--max_steps", nargs="+", type=positive_int, default=[150],
+                        help="training steps: one number, or one for each of --shots that is not 0")
     parser.add_argument("--epochs_of_all", type=float, default=3, help="epochs in the place of --max_steps for --shots 0")
     parser.add_argument("--batch_size", type=positive_int, default=16)
     parser.add_argument("--learning_rate", default="1e-4", help="of prompts")
@@ -65,10 +67,14 @@ def parse_arguments():
     args = parser.parse_args()
     if args.shots and len(args.train_files) > 1:
         parser.error("--shots draws from one training file, expected one --train_files")
+    counted = [shots for shots in args.shots or [None] if shots != 0]
+    if len(args.max_steps) not in (1, len(counted)):
+        parser.error("--max_steps: expected one number, or one for each of --shots that is not 0")
+    args.max_steps = dict(zip(counted, args.max_steps if len(args.max_steps) > 1 else args.max_steps * len(counted)))
     if "prompts" in args.methods and (len(args.prompt) < 2 or "prompt" in args.methods):
         parser.error("--methods prompts measures each of several --prompt, expected several, and no `prompt` beside it")
-    if "setfit" in args.methods and not args.setfit_python:
-        parser.error("--methods setfit needs --setfit_python")
+    if "setfit" in args.methods and (not args.setfit_python or 0 in (args.shots or [])):
+        parser.error("--methods setfit needs --setfit_python, and has no --shots 0")
     return args
 
 
@@ -116,7 +122,7 @@ def write_data(folder, args, labels, texts, label_ids, unlabelled):
 
 def train(script, folder, output, args, learning_rate, shots, seed, *options):
     """Run train.py or few-shot/train.py, with the options that they share and its own. Returns its seconds."""
-    steps = ["--num_train_epochs", args.epochs_of_all] if shots == 0 else ["--max_steps", args.max_steps]
+    steps = ["--max_steps", args.max_steps[shots]] if shots in args.max_steps else ["--num_train_epochs", args.epochs_of_all]
     return run([sys.executable, script, "--data_dir", folder, "--output_dir", output, "--do_train", "--overwrite_output_dir",
                 "--model_name_or_path", args.model_name_or_path, *steps, "--per_device_train_batch_size", args.batch_size,
                 "--per_device_eval_batch_size", 32, "--learning_rate", learning_rate, "--warmup_ratio", 0.1, "--seed", seed,
@@ -184,7 +190,7 @@ def run_method(method, args, folder, training_set, labels, test):
         return {method: {**measure(np.log(probs + 1e-9), test[1]), "seconds": time.perf_counter() - start}}
     run([args.setfit_python, "few-shot/benchmark_setfit.py", "--model_name_or_path", args.model_name_or_path, "--train_file",
          os.path.join(folder, "train.txt"), "--test_file", args.test_file, "--label_file", args.label_file, "--max_steps",
-         args.max_steps, "--batch_size", args.batch_size, "--learning_rate", args.setfit_learning_rate, "--seed", seed,
+         args.max_steps[shots], "--batch_size", args.batch_size, "--learning_rate", args.setfit_learning_rate, "--seed", seed,
          "--max_seq_length", args.max_seq_length, "--output", output + ".json"], output + ".log")
     found = read_json(output + ".json")
     return {method: {"accuracy": found["accuracy"], "macro_f1": found["macro_f1"], "seconds": found["train_seconds"]}}
@@ -251,12 +257,17 @@ def main():
         name, shots, seed, texts, label_ids = training_set
         folder = os.path.abspath(os.path.join(args.output_dir, name))
         for method in args.methods:
-            if any((result["set"], result["method"]) == (name, method) for result in results):
+            stored = [result for result in results if (result["set"], result["method"]) == (name, method)]
+            if any(result["max_steps"] != args.max_steps.get(shots) for result in stored):
+                raise UserError(f"{path}: {method} on {name} was measured with --max_steps {stored[0]['max_steps']}, expected "
+                                f"{args.max_steps.get(shots)}, or another --output_dir")
+            if stored:
                 continue
             get_logger().info(f"{name}: {method} on {len(texts)} rows ...")
             write_data(folder, args, labels, texts, label_ids, unlabelled)
             for found, measured in run_method(method, args, folder, training_set, labels, test).items():
-                results.append({"set": name, "method": method, "name": found, "shots": shots, "seed": seed, **measured})
+                results.append({"set": name, "method": method, "name": found, "shots": shots, "seed": seed,
+                                "max_steps": args.max_steps.get(shots), **measured})
             with complete_file(path) as output:
                 json.dump({"results": results, "options": options}, output, ensure_ascii=False, indent=1)
     print_table(results)

@@ -482,3 +482,4 @@ def test_the_benchmark_measures_and_does_not_measure_again(masked_lm, few, tmp_p
     again = run_here(benchmark.main, *changes, "--methods", "prompt", "tfidf")
     assert again.returncode == 0 and "rows ..." not in again.stderr and again.stdout == process.stdout
     assert_user_error(run_here(benchmark.main, *changes, "--methods", "tfidf", "--batch_size", 4), "other options")
+    assert_user_error(run_here(benchmark.main, *changes, "--methods", "tfidf", "--max_steps", 2), "--max_steps 1, expected 2")
