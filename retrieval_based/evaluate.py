@@ -27,7 +27,7 @@ from textcls.outputs import check_output, complete_file
 from textcls.predictions import threshold_or_auto
 from textcls.scoring import score_classes
 from textcls.search import chunks, find_threshold, label_probabilities, label_similarities, label_ranks
-from textcls.search_fitting import auroc
+from textcls.search_fitting import auroc, with_settings
 from textcls.search_index import check_encoder, open_index
 from textcls.text_encoder import open_encoder
 
@@ -44,6 +44,8 @@ def parse_arguments():
     parser.add_argument("--test_file", help="labelled texts in dataset_dir, instead of dev_file")
     parser.add_argument("--threshold", type=threshold_or_auto, default=0.0,
                         help="answers with a lower probability count as undecided; auto: the one of the index")
+    parser.add_argument("--lexical_weight", type=float,
+                        help="of the search by characters, 0 to 1; 0: by vectors alone; None: as build_index.py found best")
     parser.add_argument("--unknown_label", help="label of the texts that are of no label of the index; None: there are none")
     parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong texts go")
     parser.add_argument("--similar_text_pair", help="labelled texts of a recall result")
@@ -55,6 +57,8 @@ def parse_arguments():
         parser.error("--similar_text_pair and --recall_result_file belong together")
     if args.threshold != "auto" and not 0 <= args.threshold <= 1:
         parser.error(f"--threshold {args.threshold}: expected 0 to 1")
+    if args.lexical_weight is not None and not 0 <= args.lexical_weight <= 1:
+        parser.error(f"--lexical_weight {args.lexical_weight}: expected 0 to 1")
     return args
 
 
@@ -138,6 +142,8 @@ def main():
     if args.recall_result_file:
         return evaluate_recall_file(args)
     index = open_index(args.index_dir)
+    if args.lexical_weight is not None:
+        index = with_settings(index, lexical={**index.header["lexical"], "weight": args.lexical_weight})
     path, texts, label_ids = read_data(args, index.labels)
     check_output(args.bad_case_file, [path, args.params_path, args.index_dir])
     threshold = find_threshold(args.threshold, index)

@@ -16,8 +16,8 @@ from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_l
 
 from textcls.errors import UserError
 from textcls.lexical import cosines, count_terms, idf_of_postings, weigh
-from textcls.search import (chunks, fuse, label_probabilities, label_ranks, label_similarities, lexical_nearest, make_answers,
-                            nearest, search, vote)
+from textcls.search import (Found, chunks, fuse, label_probabilities, label_ranks, label_similarities, lexical_nearest,
+                            make_answers, nearest, search, vote)
 from textcls.search_fitting import auroc, fit
 from textcls.index_changes import (add_texts, label_texts, memory_index, new_header, remove_label, rename_label, rows_of_means,
                                    rows_of_texts, write_index)
@@ -388,6 +388,14 @@ def test_evaluation_is_that_of_the_formulas(built, encoder_export, data, tmp_pat
     process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", tmp_path,
                        "--test_file", "test.txt", cwd=tmp_path)
     assert_user_error(process, "test.txt:121: label '别的' is not in")
+    rows = Found(*nearest(index, vectors, 50), *lexical_nearest(index, texts, 50))
+    for weight, similarities, found, settings in ((0, rows.similarities, rows.rows, index.header["vote"]),
+                                                  (1, rows.lexical_similarities, rows.lexical_rows, index.header["lexical"])):
+        guesses = vote(index, similarities, found, settings["neighbours"], settings["temperature"]).argmax(axis=1)
+        process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", data,
+                           "--lexical_weight", weight, cwd=tmp_path)
+        assert f"Accuracy: {(guesses == ids).mean() * 100:.2f}% |" in process.stderr
+    assert_user_error(run_here(evaluate.main, "--lexical_weight", 1.5), "--lexical_weight 1.5: expected 0 to 1")
 
 
 def test_predictions_in_all_forms_agree(built, encoder_export, data, tmp_path):

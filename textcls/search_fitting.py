@@ -46,6 +46,7 @@ def fit(index, vectors, texts, label_ids, precision=None):
 
 
 def with_settings(index, **entries):
+    """The index with other entries in its header, in memory only."""
     header = {**index.header, **entries}
     return index._replace(header=header, boosts=label_boosts(header, index.rows_per_label()))
 
