@@ -154,8 +154,6 @@ def main():
     num_rows = len(index.row_labels)
     use_hnsw = args.hnsw == "on" or (args.hnsw == "auto" and num_rows > MOST_EXACT)
     header = write_index(args.index_dir, index, (args.hnsw_m, args.hnsw_ef) if use_hnsw else None)
-    if use_hnsw:
-        get_logger().info(f"HNSW: recall@10 against exact search {header['hnsw']['recall']:.4f}")
     if args.data_name:
         path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
         with complete_file(path, "wb") as file:

@@ -11,6 +11,8 @@ Reads   params_path: the encoder of the index, where there are texts to encode.
 Writes  index_dir: a few new rows and index.json, which is replaced in one step. A server that has the index open sees the change.
 """
 
+import contextlib
+import functools
 import os
 import sys
 import time
@@ -21,7 +23,8 @@ from utils import read_texts
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.options import add_encoder_options, make_parser
-from textcls.index_changes import add_texts, check_new_label, find_label, label_texts, remove_label, rename_label
+from textcls.index_changes import (OutdatedIndex, add_texts, check_new_label, find_label, label_texts, remove_label,
+                                   rename_label)
 from textcls.search_index import check_encoder, open_index
 from textcls.text_encoder import open_encoder
 from textcls.texts import text_problem
@@ -57,8 +60,12 @@ def read_new_texts(args):
     return list(dict.fromkeys(texts))
 
 
-def make_change(args, index, texts):
-    """Encode what is needed, then change the index. Returns (its new index.json, the seconds of the change itself)."""
+def make_change(args, texts, encoder_of):
+    """Encode what is needed, then change the index. encoder_of: function that opens the encoder.
+
+    Returns (the new index.json, the seconds of the change itself). OutdatedIndex where another process was faster.
+    """
+    index = open_index(args.index_dir)
     if args.change == "rename":
         entry = find_label(index, args.label)
         check_new_label(args.new_name)
@@ -71,16 +78,16 @@ def make_change(args, index, texts):
         find_label(index, args.label)
     vectors = None
     if texts:
-        encoder = open_encoder(args.params_path, args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
+        encoder = encoder_of()
         check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)
         vectors = encoder.encode(texts)
     start = time.perf_counter()
     if args.change == "remove":
         header = remove_label(args.index_dir, args.label)
     elif args.change == "rename":
-        header = rename_label(args.index_dir, args.label, args.new_name, vectors)
+        header = rename_label(args.index_dir, args.label, args.new_name, vectors, index.header)
     else:
-        header = add_texts(args.index_dir, args.label, texts, vectors, describes=args.change == "describe")
+        header = add_texts(args.index_dir, args.label, texts, vectors, args.change == "describe", index.header)
     return header, time.perf_counter() - start
 
 
@@ -89,8 +96,12 @@ def main():
     texts = read_new_texts(args)
     if not os.access(args.index_dir, os.W_OK) and os.path.isdir(args.index_dir):
         raise UserError(f"{args.index_dir}: cannot be written, expected a writable folder")
-    index = open_index(args.index_dir)
-    header, seconds = make_change(args, index, texts)
+    encoder_of = functools.cache(lambda: open_encoder(args.params_path, args.device, batch_size=args.batch_size,
+                                                      max_seq_length=args.max_seq_length))
+    while True:
+        with contextlib.suppress(OutdatedIndex):
+            header, seconds = make_change(args, texts, encoder_of)
+            break
     name = f"{args.label} -> {args.new_name}" if args.new_name else args.label
     get_logger().info(f"Index {args.index_dir}: {args.change} {name}, {len(texts)} texts, {seconds * 1000:.1f} ms; "
                       f"{len(header['labels'])} labels now")

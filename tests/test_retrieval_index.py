@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,10 +45,11 @@ def class_vectors(generator, label_ids):
 
 VECTORS = class_vectors(np.random.default_rng(0), IDS)
 QUERIES = class_vectors(np.random.default_rng(1), np.arange(40) % len(LABELS))
+ENCODER = "0123456789abcdef"
 
 
-def make_index(folder, corpus="texts", dtype="float32", hnsw=None):
-    header = new_header("0123456789abcdef", SIZE, corpus, [(label, []) for label in LABELS], dtype)
+def make_index(folder, corpus="texts", dtype="float32", hnsw=None, encoder_id=ENCODER):
+    header = new_header(encoder_id, SIZE, corpus, [(label, []) for label in LABELS], dtype)
     if corpus == "labels":
         rows = rows_of_texts(unit(np.random.default_rng(2), len(LABELS), SIZE), range(len(LABELS)), LABELS)
     else:
@@ -91,6 +93,16 @@ def test_nearest_rows_are_those_of_brute_force_in_all_segments_without_removed_l
     assert rows.shape[1] == len(TEXTS) + 2 and (rows[:, left:] == -1).all() and (rows[:, :left] >= 0).all()
     answers = make_answers(index, QUERIES, TEXTS[:40], top_k=100, num_nearest=3)
     assert all(sorted(label for label, _, _ in answer.top_k) == sorted(index.labels) for answer in answers)
+
+
+def test_similarities_are_those_of_the_nearest_rows_whichever_half_has_found_a_label(tmp_path):
+    index = make_index(tmp_path)
+    index = index._replace(header={**index.header, "lexical": {**index.header["lexical"], "weight": 0.5}})
+    similarities = label_similarities(index, QUERIES)
+    answers = make_answers(index, QUERIES, TEXTS[100:140], top_k=6)
+    for row, answer in enumerate(answers):
+        assert [similarity for _, _, similarity in answer.top_k] == pytest.approx(
+            [similarities[row, index.labels.index(label)] for label, _, _ in answer.top_k], abs=1e-5)
 
 
 def test_equal_rows_come_in_their_order_however_many_there_are():
@@ -152,6 +164,19 @@ def test_hnsw_finds_the_rows_of_exact_search_and_skips_removed_ones(tmp_path):
         assert removed is None or 7 not in ids[found]
 
 
+def test_hnsw_is_left_out_where_equal_rows_hide_the_others(tmp_path, caplog):
+    generator = np.random.default_rng(6)
+    vectors = unit(generator, 1200, 16)
+    vectors[:600] = vectors[0]
+    rows = rows_of_texts(vectors, np.arange(1200) % 5, ["文"] * 1200)
+    header = new_header("x", 16, "texts", [(str(label), []) for label in range(5)])
+    header = write_index(tmp_path, memory_index(header, rows), (2, 1))
+    index = open_index(tmp_path)
+    exact, found = (nearest(index, vectors[595:640], 10, exact=exact)[0] for exact in (True, False))
+    assert (header["hnsw"] is None) == ("searched exactly" in caplog.text)
+    assert np.mean(found >= exact[:, -1:] - 1e-6) >= 0.99
+
+
 def test_settings_fitted_on_dev_make_fusion_no_worse_and_keep_the_wanted_precision():
     texts, ids = [text for text, _ in DEV], np.array([LABELS.index(label) for _, label in DEV])
     vectors = class_vectors(np.random.default_rng(6), ids) + unit(np.random.default_rng(7), len(ids), SIZE)
@@ -162,6 +187,7 @@ def test_settings_fitted_on_dev_make_fusion_no_worse_and_keep_the_wanted_precisi
     probs = np.concatenate([label_probabilities(index, vectors[chunk], texts[chunk]) for chunk in chunks(index, len(texts))])
     is_right = probs.argmax(axis=1) == ids
     assert is_right.mean() == pytest.approx(figures["fused"])
+    assert min(index.header["known"]["weights"]) >= 0  # a text that is nearer is never less known
     decided = probs.max(axis=1) >= index.header["threshold"]["value"]
     assert figures["fused"] < 0.995 and 0.2 < decided.mean() < 1 and is_right[decided].mean() >= 0.995
 
@@ -240,6 +266,44 @@ def test_many_changes_keep_all_rows_in_few_segments(tmp_path, corpus):
     assert [answer.nearest[0][:2] for answer in answers] == [(f"问题{number}号", f"类{number}") for number in range(40)]
     assert [lexical_nearest(index, [f"问题{number}号"], 1)[1][0, 0] for number in (0, 39)] == [
         nearest(index, new[number:number + 1], 1)[1][0, 0] for number in (0, 39)]
+
+
+def test_rows_of_removed_labels_go_when_segments_are_joined(tmp_path):
+    make_index(tmp_path)
+    new = unit(np.random.default_rng(3), 1, SIZE)
+    for number in range(20):
+        add_texts(tmp_path, "新", [f"问题{number}号"], new)
+        if number % 2:
+            remove_label(tmp_path, "新")
+    index = open_index(tmp_path)
+    assert len(index.segments) < 17 and (index.row_labels < 0).sum() < 6 and index.labels == LABELS
+
+
+@pytest.mark.parametrize("faster", ["describe", "remove", "build"])
+def test_a_change_that_another_process_overtakes_is_made_of_what_is_there_then(tmp_path, monkeypatch, faster):
+    make_index(tmp_path, "labels")
+
+    def encode(texts):
+        if not done:
+            done.append(faster)
+            if faster == "describe":
+                add_texts(tmp_path, LABELS[0], ["得了什么病"], VECTORS[:1], describes=True)
+            elif faster == "remove":
+                remove_label(tmp_path, LABELS[0])
+            else:
+                make_index(tmp_path, "labels", encoder_id="f" * 16)
+        return VECTORS[:len(texts)]
+
+    done, encoder = [], SimpleNamespace(encode=encode, encoder_id=ENCODER, dimension=SIZE)
+    monkeypatch.setattr(change, "open_encoder", lambda *arguments, **options: encoder)
+    process = run_here(change.main, "rename", LABELS[0], "新名", "--index_dir", tmp_path)
+    index = open_index(tmp_path)
+    if faster == "describe":
+        assert process.returncode == 0, process.stderr
+        assert {index.text(row) for row in np.flatnonzero(index.row_labels == 0)} == {"新名", "得了什么病"}
+    else:
+        assert_user_error(process, f"no label '{LABELS[0]}'" if faster == "remove" else "encoder")
+        assert "新名" not in index.labels
 
 
 def test_who_has_an_index_open_keeps_it_whatever_becomes_of_the_folder(tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 
 from textcls.errors import UserError
 from textcls.lexical import count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
+from textcls.log import get_logger
 from textcls.outputs import complete_file
 from textcls.search import hnsw_recall
 from textcls.search_index import FORMAT, MARKER, PARTS, Segment, assemble, label_word, open_hnsw, open_index
@@ -28,8 +29,12 @@ HNSW_FACTORS, ENOUGH_RECALL = (1, 2, 2, 2, 2), 0.99  # HNSW's expansion is multi
 BLOCK = 16384  # rows converted at a time
 
 
+class OutdatedIndex(Exception):
+    """Another process has changed what a change was prepared for: prepare it again."""
+
+
 class NewRows(NamedTuple):
-    """Rows to write."""
+    """Rows to write: as many of each."""
 
     vectors: np.ndarray  # float32 [num_rows, dimension], unit length
     label_ids: np.ndarray  # int [num_rows]
@@ -80,12 +85,18 @@ def memory_index(header, rows):
 def write_index(folder, index, hnsw=None):
     """Write a `memory_index` into a folder, in place of what index may be there. hnsw: None, or its (connectivity, expansion).
 
-    Returns its index.json.
+    Returns its index.json. An HNSW that finds too little is left out, which the log says.
     """
     with changing(folder):
         header = {**index.header, "segments": [write_segment(folder, index.header["dtype"], index.segments[0])]}
         if hnsw is not None:
-            header["hnsw"] = tune_hnsw(folder, index, header, write_hnsw(folder, index.segments[0], *hnsw))
+            entry = tune_hnsw(folder, index, header, write_hnsw(folder, index.segments[0], *hnsw))
+            get_logger().info(f"HNSW: recall@10 against exact search {entry['recall']:.4f}")
+            if entry["recall"] >= ENOUGH_RECALL:
+                header["hnsw"] = entry
+            else:
+                get_logger().warning(f"HNSW finds too few of the nearest rows, expected {ENOUGH_RECALL} or more: this index is "
+                                     "searched exactly; larger --hnsw_m and --hnsw_ef find more.")
         return write_header(folder, header)
 
 
@@ -121,6 +132,9 @@ def tune_hnsw(folder, index, header, entry):
 
 def make_segment(rows, idf):
     """The Segment of NewRows, float32. idf: of segment 0; None: this is segment 0."""
+    sizes = {len(rows.vectors), len(rows.label_ids), len(rows.texts), len(rows.terms)}
+    if len(sizes) > 1:
+        raise ValueError(f"rows of {sizes} vectors, label ids, texts and terms, expected as many of each")
     idf = idf or idf_of_rows([terms for terms, _ in rows.terms])
     texts = [text.encode("utf-8") for text in rows.texts]
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
@@ -187,9 +201,9 @@ def changing(folder):
 
 def find_label(index, name):
     """The entry of a label in index.json. UserError where there is none."""
-    for entry in index.header["labels"]:
-        if entry["name"] == name:
-            return entry
+    entry = find_entry(index.header, name)
+    if entry is not None:
+        return entry
     close = difflib.get_close_matches(name, index.labels, 1, 0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise UserError(f"{index.folder}: no label {name!r}{hint}, expected one of its {len(index.labels)} labels")
@@ -203,16 +217,32 @@ def check_new_label(name):
         raise UserError(f"label {name!r}: {wrong}, expected the name of a label")
 
 
-def add_texts(folder, name, texts, vectors, describes=False):
+def find_entry(header, name):
+    """The entry of a label in an index.json, or None."""
+    return next((entry for entry in header["labels"] if entry["name"] == name), None)
+
+
+def check_unchanged(index, seen, name):
+    """OutdatedIndex where encoder, corpus or the label are others than in `seen`, an earlier index.json, or None."""
+    def decisive(header):
+        return header["encoder_id"], header["corpus"], find_entry(header, name)
+
+    if seen is not None and decisive(index.header) != decisive(seen):
+        raise OutdatedIndex
+
+
+def add_texts(folder, name, texts, vectors, describes=False, seen=None):
     """Add texts (list of str, vectors float32 [num_texts, dimension] of unit length) to a label, which may be a new one.
 
-    describes: keep the texts as descriptions of the label, too. Returns the new index.json. UserError.
+    describes: keep the texts as descriptions of the label, too. seen: the index.json that this was decided by; OutdatedIndex
+    where it does not hold any more. Returns the new index.json. UserError.
     """
     check_new_label(name)
     with changing(folder):
         index = open_index(folder, dimension=vectors.shape[1])
+        check_unchanged(index, seen, name)
         header, labels = dict(index.header), [dict(entry) for entry in index.header["labels"]]
-        entry = next((entry for entry in labels if entry["name"] == name), None)
+        entry = find_entry({"labels": labels}, name)
         if entry is None:
             entry = {"id": header["next_id"], "name": name, "texts": []}
             labels.append(entry)
@@ -254,14 +284,15 @@ def remove_label(folder, name):
         return write_header(folder, {**index.header, "labels": labels})
 
 
-def rename_label(folder, name, new_name, vectors=None):
+def rename_label(folder, name, new_name, vectors=None, seen=None):
     """Give a label another name. vectors: where the corpus is the labels', those of its `label_texts` under the new name.
 
-    Returns the new index.json. UserError.
+    seen: as of `add_texts`. Returns the new index.json. UserError.
     """
     check_new_label(new_name)
     with changing(folder):
         index = open_index(folder)
+        check_unchanged(index, seen, name)
         entry = find_label(index, name)
         if new_name in index.labels:
             raise UserError(f"{folder}: has a label {new_name!r} already, expected a new name")
@@ -288,7 +319,8 @@ def append_rows(index, header, rows):
     segments = header["segments"]
     small = [number for number in range(1, len(segments)) if segments[number]["rows"] <= SMALL_ROWS]
     if len(segments) > MOST_SEGMENTS and len(small) > 1:
-        rows = join_rows([segment_rows(index.segments[number]) for number in small] + [weigh_rows(rows, index.idf)])
+        ids = [entry["id"] for entry in header["labels"]]
+        rows = join_rows([segment_rows(index.segments[number], ids) for number in small] + [weigh_rows(rows, index.idf)])
         segments = [entry for number, entry in enumerate(segments) if number not in small]
     header["segments"] = [*segments, write_segment(index.folder, header["dtype"], make_segment(rows, index.idf))]
     return write_header(index.folder, header)
@@ -300,11 +332,12 @@ def weigh_rows(rows, idf):
         terms=[(terms, weigh(terms, counts, idf)) for terms, counts in rows.terms], terms_are_weighted=True)
 
 
-def segment_rows(segment):
-    """The rows of a Segment: NewRows."""
-    count = len(segment.label_ids)
-    return NewRows(segment.block(0, count), segment.label_ids, [segment.text(row) for row in range(count)],
-                   split_postings(segment.postings, count), True, segment.counts, segment.lengths)
+def segment_rows(segment, ids):
+    """The rows of a Segment whose labels have one of these ids: NewRows."""
+    kept, terms = np.flatnonzero(np.isin(segment.label_ids, ids)), split_postings(segment.postings, len(segment.label_ids))
+    counts, lengths = (values if values is None else values[kept] for values in (segment.counts, segment.lengths))
+    return NewRows(segment.take(kept), segment.label_ids[kept], [segment.text(row) for row in kept], [terms[row] for row in kept],
+                   True, counts, lengths)
 
 
 def join_rows(parts):

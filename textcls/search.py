@@ -88,14 +88,16 @@ def segment_nearest(segment, row_labels, queries, k, excluded=None):
 
 
 def hnsw_nearest(index, queries, k):
-    """The k nearest rows of segment 0 by HNSW, their similarities exact; None where too many of those found are removed."""
+    """The k nearest rows of segment 0 by HNSW, their similarities exact; None where it finds too few that are not removed."""
     segment, total = index.segments[0], len(index.segments[0].label_ids)
     wanted = max(OVERSAMPLING * k, index.header["hnsw"]["expansion"])
     while wanted < total:
         with index.hnsw.lock:
             index.hnsw.index.expansion_search = wanted
-            keys = index.hnsw.index.search(queries, wanted).keys
-        keys = np.sort(np.asarray(keys).astype(np.int64).reshape(len(queries), wanted), axis=1)  # ties: the lower row first
+            keys = np.asarray(index.hnsw.index.search(queries, wanted).keys).astype(np.int64)
+        if keys.size < len(queries) * wanted:
+            return None  # many equal rows, which its graph cannot all reach
+        keys = np.sort(keys.reshape(len(queries), wanted), axis=1)  # ties: the lower row first
         scores = np.einsum("qd,qkd->qk", queries, segment.take(keys))
         scores[index.row_labels[keys] < 0] = -np.inf
         if (np.isfinite(scores).sum(axis=1) >= k).all():
@@ -106,11 +108,11 @@ def hnsw_nearest(index, queries, k):
 
 
 def hnsw_recall(index, k=10, samples=1000):
-    """Share of the k nearest rows of evenly spaced rows that HNSW finds, 0 to 1."""
+    """Share of the k nearest rows of evenly spaced rows that HNSW finds, 0 to 1; of rows that are as near any will do."""
     rows = np.arange(0, len(index.row_labels), -(-len(index.row_labels) // samples))
     queries = index.take(rows)
-    exact, found = (nearest(index, queries, k, exact=exact)[1] for exact in (True, False))
-    return float(np.mean([np.isin(row, other).mean() for row, other in zip(exact, found)]))
+    exact, found = (nearest(index, queries, k, exact=exact)[0] for exact in (True, False))
+    return float(np.mean(found >= exact[:, -1:] - SAME))
 
 
 def nearest(index, queries, k, excluded=None, exact=False):
@@ -253,10 +255,7 @@ def make_answers(index, vectors, texts, top_k=1, num_nearest=0):
         found = search(index, vectors[chunk], texts[chunk], num_nearest)
         probs = fuse(index, found)
         known = known_probs(index, found, probs)
-        best = evidence(index, found, vectors[chunk])
-        few = np.flatnonzero(((probs > 0) & np.isfinite(best)).sum(axis=1) < top_k)
-        if len(few):
-            best[few] = label_similarities(index, vectors[chunk][few])
+        best = shown_similarities(index, found, vectors[chunk], probs, top_k)
         for row in range(len(probs)):
             order = rank_labels(probs[row], best[row])[:top_k]
             top = [(index.labels[label], round(float(probs[row, label] * known[row]), DECIMALS),
@@ -277,15 +276,19 @@ def find_threshold(wanted, index):
     return index.header["threshold"]["value"]
 
 
-def evidence(index, found, vectors):
-    """The best cosine of each label among the rows found by either half: float32 [num_queries, num_labels], -inf where none."""
+def shown_similarities(index, found, vectors, probs, top_k):
+    """`label_similarities` of the top_k labels of each text and of those that are as probable; others may be -inf."""
     best = np.full((len(vectors), len(index.labels)), -np.inf, np.float32)
     queries, places = np.nonzero(found.rows >= 0)
     np.maximum.at(best, (queries, index.row_labels[found.rows[queries, places]]), found.similarities[queries, places])
-    if index.header["lexical"]["weight"] > 0:
-        queries, places = np.nonzero(found.lexical_rows >= 0)
-        rows = found.lexical_rows[queries, places]
-        np.maximum.at(best, (queries, index.row_labels[rows]), np.einsum("nd,nd->n", index.take(rows), vectors[queries]))
+    few = np.flatnonzero((probs > 0).sum(axis=1) < top_k)
+    if len(few):
+        best[few] = label_similarities(index, vectors[few])
+    least = np.partition(probs, probs.shape[1] - top_k, axis=1)[:, -top_k, None]
+    for query, label in zip(*np.nonzero((probs >= least) & np.isinf(best))):  # the lexical half alone has found them
+        rows = np.flatnonzero(index.row_labels == label)
+        if len(rows):
+            best[query, label] = (index.take(rows) @ vectors[query]).max()
     return best
 
 

@@ -147,18 +147,24 @@ def count(probs, label_ids, hits, losses, place):
 def fit_known(index, found, without):
     """Logistic regression of `known_features` that tells dev texts from dev texts whose own label is left out of the index.
 
-    found, without: Found of both. Returns ({"weights", "offset"}, AUROC on these texts).
+    No weight is negative, so that a text which is nearer to the index never counts as less known. found, without: Found of
+    both. Returns ({"weights", "offset"}, AUROC on these texts).
     """
+    from scipy.optimize import minimize
+
     features = np.concatenate([features_of(index, rows) for rows in (found, without)]).astype(np.float64)
     targets = np.repeat([1.0, 0.0], [len(found.rows), len(without.rows)])
     mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
-    weights = np.zeros(inputs.shape[1])
-    for _ in range(30):  # Newton's method, with a little L2 so that it ends where both parts can be told apart wholly
-        probs = 1 / (1 + np.exp(-np.clip(inputs @ weights, -30, 30)))
-        gradient = inputs.T @ (probs - targets) + 0.1 * weights
-        hessian = (inputs * (probs * (1 - probs))[:, None]).T @ inputs + 0.1 * np.eye(len(weights))
-        weights -= np.linalg.solve(hessian, gradient)
+
+    def loss(weights):
+        """NLL with a little L2, so that it ends where both parts can be told apart wholly, and its gradient."""
+        scores = inputs @ weights
+        errors = 1 / (1 + np.exp(-np.clip(scores, -30, 30))) - targets
+        return (np.logaddexp(0, scores) - targets * scores).sum() + 0.05 * weights @ weights, inputs.T @ errors + 0.1 * weights
+
+    bounds = [(0, None)] * features.shape[1] + [(None, None)]
+    weights = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
     scaled = weights[:-1] / deviation
     offset = weights[-1] - scaled @ mean + np.log((1 - UNKNOWN_SHARE) / UNKNOWN_SHARE)
     return {"weights": scaled.tolist(), "offset": float(offset)}, auroc(inputs @ weights, targets == 1)
