@@ -12,6 +12,7 @@ QUERIES, ROWS = 512, 32768  # of a block of similarities, 64 MiB
 LEAST_QUERIES = 16  # of a block, where there are very many labels
 CELLS = 1 << 22  # queries x labels that are scored at a time
 OVERSAMPLING = 2  # HNSW's vectors are int8: so many times the wanted rows are found and measured exactly
+NEAREST = 3  # rows by which a text counts as known
 SAME = 1e-6  # similarities that are closer count as equal: the order of sums in a matrix product changes the last bits
 
 
@@ -152,9 +153,9 @@ def lexical_nearest(index, texts, k, excluded=None):
 
 
 def search(index, vectors, texts, num_rows=0, excluded=None):
-    """The rows near texts (vectors: theirs), at least num_rows by vectors: Found. excluded: as of `nearest`."""
+    """The rows near texts (vectors: theirs), at least num_rows and NEAREST by vectors: Found. excluded: as of `nearest`."""
     vote, lexical = index.header["vote"], index.header["lexical"]
-    dense = nearest(index, vectors, max(vote["neighbours"], num_rows), excluded)
+    dense = nearest(index, vectors, max(vote["neighbours"], num_rows, NEAREST), excluded)
     return Found(*dense, *lexical_nearest(index, texts, lexical["neighbours"], excluded))
 
 
@@ -197,12 +198,14 @@ def sharpen(probs, sharpness):
     return probs / np.maximum(probs.sum(axis=1, keepdims=True), 1e-30)
 
 
-def known_features(index, found, probs):
-    """What the confidence that a text is of a known label goes by: float32 [num_queries, 4]: similarity of the nearest row, mean
-    similarity of the neighbours, share of the best label, mean similarity of the neighbours by TF-IDF."""
-    dense = np.where(found.rows >= 0, found.similarities, 0)[:, :index.header["vote"]["neighbours"]]
-    lexical = np.where(found.lexical_rows >= 0, found.lexical_similarities, 0)[:, :index.header["lexical"]["neighbours"]]
-    return np.stack([dense.max(axis=1), dense.mean(axis=1), probs.max(axis=1), lexical.mean(axis=1)], axis=1)
+def known_features(found, probs):
+    """What the confidence that a text is of a known label goes by: float32 [num_queries, 3]: similarity of the nearest row, mean
+    similarity of the NEAREST nearest rows, share of the best label.
+
+    So few rows, that a label which was added by a handful of texts counts; words in common say nothing of a text's being known.
+    """
+    similarities = np.where(found.rows >= 0, found.similarities, 0)[:, :NEAREST]
+    return np.stack([similarities[:, 0], similarities.mean(axis=1), probs.max(axis=1)], axis=1)
 
 
 def known_probs(index, found, probs):
@@ -210,7 +213,7 @@ def known_probs(index, found, probs):
     known = index.header["known"]
     if known is None:
         return np.ones(len(probs))
-    features = known_features(index, found, probs)
+    features = known_features(found, probs)
     return 1 / (1 + np.exp(-(features @ np.array(known["weights"]) + known["offset"])))
 
 

@@ -172,7 +172,7 @@ def fit_known(index, found, without):
 
 def features_of(index, found):
     """`known_features` of all texts."""
-    return np.concatenate([known_features(index, part(found, chunk), fuse(index, part(found, chunk)))
+    return np.concatenate([known_features(part(found, chunk), fuse(index, part(found, chunk)))
                            for chunk in chunks(index, len(found.rows))])
 
 

@@ -15,7 +15,7 @@ from utils import read_json
 from textcls.errors import UserError
 from textcls.lexical import (Idf, Postings, idf_of_postings)
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "index.json"
 CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a training text, the mean of a label's texts
 DTYPES = ("float32", "float16", "int8")
@@ -183,7 +183,7 @@ def check_header(header, path):
         "vote": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and value["sharpness"] > 0
         and value["least_rows"] >= 0,
         "lexical": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
-        "known": lambda value: value is None or (len(value["weights"]) == 4 and sum(value["weights"]) + value["offset"] < np.inf),
+        "known": lambda value: value is None or (len(value["weights"]) == 3 and sum(value["weights"]) + value["offset"] < np.inf),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1}
     for name, is_sound in checks.items():
         try:
