@@ -145,7 +145,7 @@ def main():
     if args.lexical_weight is not None:
         index = with_settings(index, lexical={**index.header["lexical"], "weight": args.lexical_weight})
     path, texts, label_ids = read_data(args, index.labels)
-    check_output(args.bad_case_file, [path, args.params_path, args.index_dir])
+    check_output(args.bad_case_file, [path, args.params_path, args.index_dir], args.dataset_dir)
     threshold = find_threshold(args.threshold, index)
     encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
     check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)

@@ -60,7 +60,9 @@ def read_pairs(path, problems, needs_tab):
 def main():
     args = parse_arguments()
     path = os.path.join(args.recall_result_dir, args.recall_result_file)
-    check_output(path, [args.corpus_file, args.similar_text_pair_file, args.params_path])
+    inputs = [args.corpus_file, args.similar_text_pair_file, args.params_path]
+    for file in inputs[:2]:
+        check_output(path, inputs, os.path.dirname(file))
     problems = Problems()
     corpus = read_pairs(args.corpus_file, problems, needs_tab=False)
     queries = [text for text, _ in read_pairs(args.similar_text_pair_file, problems, needs_tab=True)]

@@ -496,6 +496,11 @@ def test_refusals(built, encoder_export, data, tmp_path):
     assert_user_error(run_here(predict.main, *options, "--top_k", "50", "--output_format", "tsv"), "--top_k 50")
     assert_user_error(run_here(predict.main, *options, "--threshold", "high"), "expected a number, 0 to 1, or auto")
     assert_user_error(run_here(evaluate.main, *options[:6], "--unknown_label", LABELS[0]), f"--unknown_label {LABELS[0]}")
+    words = ["--params_path", encoder_export, "--corpus_file", data / "label.txt", "--similar_text_pair", data / "dev.txt"]
+    for process in (run_here(predict.main, *options, "--output_file", data / "train.txt"),
+                    run_here(evaluate.main, *options[:6], "--bad_case_file", data / "train.txt"),
+                    run_here(recall.main, *words, "--recall_result_dir", data, "--recall_result_file", "train.txt")):
+        assert_user_error(process, "train.txt: is a data file, expected another name for the output")
     assert not (tmp_path / "out").exists()
     write_lines(tmp_path / "train.txt", ["没有标签"])
     words = ["--params_path", encoder_export, "--data_dir", tmp_path, "--index_dir", tmp_path / "new", "--corpus", "texts"]

@@ -218,7 +218,7 @@ def test_padding_and_batches_by_length():
 
 def test_outputs_are_no_data_files_and_not_each_other(tmp_path):
     check_outputs([tmp_path / "a", tmp_path / "new/b"], [tmp_path / "train.txt"], tmp_path)
-    for outputs, wrong in ((["a", "dev.txt"], "is an input of this run"), (["other.txt"], "is an input of this run"),
+    for outputs, wrong in ((["a", "dev.txt"], "is a data file"), (["other.txt"], "is an input of this run"),
                            (["a", "./a"], "named for two outputs"), (["in"], "is a folder"), (["file/b"], "cannot be")):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "file").write_text("")

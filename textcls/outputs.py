@@ -12,9 +12,9 @@ STAGING = ".staging"  # how the names of folders begin that are not finished
 DATA_FILES = ("train.txt", "dev.txt", "test.txt", "label.txt", "data.txt")  # no script may overwrite these
 
 
-def check_output(output, inputs):
-    """UserError where an output file could not be written: it is a folder, in a folder that may not be written to, or is one
-    of the files that are read.
+def check_output(output, inputs, dataset_dir):
+    """UserError where an output file could not be written: it is a folder, in a folder that may not be written to, one of the
+    files that are read, or one of the data files in dataset_dir.
 
     inputs: files, and folders all of whose files count.
     """
@@ -29,13 +29,14 @@ def check_output(output, inputs):
     for path in map(os.path.realpath, inputs):
         if output == path or (os.path.isfile(output) and os.path.dirname(output) == path):
             raise UserError(f"{written}: is an input of this run, expected another name for the output")
+    if output in [os.path.realpath(os.path.join(dataset_dir, name)) for name in DATA_FILES]:
+        raise UserError(f"{written}: is a data file, expected another name for the output")
 
 
 def check_outputs(outputs, inputs, dataset_dir):
-    """As `check_output` for several output files, which may not be each other nor one of the data files in dataset_dir."""
-    inputs = inputs + [os.path.join(dataset_dir, name) for name in DATA_FILES]
+    """As `check_output` for several output files, which may not be each other."""
     for position, output in enumerate(outputs):
-        check_output(output, inputs)
+        check_output(output, inputs, dataset_dir)
         if os.path.realpath(output) in map(os.path.realpath, outputs[:position]):
             raise UserError(f"{output}: named for two outputs, expected different files")
 
