@@ -8,7 +8,8 @@
 Reads   params_path (made by retrieval_based/train.py, or by its export_model.py), data_dir/label.txt, train.txt and dev.txt.
         A line of label.txt may be `label==description==synonym`; what is before a `##` in a label is no part of its text.
 Writes  index_dir, in place of what index may be there; it can be used meanwhile. With --data_name also
-        output_dir/<data_name>_embedding.npy, the vectors that are searched: float32 [rows, size].
+        output_dir/<data_name>_embedding.npy, the vectors that are searched, float32 [rows, size]: of train.txt or --corpus_file
+        line by line; of label.txt each label's own name, then what is written behind it.
 """
 
 import argparse
@@ -20,12 +21,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import check_splits, read_label_words, read_labelled, read_lines
+from textcls.corpus import label_rows
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger, progress_bar
 from textcls.options import add_encoder_options, make_parser, positive_int
 from textcls.outputs import check_output_folder, complete_file
 from textcls.search_fitting import fit
-from textcls.index_changes import label_texts, memory_index, new_header, rows_of_means, rows_of_texts, write_index
+from textcls.index_changes import memory_index, new_header, rows_of_means, rows_of_texts, write_index
 from textcls.search_index import CORPORA, DTYPES, label_word
 from textcls.text_encoder import open_encoder
 
@@ -79,8 +81,12 @@ def read_data(args):
     if args.corpus_file:
         has_tabs = any("\t" in line for _, line in read_lines(args.corpus_file, Problems()))
         paths["train" if has_tabs else "label"] = args.corpus_file
-        if not has_tabs and args.corpus == "auto":
-            args.corpus = "labels"
+        own = "texts" if has_tabs else "labels"
+        if args.corpus == "auto" and (args.data_name or not has_tabs):
+            args.corpus = own
+        if args.data_name and args.corpus != own:
+            raise UserError(f"--corpus {args.corpus}: --data_name writes the vectors of {args.corpus_file}, row by row, expected "
+                            f"--corpus {own}")
     words = read_label_words(paths["label"], problems)
     labels = [] if problems.count else list(words)
     needs_train = args.corpus in ("texts", "means") or (args.corpus == "auto" and os.path.exists(paths["train"]))
@@ -103,9 +109,9 @@ def encode(encoder, texts, what):
 
 def make_rows(corpora, encoder, labels, train):
     """The rows of each corpus: {corpus: NewRows}."""
-    texts = [label_texts(*label) for label in labels]
-    names = [text for of_label in texts for text in of_label]
-    name_ids = np.repeat(np.arange(len(labels)), [len(of_label) for of_label in texts])
+    ids = {name: number for number, (name, _) in enumerate(labels)}
+    name_rows = label_rows(dict(labels))
+    names, name_ids = [text for _, text in name_rows], np.array([ids[name] for name, _ in name_rows])
     name_vectors = encode(encoder, names, "labels")
     rows = {"labels": rows_of_texts(name_vectors, name_ids, names)} if "labels" in corpora else {}
     if corpora != ["labels"]:
@@ -159,7 +165,8 @@ def main():
     if args.data_name:
         path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
         with complete_file(path, "wb") as file:
-            np.save(file, index.segments[0].vectors)
+            vectors = index.segments[0].vectors  # of texts: without those of labels that have none, which no line is of
+            np.save(file, vectors[:len(train[0])] if header["corpus"] == "texts" else vectors)
         get_logger().info(f"Vectors saved in {path}")
     threshold = f", threshold {header['threshold']['value']:.4f}" if header["threshold"] else ""
     get_logger().info(f"Index saved in {args.index_dir}: corpus {header['corpus']}, {len(labels)} labels, {num_rows} rows"

@@ -18,12 +18,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import read_lines
+from textcls.corpus import label_rows
 from textcls.errors import Problems, run_script
 from textcls.log import get_logger, progress_bar
 from textcls.options import add_encoder_options, make_parser, positive_int
 from textcls.outputs import check_output, complete_file
 from textcls.search import nearest
-from textcls.index_changes import label_texts, memory_index, new_header, rows_of_texts
+from textcls.index_changes import memory_index, new_header, rows_of_texts
 from textcls.text_encoder import open_encoder
 
 
@@ -44,7 +45,7 @@ def parse_arguments():
 
 def read_pairs(path, problems, needs_tab):
     """The lines of a file as (text, what is after the tab, or the whole line where it has none and need not)."""
-    pairs = []
+    pairs, names = [], {}
     for number, line in read_lines(path, problems):
         text, tab, rest = line.partition("\t")
         if not text.strip() or "\t" in rest or (tab or needs_tab) and not rest.strip():
@@ -53,8 +54,8 @@ def read_pairs(path, problems, needs_tab):
             pairs.append((text, rest))
         else:  # a line of label.txt
             label, *words = text.split("==")
-            pairs += [(word.strip(), label) for word in label_texts(label, words)]
-    return pairs
+            names.setdefault(label, []).extend(word.strip() for word in words)
+    return pairs + [(word.strip(), label) for label, word in label_rows(names)]
 
 
 def main():

@@ -355,6 +355,17 @@ def test_the_earlier_options_of_feature_extraction_are_taken(encoder_export, dat
     vectors, index = np.load(tmp_path / "label_embedding.npy"), open_index(tmp_path / "index")
     assert index.header["corpus"] == "labels" and [index.text(row) for row in range(3)] == [LABELS[0], "诊断", LABELS[1]]
     np.testing.assert_allclose(vectors, open_encoder(encoder_export).encode([LABELS[0], "诊断", *LABELS[1:]]), atol=1e-5)
+    write_lines(tmp_path / "label.txt", [*LABELS, "没有文本的"])
+    write_lines(tmp_path / "lines.txt", ["\t".join(row) for row in ROWS[:40]])
+    words = ["--model_dir", encoder_export, "--corpus_file", tmp_path / "lines.txt", "--data_name", "lines", "--data_dir",
+             tmp_path, "--index_dir", tmp_path / "index"]
+    process = run_here(build.main, *words)
+    assert process.returncode == 0, process.stderr
+    vectors = np.load(tmp_path / "lines_embedding.npy")
+    np.testing.assert_allclose(vectors, open_encoder(encoder_export).encode(TEXTS[:40]), atol=1e-5)
+    index = open_index(tmp_path / "index")
+    assert index.header["corpus"] == "texts" and index.text(len(index.row_labels) - 1) == "没有文本的"
+    assert_user_error(run_here(build.main, *words, "--corpus", "means"), "expected --corpus texts")
 
 
 def test_evaluation_is_that_of_the_formulas(built, encoder_export, data, tmp_path):
