@@ -311,6 +311,7 @@ def test_damaged_or_foreign_folders_are_refused(checkpoint, model, rows, tmp_pat
                            ({"scale": 0}, "--scale 0.0: out of range"),
                            ({"hard_negatives": -1}, "--hard_negatives -1: out of range"),
                            ({"metric_for_best_model": "macro_f1"}, "expected one of accuracy, recall@1"),
+                           ({"metric_for_best_model": "recall@20"}, "expected one of accuracy, recall@1, recall@5, recall@10\n"),
                            ({"similar_text_pair": tmp_path / "no.txt"}, "no.txt: file not found"),
                            ({"init_from_ckpt": tmp_path / "no/model_state.pdparams"}, "expected")):
         assert_user_error(run_here(script.main, *words(model, rows, out, **changes)), parts)
