@@ -70,7 +70,8 @@ def test_the_first_twenty_problems_are_shown_and_all_are_counted(tmp_path):
 
 @pytest.mark.parametrize("content, wrong", [
     ("a\nb\na\n", "label 'a' again (first in line 1)"), ("a\n\nb\n", "empty label"), ("a\n b\n", "blanks around it"),
-    ("a\n\u200b\n", "has an invisible character"), ("a\tb\nc\n", "has a tab"), ("a\n", "only one label"), ("", "file is empty"),
+    ("a\n\u200b\n", "has an invisible character"), ("a\nb\x07\n", "has an invisible character"),
+    ("a\tb\nc\n", "has a tab"), ("a\n", "only one label"), ("", "file is empty"),
 ])
 def test_label_file_problems(tmp_path, content, wrong):
     (tmp_path / "label.txt").write_text(content, encoding="utf-8")
