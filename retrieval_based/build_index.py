@@ -26,6 +26,7 @@ from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger, progress_bar
 from textcls.options import add_encoder_options, make_parser, positive_int
 from textcls.outputs import check_output_folder, complete_file
+from textcls.predictions import check_decided
 from textcls.search_fitting import fit
 from textcls.index_changes import memory_index, new_header, rows_of_means, rows_of_texts, write_index
 from textcls.search_index import CORPORA, DTYPES, label_word
@@ -96,6 +97,8 @@ def read_data(args):
     if train and dev and not problems.count:
         check_splits(paths["train"], paths["dev"], train, dev, labels, problems)
     problems.report()
+    for name in labels:
+        check_decided(name)
     return [(name, [word for word in texts if word != label_word(name)]) for name, texts in words.items()], train, dev
 
 

@@ -22,6 +22,7 @@ from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.options import add_encoder_options, make_parser
 from textcls.index_changes import add_texts, check_new_label, find_label, label_texts, remove_label, rename_label
+from textcls.predictions import check_decided
 from textcls.search_index import check_encoder, open_index
 from textcls.text_encoder import open_encoder
 from textcls.texts import has_invisible, text_problem
@@ -60,6 +61,7 @@ def read_new_texts(args):
 def check_name(name):
     """UserError where this cannot be the name of a new label."""
     check_new_label(name)
+    check_decided(name)
     if has_invisible(name):
         raise UserError(f"label {name!r}: has an invisible character, expected visible characters only")
 

@@ -453,6 +453,8 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
             (["add", "", "--texts", "a"], "label '': empty or blank"), (["add", "a\tb", "--texts", "a"], "a tab, a line end"),
             (["add", f"{LABELS[0]}\u200b", "--texts", "a"], "has an invisible character"),
             (["rename", "接种", "接\x07种"], "has an invisible character"),
+            (["add", "undecided", "--texts", "a"], "label 'undecided': is what answers below"),
+            (["rename", "接种", "undecided"], "label 'undecided': is what answers below"),
             (["add", "新", "--texts", "a", " "], "--texts:2: empty or blank"), (["rename", "接种", LABELS[0]], "already"),
             (["add", "新", "--text_file", tmp_path / "none.txt"], "none.txt: file not found"),
             (["remove", "接种", "--index_dir", tmp_path / "none"], "no index here")]:
@@ -519,4 +521,6 @@ def test_refusals(built, encoder_export, data, tmp_path):
     words = ["--params_path", encoder_export, "--data_dir", tmp_path, "--index_dir", tmp_path / "new", "--corpus", "texts"]
     assert_user_error(run_here(build.main, *words), "label.txt: file not found", "train.txt:1: no tab")
     assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "expected a share between 0 and 1")
+    write_lines(tmp_path / "label.txt", ["undecided", *LABELS])
+    assert_user_error(run_here(build.main, *words, "--corpus", "labels"), "label 'undecided': is what answers below")
     assert not (tmp_path / "new").exists()
