@@ -62,7 +62,7 @@ def parse_arguments():
     parser.add_argument("--index_dir", default="./index", help="where the index goes")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors in the index")
     parser.add_argument("--hnsw", choices=["auto", "on", "off"], default="auto", help=f"auto: beyond {MOST_EXACT} rows")
-    parser.add_argument("--hnsw_m", type=positive_int, default=16, help="HNSW: edges per row")
+    parser.add_argument("--hnsw_m", type=positive_int, default=16, help="HNSW: edges per row, 2 or more")
     parser.add_argument("--hnsw_ef", type=positive_int, default=64, help="HNSW: rows looked at while one is added or searched")
     parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
@@ -71,7 +71,10 @@ def parse_arguments():
     parser.add_argument("--cpu_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
     for name in ("--use_tensorrt", "--enable_mkldnn", "--model_name_or_path", "--hnsw_max_elements"):
         parser.add_argument(name, help="accepted for old command lines, without effect")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.hnsw_m < 2:
+        parser.error(f"--hnsw_m {args.hnsw_m}: expected 2 or more")
+    return args
 
 
 def read_data(args):

@@ -521,6 +521,7 @@ def test_refusals(built, encoder_export, data, tmp_path):
     words = ["--params_path", encoder_export, "--data_dir", tmp_path, "--index_dir", tmp_path / "new", "--corpus", "texts"]
     assert_user_error(run_here(build.main, *words), "label.txt: file not found", "train.txt:1: no tab")
     assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "expected a share between 0 and 1")
+    assert_user_error(run_here(build.main, *words, "--hnsw_m", "1"), "--hnsw_m 1: expected 2 or more")
     write_lines(tmp_path / "label.txt", ["undecided", *LABELS])
     assert_user_error(run_here(build.main, *words, "--corpus", "labels"), "label 'undecided': is what answers below")
     assert not (tmp_path / "new").exists()
