@@ -316,6 +316,8 @@ def test_damaged_or_foreign_folders_are_refused(checkpoint, model, rows, tmp_pat
                            ({"init_from_ckpt": tmp_path / "no/model_state.pdparams"}, "expected")):
         assert_user_error(run_here(script.main, *words(model, rows, out, **changes)), parts)
     assert not out.exists()
+    process = run_here(export_script.main, "--params_path", tmp_path / "none", "--output_path", rows / "train.txt")
+    assert_user_error(process, "train.txt: is no folder")  # before a model is looked for
 
 
 def test_an_encoder_or_a_classifier_can_be_trained_further(checkpoint, rows, tmp_path):
