@@ -25,7 +25,7 @@ from textcls.corpus import label_rows
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger, progress_bar
 from textcls.options import add_encoder_options, make_parser, positive_int
-from textcls.outputs import check_output_folder, complete_file
+from textcls.outputs import check_output, check_output_folder, complete_file
 from textcls.predictions import check_decided
 from textcls.search_fitting import fit
 from textcls.index_changes import memory_index, new_header, rows_of_means, rows_of_texts, write_index
@@ -154,6 +154,9 @@ def choose(args, encoder, labels, rows, dev):
 def main():
     args = parse_arguments()
     check_output_folder(args.index_dir, "--index_dir")
+    vectors_path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
+    if args.data_name:
+        check_output(vectors_path, [args.params_path, args.index_dir], args.data_dir)
     labels, train, dev = read_data(args)
     encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length,
                            num_threads=args.cpu_threads)
@@ -169,11 +172,10 @@ def main():
     if use_hnsw:
         get_logger().info(f"HNSW: recall@10 against exact search {header['hnsw']['recall']:.4f}")
     if args.data_name:
-        path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
-        with complete_file(path, "wb") as file:
+        with complete_file(vectors_path, "wb") as file:
             vectors = index.segments[0].vectors  # of texts: without those of labels that have none, which no line is of
             np.save(file, vectors[:len(train[0])] if header["corpus"] == "texts" else vectors)
-        get_logger().info(f"Vectors saved in {path}")
+        get_logger().info(f"Vectors saved in {vectors_path}")
     threshold = f", threshold {header['threshold']['value']:.4f}" if header["threshold"] else ""
     get_logger().info(f"Index saved in {args.index_dir}: corpus {header['corpus']}, {len(labels)} labels, {num_rows} rows"
                       f"{threshold}")

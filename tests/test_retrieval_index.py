@@ -522,6 +522,8 @@ def test_refusals(built, encoder_export, data, tmp_path):
     assert_user_error(run_here(build.main, *words), "label.txt: file not found", "train.txt:1: no tab")
     assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "expected a share between 0 and 1")
     assert_user_error(run_here(build.main, *words, "--hnsw_m", "1"), "--hnsw_m 1: expected 2 or more")
+    for wrong in (["--index_dir", tmp_path / "train.txt/new"], ["--data_name", "x", "--output_dir", tmp_path / "train.txt"]):
+        assert_user_error(run_here(build.main, *words, *wrong), f"cannot be written in {tmp_path / 'train.txt'}")
     write_lines(tmp_path / "label.txt", ["undecided", *LABELS])
     assert_user_error(run_here(build.main, *words, "--corpus", "labels"), "label 'undecided': is what answers below")
     assert not (tmp_path / "new").exists()

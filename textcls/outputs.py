@@ -20,11 +20,7 @@ def check_output(output, inputs, dataset_dir):
     """
     if not output or os.path.isdir(output):
         raise UserError(f"{output or 'the output file'}: is a folder or without a name, expected the name of a file")
-    folder = os.path.dirname(os.path.abspath(output))
-    while not os.path.exists(folder):  # folders are made where they are missing
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
+    check_writable(output, os.path.dirname(os.path.abspath(output)))
     output, written = os.path.realpath(output), output
     for path in map(os.path.realpath, inputs):
         if output == path or (os.path.isfile(output) and os.path.dirname(output) == path):
@@ -42,9 +38,18 @@ def check_outputs(outputs, inputs, dataset_dir):
 
 
 def check_output_folder(path, option):
-    """UserError where the output folder that an option names could not be made: the name is empty or that of a file."""
+    """UserError where the output folder that an option names could not be made or written to, or its name is that of a file."""
     if not path or (os.path.exists(path) and not os.path.isdir(path)):
         raise UserError(f"{option} {path}: is no folder, expected the name of one, new or old")
+    check_writable(f"{option} {path}", os.path.abspath(path))
+
+
+def check_writable(output, folder):
+    """UserError where an output cannot be written in a folder, or in the nearest one above it that is there."""
+    while not os.path.exists(folder):  # folders are made where they are missing
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
 
 
 def is_stream(path):
