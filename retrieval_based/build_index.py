@@ -164,7 +164,7 @@ def main():
     if args.corpus == "auto":  # texts first: the best of equals, and what is taken without dev texts
         corpora = ["texts", "means", "labels"] if train else ["labels"]
     index = choose(args, encoder, labels, make_rows(corpora, encoder, labels, train), dev)
-    if args.precision is not None and index.header["threshold"] is None:
+    if args.precision is not None and dev is not None and index.header["threshold"] is None:
         get_logger().warning(f"No threshold: no share of the dev texts has a precision of {args.precision}.")
     num_rows = len(index.row_labels)
     use_hnsw = args.hnsw == "on" or (args.hnsw == "auto" and num_rows > MOST_EXACT)

@@ -359,8 +359,9 @@ def test_the_earlier_options_of_feature_extraction_are_taken(encoder_export, dat
     write_lines(tmp_path / "lines.txt", ["\t".join(row) for row in ROWS[:40]])
     words = ["--model_dir", encoder_export, "--corpus_file", tmp_path / "lines.txt", "--data_name", "lines", "--data_dir",
              tmp_path, "--index_dir", tmp_path / "index"]
-    process = run_here(build.main, *words)
-    assert process.returncode == 0, process.stderr
+    process = run_here(build.main, *words, "--precision", "0.9")
+    assert process.returncode == 0 and "no threshold is known" in process.stderr, process.stderr
+    assert "share of the dev texts" not in process.stderr  # there are none
     vectors = np.load(tmp_path / "lines_embedding.npy")
     np.testing.assert_allclose(vectors, open_encoder(encoder_export).encode(TEXTS[:40]), atol=1e-5)
     index = open_index(tmp_path / "index")
