@@ -7,7 +7,8 @@
 
 Reads   params_path (checkpoint or export), similar_text_pair_file (`<text><tab><label>`), corpus_file: a text per line; of lines
         with a tab the first column is searched and the second is written.
-Writes  recall_result_dir/recall_result_file: `<text><tab><recalled><tab><cosine>`, recall_num lines per text, nearest first.
+Writes  recall_result_dir/recall_result_file: `<text><tab><recalled><tab><cosine>`, recall_num lines per text, nearest first, or
+        all rows of a corpus that has fewer.
 """
 
 import os
@@ -36,7 +37,7 @@ def parse_arguments():
     parser.add_argument("--params_path", required=True, help="encoder: checkpoint or export")
     parser.add_argument("--recall_result_dir", default="recall_result", help="folder of the result")
     parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")
-    parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text")
+    parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text; of a smaller corpus all")
     add_encoder_options(parser)
     for name in ("--output_emb_size", "--model_name_or_path", "--hnsw_m", "--hnsw_ef", "--hnsw_max_elements"):
         parser.add_argument(name, help="accepted for old command lines, without effect: the encoder knows, and search is exact")

@@ -480,7 +480,12 @@ def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path
     process = run_here(evaluate.main, *words, "5", cwd=tmp_path)
     assert f"recall@5={share * 100:.3f}" in process.stderr and 0 < share < 1
     assert read_lines(tmp_path / "result.tsv")[0].split("\t")[2] == f"{share * 100:.3f}"
-    assert_user_error(run_here(evaluate.main, *words, "10", cwd=tmp_path), "600 lines for 120 texts")
+    assert "recall@10" not in process.stderr
+    assert_user_error(run_here(evaluate.main, *words, "4", cwd=tmp_path), "600 lines for 120 texts")
+    process = run_here(recall.main, "--corpus_file", data / "label.txt", *options, "--recall_num", "50")
+    assert process.returncode == 0 and len(read_lines(tmp_path / "recall_result_file")) == 12 * 120
+    process = run_here(evaluate.main, *words, "50", cwd=tmp_path)
+    assert process.returncode == 0 and "recall@10=" in process.stderr and "recall@20" not in process.stderr, process.stderr
 
 
 def test_the_benchmark_adds_labels_that_were_left_out(encoder_export, data, tmp_path):
