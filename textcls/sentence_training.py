@@ -94,8 +94,11 @@ def top_columns(queries, vectors, count):
     return indices, cosines
 
 
-def vote(cosines, label_ids):
-    """The label that the nearest texts vote for. cosines: float32, label_ids: int64, both [num_texts, neighbours]. int64."""
+def majority(cosines, label_ids):
+    """The label of most weight among the nearest texts (search.vote has more to it): int64 [num_texts].
+
+    cosines: float32, label_ids: int64, both [num_texts, neighbours], nearest first.
+    """
     weights = np.exp((cosines - cosines[:, :1]) / TEMPERATURE)
     scores = ((label_ids[:, :, None] == label_ids[:, None, :]) * weights[:, None, :]).sum(axis=2)  # of each neighbour's label
     return np.take_along_axis(label_ids, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
@@ -269,7 +272,7 @@ class SentenceTrainer(ClassificationTrainer):
         is_right = self.find_labels(vectors, counts[-1]) == dev.labels[:, None]
         voters = np.random.default_rng(self.args.seed).permutation(len(self.train_dataset))[:MOST_VOTERS]
         nearest, cosines = top_columns(vectors, self.encode_texts(self.train_dataset.select(voters)), NEIGHBOURS)
-        guesses = vote(cosines, self.train_dataset.labels[voters, 0][nearest])
+        guesses = majority(cosines, self.train_dataset.labels[voters, 0][nearest])
         metrics[f"{metric_key_prefix}_accuracy"] = float((guesses == dev.labels).mean())
         for count in counts:
             metrics[f"{metric_key_prefix}_recall@{count}"] = float(is_right[:, :count].any(axis=1).mean())
