@@ -67,7 +67,7 @@ def main():
                         "paddle.distributed.launch")
     data_path = "standard input" if from_stdin else os.path.join(args.dataset_dir, args.data_file)
     label_path = find_label_file(args)
-    check_output(args.output_file, [data_path, label_path, args.params_path])
+    check_output(args.output_file, [data_path, label_path, args.params_path], args.dataset_dir)
     total = None if from_stdin else count_texts(data_path)
     select_device(args.device)
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)

@@ -9,7 +9,7 @@ import numpy as np
 
 from textcls.errors import MAX_REPORTED, Problems, UserError
 from textcls.log import progress_bar
-from textcls.texts import text_problem
+from textcls.texts import has_invisible, text_problem
 
 TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
 SHORTEST_LENGTH, DEFAULT_LENGTH = 3, 128  # tokens: the least max_seq_length, and what it is where nobody says
@@ -81,7 +81,7 @@ def read_label_words(path, problems=None):
         label, *words = line.split("==")
         if not label.strip():
             problems.add(path, number, "empty label", "one label per line")
-        elif "\ufeff" in label or "\u200b" in label:
+        elif has_invisible(label):
             problems.add(path, number, f"label {label!r} has an invisible character", "visible characters only")
         elif label in seen and not (words and seen[label]):
             problems.add(path, number, f"label {label!r} again (first in line {first_lines[label]})", "each label once")

@@ -71,7 +71,7 @@ def compare_with_baseline(train_split, dev_split, labels, dev):
 def main():
     args = parse_arguments()
     select_device(args.device)
-    check_output(args.bad_case_file, [*data_paths(args), find_label_file(args), args.params_path])
+    check_output(args.bad_case_file, [*data_paths(args), find_label_file(args), args.params_path], args.dataset_dir)
     if args.report_dir:
         check_output_folder(args.report_dir, "--report_dir")
     checkpoint, (train_split, dev_split) = load_with_data(args, lambda *found: read_splits(args, *found))

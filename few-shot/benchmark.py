@@ -252,7 +252,7 @@ def main():
     if results and read_json(path)["options"] != options:
         raise UserError(f"{path}: was measured with other options, expected the same ones, or another --output_dir")
     if args.figure:
-        check_output(args.figure, [])
+        check_output(args.figure, [args.label_file, args.test_file], os.path.dirname(args.label_file))
     for training_set in make_sets(args, labels):
         name, shots, seed, texts, label_ids = training_set
         folder = os.path.abspath(os.path.join(args.output_dir, name))

@@ -8,7 +8,8 @@
 Reads   params_path (made by retrieval_based/train.py, or by its export_model.py), data_dir/label.txt, train.txt and dev.txt.
         A line of label.txt may be `label==description==synonym`; what is before a `##` in a label is no part of its text.
 Writes  index_dir, in place of what index may be there; it can be used meanwhile. With --data_name also
-        output_dir/<data_name>_embedding.npy, the vectors that are searched: float32 [rows, size].
+        output_dir/<data_name>_embedding.npy, the vectors that are searched, float32 [rows, size]: of train.txt or --corpus_file
+        line by line; of label.txt each label's own name, then what is written behind it.
 """
 
 import argparse
@@ -20,12 +21,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import check_splits, read_label_words, read_labelled, read_lines
+from textcls.corpus import label_rows
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger, progress_bar
 from textcls.options import add_encoder_options, make_parser, positive_int
-from textcls.outputs import check_output_folder, complete_file
+from textcls.outputs import check_output, check_output_folder, complete_file
+from textcls.predictions import check_decided
 from textcls.search_fitting import fit
-from textcls.index_changes import label_texts, memory_index, new_header, rows_of_means, rows_of_texts, write_index
+from textcls.index_changes import memory_index, new_header, rows_of_means, rows_of_texts, write_index
 from textcls.search_index import CORPORA, DTYPES, label_word
 from textcls.text_encoder import open_encoder
 
@@ -59,7 +62,7 @@ def parse_arguments():
     parser.add_argument("--index_dir", default="./index", help="where the index goes")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors in the index")
     parser.add_argument("--hnsw", choices=["auto", "on", "off"], default="auto", help=f"auto: beyond {MOST_EXACT} rows")
-    parser.add_argument("--hnsw_m", type=positive_int, default=16, help="HNSW: edges per row")
+    parser.add_argument("--hnsw_m", type=positive_int, default=16, help="HNSW: edges per row, 2 or more")
     parser.add_argument("--hnsw_ef", type=positive_int, default=64, help="HNSW: rows looked at while one is added or searched")
     parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
@@ -68,7 +71,10 @@ def parse_arguments():
     parser.add_argument("--cpu_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
     for name in ("--use_tensorrt", "--enable_mkldnn", "--model_name_or_path", "--hnsw_max_elements"):
         parser.add_argument(name, help="accepted for old command lines, without effect")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.hnsw_m < 2:
+        parser.error(f"--hnsw_m {args.hnsw_m}: expected 2 or more")
+    return args
 
 
 def read_data(args):
@@ -79,8 +85,12 @@ def read_data(args):
     if args.corpus_file:
         has_tabs = any("\t" in line for _, line in read_lines(args.corpus_file, Problems()))
         paths["train" if has_tabs else "label"] = args.corpus_file
-        if not has_tabs and args.corpus == "auto":
-            args.corpus = "labels"
+        own = "texts" if has_tabs else "labels"
+        if args.corpus == "auto" and (args.data_name or not has_tabs):
+            args.corpus = own
+        if args.data_name and args.corpus != own:
+            raise UserError(f"--corpus {args.corpus}: --data_name writes the vectors of {args.corpus_file}, row by row, expected "
+                            f"--corpus {own}")
     words = read_label_words(paths["label"], problems)
     labels = [] if problems.count else list(words)
     needs_train = args.corpus in ("texts", "means") or (args.corpus == "auto" and os.path.exists(paths["train"]))
@@ -90,6 +100,8 @@ def read_data(args):
     if train and dev and not problems.count:
         check_splits(paths["train"], paths["dev"], train, dev, labels, problems)
     problems.report()
+    for name in labels:
+        check_decided(name)
     return [(name, [word for word in texts if word != label_word(name)]) for name, texts in words.items()], train, dev
 
 
@@ -103,9 +115,9 @@ def encode(encoder, texts, what):
 
 def make_rows(corpora, encoder, labels, train):
     """The rows of each corpus: {corpus: NewRows}."""
-    texts = [label_texts(*label) for label in labels]
-    names = [text for of_label in texts for text in of_label]
-    name_ids = np.repeat(np.arange(len(labels)), [len(of_label) for of_label in texts])
+    ids = {name: number for number, (name, _) in enumerate(labels)}
+    name_rows = label_rows(dict(labels))
+    names, name_ids = [text for _, text in name_rows], np.array([ids[name] for name, _ in name_rows])
     name_vectors = encode(encoder, names, "labels")
     rows = {"labels": rows_of_texts(name_vectors, name_ids, names)} if "labels" in corpora else {}
     if corpora != ["labels"]:
@@ -142,6 +154,9 @@ def choose(args, encoder, labels, rows, dev):
 def main():
     args = parse_arguments()
     check_output_folder(args.index_dir, "--index_dir")
+    vectors_path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
+    if args.data_name:
+        check_output(vectors_path, [args.params_path, args.index_dir], args.data_dir)
     labels, train, dev = read_data(args)
     encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length,
                            num_threads=args.cpu_threads)
@@ -149,16 +164,16 @@ def main():
     if args.corpus == "auto":  # texts first: the best of equals, and what is taken without dev texts
         corpora = ["texts", "means", "labels"] if train else ["labels"]
     index = choose(args, encoder, labels, make_rows(corpora, encoder, labels, train), dev)
-    if args.precision is not None and index.header["threshold"] is None:
+    if args.precision is not None and dev is not None and index.header["threshold"] is None:
         get_logger().warning(f"No threshold: no share of the dev texts has a precision of {args.precision}.")
     num_rows = len(index.row_labels)
     use_hnsw = args.hnsw == "on" or (args.hnsw == "auto" and num_rows > MOST_EXACT)
     header = write_index(args.index_dir, index, (args.hnsw_m, args.hnsw_ef) if use_hnsw else None)
     if args.data_name:
-        path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
-        with complete_file(path, "wb") as file:
-            np.save(file, index.segments[0].vectors)
-        get_logger().info(f"Vectors saved in {path}")
+        with complete_file(vectors_path, "wb") as file:
+            vectors = index.segments[0].vectors  # of texts: without those of labels that have none, which no line is of
+            np.save(file, vectors[:len(train[0])] if header["corpus"] == "texts" else vectors)
+        get_logger().info(f"Vectors saved in {vectors_path}")
     threshold = f", threshold {header['threshold']['value']:.4f}" if header["threshold"] else ""
     get_logger().info(f"Index saved in {args.index_dir}: corpus {header['corpus']}, {len(labels)} labels, {num_rows} rows"
                       f"{threshold}")

@@ -8,7 +8,8 @@ Reads   dataset_dir/dev.txt or --test_file (`<text><tab><label>`), params_path (
 Prints  recall@1,5,10,20,50: share of texts whose label is among the first labels, which are ordered by probability, then by
         the cosine of their nearest row; MRR: mean of 1 / place of the label; accuracy and macro F1; accuracy by how many texts
         stand for a label in the index; with a threshold the share of undecided texts and the precision of the others.
-Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong text per line. Of a recall result a line is added to result.tsv.
+Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong text per line. Of a recall result a line is added to result.tsv, and
+        recall@k goes as far as its lines per text.
 """
 
 import os
@@ -50,7 +51,7 @@ def parse_arguments():
     parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong texts go")
     parser.add_argument("--similar_text_pair", help="labelled texts of a recall result")
     parser.add_argument("--recall_result_file", help="evaluate this file of recall.py, without encoder and index")
-    parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text in recall_result_file")
+    parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text in recall_result_file, at most")
     add_encoder_options(parser)
     args = parser.parse_args()
     if bool(args.similar_text_pair) != bool(args.recall_result_file):
@@ -62,9 +63,10 @@ def parse_arguments():
     return args
 
 
-def log_recalls(ranks):
-    """Log recall@k and MRR. ranks: float [num_texts], place of the right label from 1, inf where it was not found."""
-    for k in RECALLS:
+def log_recalls(ranks, counts=RECALLS):
+    """Log recall@k, for the k in counts, and MRR. ranks: float [num_texts], place of the right label from 1, inf where it was not
+    found."""
+    for k in counts:
         get_logger().info(f"recall@{k}={np.mean(ranks <= k) * 100:.3f}")
     get_logger().info(f"MRR={np.mean(1 / ranks):.5f}")
 
@@ -77,17 +79,19 @@ def evaluate_recall_file(args):
     for number, columns in rows:
         if len(columns) != 3:
             problems.add(args.recall_result_file, number, f"{len(columns)} columns", "<text><tab><recalled><tab><cosine>")
-    if not problems.count and len(rows) != len(right) * args.recall_num:
+    each = len(rows) // max(len(right), 1)  # fewer than --recall_num of a corpus that has fewer
+    if not problems.count and (not 0 < each <= args.recall_num or len(rows) != len(right) * each):
         problems.add(args.recall_result_file, None, f"{len(rows)} lines for {len(right)} texts",
-                     f"{args.recall_num} per text: --recall_num as recall.py had it")
+                     f"up to {args.recall_num} per text, of all equally many: --recall_num as recall.py had it")
     problems.report()
+    counts = [k for k in RECALLS if k <= each]
     ranks = []
     for place, label in enumerate(right):
-        recalled = [columns[1] for _, columns in rows[place * args.recall_num:(place + 1) * args.recall_num]]
+        recalled = [columns[1] for _, columns in rows[place * each:(place + 1) * each]]
         ranks.append(recalled.index(label) + 1 if label in recalled else np.inf)
-    log_recalls(np.array(ranks))
+    log_recalls(np.array(ranks), counts)
     with open("result.tsv", "a", encoding="utf-8") as file:
-        columns = [time.strftime("%Y%m%d-%H%M%S"), *(f"{np.mean(np.array(ranks) <= k) * 100:.3f}" for k in RECALLS)]
+        columns = [time.strftime("%Y%m%d-%H%M%S"), *(f"{np.mean(np.array(ranks) <= k) * 100:.3f}" for k in counts)]
         file.write("\t".join(columns) + "\n")
 
 
@@ -145,7 +149,7 @@ def main():
     if args.lexical_weight is not None:
         index = with_settings(index, lexical={**index.header["lexical"], "weight": args.lexical_weight})
     path, texts, label_ids = read_data(args, index.labels)
-    check_output(args.bad_case_file, [path, args.params_path, args.index_dir])
+    check_output(args.bad_case_file, [path, args.params_path, args.index_dir], args.dataset_dir)
     threshold = find_threshold(args.threshold, index)
     encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
     check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)

@@ -23,7 +23,7 @@ from textcls.errors import UserError, run_script
 from textcls.exporting import write_deployment
 from textcls.log import get_logger
 from textcls.options import make_parser
-from textcls.outputs import complete_folder
+from textcls.outputs import check_output_folder, complete_folder
 from textcls.text_encoder import encoder_folder
 
 
@@ -38,6 +38,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    check_output_folder(args.output_path, "--output_path")
     select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
     folder = encoder_folder(args.params_path)
     checkpoint = load_sentence_encoder(folder)

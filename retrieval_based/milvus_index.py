@@ -20,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import read_label_words, read_lines
+from textcls.corpus import label_rows
 from textcls.errors import Problems, UserError, run_script
 from textcls.exported import EMBEDDING, read_export
 from textcls.log import progress_bar
@@ -82,7 +83,7 @@ def read_corpus(path):
     lines = list(read_lines(path, problems))
     problems.report()
     if not any("\t" in line for _, line in lines):
-        return [(label, word) for label, words in read_label_words(path).items() for word in words]
+        return label_rows(read_label_words(path))
     rows = []
     for number, line in lines:
         text, _, label = line.partition("\t")

@@ -71,7 +71,7 @@ def main():
     from_stdin, to_stdout = args.data_file == "-", args.output_file == "-"
     data_path = "standard input" if from_stdin else os.path.join(args.dataset_dir, args.data_file)
     if not to_stdout:
-        check_output(args.output_file, [data_path, args.params_path, args.index_dir])
+        check_output(args.output_file, [data_path, args.params_path, args.index_dir], args.dataset_dir)
     total = None if from_stdin else count_texts(data_path)
     predictor = SearchPredictor(args.params_path, args.index_dir, **options)
     args.threshold = find_threshold(args.threshold, predictor.index)

@@ -7,7 +7,8 @@
 
 Reads   params_path (checkpoint or export), similar_text_pair_file (`<text><tab><label>`), corpus_file: a text per line; of lines
         with a tab the first column is searched and the second is written.
-Writes  recall_result_dir/recall_result_file: `<text><tab><recalled><tab><cosine>`, recall_num lines per text, nearest first.
+Writes  recall_result_dir/recall_result_file: `<text><tab><recalled><tab><cosine>`, recall_num lines per text, nearest first, or
+        all rows of a corpus that has fewer.
 """
 
 import os
@@ -18,12 +19,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import read_lines
+from textcls.corpus import label_rows
 from textcls.errors import Problems, run_script
 from textcls.log import get_logger, progress_bar
 from textcls.options import add_encoder_options, make_parser, positive_int
 from textcls.outputs import check_output, complete_file
 from textcls.search import nearest
-from textcls.index_changes import label_texts, memory_index, new_header, rows_of_texts
+from textcls.index_changes import memory_index, new_header, rows_of_texts
 from textcls.text_encoder import open_encoder
 
 
@@ -35,7 +37,7 @@ def parse_arguments():
     parser.add_argument("--params_path", required=True, help="encoder: checkpoint or export")
     parser.add_argument("--recall_result_dir", default="recall_result", help="folder of the result")
     parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")
-    parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text")
+    parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text; of a smaller corpus all")
     add_encoder_options(parser)
     for name in ("--output_emb_size", "--model_name_or_path", "--hnsw_m", "--hnsw_ef", "--hnsw_max_elements"):
         parser.add_argument(name, help="accepted for old command lines, without effect: the encoder knows, and search is exact")
@@ -44,7 +46,7 @@ def parse_arguments():
 
 def read_pairs(path, problems, needs_tab):
     """The lines of a file as (text, what is after the tab, or the whole line where it has none and need not)."""
-    pairs = []
+    pairs, names = [], {}
     for number, line in read_lines(path, problems):
         text, tab, rest = line.partition("\t")
         if not text.strip() or "\t" in rest or (tab or needs_tab) and not rest.strip():
@@ -53,14 +55,16 @@ def read_pairs(path, problems, needs_tab):
             pairs.append((text, rest))
         else:  # a line of label.txt
             label, *words = text.split("==")
-            pairs += [(word.strip(), label) for word in label_texts(label, words)]
-    return pairs
+            names.setdefault(label, []).extend(word.strip() for word in words)
+    return pairs + [(word.strip(), label) for label, word in label_rows(names)]
 
 
 def main():
     args = parse_arguments()
     path = os.path.join(args.recall_result_dir, args.recall_result_file)
-    check_output(path, [args.corpus_file, args.similar_text_pair_file, args.params_path])
+    inputs = [args.corpus_file, args.similar_text_pair_file, args.params_path]
+    for file in inputs[:2]:
+        check_output(path, inputs, os.path.dirname(file))
     problems = Problems()
     corpus = read_pairs(args.corpus_file, problems, needs_tab=False)
     queries = [text for text, _ in read_pairs(args.similar_text_pair_file, problems, needs_tab=True)]

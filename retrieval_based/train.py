@@ -30,11 +30,11 @@ from textcls.device import select_device
 from textcls.errors import Problems, UserError, run_script
 from textcls.log import get_logger
 from textcls.paddle_setup import paddle
-from textcls.sentence_training import METRICS, SentenceTrainer, tokenize_labels
+from textcls.sentence_training import RECALLS, SentenceTrainer, metric_names, tokenize_labels
 from textcls.text_encoder import encoder_folder
 from textcls.trainer import check_training_arguments, parse_dataclasses
-from textcls.training import (TrainArguments, check_evaluation, check_resume_point, check_row_counts, choose_callbacks,
-                              find_resume_point, tokenize_split, train_and_save)
+from textcls.training import (TrainArguments, check_evaluation, check_metric, check_resume_point, check_row_counts,
+                              choose_callbacks, find_resume_point, tokenize_split, train_and_save)
 
 KEPT = "Kept for old command lines, without effect: "
 
@@ -120,7 +120,7 @@ class SentenceArguments(TrainArguments):
 def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, later."""
     check_training_arguments(args)
-    check_evaluation(args, data_args.data_dir, METRICS)
+    check_evaluation(args, data_args.data_dir, metric_names(max(RECALLS)))
     for name, value, most in (("margin", args.margin, 2), ("text_loss_weight", args.text_loss_weight, 1000), ("chunk_size",
                               args.chunk_size, 1 << 20), ("hard_negatives", args.hard_negatives, 1000), ("output_emb_size",
                               model_args.output_emb_size or 0, 1 << 16), ("early_stopping_patience",
@@ -149,6 +149,7 @@ def read_data(paths, args):
         check_splits(train_path, dev_path, train, dev, labels, problems)
     problems.report()
     check_row_counts(args, dev_path, len(train[0]), len(dev[0]))
+    check_metric(args, metric_names(len(labels)))
     return labels, words, train, dev
 
 

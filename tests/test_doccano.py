@@ -357,7 +357,7 @@ def test_inputs_and_folders_are_never_replaced(tmp_path):
 def test_save_dir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     errors = fail(tmp_path, "--save_dir", "file/out", rows=classes(a=9, b=9))
-    assert "cannot be written (" in errors and "expected a writable folder" in errors
+    assert "--save_dir file/out: cannot be written in" in errors and "expected a folder with write permission" in errors
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE and /bin/sh")

@@ -151,3 +151,6 @@ def test_wrong_input_writes_nothing(checkpoint, tmp_path):
                   tmp_path / "bad.txt", "--report_dir", tmp_path / "report")
     assert_user_error(process, "label.txt:12: label '其他' again", "dev.txt:1: no tab", "2 problems found.")
     assert not (tmp_path / "bad.txt").exists() and not (tmp_path / "report").exists()
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+                       tmp_path / "test.txt")
+    assert_user_error(process, "test.txt: is a data file, expected another name for the output")

@@ -166,11 +166,12 @@ def test_a_file_of_vectors_larger_than_a_message_and_the_words_of_labels(work, s
     monkeypatch.setenv("MILVUS_TOKEN", "root:secret")
     vectors = np.random.default_rng(0).standard_normal((3072, 512)).astype(np.float32)
     assert vectors.nbytes > LIMIT
-    rows = [(f"标签{row // 2}", f"词{row}") for row in range(len(vectors))]
-    rows[4] = ("标签2", "长" * 30000)  # more than Milvus can hold
-    write_lines(work / "label.txt", [f"{label}=={word}" for label, word in rows])
-    write_lines(work / "short.txt", [f"{label}=={word}" for label, word in rows[:-1]])
-    asked = [0, 3, 4, 3000]
+    rows = [(f"标签{row // 3}", f"词{row}" if row % 3 else f"标签{row // 3}") for row in range(len(vectors))]
+    rows[4] = ("标签1", "长" * 30000)  # more than Milvus can hold
+    lines = [f"{label}=={word}" for label, word in rows if word != label]
+    write_lines(work / "label.txt", lines)
+    write_lines(work / "short.txt", lines[:-1])
+    asked = [0, 3, 4, 3001]
     np.save(work / "vectors.npy", vectors)
     np.save(work / "queries.npy", vectors[asked])
     options = ["--milvus_uri", server, "--collection", "words"]

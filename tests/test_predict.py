@@ -128,7 +128,8 @@ def test_wrong_input_is_reported_and_nothing_is_written(checkpoint, tmp_path):
     assert "pipe: a pipe or device" in refused(*common, *trained, "--data_file", "pipe")
     os.remove(tmp_path / "pipe")
     for output, wrong in (("", "without a name"), (tmp_path, f"{tmp_path}: is a folder"),
-                          (tmp_path / "data.txt", "data.txt: is an input of this run")):
+                          (tmp_path / "data.txt", "data.txt: is an input of this run"),
+                          (tmp_path / "train.txt", "train.txt: is a data file")):
         assert wrong in refused(*common[:2], "--output_file", output, *trained)
     assert read_lines(tmp_path / "data.txt") == ["好"]
     labels = LABELS.copy()

@@ -419,6 +419,18 @@ def test_the_earlier_options_of_feature_extraction_are_taken(encoder_export, dat
     vectors, index = np.load(tmp_path / "label_embedding.npy"), open_index(tmp_path / "index")
     assert index.header["corpus"] == "labels" and [index.text(row) for row in range(3)] == [LABELS[0], "诊断", LABELS[1]]
     np.testing.assert_allclose(vectors, open_encoder(encoder_export).encode([LABELS[0], "诊断", *LABELS[1:]]), atol=1e-5)
+    write_lines(tmp_path / "label.txt", [*LABELS, "没有文本的"])
+    write_lines(tmp_path / "lines.txt", ["\t".join(row) for row in ROWS[:40]])
+    words = ["--model_dir", encoder_export, "--corpus_file", tmp_path / "lines.txt", "--data_name", "lines", "--data_dir",
+             tmp_path, "--index_dir", tmp_path / "index"]
+    process = run_here(build.main, *words, "--precision", "0.9")
+    assert process.returncode == 0 and "no threshold is known" in process.stderr, process.stderr
+    assert "share of the dev texts" not in process.stderr  # there are none
+    vectors = np.load(tmp_path / "lines_embedding.npy")
+    np.testing.assert_allclose(vectors, open_encoder(encoder_export).encode(TEXTS[:40]), atol=1e-5)
+    index = open_index(tmp_path / "index")
+    assert index.header["corpus"] == "texts" and index.text(len(index.row_labels) - 1) == "没有文本的"
+    assert_user_error(run_here(build.main, *words, "--corpus", "means"), "expected --corpus texts")
 
 
 def test_evaluation_is_that_of_the_formulas(built, encoder_export, data, tmp_path):
@@ -504,6 +516,10 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
             (["remove", "接总"], "no label '接总' (did you mean '接种'?)"),
             (["describe", "预防", "--texts", "a"], "no label '预防'"),
             (["add", "", "--texts", "a"], "label '': empty or blank"), (["add", "a\tb", "--texts", "a"], "a tab, a line end"),
+            (["add", f"{LABELS[0]}\u200b", "--texts", "a"], "has an invisible character"),
+            (["rename", "接种", "接\x07种"], "has an invisible character"),
+            (["add", "undecided", "--texts", "a"], "label 'undecided': is what answers below"),
+            (["rename", "接种", "undecided"], "label 'undecided': is what answers below"),
             (["add", "新", "--texts", "a", " "], "--texts:2: empty or blank"), (["rename", "接种", LABELS[0]], "already"),
             (["add", "新", "--text_file", tmp_path / "none.txt"], "none.txt: file not found"),
             (["remove", "接种", "--index_dir", tmp_path / "none"], "no index here")]:
@@ -528,7 +544,12 @@ def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path
     process = run_here(evaluate.main, *words, "5", cwd=tmp_path)
     assert f"recall@5={share * 100:.3f}" in process.stderr and 0 < share < 1
     assert read_lines(tmp_path / "result.tsv")[0].split("\t")[2] == f"{share * 100:.3f}"
-    assert_user_error(run_here(evaluate.main, *words, "10", cwd=tmp_path), "600 lines for 120 texts")
+    assert "recall@10" not in process.stderr
+    assert_user_error(run_here(evaluate.main, *words, "4", cwd=tmp_path), "600 lines for 120 texts")
+    process = run_here(recall.main, "--corpus_file", data / "label.txt", *options, "--recall_num", "50")
+    assert process.returncode == 0 and len(read_lines(tmp_path / "recall_result_file")) == 12 * 120
+    process = run_here(evaluate.main, *words, "50", cwd=tmp_path)
+    assert process.returncode == 0 and "recall@10=" in process.stderr and "recall@20" not in process.stderr, process.stderr
 
 
 def test_the_benchmark_adds_labels_that_were_left_out(encoder_export, data, tmp_path):
@@ -560,9 +581,19 @@ def test_refusals(built, encoder_export, data, tmp_path):
     assert_user_error(run_here(predict.main, *options, "--top_k", "50", "--output_format", "tsv"), "--top_k 50")
     assert_user_error(run_here(predict.main, *options, "--threshold", "high"), "expected a number, 0 to 1, or auto")
     assert_user_error(run_here(evaluate.main, *options[:6], "--unknown_label", LABELS[0]), f"--unknown_label {LABELS[0]}")
+    words = ["--params_path", encoder_export, "--corpus_file", data / "label.txt", "--similar_text_pair", data / "dev.txt"]
+    for process in (run_here(predict.main, *options, "--output_file", data / "train.txt"),
+                    run_here(evaluate.main, *options[:6], "--bad_case_file", data / "train.txt"),
+                    run_here(recall.main, *words, "--recall_result_dir", data, "--recall_result_file", "train.txt")):
+        assert_user_error(process, "train.txt: is a data file, expected another name for the output")
     assert not (tmp_path / "out").exists()
     write_lines(tmp_path / "train.txt", ["没有标签"])
     words = ["--params_path", encoder_export, "--data_dir", tmp_path, "--index_dir", tmp_path / "new", "--corpus", "texts"]
     assert_user_error(run_here(build.main, *words), "label.txt: file not found", "train.txt:1: no tab")
     assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "expected a share between 0 and 1")
+    assert_user_error(run_here(build.main, *words, "--hnsw_m", "1"), "--hnsw_m 1: expected 2 or more")
+    for wrong in (["--index_dir", tmp_path / "train.txt/new"], ["--data_name", "x", "--output_dir", tmp_path / "train.txt"]):
+        assert_user_error(run_here(build.main, *words, *wrong), f"cannot be written in {tmp_path / 'train.txt'}")
+    write_lines(tmp_path / "label.txt", ["undecided", *LABELS])
+    assert_user_error(run_here(build.main, *words, "--corpus", "labels"), "label 'undecided': is what answers below")
     assert not (tmp_path / "new").exists()

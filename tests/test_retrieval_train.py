@@ -20,7 +20,7 @@ from textcls.checkpoints import SentenceOptions, load_checkpoint, load_model, lo
 from textcls.errors import UserError
 from textcls.exported import read_export
 from textcls.paddle_setup import paddle
-from textcls.sentence_training import WeightedBatchSampler, retrieval_loss, top_columns, vote
+from textcls.sentence_training import WeightedBatchSampler, majority, retrieval_loss, top_columns
 from textcls.text_encoder import open_encoder
 from utils import TokenizedTexts
 
@@ -190,7 +190,7 @@ def test_classes_are_drawn_as_asked_for():
         assert turns.max() - turns.min() <= 1  # no text again before each had its turn
 
 
-def test_search_and_vote_are_those_of_a_brute_force_formula():
+def test_search_and_majority_are_those_of_a_brute_force_formula():
     generator = np.random.default_rng(1)
     queries, vectors = generator.normal(size=(1100, 4)).astype(np.float32), generator.normal(size=(30, 4)).astype(np.float32)
     indices, cosines = top_columns(queries, vectors, 5)
@@ -199,7 +199,7 @@ def test_search_and_vote_are_those_of_a_brute_force_formula():
     label_ids = np.arange(30) % 4
     sums = [[sum(np.exp(value / 0.05) for index, value in zip(row, values) if label_ids[index] == label) for label in range(4)]
             for row, values in zip(indices[:50], cosines[:50].astype(float))]
-    np.testing.assert_array_equal(vote(cosines[:50], label_ids[indices[:50]]), np.argmax(sums, axis=1))
+    np.testing.assert_array_equal(majority(cosines[:50], label_ids[indices[:50]]), np.argmax(sums, axis=1))
 
 
 def test_killed_and_resumed_ends_as_if_never_interrupted(model, rows, tmp_path):
@@ -311,10 +311,13 @@ def test_damaged_or_foreign_folders_are_refused(checkpoint, model, rows, tmp_pat
                            ({"scale": 0}, "--scale 0.0: out of range"),
                            ({"hard_negatives": -1}, "--hard_negatives -1: out of range"),
                            ({"metric_for_best_model": "macro_f1"}, "expected one of accuracy, recall@1"),
+                           ({"metric_for_best_model": "recall@20"}, "expected one of accuracy, recall@1, recall@5, recall@10\n"),
                            ({"similar_text_pair": tmp_path / "no.txt"}, "no.txt: file not found"),
                            ({"init_from_ckpt": tmp_path / "no/model_state.pdparams"}, "expected")):
         assert_user_error(run_here(script.main, *words(model, rows, out, **changes)), parts)
     assert not out.exists()
+    process = run_here(export_script.main, "--params_path", tmp_path / "none", "--output_path", rows / "train.txt")
+    assert_user_error(process, "train.txt: is no folder")  # before a model is looked for
 
 
 def test_an_encoder_or_a_classifier_can_be_trained_further(checkpoint, rows, tmp_path):

@@ -70,7 +70,8 @@ def test_the_first_twenty_problems_are_shown_and_all_are_counted(tmp_path):
 
 @pytest.mark.parametrize("content, wrong", [
     ("a\nb\na\n", "label 'a' again (first in line 1)"), ("a\n\nb\n", "empty label"), ("a\n b\n", "blanks around it"),
-    ("a\n\u200b\n", "has an invisible character"), ("a\tb\nc\n", "has a tab"), ("a\n", "only one label"), ("", "file is empty"),
+    ("a\n\u200b\n", "has an invisible character"), ("a\nb\x07\n", "has an invisible character"),
+    ("a\tb\nc\n", "has a tab"), ("a\n", "only one label"), ("", "file is empty"),
 ])
 def test_label_file_problems(tmp_path, content, wrong):
     (tmp_path / "label.txt").write_text(content, encoding="utf-8")
@@ -218,7 +219,7 @@ def test_padding_and_batches_by_length():
 
 def test_outputs_are_no_data_files_and_not_each_other(tmp_path):
     check_outputs([tmp_path / "a", tmp_path / "new/b"], [tmp_path / "train.txt"], tmp_path)
-    for outputs, wrong in ((["a", "dev.txt"], "is an input of this run"), (["other.txt"], "is an input of this run"),
+    for outputs, wrong in ((["a", "dev.txt"], "is a data file"), (["other.txt"], "is an input of this run"),
                            (["a", "./a"], "named for two outputs"), (["in"], "is a folder"), (["file/b"], "cannot be")):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "file").write_text("")

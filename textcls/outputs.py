@@ -12,38 +12,44 @@ STAGING = ".staging"  # how the names of folders begin that are not finished
 DATA_FILES = ("train.txt", "dev.txt", "test.txt", "label.txt", "data.txt")  # no script may overwrite these
 
 
-def check_output(output, inputs):
-    """UserError where an output file could not be written: it is a folder, in a folder that may not be written to, or is one
-    of the files that are read.
+def check_output(output, inputs, dataset_dir):
+    """UserError where an output file could not be written: it is a folder, in a folder that may not be written to, one of the
+    files that are read, or one of the data files in dataset_dir.
 
     inputs: files, and folders all of whose files count.
     """
     if not output or os.path.isdir(output):
         raise UserError(f"{output or 'the output file'}: is a folder or without a name, expected the name of a file")
-    folder = os.path.dirname(os.path.abspath(output))
-    while not os.path.exists(folder):  # folders are made where they are missing
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
+    check_writable(output, os.path.dirname(os.path.abspath(output)))
     output, written = os.path.realpath(output), output
     for path in map(os.path.realpath, inputs):
         if output == path or (os.path.isfile(output) and os.path.dirname(output) == path):
             raise UserError(f"{written}: is an input of this run, expected another name for the output")
+    if output in [os.path.realpath(os.path.join(dataset_dir, name)) for name in DATA_FILES]:
+        raise UserError(f"{written}: is a data file, expected another name for the output")
 
 
 def check_outputs(outputs, inputs, dataset_dir):
-    """As `check_output` for several output files, which may not be each other nor one of the data files in dataset_dir."""
-    inputs = inputs + [os.path.join(dataset_dir, name) for name in DATA_FILES]
+    """As `check_output` for several output files, which may not be each other."""
     for position, output in enumerate(outputs):
-        check_output(output, inputs)
+        check_output(output, inputs, dataset_dir)
         if os.path.realpath(output) in map(os.path.realpath, outputs[:position]):
             raise UserError(f"{output}: named for two outputs, expected different files")
 
 
 def check_output_folder(path, option):
-    """UserError where the output folder that an option names could not be made: the name is empty or that of a file."""
+    """UserError where the output folder that an option names could not be made or written to, or its name is that of a file."""
     if not path or (os.path.exists(path) and not os.path.isdir(path)):
         raise UserError(f"{option} {path}: is no folder, expected the name of one, new or old")
+    check_writable(f"{option} {path}", os.path.abspath(path))
+
+
+def check_writable(output, folder):
+    """UserError where an output cannot be written in a folder, or in the nearest one above it that is there."""
+    while not os.path.exists(folder):  # folders are made where they are missing
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
 
 
 def is_stream(path):

@@ -53,6 +53,12 @@ def check_labels(args, labels):
                         "could not be told from, expected --threshold 0")
 
 
+def check_decided(name):
+    """UserError where a label of an index has the name that stands for no label: no threshold could be used with it."""
+    if name == UNDECIDED:
+        raise UserError(f"label {name!r}: is what answers below --threshold are called, expected another name")
+
+
 def count_texts(path):
     """Check the whole file before any work is done on it; returns the number of its texts."""
     if is_stream(path):

@@ -16,7 +16,6 @@ from textcls.trainer import ClassificationTrainer, LengthGroupedBatchSampler, co
 from paddlenlp.trainer import TrainerCallback
 
 RECALLS = (1, 5, 10, 20)  # how many labels the right one may be among
-METRICS = ("accuracy", *(f"recall@{count}" for count in RECALLS))
 NEIGHBOURS, TEMPERATURE = 10, 0.05  # of the vote that is evaluated between epochs
 MOST_VOTERS = 20000  # training texts in that vote
 BLOCK = 1024  # rows of a product of vectors at a time: bounds memory where labels are many
@@ -28,6 +27,16 @@ class LabelTexts(NamedTuple):
 
     tokens: TokenizedTexts  # label by label
     offsets: np.ndarray  # int64 [num_labels + 1]: the texts of label i are those from offsets[i] to offsets[i + 1]
+
+
+def recall_counts(num_labels):
+    """Those of RECALLS that so many labels have."""
+    return [count for count in RECALLS if count <= num_labels]
+
+
+def metric_names(num_labels):
+    """Names of what an evaluation measures."""
+    return ["accuracy", *(f"recall@{count}" for count in recall_counts(num_labels))]
 
 
 def tokenize_labels(words, encode):
@@ -85,8 +94,11 @@ def top_columns(queries, vectors, count):
     return indices, cosines
 
 
-def vote(cosines, label_ids):
-    """The label that the nearest texts vote for. cosines: float32, label_ids: int64, both [num_texts, neighbours]. int64."""
+def majority(cosines, label_ids):
+    """The label of most weight among the nearest texts (search.vote has more to it): int64 [num_texts].
+
+    cosines: float32, label_ids: int64, both [num_texts, neighbours], nearest first.
+    """
     weights = np.exp((cosines - cosines[:, :1]) / TEMPERATURE)
     scores = ((label_ids[:, :, None] == label_ids[:, None, :]) * weights[:, None, :]).sum(axis=2)  # of each neighbour's label
     return np.take_along_axis(label_ids, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
@@ -256,11 +268,11 @@ class SentenceTrainer(ClassificationTrainer):
         training texts gets right (accuracy). Returns {"eval_accuracy", "eval_recall@1", ...}."""
         dev = self.eval_dataset if eval_dataset is None else eval_dataset
         vectors, metrics = self.encode_texts(dev), {}
-        counts = [count for count in RECALLS if count <= len(self.label_texts.offsets) - 1]
+        counts = recall_counts(len(self.label_texts.offsets) - 1)
         is_right = self.find_labels(vectors, counts[-1]) == dev.labels[:, None]
         voters = np.random.default_rng(self.args.seed).permutation(len(self.train_dataset))[:MOST_VOTERS]
         nearest, cosines = top_columns(vectors, self.encode_texts(self.train_dataset.select(voters)), NEIGHBOURS)
-        guesses = vote(cosines, self.train_dataset.labels[voters, 0][nearest])
+        guesses = majority(cosines, self.train_dataset.labels[voters, 0][nearest])
         metrics[f"{metric_key_prefix}_accuracy"] = float((guesses == dev.labels).mean())
         for count in counts:
             metrics[f"{metric_key_prefix}_recall@{count}"] = float(is_right[:, :count].any(axis=1).mean())

@@ -2,6 +2,8 @@
 deploy/triton_serving/build_repository.py copies this file to where nothing else of this repository is.
 """
 
+import unicodedata
+
 
 def text_problem(text):
     """What keeps a str from being a text, in words, or None. Tabs and line feeds may be in it: in files alone they separate."""
@@ -21,6 +23,11 @@ def has_lone_surrogate(text):
     except UnicodeEncodeError:
         return True
     return False
+
+
+def has_invisible(name):
+    """Whether a name has characters that nobody sees: control characters but the tab, ends of lines, spaces without width."""
+    return any(char in "\u200b\u2028\u2029\ufeff" or (char != "\t" and unicodedata.category(char) == "Cc") for char in name)
 
 
 def check_texts(texts):

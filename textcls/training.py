@@ -35,9 +35,7 @@ class TrainArguments(TrainingArguments):
 def check_evaluation(args, data_dir, metrics=("loss", *METRICS)):
     """Refuse options of TrainArguments that contradict each other, or overwrite the data. metrics: names. Raises UserError."""
     evaluates = args.evaluation_strategy.value != "no"
-    metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
-    if metric and metric not in metrics:
-        raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
+    metric = check_metric(args, metrics)
     if args.do_train and metric and not evaluates:
         raise UserError(f"--metric_for_best_model {metric} needs an evaluation during training, expected also --do_eval "
                         "--evaluation_strategy epoch")
@@ -47,6 +45,14 @@ def check_evaluation(args, data_dir, metrics=("loss", *METRICS)):
         raise UserError(f"--prediction_loss_only: computes no {metric}, expected --metric_for_best_model loss")
     if args.fp16 and args.device.startswith("cpu"):
         raise UserError("--fp16 needs a GPU, expected --device gpu (or training without --fp16)")
+
+
+def check_metric(args, metrics):
+    """The name of the metric that decides which model is best, "" for none. metrics: names. Raises UserError."""
+    metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
+    if metric and metric not in metrics:
+        raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
+    return metric
 
 
 def find_resume_point(args):

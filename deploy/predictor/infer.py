@@ -149,7 +149,8 @@ def main():
     data_path = "standard input" if args.data_file == "-" else os.path.join(args.dataset_dir, args.data_file)
     if args.output_file:
         model = args.model_path_prefix if os.path.isdir(args.model_path_prefix) else os.path.dirname(args.model_path_prefix)
-        check_output(args.output_file, [data_path, os.path.join(args.dataset_dir, args.label_file), model or "."])
+        check_output(args.output_file, [data_path, os.path.join(args.dataset_dir, args.label_file), model or "."],
+                     args.dataset_dir)
     label_texts(args, data_path, None if args.data_file == "-" else count_texts(data_path))
 
 

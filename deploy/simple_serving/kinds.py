@@ -5,7 +5,8 @@ of them, what they answer, and how that is described.
 from typing import Annotated, Literal, NamedTuple, Union
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from textcls.predictions import UNDECIDED
 from textcls.probabilities import top_labels
@@ -21,6 +22,17 @@ class Strict(BaseModel):
 
 # 3.0 is a whole number in JSON; true and "3" are not
 WholeNumber = Annotated[int, BeforeValidator(lambda value: int(value) if type(value) is float and value.is_integer() else value)]
+
+
+def check_threshold(value, check):
+    """For pydantic: what `check` makes of a threshold. PydanticCustomError, one for both kinds that it may be of."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise PydanticCustomError("no_threshold", "expected a number, 0 to 1, or auto") from None
+
+
+Threshold = Annotated[Union[Annotated[float, Field(ge=0, le=1)], Literal["auto"]], WrapValidator(check_threshold)]
 
 
 class Answer(BaseModel):
@@ -107,7 +119,7 @@ def search(predictor):
     class Parameters(Strict):
         top_k: WholeNumber = Field(1, ge=1, le=MOST_LABELS, description="where the index has fewer labels: all of them")
         num_nearest: WholeNumber = Field(0, ge=0, le=MOST_NEAREST, description="how many of the nearest texts to give as reasons")
-        threshold: Union[Annotated[float, Field(ge=0, le=1)], Literal["auto"]] = Field(
+        threshold: Threshold = Field(
             0.0, description=f"a text of less confidence is labelled {UNDECIDED!r}; auto: the threshold that the index holds")
 
     def run(texts, wanted):
