@@ -156,7 +156,7 @@ def main():
     check_output_folder(args.index_dir, "--index_dir")
     vectors_path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
     if args.data_name:
-        check_output(vectors_path, [args.params_path, args.index_dir], args.data_dir)
+        check_output(vectors_path, [], args.data_dir)
     labels, train, dev = read_data(args)
     encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length,
                            num_threads=args.cpu_threads)
