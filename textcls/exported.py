@@ -17,6 +17,7 @@ CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output;
 EMBEDDING = "embedding"  # and of a sentence encoder's
 KINDS = {CLASS_LOGITS: f"a classifier, {CLASS_LOGITS!r}, as export_model.py and prune.py write them",
          EMBEDDING: f"a sentence encoder, {EMBEDDING!r}, as retrieval_based/export_model.py writes them"}
+GRAPH_ENDINGS = (".pdmodel", ".json")  # of Paddle 2 and 3
 # texts of several lengths and kinds, on which forms of a model are compared; it needs no data folder
 PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀", "您好，请问一岁三个月的孩子可以吃这种药吗？" * 8]
 
@@ -24,7 +25,7 @@ PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀"
 class Export(NamedTuple):
     """An exported model as `read_export` returns it."""
 
-    model_path: str  # Paddle's graph, .pdmodel
+    model_path: str  # Paddle's graph, .pdmodel or .json
     params_path: str  # its weights, .pdiparams
     onnx_path: Optional[str]  # None where the export has no ONNX model
     tokenizer_path: str
@@ -36,6 +37,11 @@ class Export(NamedTuple):
     min_seq_length: int  # fewer would leave no room for a text
     output_size: int  # number of classes, or length of a vector
     encoder_id: Optional[str]  # of a sentence encoder: that of the checkpoint it was made from
+
+
+def graph_file(prefix):
+    """Path of Paddle's graph: prefix.pdmodel, or prefix.json where only Paddle 3 has written it."""
+    return next((prefix + ending for ending in GRAPH_ENDINGS if os.path.isfile(prefix + ending)), prefix + GRAPH_ENDINGS[0])
 
 
 def read_export(path, with_onnx=True, output=CLASS_LOGITS):
@@ -55,7 +61,7 @@ def read_export(path, with_onnx=True, output=CLASS_LOGITS):
             raise UserError(f"{path}: no such folder or model, expected what {makers} wrote")
         raise UserError(f"{folder}: deploy.json is missing, expected a folder that {makers} wrote")
     deploy = read_json(deploy_path)
-    name = str(deploy.get("model_file")).replace(".pdmodel", "")
+    name = re.sub(r"\.(pdmodel|json)$", "", str(deploy.get("model_file")))
     if prefix not in (None, "", name):
         raise UserError(f"{path}: no such model, expected {os.path.join(folder, name)} or {folder}")
     if output is None:

@@ -7,13 +7,13 @@ import numpy as np
 
 from utils import model_inputs, pad_batch
 from textcls.errors import UserError
-from textcls.exported import CLASS_LOGITS, EMBEDDING, PROBES
+from textcls.exported import CLASS_LOGITS, EMBEDDING, PROBES, graph_file
 from textcls.checkpoints import shortest_length
 from textcls.families import count_positions, family_of
 from textcls.log import get_logger
 from textcls.outputs import write_labels
 from textcls.onnx_export import TOLERANCE, export_onnx
-from textcls.paddle_setup import paddle
+from textcls.paddle_setup import PADDLE_3, paddle
 
 
 def input_spec(names):
@@ -27,16 +27,20 @@ def input_names(model):
 
 
 def export_graph(model, prefix):
-    """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info."""
+    """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info; with Paddle 3 prefix.json and .pdiparams."""
     spec = input_spec(input_names(model))
     paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
 
 
 def open_graph(prefix, threads=1):
-    """A Paddle Inference predictor of prefix.pdmodel on the CPU. UserError where the files are not whole."""
+    """A Paddle Inference predictor of the graph `prefix` on the CPU. UserError where the files are not whole."""
     from paddle import inference
 
-    config = inference.Config(prefix + ".pdmodel", prefix + ".pdiparams")
+    path = graph_file(prefix)
+    if path.endswith(".json") and not PADDLE_3:
+        raise UserError(f"{path}: a graph of Paddle 3, at which Paddle {paddle.__version__} would crash, expected one that "
+                        "Paddle 2.6 exported; it reads the checkpoints of Paddle 3")
+    config = inference.Config(path, prefix + ".pdiparams")
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
@@ -62,7 +66,7 @@ def probe_batches(checkpoint):
 
 
 def write_deployment(checkpoint, folder, name, with_onnx):
-    """Export the checkpoint's model as folder/name.pdmodel, compare it, and write beside it all that a deployment needs.
+    """Export the checkpoint's model as the graph folder/name, compare it, and write beside it all that a deployment needs.
 
     checkpoint: a checkpoints.Checkpoint, of a classifier or a sentence encoder; its model cannot be run any more afterwards.
     with_onnx: also write name.onnx. Raises UserError if a graph differs.
@@ -80,7 +84,8 @@ def write_deployment(checkpoint, folder, name, with_onnx):
         raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
                         f"{TOLERANCE:.0e}; nothing was exported")
     if with_onnx:
-        difference = export_onnx(prefix, batches, expected, "logits" if output == "logit" else EMBEDDING)
+        difference = export_onnx(model, prefix, input_names(model), batches, expected,
+                                 "logits" if output == "logit" else EMBEDDING)
         get_logger().info(f"Largest {output} difference between checkpoint and ONNX model: {difference:.2e}")
     checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.rust_tokenizer is not None:
@@ -94,5 +99,5 @@ def write_deployment(checkpoint, folder, name, with_onnx):
         deploy = {"model_type": model.config.model_type, **kind, "max_seq_length": checkpoint.max_seq_length,
                   "min_seq_length": shortest_length(model), "max_positions": count_positions(model),
                   "input_names": input_names(model), "pad_token_id": checkpoint.pad_id,
-                  "model_file": f"{name}.pdmodel", "params_file": f"{name}.pdiparams"}
+                  "model_file": os.path.basename(graph_file(prefix)), "params_file": f"{name}.pdiparams"}
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)

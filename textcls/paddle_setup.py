@@ -123,3 +123,4 @@ with _kept_signals(), quiet_import():
     import paddle
 
     _import_paddlenlp()
+PADDLE_3 = not paddle.__version__.startswith("2.")
