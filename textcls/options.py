@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import platform
 
 from textcls.errors import UserError
 
@@ -20,10 +21,35 @@ def seed_number(text):
     return int(text)
 
 
+class ShowVersions(argparse.Action):
+    """--version: print Python's version and those of the packages that the suite stands on, and end."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options, nargs=0, default=argparse.SUPPRESS)
+
+    def __call__(self, parser, *arguments):
+        from importlib import metadata
+
+        versions = [f"Python {platform.python_version()}"]
+        for package in ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "onnxruntime", "onnxruntime-gpu", "tokenizers"):
+            try:
+                versions.append(f"{package} {metadata.version(package)}")
+            except metadata.PackageNotFoundError:
+                continue
+        print(", ".join(versions))
+        parser.exit()
+
+
+def add_version_option(parser):
+    parser.add_argument("--version", action=ShowVersions, help="print the versions of Python and of the packages used, and end")
+
+
 def make_parser(doc, **options):
     """The parser of a script. doc: its docstring, whose first line says what it does; options: as of ArgumentParser."""
-    return argparse.ArgumentParser(description=doc.splitlines()[0], allow_abbrev=False,
-                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+    add_version_option(parser)
+    return parser
 
 
 def add_train_file_option(parser):
