@@ -20,6 +20,8 @@ def open_session(model, name, device, device_id=0):
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise UserError("--device gpu: this onnxruntime is a CPU build, expected --device cpu, or onnxruntime-gpu in the "
                             "place of onnxruntime (deploy/predictor/README.md)")
+        if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and later: CUDA and cuDNN from pip's packages, where they are
+            onnxruntime.preload_dlls()
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device_id}))
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
@@ -28,5 +30,6 @@ def open_session(model, name, device, device_id=0):
         raise UserError(f"{name}: ONNX Runtime cannot load it ({reason}), expected a sound ONNX model") from None
     if device == "gpu" and "CUDAExecutionProvider" not in session.get_providers():
         raise UserError(f"--device gpu, --device_id {device_id}: ONNX Runtime could not start CUDA, expected an NVIDIA driver, "
-                        "CUDA 11.8, cuDNN 8.6 and a GPU of that number; or --device cpu")
+                        "the CUDA and cuDNN of this onnxruntime-gpu (deploy/predictor/README.md) and a GPU of that number; or "
+                        "--device cpu")
     return session
