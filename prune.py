@@ -30,10 +30,11 @@ from textcls.compression import PruningTrainer, evaluate_held_out, narrowed
 from textcls.data_files import load_with_data, read_splits
 from textcls.device import select_device
 from textcls.errors import UserError, is_main_rank, run_script
+from textcls.exported import graph_file
 from textcls.exporting import open_graph, run_graph, write_deployment
 from textcls.log import get_logger
 from textcls.outputs import STAGING
-from textcls.paddle_setup import paddle
+from textcls.paddle_setup import PADDLE_3, paddle
 from textcls.scoring import compute_metrics
 from textcls.trainer import (check_batch, check_training_arguments, lock_folder, parse_dataclasses, plain_library_errors,
                              remove_folder)
@@ -119,6 +120,10 @@ def check_arguments(args):
     if args.onnx and "dynabert" not in args.strategy:
         raise UserError(f"--onnx: goes with the strategy dynabert, expected --strategy {args.strategy} without it, or "
                         "export_model.py --onnx for the whole model")
+    if args.strategy != "dynabert" and PADDLE_3:
+        raise UserError(f"--strategy {args.strategy}: PaddleSlim 2.6 can quantize graphs of Paddle 2 only, and this is Paddle "
+                        f"{paddle.__version__}; expected --strategy dynabert, then INT8 by deploy/predictor/infer.py "
+                        "--use_quantize, or Paddle 2.6")
     if args.strategy != "dynabert" and args.world_size > 1:
         raise UserError(f"--strategy {args.strategy}: quantizing works in a single process, expected --strategy dynabert, or "
                         "no paddle.distributed.launch")
@@ -156,9 +161,9 @@ def list_graphs(folder):
     graphs = {"1": os.path.join(folder, UNPRUNED, "float32")}
     for path, names, files in os.walk(folder):
         names.sort(reverse=True)
-        for file in sorted(files, key=lambda file: (file != "pruned_model.pdmodel", file)):
+        for file in sorted(files, key=lambda file: (file != "pruned_model.pdiparams", file)):
             prefix, extension = os.path.splitext(os.path.join(path, file))
-            if extension == ".pdmodel" and prefix != graphs["1"] and file != "model.pdmodel":
+            if extension == ".pdiparams" and prefix != graphs["1"] and file != "model.pdiparams":
                 graphs[os.path.relpath(prefix, folder).replace("width_mult_", "").replace("/pruned_model", "")] = prefix
     return graphs
 
@@ -172,7 +177,7 @@ def complete_deployment(prefix, unpruned):
         if not file.startswith("float32"):
             shutil.copy(os.path.join(unpruned, file), folder)
     deploy = read_json(os.path.join(folder, "deploy.json"))
-    deploy.update(model_file=f"{name}.pdmodel", params_file=f"{name}.pdiparams")
+    deploy.update(model_file=os.path.basename(graph_file(prefix)), params_file=f"{name}.pdiparams")
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
         json.dump(deploy, file, indent=2)
 
@@ -208,7 +213,7 @@ def make_table(graphs, results, parameters):
     first = max(map(len, graphs)) + 2
     lines = [f"{'width':<{first}}{'parameters':>12}{'size (MiB)':>12}{'dev accuracy':>14}{'macro-F1':>10}{'CPU ms/text':>13}"]
     for name, prefix in graphs.items():
-        size = sum(os.path.getsize(prefix + suffix) for suffix in (".pdmodel", ".pdiparams")) / 2**20
+        size = sum(os.path.getsize(path) for path in (graph_file(prefix), prefix + ".pdiparams")) / 2**20
         row, count = results[name], parameters.get(name.split("/")[0], parameters["1"])
         lines.append(f"{name:<{first}}{count:>12,}{size:>12.1f}{row['accuracy'] * 100:>12.2f} %{row['macro_f1'] * 100:>10.2f}"
                      f"{row['time'] * 1e3:>13.2f}")

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from textcls.errors import run_script
 from textcls.families import FAMILIES
-from textcls.paddle_setup import paddle  # prepares this process before a test imports paddle
+from textcls.paddle_setup import PADDLE_3, paddle  # prepares this process before a test imports paddle
 from textcls.pickle_guard import guard_paddle_load
 from textcls.wordpiece import build_rust_tokenizer
 
@@ -27,6 +27,8 @@ KUAKE = os.environ.get("KUAKE_QIC_DIR")
 LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "retrieval_index", "prompts", "milvus", "paddle_serving",
            "demo", "word_interpret", "triton_serving", "aug", "sent_interpret", "predictor", "simple_serving", "search_serving",
            "sparse", "predict", "export", "evaluate")  # of the test files, the longest first
+GRAPH = (".json", ".pdiparams") if PADDLE_3 else (".pdmodel", ".pdiparams", ".pdiparams.info")  # what a static graph is kept in
+needs_paddle_2 = pytest.mark.skipif(PADDLE_3, reason="PaddleSlim 2.6 and Paddle Serving know graphs of Paddle 2 only")
 needs_kuake = pytest.mark.skipif(not KUAKE, reason="KUAKE_QIC_DIR does not name the folder of the KUAKE-QIC data set")
 
 
@@ -84,7 +86,7 @@ def console_handlers(stream):
     """The handlers of all loggers that write to this stream."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", [])]
-    return [handler for handler in handlers if getattr(handler, "stream", None) is stream]
+    return [handler for handler in handlers if vars(handler).get("stream") is stream]  # logging's last resort follows by itself
 
 
 def launch(*command, cwd=ROOT, log_dir):

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import predict
-from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+from conftest import GRAPH, ROOT, assert_user_error, read_lines, run, run_here, write_lines
 from export_model import main
 
 
@@ -21,7 +21,7 @@ def run_graph(folder, encode, texts):
     """Logits of the exported graph by Paddle Inference, one text at a time."""
     import paddle.inference as inference
 
-    config = inference.Config(str(folder / "float32.pdmodel"), str(folder / "float32.pdiparams"))
+    config = inference.Config(str(folder / f"float32{GRAPH[0]}"), str(folder / "float32.pdiparams"))
     config.disable_gpu()
     predictor = inference.create_predictor(config)
     logits = []
@@ -55,7 +55,7 @@ def test_the_export_alone_gives_the_checkpoints_answers(checkpoint, exported, tm
     assert (folder / "float32.onnx").exists()
     assert export(checkpoint, folder) <= 1e-4  # over the old one, whose ONNX model goes
     assert not (folder / "float32.onnx").exists()
-    assert {"float32.pdmodel", "float32.pdiparams", "float32.pdiparams.info", "tokenizer.json", "vocab.txt",
+    assert {*(f"float32{ending}" for ending in GRAPH), "tokenizer.json", "vocab.txt",
             "tokenizer_config.json", "label.txt", "deploy.json"} <= set(os.listdir(folder))
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
     deploy = json.loads((folder / "deploy.json").read_text())

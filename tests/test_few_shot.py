@@ -11,7 +11,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import (ROOT, assert_same_weights, assert_user_error, read_lines, run, run_here, server_python,
+from conftest import (GRAPH, ROOT, assert_same_weights, assert_user_error, read_lines, run, run_here, server_python,
                       thousand_texts, weights, write_lines)
 
 import export_model
@@ -131,7 +131,7 @@ def test_soft_encoders_and_prefixes_are_trained_and_exported(name, template, few
         assert [name for name in names if part in name], part
     assert "prefix" not in template or "prefix.vectors" in names
     files = set(os.listdir(tmp_path / "out/export"))
-    assert {"model.pdmodel", "model.pdiparams", "model.onnx", "deploy.json", "tokenizer.json", "label.txt"} <= files
+    assert {*(f"model{ending}" for ending in GRAPH), "model.onnx", "deploy.json", "tokenizer.json", "label.txt"} <= files
     texts = [line.split("\t")[0] for line in read_lines(few / "dev.txt")]
     checkpoint = load_checkpoint(str(tmp_path / "out"))
     np.testing.assert_allclose(Predictor(tmp_path / "out/export").probabilities(texts),

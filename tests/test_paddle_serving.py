@@ -12,7 +12,8 @@ import time
 
 import pytest
 from command_lines import run_all
-from conftest import ROOT, assert_answers_agree, assert_user_error, read_lines, run_here, server_python, write_lines
+from conftest import (ROOT, assert_answers_agree, assert_user_error, needs_paddle_2, read_lines, run_here, server_python,
+                      write_lines)
 
 from textcls.errors import UserError
 
@@ -21,6 +22,7 @@ import build_model
 import service as script
 import settings
 
+pytestmark = needs_paddle_2
 SERVING = ROOT / "deploy/paddle_serving"
 LABELS = read_lines(ROOT / "data/label.txt")
 TEXTS = ["头疼怎么办", "拔牙多少钱"]

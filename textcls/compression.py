@@ -9,7 +9,7 @@ from textcls.checkpoints import WEIGHTS
 from textcls.errors import is_main_rank
 from textcls.exporting import input_names, input_spec, write_deployment
 from textcls.log import get_logger
-from textcls.paddle_setup import paddle
+from textcls.paddle_setup import PADDLE_3, paddle
 from textcls.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
 
 from paddlenlp.trainer import trainer_compress
@@ -81,6 +81,21 @@ class TeacherOfRanks(paddle.nn.Layer):
         return self._layers(*inputs, **options)
 
 
+class EmbeddingByPlace(paddle.nn.Embedding):
+    """paddle.nn.Embedding with the arguments of Paddle 2 in their places."""
+
+    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, sparse=False, weight_attr=None, name=None):
+        super().__init__(num_embeddings, embedding_dim, padding_idx=padding_idx, sparse=sparse, weight_attr=weight_attr,
+                         name=name)
+
+
+class LayerNormByPlace(paddle.nn.LayerNorm):
+    """paddle.nn.LayerNorm with the arguments of Paddle 2 in their places."""
+
+    def __init__(self, normalized_shape, epsilon=1e-05, weight_attr=None, bias_attr=None, name=None):
+        super().__init__(normalized_shape, epsilon=epsilon, weight_attr=weight_attr, bias_attr=bias_attr, name=name)
+
+
 def patch_compression(trainer, export_widths):
     """Replace, for the rest of this process, what is wrong in PaddleSlim 2.6.0, PaddleNLP 2.8.1 (trainer_compress) and
     between them and Paddle 2.6.2.
@@ -91,11 +106,13 @@ def patch_compression(trainer, export_widths):
       left out without a word. Can go when OFA's calc_distill_loss is not 0 there.
     - The export applies every width to the model that the widths before have shrunk (12 heads, 9, 6 instead of 8), and
       every rank writes it. Can go when _dynabert_export copies the model.
+    - With Paddle 3 PaddleSlim's layers give paddle.nn.Embedding and LayerNorm arguments by place which they only take by name.
+      Can go when SuperEmbedding and SuperLayerNorm can be built.
     - Quantization hands over a generator where Paddle takes a DataLoader ("data_loader cannot be None"), and names where
       it takes variables ("'feed_vars' should be a Variable"). Can go when the strategies ptq and embeddings run.
     """
     from paddle.static import quantization
-    from paddleslim.nas.ofa.layers import SuperLayerNorm
+    from paddleslim.nas.ofa.layers import SuperEmbedding, SuperLayerNorm
 
     begin, quantize, save = (trainer_compress._dynabert_init, quantization.PostTrainingQuantization,
                              paddle.static.save_inference_model)
@@ -127,6 +144,8 @@ def patch_compression(trainer, export_widths):
         return save(prefix, feeds, fetches, executor, program=program, **options)
 
     SuperLayerNorm.forward = layer_norm
+    if PADDLE_3:
+        SuperEmbedding.__bases__, SuperLayerNorm.__bases__ = (EmbeddingByPlace,), (LayerNormByPlace,)
     trainer_compress._dynabert_init = begin_with_names
     trainer_compress._dynabert_export = export_widths
     trainer_compress.generate_input_spec = lambda *_: input_spec(names)  # as in export/

@@ -8,8 +8,9 @@ from textcls.paddle_setup import paddle
 
 # What Paddle's own pickles refer to: arrays, tensors (as tuples), ordered dicts and the state of its random generator.
 PICKLE_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar"), ("numpy", "ndarray"),
-    ("numpy", "dtype"), ("_codecs", "encode"), ("builtins", "tuple"), ("__builtin__", "tuple"),
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"),  # NumPy 2's names
+    ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("builtins", "tuple"), ("__builtin__", "tuple"),
     ("collections", "OrderedDict"), ("paddle.base.libpaddle", "GeneratorState"),
 }
 PICKLE_STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}

@@ -61,6 +61,9 @@ def write_model(export, folder):
 def main():
     args = parse_arguments()
     export = read_export(args.export_dir, with_onnx=False)
+    if export.model_path.endswith(".json"):
+        raise UserError(f"{export.model_path}: a graph of Paddle 3, which Paddle Serving cannot read, expected one that Paddle "
+                        "2.6 exported; it reads the checkpoints of Paddle 3")
     check_output_folder(args.output_dir, "--output_dir")
     if os.path.realpath(args.output_dir) == os.path.realpath(os.path.dirname(export.model_path)):
         raise UserError(f"--output_dir {args.output_dir}: is the exported folder, expected another one")
