@@ -46,7 +46,7 @@ def parse_arguments():
     parser.add_argument("--index_type", default="auto", choices=["auto", "FLAT", "HNSW", "AUTOINDEX"],
                         help="how Milvus searches; auto: FLAT (exact) up to 100,000 rows, then HNSW; AUTOINDEX: as it likes")
     parser.add_argument("--keep", type=int, default=0, help="older versions that insert or drop leaves, to switch back to")
-    parser.add_argument("--version", help="collection to switch to; None: the newest older one")
+    parser.add_argument("--switch_to", help="collection to switch to; None: the newest older one")
     parser.add_argument("--all", action="store_true", help="drop: the current version and the name, too")
     parser.add_argument("--top_k", type=positive_int, default=20, help="neighbours per query")
     args = parser.parse_args()
@@ -154,11 +154,11 @@ def show_versions(client, args):
 
 def switch_version(client, args):
     current = find_version(client, args.collection)
-    others = [version for version in list_versions(client, args.collection)
-              if is_complete(client, version) and (version.name == args.version if args.version else version.name < current.name)]
+    others = [version for version in list_versions(client, args.collection) if is_complete(client, version)
+              and (version.name == args.switch_to if args.switch_to else version.name < current.name)]
     if not others:
-        raise UserError(f"--collection {args.collection}: no {args.version or 'older version'} that is complete, expected one of "
-                        "`milvus_index.py list` (insert --keep leaves some)")
+        raise UserError(f"--collection {args.collection}: no {args.switch_to or 'older version'} that is complete, expected one "
+                        "of `milvus_index.py list` (insert --keep leaves some)")
     load(client, others[-1].name)
     switch(client, args.collection, others[-1])
     print(f"{args.collection} -> {others[-1].name}")
