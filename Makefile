@@ -107,7 +107,8 @@ PYTHON310 ?= $(shell for p in $(FOUND) python3.12 python3.11 python3.10; do \
 	  touch $@; \
 	fi
 
-SERVERS := .venv-simple-serving .venv-triton .venv-paddle-serving .venv-milvus
+# with Paddle 3 without those that need NumPy 1 (Triton's package) or graphs of Paddle 2: their tests skip
+SERVERS := .venv-simple-serving .venv-milvus $(if $(STACK),,.venv-triton .venv-paddle-serving)
 
 # two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order,
 # and the files come in the order of tests/conftest.py
