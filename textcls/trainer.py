@@ -15,7 +15,7 @@ from textcls.errors import UserError
 from textcls.log import get_logger, progress_bar, without_library_log
 from textcls.options import add_version_option
 from textcls.outputs import STAGING, check_output_folder, write_labels
-from textcls.paddle_setup import paddle
+from textcls.paddle_setup import PADDLE_3, paddle
 
 import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
 from paddlenlp.trainer import EarlyStoppingCallback, PdArgumentParser, Trainer, TrainerCallback
@@ -264,7 +264,7 @@ class ClassificationTrainer(Trainer):
         # Paddle 2.6.2 pickles of its CPU generator only the seed, not how far it has got: give it a new seed at every
         # checkpoint, so that the seed says all. Can go when a loaded generator state draws what the saved one draws.
         generator = paddle.framework.core.default_cpu_generator()
-        generator.manual_seed(generator.random() >> 1)  # Paddle 3.3.1 cannot unpickle a seed of 2**63 or more
+        generator.manual_seed(generator.random() >> int(PADDLE_3))  # 3.3.1 cannot unpickle a seed of 2**63 or more
         states = {"python": random.getstate(), "numpy": np.random.get_state(), "cuda": paddle.get_rng_state(),
                   "cpu": generator.get_state()}
         if self.args.world_size == 1:
