@@ -27,7 +27,7 @@ def export_onnx(model, prefix, input_names, batches, expected, output="logits"):
     if model.config.model_type in FAMILIES:
         content = make_onnx(model, input_names, output)
     else:
-        content = convert(prefix, output)
+        content = convert(prefix, output, model.config.model_type)
     path = prefix + ".onnx"
     onnx.checker.check_model(content)
     onnx.save(content, path)
@@ -44,10 +44,14 @@ def export_onnx(model, prefix, input_names, batches, expected, output="logits"):
 # ---------------------------------------------------------------- models that are of no family of families.py
 
 
-def convert(prefix, output):
-    """The onnx.ModelProto that paddle2onnx makes of prefix.pdmodel and prefix.pdiparams."""
+def convert(prefix, output, model_type):
+    """The onnx.ModelProto that paddle2onnx makes of prefix.pdmodel and prefix.pdiparams. UserError where it is not installed."""
     import onnx
-    import paddle2onnx
+    try:
+        import paddle2onnx
+    except ImportError:
+        raise UserError(f"a model of type {model_type} needs paddle2onnx for ONNX, which only the packages of Paddle 2.6 have, "
+                        f"expected one of {', '.join(FAMILIES)}, or Paddle 2.6") from None
 
     with quiet_stdout():
         content = paddle2onnx.export(prefix + ".pdmodel", prefix + ".pdiparams", None, opset_version=OPSET)
