@@ -84,8 +84,7 @@ def write_deployment(checkpoint, folder, name, with_onnx):
         raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
                         f"{TOLERANCE:.0e}; nothing was exported")
     if with_onnx:
-        difference = export_onnx(model, prefix, input_names(model), batches, expected,
-                                 "logits" if output == "logit" else EMBEDDING)
+        difference = export_onnx(model, prefix, batches, expected, "logits" if output == "logit" else EMBEDDING)
         get_logger().info(f"Largest {output} difference between checkpoint and ONNX model: {difference:.2e}")
     checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.rust_tokenizer is not None:

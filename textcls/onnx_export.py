@@ -13,7 +13,7 @@ from textcls.onnx_graph import OPSET, make_onnx
 TOLERANCE = 1e-4  # largest difference of logits, or of unit vectors, that is only rounding
 
 
-def export_onnx(model, prefix, input_names, batches, expected, output="logits"):
+def export_onnx(model, prefix, batches, expected, output="logits"):
     """Write prefix.onnx, run it by ONNX Runtime on the CPU and compare.
 
     model: in eval mode, exported as prefix.pdmodel and prefix.pdiparams; batches: list of int64 [batch, length], padded;
@@ -25,16 +25,17 @@ def export_onnx(model, prefix, input_names, batches, expected, output="logits"):
     import onnxruntime
 
     if model.config.model_type in FAMILIES:
-        content = make_onnx(model, input_names, output)
+        content = make_onnx(model, output)
     else:
         content = convert(prefix, output, model.config.model_type)
     path = prefix + ".onnx"
     onnx.checker.check_model(content)
     onnx.save(content, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_inputs()]
     difference = 0.0
     for batch, answers in zip(batches, expected):
-        difference = max(difference, float(np.abs(session.run(None, model_inputs(batch, input_names))[0] - answers).max()))
+        difference = max(difference, float(np.abs(session.run(None, model_inputs(batch, names))[0] - answers).max()))
     if not difference <= TOLERANCE:
         raise UserError(f"the ONNX model differs from the graph by {difference:.2e}, expected at most {TOLERANCE:.0e}; "
                         "nothing was exported")

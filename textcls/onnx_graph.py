@@ -42,10 +42,10 @@ class Graph:
         return name
 
 
-def make_onnx(model, input_names, output):
+def make_onnx(model, output):
     """The onnx.ModelProto of a model of FAMILIES in eval mode. output: name of the answers, float32 [batch, size].
 
-    input_names: of the inputs, int64 [batch, length] each. UserError where the model has a part that is not known here.
+    The inputs are those of the family, int64 [batch, length] each. UserError where the model has a part that is not known here.
     """
     graph, config = Graph(), model.config
     is_token = graph.add("Cast", graph.add("Not", graph.add("Equal", "input_ids", config.pad_token_id)), to=TensorProto.FLOAT)
@@ -67,7 +67,8 @@ def make_onnx(model, input_names, output):
     elif prompt is None:
         result = linear(graph, result, model.classifier, "classifier")
     graph.nodes[-1].output[0] = output
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in input_names]
+    names = family_of(model).input_names
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in names]
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", "size"])]
     weights = [numpy_helper.from_array(array, name) for name, array in graph.weights.items()]
     content = helper.make_graph(graph.nodes, type(model).__name__, inputs, outputs, weights)
