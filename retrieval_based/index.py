@@ -25,10 +25,9 @@ from textcls.log import get_logger
 from textcls.options import add_encoder_options, make_parser
 from textcls.index_changes import (OutdatedIndex, add_texts, check_new_label, find_label, label_texts, remove_label,
                                    rename_label)
-from textcls.predictions import check_decided
 from textcls.search_index import check_encoder, open_index
 from textcls.text_encoder import open_encoder
-from textcls.texts import has_invisible, text_problem
+from textcls.texts import text_problem
 
 
 def parse_arguments():
@@ -61,14 +60,6 @@ def read_new_texts(args):
     return list(dict.fromkeys(texts))
 
 
-def check_name(name):
-    """UserError where this cannot be the name of a new label."""
-    check_new_label(name)
-    check_decided(name)
-    if has_invisible(name):
-        raise UserError(f"label {name!r}: has an invisible character, expected visible characters only")
-
-
 def make_change(args, texts, encoder_of):
     """Encode what is needed, then change the index. encoder_of: function that opens the encoder.
 
@@ -77,11 +68,11 @@ def make_change(args, texts, encoder_of):
     index = open_index(args.index_dir)
     if args.change == "rename":
         entry = find_label(index, args.label)
-        check_name(args.new_name)
+        check_new_label(args.new_name)
         texts = label_texts(args.new_name, entry["texts"]) if index.header["corpus"] == "labels" else []
     elif args.change == "add":
         if args.label not in index.labels:
-            check_name(args.label)
+            check_new_label(args.label)
             texts = label_texts(args.label, texts) if index.header["corpus"] == "labels" else texts
     else:
         find_label(index, args.label)

@@ -20,9 +20,10 @@ from textcls.errors import UserError
 from textcls.lexical import count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
 from textcls.log import get_logger
 from textcls.outputs import complete_file
+from textcls.predictions import check_decided
 from textcls.search import hnsw_recall
 from textcls.search_index import FORMAT, MARKER, PARTS, Segment, assemble, label_word, open_hnsw, open_index
-from textcls.texts import text_problem
+from textcls.texts import has_invisible, text_problem
 
 MOST_SEGMENTS, SMALL_ROWS = 16, 1000  # beyond so many segments, those of so few rows are joined
 HNSW_FACTORS, ENOUGH_RECALL = (1, 2, 2, 2, 2), 0.99  # HNSW's expansion is multiplied until recall@10 is enough
@@ -215,6 +216,9 @@ def check_new_label(name):
                                    if name != name.strip() or re.search("[\t\n\r]|==", name) else None)
     if wrong:
         raise UserError(f"label {name!r}: {wrong}, expected the name of a label")
+    check_decided(name)
+    if has_invisible(name):
+        raise UserError(f"label {name!r}: has an invisible character, expected visible characters only")
 
 
 def find_entry(header, name):
