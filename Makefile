@@ -26,7 +26,8 @@ VENV ?= .venv$(STACK)
 REQUIREMENTS := $(if $(filter 1,$(GPU)),requirements$(STACK).txt,requirements$(STACK)-cpu.txt)
 RUN := $(VENV)/bin/python
 # the constraints also hold for the packages that pip builds; both settings are pip's own
-PIP := PIP_CONSTRAINT=$(CURDIR)/constraints$(STACK).txt PIP_USE_PEP517=1 $(RUN) -m pip --disable-pip-version-check
+pip_with = PIP_CONSTRAINT=$(CURDIR)/$(1) PIP_USE_PEP517=1 $(2)/bin/python -m pip --disable-pip-version-check
+PIP := $(call pip_with,constraints$(STACK).txt,$(VENV))
 
 .PHONY: help setup demo test lint bench bench-serving clean
 help:
@@ -69,8 +70,9 @@ setup: $(VENV)/.installed
 demo: setup
 	PYTHON=$(RUN) sh data/demo.sh
 
-# each server of deploy/ that the tests start, and Milvus, has an environment of its own, made as its README.md says
-pip_of = $(subst $(RUN),.venv-$(1)/bin/python,$(PIP)) install --quiet
+# each server of deploy/ that the tests start, and Milvus, has an environment of its own, made as its README.md says: the same
+# one with both Paddles
+pip_of = $(call pip_with,constraints.txt,.venv-$(1)) install --quiet
 .venv-simple-serving/.installed: deploy/simple_serving/requirements.txt deploy/simple_serving/requirements-test.txt constraints.txt
 	$(FOUND) -m venv --clear .venv-simple-serving
 	$(call pip_of,simple-serving) -r deploy/simple_serving/requirements.txt -r deploy/simple_serving/requirements-test.txt
