@@ -128,8 +128,13 @@ BENCH_PYTHON ?= $(FOUND)
 	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet -r requirements-bench.txt
 	touch $@
 
+# both Paddles side by side where there is a Python for both, unless BENCH asks for a part
 bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
 	$(RUN) tests/bench.py $(BENCH)
+ifeq ($(PADDLE)$(findstring --part,$(BENCH)),2.6)
+	$(if $(call find,10,13),$(MAKE) setup PADDLE=3 && $(RUN) tests/bench.py --part stacks $(filter --quick,$(BENCH)) \
+		--other_python .venv-paddle3/bin/python)
+endif
 
 bench-serving: setup .venv-simple-serving/.installed .venv-triton/.installed
 	$(RUN) tests/bench_serving.py

@@ -5,6 +5,7 @@
     python tests/bench.py --kuake_dir folder --vocab vocab.txt --torch_python .venv-bench/bin/python --profile
     python tests/bench.py --kuake_dir folder --vocab vocab.txt --part predictor                # deploy/predictor only
     python tests/bench.py --part analysis                      # only the search of sent_interpret.py, needs no data
+    python tests/bench.py ... --part stacks --other_python .venv-paddle3/bin/python    # this suite with both Paddles
 
 The models have the shapes of ERNIE 3.0 Nano and Medium and seeded random weights. Every measurement is a fresh process;
 the variants take turns (A B C A B C ...) and the best of --repeats counts. Other work on the machine adds time, and far
@@ -19,6 +20,8 @@ deploy/predictor, text in and label out, is measured against ONNX Runtime itself
 length (its own threads, one per core), and against the earlier application's way: paddle2onnx at every start, PaddleNLP's
 tokenizer, all texts padded to the longest of all, batches in file order; its start is not counted. Cold start: from the
 start of a process to its first label.
+stacks: this suite in this environment and in --other_python, which has the other Paddle, on the same weights; each predictor
+runs what its own stack exported, with its own ONNX Runtime.
 analysis: seconds in which each method of sent_interpret.py finds the 3 training rows for and the 3 against 1,000 texts among
 100,000, on seeded random features of the size of ERNIE 3.0 Medium, its preparations (the fit of representer) included.
 """
@@ -211,8 +214,9 @@ def reading(job):
 
 
 def export(job):
-    """Export job["folder"] with --onnx."""
-    command = [sys.executable, "export_model.py", "--params_path", job["folder"], "--output_path", f"{job['folder']}/export"]
+    """Export job["folder"] with --onnx into its folder job["exported"]."""
+    output = os.path.join(job["folder"], job.get("exported", "export"))
+    command = [sys.executable, "export_model.py", "--params_path", job["folder"], "--output_path", output]
     subprocess.run([*command, "--onnx"], cwd=ROOT, check=True)
 
 
@@ -340,7 +344,8 @@ def parse_arguments():
     parser.add_argument("--skip_torch", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per variant, the best counts; default: 3")
     parser.add_argument("--quick", action="store_true", help="a trial: Nano, 1 repeat, 6 steps, 100,000 lines")
-    parser.add_argument("--part", choices=["all", "core", "predictor", "analysis"], default="all",
+    parser.add_argument("--other_python", help="with --part stacks: the Python of an environment with the other Paddle")
+    parser.add_argument("--part", choices=["all", "core", "predictor", "analysis", "stacks"], default="all",
                         help="what to measure; default: all")
     parser.add_argument("--profile", action="store_true", help="add the costliest operations of training Nano")
     args = parser.parse_args()
@@ -348,6 +353,8 @@ def parse_arguments():
         if args.part != "analysis" and not os.path.isfile(path):
             parser.error(f"{path}: not found, expected KUAKE-QIC's folder as --kuake_dir or KUAKE_QIC_DIR ("
                          f"{', '.join(FILES)}), and a vocab.txt as --vocab or ERNIE_VOCAB")
+    if (args.part == "stacks") != bool(args.other_python):
+        parser.error("expected --part stacks and --other_python together")
     args.torch_python, args.foreign_cores = os.path.abspath(args.torch_python), []
     args.with_torch = not args.skip_torch and os.path.isfile(args.torch_python)
     args.repeats = 1 if args.quick else max(1, args.repeats)
@@ -366,10 +373,10 @@ def work(args, job, name, **changes):
     """Run a worker in a new process, without the user's thread settings; returns its result."""
     job = {**job, **changes}
     job["options"] = dict(OPTIONS, max_steps=WARM_UP + job["steps"])
-    job["result"] = os.path.join(job["folder"], f"{name}-{job['variant']}.json")
+    job["result"] = os.path.join(job["folder"], f"{name}-{job['variant']}{'-other' * ('python' in job)}.json")
     with open(os.path.join(job["folder"], "job.json"), "w", encoding="utf-8") as file:
         json.dump(job, file)
-    command = [args.torch_python if job["variant"] == "torch" else sys.executable]
+    command = [args.torch_python if job["variant"] == "torch" else job.get("python", sys.executable)]
     if job["ranks"] > 1:
         command += f"-m paddle.distributed.launch --nproc_per_node {job['ranks']} --backend gloo --log_dir log".split()
     env = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")}
@@ -381,7 +388,7 @@ def work(args, job, name, **changes):
     with open(job["result"], encoding="utf-8") as file:
         result = json.load(file)
     result["foreign_cores"] = (foreign_seconds() - foreign) / (time.perf_counter() - start)
-    print(job["shape"], name, job["variant"], f"{job['ranks']} process(es):",
+    print(job["shape"], name, job["variant"], *["other"] * ("python" in job), f"{job['ranks']} process(es):",
           *(f"{key} {value:.4g}" for key, value in result.items() if key != "ops"), file=sys.stderr, flush=True)
     return result
 
@@ -433,6 +440,32 @@ def measure_predictor(args, job, dev, ratios):
             f"{'WITH' if cold['paddle'] else 'no'} Paddle in memory")
 
 
+def measure_stacks(args, job, dev):
+    """Returns (rows [what, ms in this environment, ms in the other], a note)."""
+    import numpy as np
+    job, shape, rows = {**job, "dev": dev, "quantize": False, "threads": None}, job["shape"], []
+    own, other = {"exported": "export"}, {"exported": "export-other", "python": os.path.abspath(args.other_python)}
+    work(args, job, "export", **own)
+    work(args, job, "export", **other)
+    for what, worker, changes in (("training", "training", {}), ("training in two processes", "training", {"ranks": 2}),
+                                  ("evaluation", "evaluation", {}), ("deploy/predictor", "serving", {}),
+                                  ("deploy/predictor, one thread, INT8", "serving", {"threads": 1, "quantize": True})):
+        best = in_turns(args, job, worker, {**own, **changes}, {**other, **changes})
+        rows.append([f"{shape}: {what}", *(result["ms"] for result in best)])
+    logits = [np.load(f"{job['folder']}/evaluation-suite{name}.json.npz")["logits"] for name in ("", "-other")]
+    same = (logits[0].argmax(1) == logits[1].argmax(1)).sum()
+    return rows, f"{shape}: {same} of {len(dev)} predictions equal, logits differ by up to {abs(logits[0] - logits[1]).max():.1e}"
+
+
+def report_stacks(args, rows, notes):
+    """rows: [what, here, other]."""
+    print_setting(args, [sys.executable, args.other_python])
+    print("{:<52}{:>12}{:>12}{:>8}".format("ms per text, best of " + str(args.repeats), "here", "other", "ratio"))
+    for what, own, other in rows:
+        print(f"{what:<52}{own:12.4g}{other:12.4g}{own / other:8.3g}")
+    print("\n" + "\n".join(notes + [quiet_note(args)]))
+
+
 def measure_search(args, folder, rows, notes):
     count, texts = (10000, 100) if args.quick else (100000, 1000)
     job = {"variant": "suite", "ranks": 1, "shape": "medium", "folder": folder, "steps": 0, "rows": count, "texts": texts,
@@ -463,10 +496,16 @@ def main():
             os.mkdir(job["folder"])
             work(args, job, "make_model")
             dev = [row[0] for row in data["dev.txt"]]
+            if args.part == "stacks":
+                own_rows, note = measure_stacks(args, job, dev)
+                rows, notes = rows + own_rows, notes + [note]
+                continue
             if args.part != "predictor":
                 measure_shape(args, job, dev, rows, notes)
             if args.part != "core":
                 notes.append(measure_predictor(args, job, dev, ratios))
+        if args.part == "stacks":
+            return report_stacks(args, rows, notes)
         if args.part == "all":
             measure_search(args, folder, rows, notes)
         if args.part == "predictor":
@@ -487,15 +526,26 @@ def main():
     report(args, rows, notes, ratios)
 
 
-def report(args, rows, notes, ratios):
-    """rows: [what, as it comes, this suite, PyTorch], None where not measured; ratios: [what, other, this suite, bar]."""
+def print_setting(args, pythons):
+    """The command, the machine, and the versions of what the Pythons have."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown CPU")
     print(f"\ncommand   {' '.join(sys.argv)}\nmachine   {cpu}, {CORES} cores")
-    for python in [sys.executable] + [args.torch_python] * args.with_torch:
+    for python in pythons:
         freeze = subprocess.run([python, "-m", "pip", "freeze"], stdout=subprocess.PIPE, text=True).stdout
-        names = ("paddlepaddle", "paddlenlp", "torch==", "transformers", "accelerate", "tokenizers", "numpy")
+        names = ("paddlepaddle", "paddlenlp", "torch==", "transformers", "accelerate", "tokenizers", "numpy", "onnxruntime")
         print("versions ", *(line for line in freeze.splitlines() if line.startswith(names)))
+
+
+def quiet_note(args):
+    most = max(args.foreign_cores, default=0)
+    quiet = "quiet enough" if most <= 0.1 else "DISTURBED, the ratios must not be quoted"
+    return f"other processes took {most:.2f} cores in the quietest repeats: {quiet}"
+
+
+def report(args, rows, notes, ratios):
+    """rows: [what, as it comes, this suite, PyTorch], None where not measured; ratios: [what, other, this suite, bar]."""
+    print_setting(args, [sys.executable] + [args.torch_python] * args.with_torch)
     print(f"figures   ms per text, best of {args.repeats}; ratio: other / this suite, above 1 this suite is faster\n")
     line = "{:<40}{:>12}{:>12}{:>8}{:>12}{:>8}".format
     if rows:
@@ -507,8 +557,7 @@ def report(args, rows, notes, ratios):
         print("\n{:<52}{:>12}{:>12}{:>8}{:>14}".format("deploy/predictor against", "other", "predictor", "ratio", "at least"))
     for what, other, own, bar in ratios:
         print(f"{what:<52}{other:12.4g}{own:12.4g}{other / own:8.3g}{bar:10} {'kept' if other / own >= bar else 'MISSED'}")
-    quiet = "quiet enough" if max(args.foreign_cores, default=0) <= 0.1 else "DISTURBED, the ratios must not be quoted"
-    notes.append(f"other processes took {max(args.foreign_cores, default=0):.2f} cores in the quietest repeats: {quiet}")
+    notes.append(quiet_note(args))
     notes += [] if args.with_torch else [f"no PyTorch: --skip_torch, or no {args.torch_python} (make bench makes it)"]
     print("\n" + "\n".join(notes))
 
