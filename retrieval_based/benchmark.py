@@ -6,7 +6,7 @@
 Reads   data_dir/: train.txt, dev.txt (what build_index.py is fitted on), test.txt (what is measured), label.txt.
 Writes  output_dir/seed-N/: the data without these labels, encoder, export and index; results.json. A training that is there is
         not run again. Prints for each seed the accuracy on texts of the old labels before and after the others were added, the
-        share of the new labels' texts that get their label, and the AUROC of the probability as a sign of unknown labels.
+        share of the new labels' texts that get their label, and the AUROC of `known`, by which unknown labels are told.
 """
 
 import argparse
@@ -71,14 +71,14 @@ def write_known(folder, labels, rows, new):
 
 
 def answer(folder, name):
-    """What predict.py says of texts.txt: (list of labels, float [num_texts] probabilities)."""
+    """What predict.py says of texts.txt: (list of labels, float [num_texts] probabilities of a known label)."""
     output = os.path.join(folder, f"{name}.jsonl")
     run(os.path.join(folder, f"{name}.log"), "predict", "--params_path", os.path.join(folder, "export"), "--index_dir",
         os.path.join(folder, "index"), "--dataset_dir", folder, "--data_file", "texts.txt", "--output_format", "jsonl",
         "--output_file", output)
     with open(output, encoding="utf-8") as lines:
         answers = [json.loads(line) for line in lines]
-    return [row["label"] for row in answers], np.array([row["probability"] for row in answers])
+    return [row["label"] for row in answers], np.array([row["known"] for row in answers])
 
 
 def measure(args, seed, labels, rows):

@@ -108,15 +108,16 @@ def read_data(args, labels):
 
 
 def answer(index, vectors, texts, label_ids):
-    """(guesses int64, confidences float, ranks float [num_texts] of the right labels, inf for unknown ones)."""
-    guesses, confidences, ranks = np.zeros(len(texts), int), np.zeros(len(texts)), np.full(len(texts), np.inf)
+    """(guesses int64, confidences float, known float, ranks float [num_texts] of the right labels, inf for unknown ones)."""
+    guesses, ranks = np.zeros(len(texts), int), np.full(len(texts), np.inf)
+    confidences, known = np.zeros((2, len(texts)))
     for chunk in chunks(index, len(texts)):
         probs = label_probabilities(index, vectors[chunk], texts[chunk])
         places = label_ranks(probs, label_similarities(index, vectors[chunk]))
-        guesses[chunk], confidences[chunk] = places.argmin(axis=1), probs.max(axis=1)
+        guesses[chunk], confidences[chunk], known[chunk] = places.argmin(axis=1), probs.max(axis=1), probs.sum(axis=1)
         rows = np.flatnonzero(label_ids[chunk] < len(index.labels))
         ranks[chunk][rows] = places[rows, label_ids[chunk][rows]]
-    return guesses, confidences, ranks
+    return guesses, confidences, known, ranks
 
 
 def log_groups(index, label_ids, guesses, ranks):
@@ -155,7 +156,7 @@ def main():
     check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)
     with progress_bar(len(texts), "Encoding") as progress:
         vectors = encoder.encode(texts, progress)
-    guesses, confidences, ranks = answer(index, vectors, texts, label_ids)
+    guesses, confidences, known, ranks = answer(index, vectors, texts, label_ids)
     is_known, is_right = label_ids < len(index.labels), guesses == label_ids
     if is_known.any():
         log_recalls(ranks[is_known])
@@ -164,7 +165,8 @@ def main():
                           f"{is_known.sum()} texts")
         log_groups(index, label_ids[is_known], guesses[is_known], ranks[is_known])
     if not is_known.all():
-        get_logger().info(f"Unknown texts: {(~is_known).sum()} | AUROC of the confidence {auroc(confidences, is_known):.4f}")
+        get_logger().info(f"Unknown texts: {(~is_known).sum()} | AUROC of the probability {auroc(confidences, is_known):.4f}, of "
+                          f"known {auroc(known, is_known):.4f}")
     if threshold > 0:
         log_threshold(threshold, is_right, confidences, is_known)
     names = index.labels + [args.unknown_label]

@@ -108,7 +108,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
-assert "paddle" not in open("/proc/self/maps").read()
+assert "libpaddle" not in open("/proc/self/maps").read()
 print("no Paddle", file=sys.stderr)
 """
 

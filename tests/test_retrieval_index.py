@@ -187,6 +187,8 @@ def test_settings_fitted_on_dev_make_fusion_no_worse_and_keep_the_wanted_precisi
     probs = np.concatenate([label_probabilities(index, vectors[chunk], texts[chunk]) for chunk in chunks(index, len(texts))])
     is_right = probs.argmax(axis=1) == ids
     assert is_right.mean() == pytest.approx(figures["fused"])
+    known = [answer.known for answer in make_answers(index, vectors[:9], texts[:9])]
+    assert known == pytest.approx(probs[:9].sum(axis=1), abs=1e-5)
     assert min(index.header["known"]["weights"]) >= 0  # a text that is nearer is never less known
     decided = probs.max(axis=1) >= index.header["threshold"]["value"]
     assert figures["fused"] < 0.995 and 0.2 < decided.mean() < 1 and is_right[decided].mean() >= 0.995
@@ -220,6 +222,15 @@ def test_auroc_is_that_of_scikit_learn():
 # ---- changes
 
 
+def assert_centres_are_those_of_the_rows(index):
+    rows = np.flatnonzero(index.row_labels >= 0)
+    vectors = index.take(rows)
+    np.testing.assert_allclose(index.mean, vectors.mean(axis=0), atol=1e-5)
+    for label, centre in enumerate(index.centres):
+        mean = vectors[index.row_labels[rows] == label].mean(axis=0) - vectors.mean(axis=0)
+        np.testing.assert_allclose(centre, mean / np.linalg.norm(mean), atol=1e-4)
+
+
 @pytest.mark.parametrize("corpus", ["texts", "labels", "means"])
 def test_labels_are_added_described_renamed_and_removed(tmp_path, corpus):
     make_index(tmp_path, corpus)
@@ -231,6 +242,7 @@ def test_labels_are_added_described_renamed_and_removed(tmp_path, corpus):
     assert answer.label == "科##新类" and answer.nearest[0][1] == "科##新类"
     assert "预防针" in index.header["labels"][-1]["texts"] and "新类" not in index.header["labels"][-1]["texts"]
     assert index.rows_per_label()[-1] == 3
+    assert_centres_are_those_of_the_rows(index)
     texts = label_texts("科##疫苗", index.header["labels"][-1]["texts"]) if corpus == "labels" else []
     rename_label(tmp_path, "科##新类", "科##疫苗", unit(np.random.default_rng(4), len(texts), SIZE) if texts else None)
     index = open_index(tmp_path)
@@ -238,7 +250,9 @@ def test_labels_are_added_described_renamed_and_removed(tmp_path, corpus):
     if corpus == "labels":
         rows = np.flatnonzero(index.row_labels == len(LABELS))
         assert {index.text(row) for row in rows} == {"疫苗", "打完疫苗能喝酒吗", "预防针"}
+    assert_centres_are_those_of_the_rows(index)
     remove_label(tmp_path, "科##疫苗")
+    assert_centres_are_those_of_the_rows(open_index(tmp_path))
     assert make_answers(open_index(tmp_path), new[1:2], ["打完疫苗能喝酒吗"])[0].label in LABELS
 
 

@@ -137,10 +137,24 @@ def make_segment(rows, idf):
     if len(sizes) > 1:
         raise ValueError(f"rows of {sizes} vectors, label ids, texts and terms, expected as many of each")
     idf = idf or idf_of_rows([terms for terms, _ in rows.terms])
+    label_ids = np.asarray(rows.label_ids, np.int32)
     texts = [text.encode("utf-8") for text in rows.texts]
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
-    return Segment(rows.vectors, None, np.asarray(rows.label_ids, np.int32), np.frombuffer(b"".join(texts), np.uint8), offsets,
-                   make_postings(weigh_rows(rows, idf).terms), rows.counts, rows.lengths)
+    return Segment(rows.vectors, None, label_ids, *sums_by_label(rows.vectors, label_ids),
+                   np.frombuffer(b"".join(texts), np.uint8), offsets, make_postings(weigh_rows(rows, idf).terms), rows.counts,
+                   rows.lengths)
+
+
+def sums_by_label(vectors, label_ids):
+    """sum_ids and sums of a Segment."""
+    ids, places = np.unique(label_ids, return_inverse=True)
+    sums = np.zeros((len(ids), vectors.shape[1]), np.float32)
+    for start in range(0, len(places), BLOCK):
+        block = places[start:start + BLOCK]
+        order = np.argsort(block, kind="stable")
+        present, first = np.unique(block[order], return_index=True)
+        sums[present] += np.add.reduceat(vectors[start:start + BLOCK][order], first, axis=0)
+    return ids, sums
 
 
 def write_segment(folder, dtype, segment):
@@ -148,7 +162,7 @@ def write_segment(folder, dtype, segment):
     name = f"segment-{secrets.token_hex(8)}"
     path = os.path.join(folder, name)
     os.mkdir(path)
-    arrays = {"label_ids": segment.label_ids, "text_offsets": segment.text_offsets,
+    arrays = {**{name: getattr(segment, name) for name in ("label_ids", "sum_ids", "sums", "text_offsets")},
               **{f"lexical_{part}": values for part, values in segment.postings._asdict().items()}}
     if segment.counts is not None:
         arrays.update(counts=segment.counts.astype(np.int32), lengths=segment.lengths.astype(np.float32))

@@ -122,12 +122,12 @@ def make_rows(texts, probs, labels, args):
 
 
 def answer_rows(answers, texts, args):
-    """As `make_rows`, of search.Answer; jsonl also has the similarities and the nearest texts."""
+    """As `make_rows`, of search.Answer; jsonl also has the similarities, known and the nearest texts."""
     for text, answer in zip(texts, answers):
         label = UNDECIDED if answer.probability < args.threshold else answer.label
         row = make_row(text, label, [top[:2] for top in answer.top_k], args)
         if args.output_format == "jsonl":
-            row["similarity"] = answer.similarity
+            row["similarity"], row["known"] = answer.similarity, answer.known
             for top, (_, _, similarity) in zip(row["top_k"], answer.top_k):
                 top["similarity"] = similarity
             row["nearest"] = [dict(zip(("text", "label", "similarity"), reason)) for reason in answer.nearest]

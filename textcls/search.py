@@ -22,6 +22,7 @@ class Answer(NamedTuple):
     label: str
     probability: float  # that this is right, 0 to 1
     similarity: float  # cosine of the label's nearest row
+    known: float  # probability that the text is of one of the index's labels, 0 to 1
     top_k: list  # of (label, probability, similarity), best first
     nearest: list  # of (text, label, similarity): the reasons, nearest first
 
@@ -198,22 +199,27 @@ def sharpen(probs, sharpness):
     return probs / np.maximum(probs.sum(axis=1, keepdims=True), 1e-30)
 
 
-def known_features(found, probs):
-    """What the confidence that a text is of a known label goes by: float32 [num_queries, 3]: similarity of the nearest row, mean
-    similarity of the NEAREST nearest rows, share of the best label.
+def known_features(index, vectors, found, excluded=None):
+    """What the confidence that a text is of a known label goes by: float32 [num_queries, 2]: mean similarity of the NEAREST
+    nearest rows, and the largest cosine with a label's centre, text and centre less the mean of all rows.
 
-    So few rows, that a label which was added by a handful of texts counts; words in common say nothing of a text's being known.
+    So few rows, that a label which was added by a handful of texts counts; less the mean, since what all texts have in common
+    hides what sets those of other labels apart; words in common say nothing of a text's being known. excluded: as of `nearest`.
     """
     similarities = np.where(found.rows >= 0, found.similarities, 0)[:, :NEAREST]
-    return np.stack([similarities[:, 0], similarities.mean(axis=1), probs.max(axis=1)], axis=1)
+    vectors = vectors - index.mean
+    cosines = vectors @ index.centres.T / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    if excluded is not None:
+        cosines[np.arange(len(cosines)), excluded] = -1
+    return np.stack([similarities.mean(axis=1), cosines.max(axis=1)], axis=1)
 
 
-def known_probs(index, found, probs):
+def known_probs(index, vectors, found):
     """Probability that each text is of one of the index's labels: float [num_queries]; 1 where the build had no dev texts."""
     known = index.header["known"]
     if known is None:
-        return np.ones(len(probs))
-    features = known_features(found, probs)
+        return np.ones(len(vectors))
+    features = known_features(index, vectors, found)
     return 1 / (1 + np.exp(-(features @ np.array(known["weights"]) + known["offset"])))
 
 
@@ -245,7 +251,7 @@ def label_probabilities(index, vectors, texts):
     """
     found = search(index, vectors, texts)
     probs = fuse(index, found)
-    return probs * known_probs(index, found, probs)[:, None].astype(np.float32)
+    return probs * known_probs(index, vectors, found)[:, None].astype(np.float32)
 
 
 def make_answers(index, vectors, texts, top_k=1, num_nearest=0):
@@ -257,7 +263,7 @@ def make_answers(index, vectors, texts, top_k=1, num_nearest=0):
     for chunk in chunks(index, len(texts)):
         found = search(index, vectors[chunk], texts[chunk], num_nearest)
         probs = fuse(index, found)
-        known = known_probs(index, found, probs)
+        known = known_probs(index, vectors[chunk], found)
         best = shown_similarities(index, found, vectors[chunk], probs, top_k)
         for row in range(len(probs)):
             order = rank_labels(probs[row], best[row])[:top_k]
@@ -265,7 +271,7 @@ def make_answers(index, vectors, texts, top_k=1, num_nearest=0):
                     round(max(float(best[row, label]), -1.0), DECIMALS)) for label in order]
             reasons = [(index.text(number), index.labels[index.row_labels[number]], round(float(similarity), DECIMALS))
                        for number, similarity in zip(found.rows[row], found.similarities[row][:num_nearest]) if number >= 0]
-            answers.append(Answer(*top[0], top, reasons))
+            answers.append(Answer(*top[0], round(float(known[row]), DECIMALS), top, reasons))
     return answers
 
 

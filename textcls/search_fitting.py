@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from textcls.search import Found, chunks, fuse, known_features, known_probs, lexical_nearest, nearest, sharpen, vote
+from textcls.search import NEAREST, Found, chunks, fuse, known_features, known_probs, lexical_nearest, nearest, sharpen, vote
 from textcls.search_index import label_boosts
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
@@ -38,9 +38,10 @@ def fit(index, vectors, texts, label_ids, precision=None):
     sharpness, nll = best_sharpness(index, found, label_ids)
     index = with_settings(index, vote={**settings, "sharpness": sharpness})
     fused = float((guess(index, found) == label_ids).mean())
-    known, auroc = fit_known(index, found, find_rows(index, vectors, texts, sizes[-1], label_ids))
+    without = find_rows(index, vectors, texts, NEAREST, label_ids)
+    known, auroc = fit_known(features_of(index, vectors, found), features_of(index, vectors, without, label_ids))
     index = with_settings(index, known=known)
-    threshold = None if precision is None else find_threshold(index, found, label_ids, precision)
+    threshold = None if precision is None else find_threshold(index, vectors, found, label_ids, precision)
     return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, "fused": fused, "known_auroc": auroc,
                                                        "nll": nll}
 
@@ -144,16 +145,16 @@ def count(probs, label_ids, hits, losses, place):
     losses[place] -= np.log(np.maximum(probs[np.arange(len(probs)), label_ids], LEAST)).sum()
 
 
-def fit_known(index, found, without):
-    """Logistic regression of `known_features` that tells dev texts from dev texts whose own label is left out of the index.
+def fit_known(known, unknown):
+    """Logistic regression that tells dev texts from dev texts whose own label is left out of the index.
 
-    No weight is negative, so that a text which is nearer to the index never counts as less known. found, without: Found of
-    both. Returns ({"weights", "offset"}, AUROC on these texts).
+    No weight is negative, so that a text which is nearer to the index never counts as less known. known, unknown: their
+    `known_features`. Returns ({"weights", "offset"}, AUROC on these texts).
     """
     from scipy.optimize import minimize
 
-    features = np.concatenate([features_of(index, rows) for rows in (found, without)]).astype(np.float64)
-    targets = np.repeat([1.0, 0.0], [len(found.rows), len(without.rows)])
+    features = np.concatenate([known, unknown]).astype(np.float64)
+    targets = np.repeat([1.0, 0.0], [len(known), len(unknown)])
     mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
 
@@ -170,10 +171,13 @@ def fit_known(index, found, without):
     return {"weights": scaled.tolist(), "offset": float(offset)}, auroc(inputs @ weights, targets == 1)
 
 
-def features_of(index, found):
+def features_of(index, vectors, found, excluded=None):
     """`known_features` of all texts."""
-    return np.concatenate([known_features(part(found, chunk), fuse(index, part(found, chunk)))
-                           for chunk in chunks(index, len(found.rows))])
+    features = []
+    for chunk in chunks(index, len(vectors)):
+        own = None if excluded is None else excluded[chunk]
+        features.append(known_features(index, vectors[chunk], part(found, chunk), own))
+    return np.concatenate(features)
 
 
 def auroc(scores, is_positive):
@@ -187,12 +191,12 @@ def auroc(scores, is_positive):
     return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def find_threshold(index, found, label_ids, precision):
+def find_threshold(index, vectors, found, label_ids, precision):
     """The lowest probability above which at least this share of dev texts is right: {"precision", "value"}, or None."""
     confidence, is_right = [], []
     for chunk in chunks(index, len(label_ids)):
         probs = fuse(index, part(found, chunk))
-        confidence.append(probs.max(axis=1) * known_probs(index, part(found, chunk), probs))
+        confidence.append(probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk)))
         is_right.append(probs.argmax(axis=1) == label_ids[chunk])
     confidence, is_right = np.concatenate(confidence), np.concatenate(is_right)
     order = np.argsort(-confidence, kind="stable")

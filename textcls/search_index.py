@@ -15,7 +15,7 @@ from utils import read_json
 from textcls.errors import UserError
 from textcls.lexical import (Idf, Postings, idf_of_postings)
 
-FORMAT = 2
+FORMAT = 3
 MARKER = "index.json"
 CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a training text, the mean of a label's texts
 DTYPES = ("float32", "float16", "int8")
@@ -29,6 +29,8 @@ class Segment(NamedTuple):
     vectors: np.ndarray  # float32, float16 or int8 [rows, dimension], unit length
     scales: Optional[np.ndarray]  # float32 [rows], of int8 vectors
     label_ids: np.ndarray  # int32 [rows]
+    sum_ids: np.ndarray  # int32 [labels of these rows]: label ids, rising
+    sums: np.ndarray  # float32 [labels of these rows, dimension]: of each one's vectors
     text_bytes: np.ndarray  # uint8: UTF-8 of all texts
     text_offsets: np.ndarray  # int64 [rows + 1]
     postings: Postings
@@ -70,6 +72,8 @@ class SearchIndex(NamedTuple):
     starts: np.ndarray  # int64 [num_segments + 1]: the number of each segment's first row
     row_labels: np.ndarray  # int32 [num_rows]: position in labels, -1 where the label was removed
     boosts: np.ndarray  # float32 [num_labels]: how many votes a row of a label has, see `label_boosts`
+    mean: np.ndarray  # float32 [dimension]: of all rows
+    centres: np.ndarray  # float32 [num_labels, dimension]: the labels' means less that of all, at unit length; 0 without rows
     idf: Idf
     hnsw: Optional[Hnsw]
 
@@ -148,9 +152,22 @@ def assemble(folder, header, stamp, segments, hnsw=None):
     row_labels = positions[np.concatenate([segment.label_ids for segment in segments])]
     starts = np.concatenate([[0], np.cumsum([len(segment.label_ids) for segment in segments])])
     labels = [entry["name"] for entry in header["labels"]]
-    boosts = label_boosts(header, np.bincount(row_labels[row_labels >= 0], minlength=len(labels)))
+    counts = np.bincount(row_labels[row_labels >= 0], minlength=len(labels))
+    boosts = label_boosts(header, counts)
+    mean, centres = label_centres(segments, positions, counts)
     idf = idf_of_postings(segments[0].postings, len(segments[0].label_ids))
-    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, idf, hnsw)
+    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, hnsw)
+
+
+def label_centres(segments, positions, counts):
+    """mean and centres of a SearchIndex. positions: of label ids, -1: removed; counts: int [num_labels], rows per label."""
+    sums = np.zeros((len(counts), segments[0].sums.shape[1]), np.float32)
+    for segment in segments:
+        places = positions[segment.sum_ids]
+        sums[places[places >= 0]] += segment.sums[places >= 0]
+    mean = sums.sum(axis=0) / max(counts.sum(), 1)
+    sums -= counts[:, None].astype(np.float32) * mean
+    return mean, sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
 def label_boosts(header, counts):
@@ -183,7 +200,7 @@ def check_header(header, path):
         "vote": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and value["sharpness"] > 0
         and value["least_rows"] >= 0,
         "lexical": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
-        "known": lambda value: value is None or (len(value["weights"]) == 3 and sum(value["weights"]) + value["offset"] < np.inf),
+        "known": lambda value: value is None or (len(value["weights"]) == 2 and sum(value["weights"]) + value["offset"] < np.inf),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1}
     for name, is_sound in checks.items():
         try:
@@ -205,6 +222,8 @@ def open_segment(folder, header, entry):
     vectors = open_array(path, "vectors", header["dtype"], (rows, header["dimension"]))
     scales = open_array(path, "scales", "float32", (rows,)) if header["dtype"] == "int8" else None
     label_ids = open_array(path, "label_ids", "int32", (rows,))
+    sum_ids = open_array(path, "sum_ids", "int32", (None,))
+    sums = open_array(path, "sums", "float32", (len(sum_ids), header["dimension"]))
     offsets = open_array(path, "text_offsets", "int64", (rows + 1,))
     terms = open_array(path, "lexical_terms", "int64", (None,))
     starts = open_array(path, "lexical_starts", "int64", (len(terms) + 1,))
@@ -219,13 +238,14 @@ def open_segment(folder, header, entry):
         text_bytes = None
     if text_bytes is None or len(text_bytes) != offsets[-1]:
         raise UserError(f"{text_path}: missing or damaged, expected {offsets[-1]} bytes")
-    for name, values, limit in (("label_ids", label_ids, header["next_id"]), ("lexical_rows", postings.rows, rows)):
+    for name, values, limit in (("label_ids", label_ids, header["next_id"]), ("sum_ids", sum_ids, header["next_id"]),
+                                ("lexical_rows", postings.rows, rows)):
         if len(values) and not (values.min() >= 0 and values.max() < limit):
             raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected numbers below {limit}")
-    for name, values in (("text_offsets", offsets), ("lexical_starts", starts), ("lexical_terms", terms)):
+    for name, values in (("text_offsets", offsets), ("lexical_starts", starts), ("lexical_terms", terms), ("sum_ids", sum_ids)):
         if (np.diff(values) < 0).any():
             raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected ascending numbers")
-    return Segment(vectors, scales, label_ids, text_bytes, offsets, postings, counts, lengths)
+    return Segment(vectors, scales, label_ids, sum_ids, sums, text_bytes, offsets, postings, counts, lengths)
 
 
 def open_array(folder, name, dtype, shape):

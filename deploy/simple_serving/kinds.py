@@ -63,6 +63,7 @@ class NearText(BaseModel):
 
 
 class FoundAnswer(FoundLabel):
+    known: float = Field(description="probability that the text is of one of the index's labels")
     top_k: list[FoundLabel]
     nearest: list[NearText] = Field([], description="only with num_nearest")
 
@@ -157,7 +158,7 @@ def make_answer(found, parameters, threshold):
     """A FoundAnswer as a dict. found: search_predictor.Answer."""
     top = [{"label": label, "confidence": probability, "similarity": similarity}
            for label, probability, similarity in found.top_k[:parameters.top_k]]
-    answer = {**top[0], "top_k": top}
+    answer = {**top[0], "known": found.known, "top_k": top}
     if found.probability < threshold:
         answer["label"] = UNDECIDED
     if parameters.num_nearest:
