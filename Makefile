@@ -3,10 +3,11 @@
 # (Python 3.10-3.13). PYTHON=/path/to/python chooses another interpreter, VENV=folder another environment, GPU=0 the CPU set on a
 # GPU machine. Paddle 3 on a GPU needs PADDLE_INDEX=address, which Paddle's installation page names for each CUDA.
 
-# a Python of 3.$(1) to 3.$(2) with venv
-find = $(shell for p in $(or $(PYTHON),python3 python3.11 python3.12 python3.10 python3.9 python3.13 python); do \
+# the first of $(3) that is a Python of 3.$(1) to 3.$(2) with venv
+find_in = $(shell for p in $(3); do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, $(1)) <= sys.version_info[:2] <= (3, $(2)))' 2>/dev/null \
 	&& { echo $$p; break; }; done)
+find = $(call find_in,$(1),$(2),$(or $(PYTHON),python3 python3.11 python3.12 python3.10 python3.9 python3.13 python))
 ifndef PADDLE
 PADDLE := $(if $(call find,9,12),2.6,$(if $(call find,13,13),3,2.6))
 endif
@@ -78,14 +79,19 @@ pip_of = $(call pip_with,constraints.txt,.venv-$(1)) install --quiet
 	$(call pip_of,simple-serving) -r deploy/simple_serving/requirements.txt -r deploy/simple_serving/requirements-test.txt
 	touch $@
 
+# Triton's package needs NumPy 1, so Python 3.12 or earlier; where there is none its tests skip
+PYTHON312 ?= $(call find_in,9,12,$(FOUND) python3.12 python3.11 python3.10 python3.9)
 .venv-triton/.installed: deploy/triton_serving/requirements.txt constraints.txt
-	$(FOUND) -m venv --clear .venv-triton
-	$(call pip_of,triton) -r deploy/triton_serving/requirements.txt
-	touch $@
+	@if [ -z "$(PYTHON312)" ]; then \
+	  echo "No Python 3.9-3.12 with venv found, so no Triton: install one, or name it: make PYTHON312=/path/to/python" >&2; \
+	else set -ex; \
+	  $(PYTHON312) -m venv --clear .venv-triton; \
+	  $(call pip_of,triton) -r deploy/triton_serving/requirements.txt; \
+	  touch $@; \
+	fi
 
 # Paddle Serving needs Python 3.9 (deploy/paddle_serving/README.md); where there is none its tests skip
-PYTHON39 ?= $(shell for p in python3.9 $(FOUND) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.9*/bin/python; do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 9))' 2>/dev/null && { echo $$p; break; }; done)
+PYTHON39 ?= $(call find_in,9,9,python3.9 $(FOUND) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.9*/bin/python)
 .venv-paddle-serving/.installed: deploy/paddle_serving/requirements.txt deploy/paddle_serving/requirements-nodeps.txt constraints.txt
 	@if [ -z "$(PYTHON39)" ]; then \
 	  echo "No Python 3.9 with venv found, so no Paddle Serving: install one, or name it: make PYTHON39=/path/to/python" >&2; \
@@ -98,8 +104,7 @@ PYTHON39 ?= $(shell for p in python3.9 $(FOUND) $${PYENV_ROOT:-$$HOME/.pyenv}/ve
 	fi
 
 # Milvus Lite needs Python 3.10 or later (retrieval_based/README.md); where there is none its tests skip
-PYTHON310 ?= $(shell for p in $(FOUND) python3.12 python3.11 python3.10; do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
+PYTHON310 ?= $(call find_in,10,99,$(FOUND) python3.12 python3.11 python3.10)
 .venv-milvus/.installed: retrieval_based/requirements-milvus.txt retrieval_based/constraints-milvus.txt
 	@if [ -z "$(PYTHON310)" ]; then \
 	  echo "No Python 3.10 or later with venv found, so no Milvus: install one, or name it: make PYTHON310=/path/to/python" >&2; \
@@ -109,8 +114,8 @@ PYTHON310 ?= $(shell for p in $(FOUND) python3.12 python3.11 python3.10; do \
 	  touch $@; \
 	fi
 
-# with Paddle 3 without those that need NumPy 1 (Triton's package) or graphs of Paddle 2: their tests skip
-SERVERS := .venv-simple-serving .venv-milvus $(if $(STACK),,.venv-triton .venv-paddle-serving)
+# Paddle Serving reads graphs of Paddle 2 only: with Paddle 3 its tests skip
+SERVERS := .venv-simple-serving .venv-milvus .venv-triton $(if $(STACK),,.venv-paddle-serving)
 
 # two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order,
 # and the files come in the order of tests/conftest.py

@@ -320,7 +320,7 @@ def cold_start(job):
         started = int(stat.read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
         seconds = float(uptime.read().split()[0]) - started
     with open("/proc/self/maps", encoding="utf-8") as maps:
-        return {"seconds": seconds, "paddle": int("paddle" in maps.read())}
+        return {"seconds": seconds, "paddle": int("libpaddle" in maps.read())}
 
 WORKERS = {worker.__name__: worker for worker in (stock, suite, torch, make_model, evaluation, training, reading,
                                                export, export_half, serving, searching, ready_made, earlier, cold_start)}

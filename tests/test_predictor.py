@@ -49,14 +49,17 @@ def paddle_inference(prefix, rows, pad_id):
                                    for start in range(0, len(rows), 32)]))
 
 
-def assert_paths_agree(prefix, texts, calibration_file, least=0.99):
-    """Paddle's graph and its ONNX fp32 agree on every label, INT8 on `least` of them; returns the probabilities of ONNX fp32."""
+def assert_paths_agree(prefix, texts, calibration_file, least=0.99, **options):
+    """Paddle's graph and its ONNX fp32 agree on every label, INT8 on `least` of them; returns the probabilities of ONNX fp32.
+
+    options: of the Predictor in INT8.
+    """
     fp32, texts = Predictor(prefix), [text for text in texts if not text_problem(text)]
     pad_id = json.loads((prefix.parent / "deploy.json").read_text())["pad_token_id"]
     reference, probs = paddle_inference(prefix, fp32.tokenize(texts), pad_id), fp32.probabilities(texts)
     np.testing.assert_array_equal(probs.argmax(axis=1), reference.argmax(axis=1))
     np.testing.assert_allclose(probs, reference, atol=1e-4)
-    int8 = Predictor(prefix, quantize=True, calibration_file=calibration_file).probabilities(texts)
+    int8 = Predictor(prefix, quantize=True, calibration_file=calibration_file, **options).probabilities(texts)
     assert (int8.argmax(axis=1) == reference.argmax(axis=1)).mean() >= least
     assert not np.allclose(int8, probs, atol=1e-6)  # else nothing was quantized
     return probs

@@ -14,7 +14,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, server_python
+from conftest import ROOT, needs_paddle_2, server_python
 
 DOCUMENTS = {"README.md": ".",  # where a document's commands are run
              **{f"docs/{name}.md": "." for name in ("data", "training", "evaluation", "analysis", "export", "deployment",
@@ -156,7 +156,8 @@ def elsewhere(command):
     """The test that runs a command, by the longest beginning that ELSEWHERE knows; None: it is run here."""
     return ELSEWHERE.get(max((start for start in ELSEWHERE if command.startswith(start)), key=len, default=None))
 
-RUN_HERE = [(document, command) for document in DOCUMENTS if document != "README.md"
+RUN_HERE = [pytest.param(document, command, marks=[needs_paddle_2] if "paddle_serving" in document else [])
+            for document in DOCUMENTS if document != "README.md"
             for command in dict.fromkeys(commands(document)) if not elsewhere(command)]
 
 

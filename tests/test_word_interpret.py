@@ -128,7 +128,8 @@ def test_integrated_gradients_add_up_to_the_change_of_probability(trained):
     baseline = predict_probs(trained, tokens, 32)
     hook.remove()
     classes = probs.argmax(axis=1)
-    sums = [values.sum() for values in attribute_tokens(trained, [locate_tokens(trained, text)[0] for text in texts], classes)]
+    rows = [locate_tokens(trained, text)[0] for text in texts]
+    sums = [values.sum() for values in attribute_tokens(trained, rows, classes, steps=200)]
     change = (probs - baseline)[np.arange(6), classes]
     assert np.abs(change).max() > 0.5
     assert sums == pytest.approx(change, abs=0.005)
