@@ -33,7 +33,7 @@ PIP := $(call pip_with,constraints$(STACK).txt,$(VENV))
 .PHONY: help setup demo test lint bench bench-serving clean
 help:
 	@echo "make demo   train, evaluate, predict with and export a small model on the sample data"
-	@echo "make test   run all tests (KUAKE_QIC_DIR=folder adds those on the real data set)"
+	@echo "make test   run all tests, or TESTS=\"tests/file.py ...\" (KUAKE_QIC_DIR=folder adds those on the real data set)"
 	@echo "make bench  measure speed (KUAKE_QIC_DIR=folder is needed)"
 	@echo "make bench-serving  measure the servers of deploy/ (KUAKE_QIC_DIR=folder is needed)"
 	@echo "make lint   check the code's style"
@@ -121,7 +121,7 @@ SERVERS := .venv-simple-serving .venv-milvus .venv-triton $(if $(STACK),,.venv-p
 # and the files come in the order of tests/conftest.py
 test: $(VENV)/.installed-test $(SERVERS:%=%/.installed)
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(TESTS)
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")
 LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "retrieval_index", "prompts", "milvus", "paddle_serving",
            "demo", "word_interpret", "triton_serving", "aug", "sent_interpret", "predictor", "simple_serving", "search_serving",
-           "sparse", "predict", "export", "evaluate")  # of the test files, the longest first
+           "sparse", "predict", "export", "evaluate", "stacks")  # of the test files, the longest first
 GRAPH = (".json", ".pdiparams") if PADDLE_3 else (".pdmodel", ".pdiparams", ".pdiparams.info")  # what a static graph is kept in
 needs_paddle_2 = pytest.mark.skipif(PADDLE_3, reason="PaddleSlim 2.6 and Paddle Serving know graphs of Paddle 2 only")
 needs_kuake = pytest.mark.skipif(not KUAKE, reason="KUAKE_QIC_DIR does not name the folder of the KUAKE-QIC data set")
