@@ -30,7 +30,7 @@ RUN := $(VENV)/bin/python
 pip_with = PIP_CONSTRAINT=$(CURDIR)/$(1) PIP_USE_PEP517=1 $(2)/bin/python -m pip --disable-pip-version-check
 PIP := $(call pip_with,constraints$(STACK).txt,$(VENV))
 
-.PHONY: help setup demo test lint bench bench-serving clean
+.PHONY: help setup setup-test demo test lint bench bench-serving clean
 help:
 	@echo "make demo   train, evaluate, predict with and export a small model on the sample data"
 	@echo "make test   run all tests, or TESTS=\"tests/file.py ...\" (KUAKE_QIC_DIR=folder adds those on the real data set)"
@@ -117,9 +117,11 @@ PYTHON310 ?= $(call find_in,10,99,$(FOUND) python3.12 python3.11 python3.10)
 # Paddle Serving reads graphs of Paddle 2 only: with Paddle 3 its tests skip
 SERVERS := .venv-simple-serving .venv-milvus .venv-triton $(if $(STACK),,.venv-paddle-serving)
 
+setup-test: $(VENV)/.installed-test $(SERVERS:%=%/.installed)
+
 # two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order,
 # and the files come in the order of tests/conftest.py
-test: $(VENV)/.installed-test $(SERVERS:%=%/.installed)
+test: setup-test
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(TESTS)
 
