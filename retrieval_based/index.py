@@ -65,7 +65,7 @@ def make_change(args, texts, encoder_of):
 
     Returns (the new index.json, the seconds of the change itself). OutdatedIndex where another process was faster.
     """
-    index = open_index(args.index_dir)
+    index = open_index(args.index_dir, to_search=False)
     if args.change == "rename":
         entry = find_label(index, args.label)
         check_new_label(args.new_name)

@@ -112,7 +112,7 @@ def vector_source(args):
 
 def index_source(folder):
     """The Source of an index folder, without the rows of labels that were removed."""
-    index = open_index(folder, with_hnsw=False)
+    index = open_index(folder, to_search=False)
     label_ids = [entry["id"] for entry in index.header["labels"]]
 
     def blocks():

@@ -257,7 +257,7 @@ def add_texts(folder, name, texts, vectors, describes=False, seen=None):
     """
     check_new_label(name)
     with changing(folder):
-        index = open_index(folder, dimension=vectors.shape[1])
+        index = open_index(folder, dimension=vectors.shape[1], to_search=False)
         check_unchanged(index, seen, name)
         header, labels = dict(index.header), [dict(entry) for entry in index.header["labels"]]
         entry = find_entry({"labels": labels}, name)
@@ -294,7 +294,7 @@ def renew_mean(index, entry, rows):
 def remove_label(folder, name):
     """Take a label out of the index. Returns the new index.json. UserError."""
     with changing(folder):
-        index = open_index(folder)
+        index = open_index(folder, to_search=False)
         entry = find_label(index, name)
         if len(index.labels) <= 2:
             raise UserError(f"{folder}: only two labels are left, expected at least three to remove {name!r}")
@@ -309,7 +309,7 @@ def rename_label(folder, name, new_name, vectors=None, seen=None):
     """
     check_new_label(new_name)
     with changing(folder):
-        index = open_index(folder)
+        index = open_index(folder, to_search=False)
         check_unchanged(index, seen, name)
         entry = find_label(index, name)
         if new_name in index.labels:

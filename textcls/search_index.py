@@ -72,8 +72,8 @@ class SearchIndex(NamedTuple):
     starts: np.ndarray  # int64 [num_segments + 1]: the number of each segment's first row
     row_labels: np.ndarray  # int32 [num_rows]: position in labels, -1 where the label was removed
     boosts: np.ndarray  # float32 [num_labels]: how many votes a row of a label has, see `label_boosts`
-    mean: np.ndarray  # float32 [dimension]: of all rows
-    centres: np.ndarray  # float32 [num_labels, dimension]: the labels' means less that of all, at unit length; 0 without rows
+    mean: Optional[np.ndarray]  # float32 [dimension]: of all rows; None where the index was not opened to search
+    centres: Optional[np.ndarray]  # float32 [num_labels, dimension]: labels' means less that of all, at unit length; 0: no rows
     idf: Idf
     hnsw: Optional[Hnsw]
 
@@ -114,10 +114,11 @@ def index_stamp(folder):
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def open_index(folder, encoder_id=None, dimension=None, with_hnsw=True):
+def open_index(folder, encoder_id=None, dimension=None, to_search=True):
     """Open an index folder; returns SearchIndex. encoder_id, dimension: of the encoder that it must be of, None: any.
 
-    with_hnsw: False: who does not search needs no usearch. UserError where there is none, it is damaged or of another encoder.
+    to_search: False: who does not search needs neither usearch nor the labels' centres. UserError where there is none, it is
+    damaged or of another encoder.
     """
     while True:
         stamp = index_stamp(folder)
@@ -126,12 +127,12 @@ def open_index(folder, encoder_id=None, dimension=None, with_hnsw=True):
         check_encoder(folder, header, encoder_id, dimension)
         try:
             segments = [open_segment(folder, header, entry) for entry in header["segments"]]
-            hnsw = open_hnsw(folder, header) if with_hnsw else None
+            hnsw = open_hnsw(folder, header) if to_search else None
             break
         except UserError:
             if index_stamp(folder) == stamp:
                 raise  # else it was replaced just now, and its files are gone
-    return assemble(folder, header, stamp, segments, hnsw)
+    return assemble(folder, header, stamp, segments, hnsw, to_search)
 
 
 def check_encoder(folder, header, encoder_id=None, dimension=None):
@@ -144,7 +145,7 @@ def check_encoder(folder, header, encoder_id=None, dimension=None):
                         "encoder of the index")
 
 
-def assemble(folder, header, stamp, segments, hnsw=None):
+def assemble(folder, header, stamp, segments, hnsw=None, to_search=True):
     """The SearchIndex of its parts."""
     positions = np.full(header["next_id"] + 1, -1, np.int32)
     for position, entry in enumerate(header["labels"]):
@@ -154,7 +155,7 @@ def assemble(folder, header, stamp, segments, hnsw=None):
     labels = [entry["name"] for entry in header["labels"]]
     counts = np.bincount(row_labels[row_labels >= 0], minlength=len(labels))
     boosts = label_boosts(header, counts)
-    mean, centres = label_centres(segments, positions, counts)
+    mean, centres = label_centres(segments, positions, counts) if to_search else (None, None)
     idf = idf_of_postings(segments[0].postings, len(segments[0].label_ids))
     return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, hnsw)
 
@@ -243,7 +244,7 @@ def open_segment(folder, header, entry):
         if len(values) and not (values.min() >= 0 and values.max() < limit):
             raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected numbers below {limit}")
     for name, values in (("text_offsets", offsets), ("lexical_starts", starts), ("lexical_terms", terms), ("sum_ids", sum_ids)):
-        if (np.diff(values) < 0).any():
+        if (values[1:] < values[:-1]).any():
             raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected ascending numbers")
     return Segment(vectors, scales, label_ids, sum_ids, sums, text_bytes, offsets, postings, counts, lengths)
 
