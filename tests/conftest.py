@@ -1,6 +1,7 @@
 """Shared by the tests: running the real command lines, tiny data, tiny models, one trained checkpoint."""
 
 import fcntl
+import importlib.util
 import io
 import json
 import logging
@@ -24,9 +25,9 @@ from textcls.wordpiece import build_rust_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")
-LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "retrieval_index", "prompts", "milvus", "paddle_serving",
-           "demo", "word_interpret", "triton_serving", "aug", "sent_interpret", "predictor", "simple_serving", "search_serving",
-           "sparse", "predict", "export", "evaluate", "stacks")  # of the test files, the longest first
+LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "prompts", "milvus", "retrieval_index", "retrieval_scripts",
+           "paddle_serving", "demo", "word_interpret", "triton_serving", "aug", "sent_interpret", "predictor", "simple_serving",
+           "search_serving", "sparse", "predict", "export", "evaluate", "stacks")  # of the test files, the longest first
 GRAPH = (".json", ".pdiparams") if PADDLE_3 else (".pdmodel", ".pdiparams", ".pdiparams.info")  # what a static graph is kept in
 needs_paddle_2 = pytest.mark.skipif(PADDLE_3, reason="PaddleSlim 2.6 and Paddle Serving know graphs of Paddle 2 only")
 needs_kuake = pytest.mark.skipif(not KUAKE, reason="KUAKE_QIC_DIR does not name the folder of the KUAKE-QIC data set")
@@ -87,6 +88,14 @@ def console_handlers(stream):
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", [])]
     return [handler for handler in handlers if vars(handler).get("stream") is stream]  # logging's last resort follows by itself
+
+
+def load_script(folder, name):
+    """folder/name.py as a module of a name of its own, since the repository has several scripts of some names."""
+    spec = importlib.util.spec_from_file_location(f"{folder.replace('-', '_')}_{name}", ROOT / folder / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def launch(*command, cwd=ROOT, log_dir):

@@ -1,12 +1,10 @@
 """Shared by the tests of prompts: masked language models with random weights, a small task, few-shot/train.py in this process."""
 
-import importlib.util
 import json
 import shutil
-import sys
 
 import numpy as np
-from conftest import (ROOT, make_model, read_lines, run_here, write_binary_data, write_lines)
+from conftest import ROOT, load_script, make_model, read_lines, run_here, write_binary_data, write_lines
 
 from textcls.checkpoints import load_model, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.device import select_device
@@ -20,15 +18,7 @@ WORDS = ["费用", "原因"]
 TEXTS = ["头疼怎么办", "孩子咳嗽应该吃什么药呢？" * 3, "多少钱"]
 
 
-def load_script(name):
-    """A script of few-shot/ as a module of a name of its own, since the repository has another train.py."""
-    spec = importlib.util.spec_from_file_location(f"few_shot_{name}", ROOT / f"few-shot/{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script("train")
+script = load_script("few-shot", "train")
 
 
 def make_masked_lm(folder, **changes):

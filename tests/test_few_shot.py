@@ -11,7 +11,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import (GRAPH, ROOT, assert_same_weights, assert_user_error, read_lines, run, run_here, server_python,
+from conftest import (GRAPH, ROOT, assert_same_weights, assert_user_error, load_script, read_lines, run, run_here, server_python,
                       thousand_texts, weights, write_lines)
 
 import export_model
@@ -30,7 +30,7 @@ from textcls.prompts import parse_template
 from textcls.texts import text_problem
 from utils import read_labels, tokenize
 
-from prompt_models import (TEXTS, WORDS, build, guess_words, load_script, options, run_train, script, trained, words_as_ids)
+from prompt_models import (TEXTS, WORDS, build, guess_words, options, run_train, script, trained, words_as_ids)
 
 pytestmark = pytest.mark.usefixtures("tokenizers_built_once")
 
@@ -464,7 +464,7 @@ def test_simple_serving_answers_for_a_prompt_model(prompted, deployed, tmp_path)
 
 
 def test_the_benchmark_measures_and_does_not_measure_again(masked_lm, few, tmp_path):
-    benchmark = load_script("benchmark")
+    benchmark = load_script("few-shot", "benchmark")
     changes = ["--model_name_or_path", masked_lm, "--label_file", few / "label.txt", "--test_file", few / "test.txt",
                "--train_files", few / "plenty/train.txt", "--prompt", "这是关于", "--max_steps", 1, "--shots", 2,
                "--seeds", 1, "--epochs_of_all", 1, "--unlabelled_files", few / "unlabelled/data.txt", "--output_dir",

@@ -102,7 +102,7 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
         "test_retrieval_train.py::test_command_of_older_editions_learns_and_its_export_agrees",
     "python train.py --model_name_or_path zh_bert":
         "test_train.py::test_a_checkpoint_has_labels_length_tokenizer_and_learned_something",
-    **{command: f"test_retrieval_index.py::{test}" for command, test in {
+    **{command: f"test_retrieval_scripts.py::{test}" for command, test in {
         "python retrieval_based/build_index.py": "test_build_tries_all_corpora_and_takes_the_best",
         "python retrieval_based/build_index.py --model_dir": "test_the_earlier_options_of_feature_extraction_are_taken",
         "python retrieval_based/evaluate.py": "test_evaluation_is_that_of_the_formulas",

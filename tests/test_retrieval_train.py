@@ -1,7 +1,6 @@
 """retrieval_based/train.py and export_model.py: loss, gradient cache, sampling, resumption, several processes, both engines."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 import signal
@@ -12,8 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import (ROOT, assert_same_weights, assert_user_error, launch, make_model, read_lines, run_here, weights,
-                      write_lines)
+from conftest import (ROOT, assert_same_weights, assert_user_error, launch, load_script, make_model, read_lines, run_here,
+                      weights, write_lines)
 
 import train as fine_tuning
 from textcls.checkpoints import SentenceOptions, load_checkpoint, load_model, load_sentence_encoder
@@ -28,15 +27,7 @@ SCRIPT = ROOT / "retrieval_based/train.py"
 SOME = [line.split("\t")[0] for line in read_lines(ROOT / "data/dev.txt")][:60] + ["长" * 300, "a", "😀 CT 检查×2～"]
 
 
-def load_script(name):
-    """A script of retrieval_based/ as a module of a name of its own, since the repository has another train.py."""
-    spec = importlib.util.spec_from_file_location(f"retrieval_{name}", ROOT / f"retrieval_based/{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script, export_script = load_script("train"), load_script("export_model")
+script, export_script = load_script("retrieval_based", "train"), load_script("retrieval_based", "export_model")
 
 
 @pytest.fixture(scope="module")
