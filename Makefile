@@ -26,8 +26,6 @@ endif
 VENV ?= .venv$(STACK)
 REQUIREMENTS := $(if $(filter 1,$(GPU)),requirements$(STACK).txt,requirements$(STACK)-cpu.txt)
 RUN := $(VENV)/bin/python
-# bytecode comes with the first import, since most modules are never imported: it is half of the time to install. "0" means so.
-export PIP_NO_COMPILE := 0
 # the constraints also hold for the packages that pip builds; both settings are pip's own
 pip_with = PIP_CONSTRAINT=$(CURDIR)/$(1) PIP_USE_PEP517=1 $(2)/bin/python -m pip --disable-pip-version-check
 PIP := $(call pip_with,constraints$(STACK).txt,$(VENV))
