@@ -9,16 +9,20 @@ find_in = $(shell for p in $(3); do \
 	&& { echo $$p; break; }; done)
 find = $(call find_in,$(1),$(2),$(or $(PYTHON),python3 python3.11 python3.12 python3.10 python3.9 python3.13 python))
 ifndef PADDLE
-PADDLE := $(if $(call find,9,12),2.6,$(if $(call find,13,13),3,2.6))
+PADDLE := $(if $(PADDLE_INDEX),3,$(if $(call find,9,12),2.6,$(if $(call find,13,13),3,2.6)))
+PYTHONS := 3.9-3.13
 endif
 ifeq ($(PADDLE),3)
 FOUND := $(call find,10,13)
-PYTHONS := 3.10-3.13
+PYTHONS ?= 3.10-3.13
 STACK := -paddle3
 GPU ?= $(if $(PADDLE_INDEX),1,0)
+ifeq ($(GPU)$(PADDLE_INDEX),1)
+$(error GPU=1 with Paddle 3: expected PADDLE_INDEX=address too, which Paddle's installation page names for each CUDA)
+endif
 else ifeq ($(PADDLE),2.6)
 FOUND := $(call find,9,12)
-PYTHONS := 3.9-3.12
+PYTHONS ?= 3.9-3.12
 GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 else
 $(error PADDLE=$(PADDLE): expected 2.6 or 3)
@@ -26,6 +30,8 @@ endif
 VENV ?= .venv$(STACK)
 REQUIREMENTS := $(if $(filter 1,$(GPU)),requirements$(STACK).txt,requirements$(STACK)-cpu.txt)
 RUN := $(VENV)/bin/python
+# what other environments are made with: without a Python on the path, the one of uv
+BASE := $(or $(FOUND),$(RUN))
 # the constraints also hold for the packages that pip builds; both settings are pip's own
 pip_with = PIP_CONSTRAINT=$(CURDIR)/$(1) PIP_USE_PEP517=1 $(2)/bin/python -m pip --disable-pip-version-check
 PIP := $(call pip_with,constraints$(STACK).txt,$(VENV))
@@ -45,7 +51,7 @@ $(VENV)/.python:
 	elif [ -n "$(PYTHON)" ]; then echo "$(PYTHON): not usable, expected Python $(PYTHONS) with venv" >&2; exit 2; \
 	else \
 	  echo "No Python $(PYTHONS) with venv found: getting one by uv ..."; \
-	  { uv=$$(command -v uv) || { python3 -m pip install --quiet --target build/uv uv && uv=build/uv/bin/uv; }; } && \
+	  { uv=$$(command -v uv) || { command -v python3 >/dev/null && python3 -m pip install --quiet --target build/uv uv && uv=build/uv/bin/uv; }; } && \
 	  $$uv venv --quiet --clear --seed --managed-python --python 3.11 $(VENV) || { \
 	    echo "No Python $(PYTHONS) with venv found, and uv cannot get one. Install it (Debian, Ubuntu, Windows with WSL: apt install" \
 	      "python3 python3-venv; CentOS: dnf install python3.11; macOS: brew install python@3.11), or name it:" \
@@ -56,6 +62,8 @@ $(VENV)/.python:
 
 $(VENV)/.installed: $(VENV)/.python $(REQUIREMENTS) requirements$(STACK)-nodeps.txt constraints$(STACK).txt
 	@echo "Installing $(REQUIREMENTS) into $(VENV); this takes some minutes the first time ..."
+	@if [ -n "$(STACK)" ] && [ -z "$(PADDLE_INDEX)" ] && nvidia-smi -L >/dev/null 2>&1; then \
+	  echo "There is a GPU, but this is the CPU set: PADDLE_INDEX=address takes Paddle 3 for GPUs (README.md, section 2.3)"; fi
 	$(PIP) install --quiet $(if $(PADDLE_INDEX),--extra-index-url $(PADDLE_INDEX)) -r $(REQUIREMENTS)
 	$(PIP) install --quiet --no-deps -r requirements$(STACK)-nodeps.txt
 	touch $@
@@ -74,14 +82,15 @@ demo: setup
 # each server of deploy/ that the tests start, and Milvus, has an environment of its own, made as its README.md says: the same
 # one with both Paddles
 pip_of = $(call pip_with,constraints.txt,.venv-$(1)) install --quiet
-.venv-simple-serving/.installed: deploy/simple_serving/requirements.txt deploy/simple_serving/requirements-test.txt constraints.txt
-	$(FOUND) -m venv --clear .venv-simple-serving
+.venv-simple-serving/.installed: deploy/simple_serving/requirements.txt deploy/simple_serving/requirements-test.txt \
+		constraints.txt | $(VENV)/.python
+	$(BASE) -m venv --clear .venv-simple-serving
 	$(call pip_of,simple-serving) -r deploy/simple_serving/requirements.txt -r deploy/simple_serving/requirements-test.txt
 	touch $@
 
 # Triton's package needs NumPy 1, so Python 3.12 or earlier; where there is none its tests skip
-PYTHON312 ?= $(call find_in,9,12,$(FOUND) python3.12 python3.11 python3.10 python3.9)
-.venv-triton/.installed: deploy/triton_serving/requirements.txt constraints.txt
+PYTHON312 ?= $(call find_in,9,12,$(BASE) python3.12 python3.11 python3.10 python3.9)
+.venv-triton/.installed: deploy/triton_serving/requirements.txt constraints.txt | $(VENV)/.python
 	@if [ -z "$(PYTHON312)" ]; then \
 	  echo "No Python 3.9-3.12 with venv found, so no Triton: install one, or name it: make PYTHON312=/path/to/python" >&2; \
 	else set -ex; \
@@ -104,8 +113,8 @@ PYTHON39 ?= $(call find_in,9,9,python3.9 $(FOUND) $${PYENV_ROOT:-$$HOME/.pyenv}/
 	fi
 
 # Milvus Lite needs Python 3.10 or later (retrieval_based/README.md); where there is none its tests skip
-PYTHON310 ?= $(call find_in,10,99,$(FOUND) python3.12 python3.11 python3.10)
-.venv-milvus/.installed: retrieval_based/requirements-milvus.txt retrieval_based/constraints-milvus.txt
+PYTHON310 ?= $(call find_in,10,99,$(BASE) python3.12 python3.11 python3.10)
+.venv-milvus/.installed: retrieval_based/requirements-milvus.txt retrieval_based/constraints-milvus.txt | $(VENV)/.python
 	@if [ -z "$(PYTHON310)" ]; then \
 	  echo "No Python 3.10 or later with venv found, so no Milvus: install one, or name it: make PYTHON310=/path/to/python" >&2; \
 	else set -ex; \
@@ -129,8 +138,8 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check .
 
 # PyTorch to compare with has an environment of its own (Python 3.10 or later); BENCH="--quick --skip_torch" does without
-BENCH_PYTHON ?= $(FOUND)
-.venv-bench/.installed: requirements-bench.txt
+BENCH_PYTHON ?= $(BASE)
+.venv-bench/.installed: requirements-bench.txt | $(VENV)/.python
 	$(BENCH_PYTHON) -m venv --clear .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet -r requirements-bench.txt
 	touch $@
@@ -139,12 +148,14 @@ BENCH_PYTHON ?= $(FOUND)
 bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
 	$(RUN) tests/bench.py $(BENCH)
 ifeq ($(PADDLE)$(findstring --part,$(BENCH)),2.6)
-	$(if $(call find,10,13),$(MAKE) setup PADDLE=3 && $(RUN) tests/bench.py --part stacks $(filter --quick,$(BENCH)) \
-		--other_python .venv-paddle3/bin/python)
+ifneq ($(call find,10,13),)
+	$(MAKE) setup PADDLE=3 VENV=.venv-paddle3
+	$(RUN) tests/bench.py --part stacks $(filter --quick,$(BENCH)) --other_python .venv-paddle3/bin/python
+endif
 endif
 
 bench-serving: setup .venv-simple-serving/.installed .venv-triton/.installed
 	$(RUN) tests/bench_serving.py
 
 clean:
-	rm -rf $(VENV) .venv-bench $(SERVERS) build
+	rm -rf $(VENV) .venv .venv-paddle3 .venv-bench $(SERVERS) build

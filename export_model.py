@@ -5,16 +5,13 @@
     python export_model.py --params_path ./checkpoint/ --output_path ./export --onnx            # for deploy/predictor
 
 Reads   params_path (made by train.py).
-Writes  output_path/: float32.pdmodel, float32.pdiparams, float32.pdiparams.info, tokenizer.json (where the tokenizer has
+Writes  output_path/: float32.pdmodel (Paddle 3: .json), float32.pdiparams, tokenizer.json (where the tokenizer has
         that form), vocab.txt and the other tokenizer files, label.txt, deploy.json (maximum length, input names, model
         type). Inputs of the graph: input_ids, token_type_ids, int64 [batch, length]; ERNIE-M: input_ids only.
         Output: logits float32 [batch, num_classes]. With --onnx also float32.onnx, with the same inputs.
 Whatever is exported is run and compared with the checkpoint before anything appears in output_path.
 """
 
-import contextlib
-import glob
-import os
 
 
 from textcls.checkpoints import load_checkpoint
@@ -22,7 +19,7 @@ from textcls.device import select_device
 from textcls.errors import UserError, run_script
 from textcls.options import make_parser
 from textcls.families import family_of
-from textcls.exporting import write_deployment
+from textcls.exporting import remove_older, write_deployment
 from textcls.log import get_logger
 from textcls.outputs import complete_folder
 
@@ -46,11 +43,7 @@ def main():
                         "an ERNIE-M model, or no --multilingual")
     with complete_folder(args.output_path, marker="deploy.json") as staging:
         write_deployment(checkpoint, staging, "float32", args.onnx)
-    # what was made from an older export's weights: converted forms, and its ONNX model unless there is a new one
-    pattern = os.path.join(glob.escape(args.output_path), "float32.*-*.onnx")
-    for path in glob.glob(pattern) + ([] if args.onnx else [os.path.join(args.output_path, "float32.onnx")]):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
+    remove_older(args.output_path, "float32")
     get_logger().info(f"Exported model saved in {args.output_path}")
 
 

@@ -6,7 +6,7 @@
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo prune.py --device "cpu" ...
 
 Reads   params_dir (made by train.py), dataset_dir/train.txt, dev.txt, label.txt.
-Writes  output_dir/width_mult_0.75/ and so on: pruned_model.pdmodel, .pdiparams, .pdiparams.info, model_state.pdparams,
+Writes  output_dir/width_mult_0.75/ and so on: pruned_model.pdmodel (Paddle 3: .json), .pdiparams, model_state.pdparams,
         config.json, and as in export_model.py tokenizer files, label.txt, deploy.json; with --onnx pruned_model.onnx.
 A part of train.txt (or --importance_file) tells which heads and neurons matter and which weights are best; dev.txt is
 only used for the table at the end.

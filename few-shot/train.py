@@ -29,7 +29,7 @@ from utils import check_splits, draw_shots, read_json, read_label_words, read_la
 from textcls.checkpoints import config_path, load_checkpoint, load_tokenizer, read_prompt
 from textcls.device import select_device
 from textcls.errors import Problems, UserError, is_main_rank, run_script
-from textcls.exporting import write_deployment
+from textcls.exporting import remove_older, write_deployment
 from textcls.log import get_logger
 from textcls.outputs import complete_file, complete_folder
 from textcls.paddle_setup import paddle
@@ -274,6 +274,7 @@ def export(checkpoint, output_dir):
     folder = os.path.join(output_dir, "export")
     with complete_folder(folder, marker="deploy.json") as staging:
         write_deployment(checkpoint, staging, "model", with_onnx=True)
+    remove_older(folder, "model")
     get_logger().info(f"Exported model saved in {folder}")
 
 

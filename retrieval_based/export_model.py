@@ -3,16 +3,13 @@
     python retrieval_based/export_model.py --params_path ./checkpoint/ --output_path ./output
 
 Reads   params_path (made by retrieval_based/train.py); the name of a file in it, as older command lines have it, does as well.
-Writes  output_path/: encoder.pdmodel, encoder.pdiparams, encoder.onnx, tokenizer.json (where the tokenizer has that form),
+Writes  output_path/: encoder.pdmodel (Paddle 3: .json), .pdiparams, encoder.onnx, tokenizer.json (where there is such a form),
         vocab.txt and the other tokenizer files, deploy.json (vector size, identity of the encoder, maximum length, input names).
         Inputs: input_ids, token_type_ids, int64 [batch, length]; ERNIE-M: input_ids only. Output: embedding, unit vectors
         float32 [batch, size].
 Both forms are run and compared with the checkpoint before anything appears in output_path.
 """
 
-import contextlib
-import glob
-import os
 import sys
 from pathlib import Path
 
@@ -20,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from textcls.checkpoints import load_sentence_encoder
 from textcls.device import select_device
 from textcls.errors import UserError, run_script
-from textcls.exporting import write_deployment
+from textcls.exporting import remove_older, write_deployment
 from textcls.log import get_logger
 from textcls.options import make_parser
 from textcls.outputs import check_output_folder, complete_folder
@@ -48,9 +45,7 @@ def main():
                         "that, or a run without the option")
     with complete_folder(args.output_path, marker="deploy.json") as staging:
         write_deployment(checkpoint, staging, "encoder", with_onnx=True)
-    for path in glob.glob(os.path.join(glob.escape(args.output_path), "encoder.*-*.onnx")):  # made from an older export
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
+    remove_older(args.output_path, "encoder")
     get_logger().info(f"Exported encoder saved in {args.output_path}, identity {checkpoint.encoder_id}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -63,6 +64,25 @@ def test_checkpoints_and_exports_give_the_same_answers(made, script, options):
     first, second = [predict(stack, made[1], script, *options) for stack in PYTHONS]
     assert [row["label"] for row in first] == [row["label"] for row in second] and len(first) == len(TEXTS)
     assert [row["probability"] for row in first] == pytest.approx([row["probability"] for row in second], abs=1e-4)
+
+
+def test_an_export_over_one_of_the_other_stack_leaves_none_of_its_files(made):
+    other = next(name for name in PYTHONS if name != made[0])
+    folder = shutil.copytree(made[1] / "export", made[1] / "over")
+    checked(other, "export_model.py", "--params_path", made[1] / "checkpoint", "--output_path", folder)
+    graph = {"2.6": {".pdmodel", ".pdiparams", ".pdiparams.info"}, "3": {".json", ".pdiparams"}}[other]
+    assert {path.name for path in folder.glob("float32.*")} == {f"float32{ending}" for ending in graph}
+
+
+def test_a_training_goes_on_or_is_refused_with_the_reason(made, tiny_model, tiny_data):
+    stack, other = made[0], next(name for name in PYTHONS if name != made[0])
+    folder = shutil.copytree(made[1] / "checkpoint", made[1] / "resumed")
+    process = python(other, *train_options(tiny_model, tiny_data, folder, learning_rate="3e-3", num_train_epochs=4,
+                                           resume_from_checkpoint=folder))
+    if stack == "2.6":
+        assert process.returncode == 0 and (folder / "checkpoint-56").exists(), process.stderr
+    else:
+        assert process.returncode == 2 and "expected the Paddle that the training began with" in process.stderr, process.stderr
 
 
 def test_a_graph_is_read_or_refused_with_the_reason(made):

@@ -22,8 +22,8 @@ def select_device(device):
             get_logger().info("No GPU seen by Paddle: using the CPU.")
     if kind == "gpu" and not gpus:
         build = "this Paddle is a CPU build" if not paddle.is_compiled_with_cuda() else "Paddle sees no GPU"
-        raise UserError(f"--device {device}: {build}, expected --device cpu, or `pip install -r requirements.txt` on a "
-                        "machine with an NVIDIA GPU and driver")
+        raise UserError(f"--device {device}: {build}, expected --device cpu, or the GPU set of packages (README.md, "
+                        "sections 2.2 and 2.3) on a machine with an NVIDIA GPU and driver")
     try:
         paddle.set_device(device)
     except (ValueError, RuntimeError) as error:

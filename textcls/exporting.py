@@ -1,13 +1,15 @@
 """From a trained model to a folder that can be deployed: graph, ONNX model, tokenizer, labels, deploy.json."""
 
+import contextlib
+import glob
 import json
 import os
 
 import numpy as np
 
-from utils import model_inputs, pad_batch
+from utils import model_inputs, pad_batch, read_json
 from textcls.errors import UserError
-from textcls.exported import CLASS_LOGITS, EMBEDDING, PROBES, graph_file
+from textcls.exported import CLASS_LOGITS, EMBEDDING, GRAPH_ENDINGS, PROBES, graph_file
 from textcls.checkpoints import shortest_length
 from textcls.families import count_positions, family_of
 from textcls.log import get_logger
@@ -100,3 +102,16 @@ def write_deployment(checkpoint, folder, name, with_onnx):
                   "input_names": input_names(model), "pad_token_id": checkpoint.pad_id,
                   "model_file": os.path.basename(graph_file(prefix)), "params_file": f"{name}.pdiparams"}
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)
+
+
+def remove_older(folder, name):
+    """Delete what an older export named `name` has left in a folder: the graph of the other Paddle, converted forms, the ONNX
+    model where the new export has none."""
+    deploy = read_json(os.path.join(folder, "deploy.json"))
+    kept = {deploy["model_file"], deploy.get("onnx_file")}
+    if deploy["model_file"].endswith(GRAPH_ENDINGS[0]):
+        kept.add(f"{name}.pdiparams.info")
+    for path in glob.glob(os.path.join(glob.escape(folder), f"{name}.*")):
+        if path.endswith((*GRAPH_ENDINGS, ".info", ".onnx")) and os.path.basename(path) not in kept:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)

@@ -21,7 +21,7 @@ from textcls.outputs import STAGING
 
 
 def _prepare_process():
-    """Set what Paddle 2.6.2 needs before its first import; values that the user has set are left alone.
+    """Set what Paddle (2.6.2, 3.3.1) needs before its first import; values that the user has set are left alone.
 
     - zlib: libpaddle.so exports its own zlib symbols; where Python's zlib is a shared extension, decompression then
       crashes (segfault in inflateReset2). Loading the system library first cures it. Linux only.

@@ -15,7 +15,7 @@ from textcls.errors import UserError
 from textcls.log import get_logger, progress_bar, without_library_log
 from textcls.options import add_version_option
 from textcls.outputs import STAGING, check_output_folder, write_labels
-from textcls.paddle_setup import PADDLE_3, paddle
+from textcls.paddle_setup import paddle
 
 import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
 from paddlenlp.trainer import EarlyStoppingCallback, PdArgumentParser, Trainer, TrainerCallback
@@ -206,7 +206,12 @@ class ClassificationTrainer(Trainer):
         self._load_rng_state(checkpoint)  # the library does so only after skipping batches, not at the start of an epoch
 
     def _load_rng_state(self, checkpoint):
-        super()._load_rng_state(checkpoint)
+        try:
+            super()._load_rng_state(checkpoint)
+        except RuntimeError as error:  # 2.6.2 cannot read the state of a generator that 3.3.1 has written
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"{checkpoint}: its random state cannot be read ({reason}), expected the Paddle that the training "
+                            f"began with; --model_name_or_path {checkpoint} begins a new training with its weights") from None
         if checkpoint is not None:
             generator = paddle.framework.core.default_cpu_generator()
             generator.manual_seed(generator.get_state().current_seed())
@@ -264,7 +269,7 @@ class ClassificationTrainer(Trainer):
         # Paddle 2.6.2 pickles of its CPU generator only the seed, not how far it has got: give it a new seed at every
         # checkpoint, so that the seed says all. Can go when a loaded generator state draws what the saved one draws.
         generator = paddle.framework.core.default_cpu_generator()
-        generator.manual_seed(generator.random() >> int(PADDLE_3))  # 3.3.1 cannot unpickle a seed of 2**63 or more
+        generator.manual_seed(generator.random() >> 1)  # 3.3.1 cannot read a seed of 2**63 or more
         states = {"python": random.getstate(), "numpy": np.random.get_state(), "cuda": paddle.get_rng_state(),
                   "cpu": generator.get_state()}
         if self.args.world_size == 1:

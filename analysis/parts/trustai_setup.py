@@ -39,8 +39,8 @@ def import_trustai():
         with quiet_import():
             interpretation = importlib.import_module("trustai.interpretation")
     except ImportError as error:
-        raise UserError(f"TrustAI cannot be imported ({error}), expected `pip install -r requirements.txt` (or "
-                        "requirements-cpu.txt) to have been run") from None
+        raise UserError(f"TrustAI cannot be imported ({error}), expected the packages that README.md, sections 2.2 and "
+                        "2.3, installs") from None
     finally:
         for name in stand_ins:
             del sys.modules[name]
@@ -64,7 +64,7 @@ def prepare_interpretdl():
             from interpretdl import GradShapNLPInterpreter
     except ImportError as error:
         raise UserError(f"--interpreter gradshap: interpretdl cannot be imported ({error}), expected "
-                        "`pip install --no-deps -r requirements-nodeps.txt` to have been run") from None
+                        "the packages that README.md, sections 2.2 and 2.3, installs with --no-deps") from None
     if not hasattr(GradShapNLPInterpreter, "_paddle_env_setup"):
         GradShapNLPInterpreter._paddle_env_setup = lambda self: None
 
