@@ -19,8 +19,9 @@ from conftest import (ROOT, assert_same_weights, assert_user_error, launch, make
 import export_model
 import predict
 import train
-from textcls.training import RESUME_FILES
 from textcls.errors import UserError
+from textcls.paddle_setup import paddle
+from textcls.training import RESUME_FILES
 
 
 def run_train(*arguments, **changes):
@@ -130,8 +131,6 @@ def test_without_options_the_next_steps_are_said():
 
 
 def test_gpu_without_a_gpu_and_bad_data_are_user_errors(tiny_model, tmp_path):
-    from textcls.paddle_setup import paddle
-
     if not paddle.is_compiled_with_cuda():
         assert_user_error(run_train(tiny_model, ROOT / "data", tmp_path / "out", device="gpu"),
                           "--device gpu: this Paddle is a CPU build")
@@ -162,7 +161,6 @@ def test_names_without_a_connection_say_what_to_do(tiny_data, tmp_path, monkeypa
 
 def test_a_built_in_name_is_taken_from_the_local_cache(tiny_data, tmp_path):
     """The folder that another machine downloaded: ERNIE 3.0 Nano's own shape and file names."""
-    from textcls.paddle_setup import paddle
     from paddlenlp.transformers import ErnieConfig, ErnieForSequenceClassification
 
     cache = tmp_path / "home/models/ernie-3.0-nano-zh"
@@ -343,8 +341,6 @@ LABEL_IDS = np.array([0, 1, 2, 1, 1, 0])  # class 3 has no rows
      {"class_weights": [6 / 8, 6 / 12, 6 / 4, 0], "gamma": 2.0, "smoothing": 0.1}),
 ])
 def test_losses_are_what_their_formulas_say(options, by_formula):
-    from textcls.paddle_setup import paddle
-
     logits = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
     if "class_weights" in by_formula:
         by_formula = {**by_formula, "class_weights": np.array(by_formula["class_weights"])}
@@ -355,7 +351,6 @@ def test_losses_are_what_their_formulas_say(options, by_formula):
 
 def test_the_focal_loss_has_a_slope_where_the_model_is_sure():
     from textcls.losses import ClassificationLoss
-    from textcls.paddle_setup import paddle
 
     sure = paddle.to_tensor(np.array([[60.0, 0.0, 0.0]], dtype="float32"), stop_gradient=False)
     ClassificationLoss(focal_gamma=0.5)(sure, paddle.to_tensor(np.array([0]))).backward()
@@ -529,8 +524,13 @@ def test_a_damaged_checkpoint_is_named(checkpoint, tmp_path, change, message):
 
 
 def drop_weight(path, name):
-    from textcls.paddle_setup import paddle
-
     state = paddle.load(str(path))
     del state[name]
     paddle.save(state, str(path))
+
+
+@pytest.mark.parametrize("script", [train, predict, export_model])
+def test_version_names_the_stack(script):
+    process = run_here(script.main, "--version")
+    assert process.returncode == 0
+    assert f"paddlepaddle {paddle.__version__}, paddlenlp " in process.stdout
