@@ -241,5 +241,5 @@ def test_wrong_input_writes_nothing(checkpoint, tmp_path, monkeypatch):
     process = run_here(*common, "--html_file", tmp_path / "out.html", "--output_file", tmp_path / "out.jsonl", "--interpreter",
                   "gradshap")
     assert_user_error(process, "--interpreter gradshap: interpretdl cannot be imported",
-                      "`pip install --no-deps -r requirements-nodeps.txt`")
+                      "README.md, sections 2.2 and 2.3")
     assert bad.read_text(encoding="utf-8") == "看牙\n" and not list(tmp_path.glob("out*"))
