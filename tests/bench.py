@@ -440,10 +440,9 @@ def measure_predictor(args, job, dev, ratios):
             f"{'WITH' if cold['paddle'] else 'no'} Paddle in memory")
 
 
-def measure_stacks(args, job, dev):
-    """Returns (rows [what, ms in this environment, ms in the other], a note)."""
+def measure_stacks(args, job, dev, rows, notes):
     import numpy as np
-    job, shape, rows = {**job, "dev": dev, "quantize": False, "threads": None}, job["shape"], []
+    job, shape = {**job, "dev": dev, "quantize": False, "threads": None}, job["shape"]
     own, other = {"exported": "export"}, {"exported": "export-other", "python": os.path.abspath(args.other_python)}
     work(args, job, "export", **own)
     work(args, job, "export", **other)
@@ -454,7 +453,8 @@ def measure_stacks(args, job, dev):
         rows.append([f"{shape}: {what}", *(result["ms"] for result in best)])
     logits = [np.load(f"{job['folder']}/evaluation-suite{name}.json.npz")["logits"] for name in ("", "-other")]
     same = (logits[0].argmax(1) == logits[1].argmax(1)).sum()
-    return rows, f"{shape}: {same} of {len(dev)} predictions equal, logits differ by up to {abs(logits[0] - logits[1]).max():.1e}"
+    difference = abs(logits[0] - logits[1]).max()
+    notes.append(f"{shape}: {same} of {len(dev)} predictions equal, logits differ by up to {difference:.1e}")
 
 
 def report_stacks(args, rows, notes):
@@ -497,8 +497,7 @@ def main():
             work(args, job, "make_model")
             dev = [row[0] for row in data["dev.txt"]]
             if args.part == "stacks":
-                own_rows, note = measure_stacks(args, job, dev)
-                rows, notes = rows + own_rows, notes + [note]
+                measure_stacks(args, job, dev, rows, notes)
                 continue
             if args.part != "predictor":
                 measure_shape(args, job, dev, rows, notes)

@@ -39,12 +39,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
-def run(*command, stdin=None, cwd=ROOT, env=None, module=None):
+def run(*command, stdin=None, cwd=ROOT, env=None, module=None, python=sys.executable):
     """Run `python command...` as a user would; returns the finished process with text output.
 
     On one core, since the tests run two at a time; what runs in this process uses all of them.
     """
-    start = [sys.executable] + (["-m", *module] if module else [])
+    start = [str(python)] + (["-m", *module] if module else [])
     return subprocess.run([*start, *map(str, command)], cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
                           encoding="utf-8", errors="replace", input=stdin, capture_output=True, timeout=600)
 

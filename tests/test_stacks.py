@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, train_options, write_lines
+from conftest import ROOT, run, train_options, write_lines
 
 from textcls.paddle_setup import PADDLE_3
 
@@ -27,14 +26,8 @@ run_script(lambda: print(run_graph(open_graph(sys.argv[1]), numpy.array([[1, 9, 
 """
 
 
-def python(stack, *words):
-    """Run Python with this Paddle in the repository's folder."""
-    return subprocess.run([str(word) for word in (PYTHONS[stack], *words)], cwd=ROOT, encoding="utf-8", capture_output=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
-
-
 def checked(stack, *words):
-    process = python(stack, *words)
+    process = run(*words, python=PYTHONS[stack])
     assert process.returncode == 0, process.stderr
     return process
 
@@ -77,8 +70,8 @@ def test_an_export_over_one_of_the_other_stack_leaves_none_of_its_files(made):
 def test_a_training_goes_on_or_is_refused_with_the_reason(made, tiny_model, tiny_data):
     stack, other = made[0], next(name for name in PYTHONS if name != made[0])
     folder = shutil.copytree(made[1] / "checkpoint", made[1] / "resumed")
-    process = python(other, *train_options(tiny_model, tiny_data, folder, learning_rate="3e-3", num_train_epochs=4,
-                                           resume_from_checkpoint=folder))
+    process = run(*train_options(tiny_model, tiny_data, folder, learning_rate="3e-3", num_train_epochs=4,
+                                 resume_from_checkpoint=folder), python=PYTHONS[other])
     if stack == "2.6":
         assert process.returncode == 0 and (folder / "checkpoint-56").exists(), process.stderr
     else:
@@ -87,7 +80,7 @@ def test_a_training_goes_on_or_is_refused_with_the_reason(made, tiny_model, tiny
 
 def test_a_graph_is_read_or_refused_with_the_reason(made):
     stack, folder = made
-    results = {name: python(name, "-c", GRAPH, folder / "export/float32") for name in PYTHONS}
+    results = {name: run("-c", GRAPH, folder / "export/float32", python=path) for name, path in PYTHONS.items()}
     assert results["3"].returncode == 0, results["3"].stderr
     if stack == "3":
         assert results["2.6"].returncode == 2 and "float32.json: a graph of Paddle 3, at which" in results["2.6"].stderr
