@@ -146,16 +146,16 @@ BENCH_PYTHON ?= $(BASE)
 
 # both Paddles side by side where there is a Python for both, unless BENCH asks for a part
 bench: setup $(if $(findstring --skip_torch,$(BENCH)),,.venv-bench/.installed)
-	$(RUN) tests/bench.py $(BENCH)
+	$(RUN) benchmarks/bench.py $(BENCH)
 ifeq ($(PADDLE)$(findstring --part,$(BENCH)),2.6)
 ifneq ($(call find,10,13),)
 	$(MAKE) setup PADDLE=3 VENV=.venv-paddle3
-	$(RUN) tests/bench.py --part stacks $(filter --quick,$(BENCH)) --other_python .venv-paddle3/bin/python
+	$(RUN) benchmarks/bench.py --part stacks $(filter --quick,$(BENCH)) --other_python .venv-paddle3/bin/python
 endif
 endif
 
 bench-serving: setup .venv-simple-serving/.installed .venv-triton/.installed
-	$(RUN) tests/bench_serving.py
+	$(RUN) benchmarks/bench_serving.py
 
 clean:
 	rm -rf $(VENV) .venv .venv-paddle3 .venv-bench $(SERVERS) build

@@ -14,14 +14,14 @@ Whatever is exported is run and compared with the checkpoint before anything app
 
 
 
-from textcls.checkpoints import load_checkpoint
-from textcls.device import select_device
-from textcls.errors import UserError, run_script
-from textcls.options import make_parser
-from textcls.families import family_of
-from textcls.exporting import remove_older, write_deployment
-from textcls.log import get_logger
-from textcls.outputs import complete_folder
+from textcls.common.errors import UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import make_parser
+from textcls.common.outputs import complete_folder
+from textcls.export.deployment import remove_older, write_deployment
+from textcls.models.checkpoints import load_checkpoint
+from textcls.models.device import select_device
+from textcls.models.families import family_of
 
 
 def parse_arguments():

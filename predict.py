@@ -14,16 +14,25 @@ import contextlib
 import itertools
 import os
 
+from textcls.common.errors import UserError, is_main_rank, run_script
+from textcls.common.log import get_logger, progress_bar
+from textcls.common.options import add_model_options, find_label_file, make_parser
+from textcls.common.outputs import check_output, complete_file
+from textcls.models.checkpoints import load_checkpoint
+from textcls.models.device import select_device
+from textcls.models.inference import predict_probs
+from textcls.runtime.predictions import (
+    CHUNK,
+    add_output_options,
+    check_labels,
+    check_output_options,
+    count_texts,
+    make_rows,
+    open_output,
+    read_chunks,
+    write_rows,
+)
 from utils import tokenize
-from textcls.checkpoints import load_checkpoint
-from textcls.device import select_device
-from textcls.errors import UserError, is_main_rank, run_script
-from textcls.inference import predict_probs
-from textcls.log import get_logger, progress_bar
-from textcls.options import add_model_options, find_label_file, make_parser
-from textcls.outputs import check_output, complete_file
-from textcls.predictions import (CHUNK, add_output_options, check_labels, check_output_options, count_texts, make_rows,
-                                 open_output, read_chunks, write_rows)
 
 
 def parse_arguments():
@@ -83,7 +92,7 @@ def main():
 
 def predict_in_parts(args, checkpoint, data_path, total, rank, ranks):
     """Each rank writes its chunks to a hidden file beside the output; rank 0 joins them when all are done."""
-    from textcls.paddle_setup import paddle
+    from textcls.models.paddle_setup import paddle
 
     folder, name = os.path.split(os.path.abspath(args.output_file))
     parts = [os.path.join(folder, f".{name}.rank-{index}.part") for index in range(ranks)]

@@ -25,19 +25,25 @@ from typing import Optional
 
 import numpy as np
 
+from textcls.common.errors import UserError, is_main_rank, run_script
+from textcls.common.log import get_logger
+from textcls.common.outputs import STAGING
+from textcls.export.deployment import open_graph, run_graph, write_deployment
+from textcls.models.device import select_device
+from textcls.models.loading import load_with_data, read_splits
+from textcls.models.paddle_setup import PADDLE_3, paddle
+from textcls.runtime.exported import graph_file
+from textcls.training.compression import PruningTrainer, evaluate_held_out, narrowed
+from textcls.training.scoring import compute_metrics
+from textcls.training.trainer import (
+    check_batch,
+    check_training_arguments,
+    lock_folder,
+    parse_dataclasses,
+    plain_library_errors,
+    remove_folder,
+)
 from utils import pad_batch, read_json, read_labelled, sorted_batches, tokenize
-from textcls.compression import PruningTrainer, evaluate_held_out, narrowed
-from textcls.data_files import load_with_data, read_splits
-from textcls.device import select_device
-from textcls.errors import UserError, is_main_rank, run_script
-from textcls.exported import graph_file
-from textcls.exporting import open_graph, run_graph, write_deployment
-from textcls.log import get_logger
-from textcls.outputs import STAGING
-from textcls.paddle_setup import PADDLE_3, paddle
-from textcls.scoring import compute_metrics
-from textcls.trainer import (check_batch, check_training_arguments, lock_folder, parse_dataclasses, plain_library_errors,
-                             remove_folder)
 
 from paddlenlp.trainer import CompressionArguments
 

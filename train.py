@@ -20,19 +20,27 @@ from typing import Optional
 
 import numpy as np
 
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger
+from textcls.models.checkpoints import check_length, check_vocabulary, load_model, load_tokenizer, make_encoder, rust_tokenizer
+from textcls.models.configs import choose_length, config_path, read_checkpoint_labels, read_prompt
+from textcls.models.device import select_device
+from textcls.models.loading import read_known_labels
+from textcls.models.paddle_setup import paddle
+from textcls.training.losses import ClassificationLoss
+from textcls.training.resume import (
+    TrainArguments,
+    check_evaluation,
+    check_resume_point,
+    check_row_counts,
+    choose_callbacks,
+    find_resume_point,
+    tokenize_split,
+    train_and_save,
+)
+from textcls.training.scoring import compute_metrics
+from textcls.training.trainer import ClassificationTrainer, check_training_arguments, collate, parse_dataclasses
 from utils import DEFAULT_LENGTH, check_splits, read_json, read_labelled
-from textcls.checkpoints import (check_length, check_vocabulary, choose_length, config_path, load_model, load_tokenizer,
-                                 make_encoder, read_checkpoint_labels, read_prompt, rust_tokenizer)
-from textcls.data_files import read_known_labels
-from textcls.device import select_device
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger
-from textcls.losses import ClassificationLoss
-from textcls.paddle_setup import paddle
-from textcls.scoring import compute_metrics
-from textcls.trainer import ClassificationTrainer, check_training_arguments, collate, parse_dataclasses
-from textcls.training import (TrainArguments, check_evaluation, check_resume_point, check_row_counts, choose_callbacks,
-                              find_resume_point, tokenize_split, train_and_save)
 
 NEXT_STEPS = """train.py: nothing to do, expected --do_train, --do_eval or both
 With the sample data, one step after the other; the folder data also holds a small model without weights:

@@ -13,22 +13,17 @@ Writes  aug_path: `<text><tab><label>`, only the new rows. No two of them are al
 import difflib
 import os
 import shlex
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils import read_labelled, read_labels, read_lines
-from textcls.data_files import write_rows
-from textcls.device import select_device
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger
-from textcls.options import make_parser, positive_int, seed_number
-from textcls.outputs import check_outputs
-from analysis.parts.augmentation import STRATEGIES, add_new_word_options, augment, load_source
+from textcls.analysis.augmentation import STRATEGIES, add_new_word_options, augment, load_source
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import make_parser, positive_int, seed_number
+from textcls.common.outputs import check_outputs
+from textcls.data.files import read_labelled, read_labels, read_lines, write_rows
+from textcls.models.device import select_device
 
 
 def parse_arguments():

@@ -14,25 +14,36 @@ Writes  into dataset_dir: dirty_file, the dirty_num most suspicious rows, most s
 
 import os
 import shlex
-import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils import read_labelled, read_lines
-from textcls.data_files import load_with_data, read_known_labels, write_rows
-from textcls.device import select_device
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger
-from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
-                             positive_int, seed_number)
-from textcls.outputs import check_outputs, complete_file
-from analysis.parts.duplicates import find_conflicts
-from analysis.parts.influence import cached_features
-from analysis.parts.label_errors import (check_folds, combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects,
-                                         representer_probs, split_folds)
+from textcls.analysis.duplicates import find_conflicts
+from textcls.analysis.influence import cached_features
+from textcls.analysis.label_errors import (
+    check_folds,
+    combine,
+    out_of_fold,
+    predict_finetuned,
+    predict_tfidf,
+    rank_suspects,
+    representer_probs,
+    split_folds,
+)
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import (
+    add_cache_option,
+    add_model_options,
+    add_train_file_option,
+    find_label_file,
+    make_parser,
+    positive_int,
+    seed_number,
+)
+from textcls.common.outputs import check_outputs, complete_file
+from textcls.data.files import read_labelled, read_lines, write_rows
+from textcls.models.device import select_device
+from textcls.models.loading import load_with_data, read_known_labels
 
 # what every fold's training sets itself
 FOLD_OPTIONS = {"--data_dir", "--output_dir", "--do_train", "--save_strategy", "--report_to", "--resume_from_checkpoint"}

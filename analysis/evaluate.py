@@ -10,21 +10,17 @@ Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong dev text per line;
 """
 
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils import tokenize
-from textcls.data_files import data_paths, load_with_data, read_splits
-from textcls.device import select_device
-from textcls.errors import run_script
-from textcls.inference import predict_probs
-from textcls.log import get_logger
-from textcls.options import add_dev_file_option, add_model_options, add_train_file_option, find_label_file, make_parser
-from textcls.outputs import check_output, check_output_folder, complete_file
-from textcls.scoring import calibration, find_bad_cases, score
-from analysis.parts.evaluation_report import log_metrics, train_baseline, write_report
+from textcls.analysis.evaluation_report import log_metrics, train_baseline, write_report
+from textcls.common.errors import run_script
+from textcls.common.log import get_logger
+from textcls.common.options import add_dev_file_option, add_model_options, add_train_file_option, find_label_file, make_parser
+from textcls.common.outputs import check_output, check_output_folder, complete_file
+from textcls.data.tokens import tokenize
+from textcls.models.device import select_device
+from textcls.models.inference import predict_probs
+from textcls.models.loading import data_paths, load_with_data, read_splits
+from textcls.training.scoring import calibration, find_bad_cases, score
 
 
 def parse_arguments():

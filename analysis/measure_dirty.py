@@ -11,23 +11,28 @@ Prints  a tab-separated table: for each method, share of noise and seed the prec
 """
 
 import os
-import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils import read_labelled
-from textcls.checkpoints import load_checkpoint
-from textcls.data_files import read_known_labels
-from textcls.device import select_device
-from textcls.errors import Problems, UserError, run_script
-from textcls.options import add_model_options, add_train_file_option, make_parser, positive_int, seed_number
-from analysis.parts.influence import extract_features
-from analysis.parts.label_errors import (combine, out_of_fold, plant, predict_finetuned, predict_tfidf, rank_suspects,
-                                         representer_probs, split_folds, train_checkpoint)
+from textcls.analysis.influence import extract_features
+from textcls.analysis.label_errors import (
+    combine,
+    out_of_fold,
+    plant,
+    predict_finetuned,
+    predict_tfidf,
+    rank_suspects,
+    representer_probs,
+    split_folds,
+    train_checkpoint,
+)
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.options import add_model_options, add_train_file_option, make_parser, positive_int, seed_number
+from textcls.data.files import read_labelled
+from textcls.models.checkpoints import load_checkpoint
+from textcls.models.device import select_device
+from textcls.models.loading import read_known_labels
 
 METHODS = ("tfidf", "finetune", "both", "representer")
 

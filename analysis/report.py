@@ -12,28 +12,31 @@ Writes  report_dir: report.html, self-contained: the evaluation as evaluate.py -
 """
 
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from textcls.data_files import load_with_data, read_splits
-from textcls.device import select_device
-from textcls.errors import UserError, run_script
-from textcls.log import get_logger
-from textcls.options import (add_cache_option, add_dev_file_option, add_model_options, add_train_file_option, make_parser,
-                             positive_int, seed_number)
-from textcls.outputs import check_output_folder
-from textcls.probabilities import softmax
-from textcls.scoring import calibration, find_bad_cases, score
-from analysis.parts.attributions import STEPS, interpret
-from analysis.parts.duplicates import find_conflicts
-from analysis.parts.evaluation_report import log_metrics, train_baseline, write_report
-from analysis.parts.influence import cached_features, find_influences, sparse_scores
-from analysis.parts.label_errors import find_label_errors
-from analysis.parts.words import make_segments
+from textcls.analysis.attributions import STEPS, interpret
+from textcls.analysis.duplicates import find_conflicts
+from textcls.analysis.evaluation_report import log_metrics, train_baseline, write_report
+from textcls.analysis.influence import cached_features, find_influences, sparse_scores
+from textcls.analysis.label_errors import find_label_errors
+from textcls.analysis.words import make_segments
+from textcls.common.errors import UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import (
+    add_cache_option,
+    add_dev_file_option,
+    add_model_options,
+    add_train_file_option,
+    make_parser,
+    positive_int,
+    seed_number,
+)
+from textcls.common.outputs import check_output_folder
+from textcls.common.probabilities import softmax
+from textcls.models.device import select_device
+from textcls.models.loading import load_with_data, read_splits
+from textcls.training.scoring import calibration, find_bad_cases, score
 
 FOLDS = 5  # for the suspect labels
 NUM_NEAREST = 3  # training rows shown per text, and those whose similarity decides how well a text is covered

@@ -14,21 +14,24 @@ Writes  interpret_result_file: a block of lines per text; jsonl_file: {"text", "
 
 import json
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils import read_labelled
-from textcls.data_files import load_with_data
-from textcls.device import select_device
-from textcls.errors import run_script
-from textcls.log import get_logger
-from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
-                             positive_int, seed_number)
-from textcls.outputs import check_outputs, complete_file
-from analysis.parts.influence import METHODS, cached_features, extract_features, find_influences
-from analysis.parts.texts_to_explain import read_rows
+from textcls.analysis.influence import METHODS, cached_features, extract_features, find_influences
+from textcls.analysis.texts_to_explain import read_rows
+from textcls.common.errors import run_script
+from textcls.common.log import get_logger
+from textcls.common.options import (
+    add_cache_option,
+    add_model_options,
+    add_train_file_option,
+    find_label_file,
+    make_parser,
+    positive_int,
+    seed_number,
+)
+from textcls.common.outputs import check_outputs, complete_file
+from textcls.data.files import read_labelled
+from textcls.models.device import select_device
+from textcls.models.loading import load_with_data
 
 
 def parse_arguments():

@@ -19,26 +19,29 @@ Writes  into dataset_dir: sparse_file `text\\tlabel`; support_file `text\\tlabel
 """
 
 import os
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils import read_lines, read_texts
-from textcls.data_files import data_paths, load_with_data, read_splits
-from textcls.device import select_device
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger
-from textcls.options import (add_cache_option, add_model_options, add_train_file_option, find_label_file, make_parser,
-                             positive_int, seed_number)
-from textcls.outputs import check_outputs, complete_file
-from analysis.parts.augmentation import STRATEGIES, add_new_word_options, augment, load_source
-from analysis.parts.duplicates import comparison_key
-from analysis.parts.influence import cached_features, nearest_rows, normalize, sparse_scores
+from textcls.analysis.augmentation import STRATEGIES, add_new_word_options, augment, load_source
+from textcls.analysis.duplicates import comparison_key
+from textcls.analysis.influence import cached_features, nearest_rows, normalize, sparse_scores
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import (
+    add_cache_option,
+    add_model_options,
+    add_train_file_option,
+    find_label_file,
+    make_parser,
+    positive_int,
+    seed_number,
+)
+from textcls.common.outputs import check_outputs, complete_file
+from textcls.data.files import read_lines, read_texts
+from textcls.models.device import select_device
+from textcls.models.loading import data_paths, load_with_data, read_splits
 
 HEADER = ("Stage", "Text", "Label", "Prediction", "Score", "Near to", "Made from")  # of report_file
 

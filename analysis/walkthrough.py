@@ -19,22 +19,19 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils import read_json, read_labelled, read_labels, tokenize
-from textcls.checkpoints import WEIGHTS, load_checkpoint
-from textcls.data_files import write_rows
-from textcls.device import select_device
-from textcls.errors import Problems, UserError, run_script
-from textcls.inference import predict_probs
-from textcls.options import make_parser, positive_int, seed_number
-from textcls.outputs import check_output_folder, complete_file
-from textcls.scoring import score
-from analysis.parts.label_errors import plant
+from textcls.analysis.label_errors import plant
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.options import make_parser, positive_int, seed_number
+from textcls.common.outputs import check_output_folder, complete_file
+from textcls.data.files import read_json, read_labelled, read_labels, write_rows
+from textcls.data.tokens import tokenize
+from textcls.models.checkpoints import WEIGHTS, load_checkpoint
+from textcls.models.device import select_device
+from textcls.models.inference import predict_probs
+from textcls.training.scoring import score
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HELD_OUT = 0.1  # share of train.txt that the best epoch is chosen on

@@ -12,22 +12,19 @@ Writes  html_file (a self-contained page, words shaded by attribution), output_f
 
 import json
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from textcls.data_files import load_with_data
-from textcls.device import select_device
-from textcls.errors import run_script
-from textcls.log import get_logger
-from textcls.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
-from textcls.outputs import check_outputs, complete_file
-from analysis.parts.attributions import STEPS, interpret
-from analysis.parts.faithfulness import log_faithfulness, measure_faithfulness
-from analysis.parts.pages import make_page
-from analysis.parts.texts_to_explain import read_rows
-from analysis.parts.trustai_setup import prepare_interpretdl
-from analysis.parts.words import find_key_words
+from textcls.analysis.attributions import STEPS, interpret
+from textcls.analysis.faithfulness import log_faithfulness, measure_faithfulness
+from textcls.analysis.pages import make_page
+from textcls.analysis.texts_to_explain import read_rows
+from textcls.analysis.trustai_setup import prepare_interpretdl
+from textcls.analysis.words import find_key_words
+from textcls.common.errors import run_script
+from textcls.common.log import get_logger
+from textcls.common.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
+from textcls.common.outputs import check_outputs, complete_file
+from textcls.models.device import select_device
+from textcls.models.loading import load_with_data
 
 
 def parse_arguments():

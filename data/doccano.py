@@ -13,15 +13,11 @@ and texts that occur with different labels are reported and left out; rows witho
 (no JSON, no text, spans instead of labels, ...) are all reported; then nothing is written and the exit code is 2.
 """
 
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from textcls.errors import Problems, run_script
-from textcls.options import make_parser
-from textcls.splitting import add_split_options, check_shares, make_data_folder, read_json_rows
+from textcls.common.errors import Problems, run_script
+from textcls.common.options import make_parser
+from textcls.data.splitting import add_split_options, check_shares, make_data_folder, read_json_rows
 
 TEXT_KEYS = ("text", "data", "column_data")
 LABEL_KEYS = ("label", "labels", "column_label")
@@ -49,7 +45,7 @@ def pick(row, keys):
 
 
 def read_rows(path, problems):
-    """Yield (place, text, label) for each row of the export, see textcls/splitting.py."""
+    """Yield (place, text, label) for each row of the export, see textcls/data/splitting.py."""
     for place, row in read_json_rows(path, problems):
         try:
             if not isinstance(row, dict):

@@ -25,12 +25,10 @@ import time
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from textcls.errors import Problems, UserError, run_script
-from textcls.options import make_parser
-from textcls.splitting import BREAKS, add_split_options, check_shares, make_data_folder, read_json_rows
-from utils import read_lines
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.options import make_parser
+from textcls.data.files import read_lines
+from textcls.data.splitting import BREAKS, add_split_options, check_shares, make_data_folder, read_json_rows
 
 TEXT_NAMES = ("text", "texts", "content", "sentence", "question", "query", "文本", "内容", "文本内容", "正文", "句子", "问题")
 LABEL_NAMES = ("label", "labels", "category", "class", "intent", "标签", "类别", "分类", "类目", "意图")
@@ -274,7 +272,7 @@ def choose_columns(args, texts, labels):
 
 
 def read_rows(rows, text_column, label_column, only_order, problems):
-    """Yield (place, text, label), see textcls/splitting.py, with tidy labels; prints how many were not."""
+    """Yield (place, text, label), see textcls/data/splitting.py, with tidy labels; prints how many were not."""
     tidied = 0
     for place, cells in rows:
         text, label = shown(cells.get(text_column)), shown(cells.get(label_column))

@@ -23,15 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import draw_shots, read_json, read_label_words, read_labelled, read_lines
-from textcls.baseline import baseline_probs
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger
-from textcls.options import make_parser, positive_int
-from textcls.outputs import check_output, complete_file
-from textcls.probabilities import softmax
-from textcls.scoring import calibration, score_guesses
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import make_parser, positive_int
+from textcls.common.outputs import check_output, complete_file
+from textcls.common.probabilities import softmax
+from textcls.data.files import draw_shots, read_json, read_label_words, read_labelled, read_lines
+from textcls.training.baseline import baseline_probs
+from textcls.training.scoring import calibration, score_guesses
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("prompts", "prompt", "fine_tuning", "tfidf", "setfit")
@@ -145,10 +144,10 @@ def measure(logits, label_ids):
 
 def predict(folder, texts):
     """Logits of a checkpoint, float32 [num_texts, num_classes]; in a process that has not imported Paddle before it is needed."""
-    from textcls.device import select_device
-    from textcls.inference import predict_logits
-    from textcls.checkpoints import load_checkpoint
-    from utils import tokenize
+    from textcls.data.tokens import tokenize
+    from textcls.models.checkpoints import load_checkpoint
+    from textcls.models.device import select_device
+    from textcls.models.inference import predict_logits
 
     select_device(None)
     checkpoint = load_checkpoint(folder)

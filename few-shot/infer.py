@@ -9,14 +9,11 @@ Prints  for each text `input data: <text>`, `labels: <label>` and a line of dash
 """
 
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import read_texts
-from textcls.errors import Problems, run_script
-from textcls.options import add_device_options, check_calibration, make_parser, positive_int
-from textcls.predictor import Predictor
+from textcls.common.errors import Problems, run_script
+from textcls.common.options import add_device_options, check_calibration, make_parser, positive_int
+from textcls.data.files import read_texts
+from textcls.runtime.predictor import Predictor
 
 
 def parse_arguments():

@@ -17,29 +17,43 @@ Writes  output_dir/: a checkpoint like train.py's, which predict.py, export_mode
 
 import json
 import os
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
-from textcls.checkpoints import config_path, load_checkpoint, load_tokenizer, read_prompt
-from textcls.device import select_device
-from textcls.errors import Problems, UserError, is_main_rank, run_script
-from textcls.exporting import remove_older, write_deployment
-from textcls.log import get_logger
-from textcls.outputs import complete_file, complete_folder
-from textcls.paddle_setup import paddle
-from textcls.prompt_runs import (NO_ROWS, Member, Task, begin_run, change_folder, check_templates, choose_neutral_texts,
-                                 copy_model, cross_validate, describe_run, distill, further_pretrain, is_finished, make_trainer,
-                                 predict_texts, train_member, train_model)
-from textcls.prompts import parse_template, tokenize_words
-from textcls.scoring import score_guesses
-from textcls.trainer import check_training_arguments, list_checkpoints, parse_dataclasses
-from textcls.training import TrainArguments, check_evaluation, check_row_counts, tokenize_split
+from textcls.common.errors import Problems, UserError, is_main_rank, run_script
+from textcls.common.log import get_logger
+from textcls.common.outputs import complete_file, complete_folder
+from textcls.data.files import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
+from textcls.data.prompts import parse_template, tokenize_words
+from textcls.export.deployment import remove_older, write_deployment
+from textcls.models.checkpoints import load_checkpoint, load_tokenizer
+from textcls.models.configs import config_path, read_prompt
+from textcls.models.device import select_device
+from textcls.models.paddle_setup import paddle
+from textcls.training.prompt_runs import (
+    NO_ROWS,
+    Member,
+    Task,
+    begin_run,
+    change_folder,
+    check_templates,
+    choose_neutral_texts,
+    copy_model,
+    cross_validate,
+    describe_run,
+    distill,
+    further_pretrain,
+    is_finished,
+    make_trainer,
+    predict_texts,
+    train_member,
+    train_model,
+)
+from textcls.training.resume import TrainArguments, check_evaluation, check_row_counts, tokenize_split
+from textcls.training.scoring import score_guesses
+from textcls.training.trainer import check_training_arguments, list_checkpoints, parse_dataclasses
 
 NEXT_STEPS = """few-shot/train.py: nothing to do, expected --do_train, or for a model as it is --do_eval, --do_predict
   train      python few-shot/train.py --data_dir ./data/ --prompt "这条新闻写的是" --max_steps 150 --do_train --do_eval

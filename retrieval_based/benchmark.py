@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import draw_shots, read_label_words, read_labelled
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger
-from textcls.options import make_parser, positive_int, seed_number
-from textcls.outputs import complete_file
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import make_parser, positive_int, seed_number
+from textcls.common.outputs import complete_file
+from textcls.data.files import draw_shots, read_label_words, read_labelled
 
 ROOT = Path(__file__).resolve().parents[1]
 

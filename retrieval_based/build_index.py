@@ -14,23 +14,19 @@ Writes  index_dir, in place of what index may be there; it can be used meanwhile
 
 import argparse
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import check_splits, read_label_words, read_labelled, read_lines
-from textcls.corpus import label_rows
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger, progress_bar
-from textcls.options import add_encoder_options, make_parser, positive_int
-from textcls.outputs import check_output, check_output_folder, complete_file
-from textcls.predictions import check_decided
-from textcls.search_fitting import fit
-from textcls.index_changes import memory_index, new_header, rows_of_means, rows_of_texts, write_index
-from textcls.search_index import CORPORA, DTYPES, label_word
-from textcls.text_encoder import open_encoder
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger, progress_bar
+from textcls.common.options import add_encoder_options, make_parser, positive_int
+from textcls.common.outputs import check_output, check_output_folder, complete_file
+from textcls.data.files import check_splits, read_label_words, read_labelled, read_lines
+from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_means, rows_of_texts, write_index
+from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.fitting import fit
+from textcls.retrieval.index import CORPORA, DTYPES, label_word
+from textcls.runtime.predictions import check_decided
 
 MOST_EXACT = 100_000  # rows; beyond, --hnsw auto means HNSW
 

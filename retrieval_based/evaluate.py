@@ -13,24 +13,21 @@ Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong text per line. Of 
 """
 
 import os
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import read_labelled, read_lines
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger, progress_bar
-from textcls.options import add_encoder_options, make_parser, positive_int
-from textcls.outputs import check_output, complete_file
-from textcls.predictions import threshold_or_auto
-from textcls.scoring import score_classes
-from textcls.search import chunks, find_threshold, label_probabilities, label_similarities, label_ranks
-from textcls.search_fitting import auroc, with_settings
-from textcls.search_index import check_encoder, open_index
-from textcls.text_encoder import open_encoder
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger, progress_bar
+from textcls.common.options import add_encoder_options, make_parser, positive_int
+from textcls.common.outputs import check_output, complete_file
+from textcls.data.files import read_labelled, read_lines
+from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.fitting import auroc, with_settings
+from textcls.retrieval.index import check_encoder, open_index
+from textcls.retrieval.search import chunks, find_threshold, label_probabilities, label_ranks, label_similarities
+from textcls.runtime.predictions import threshold_or_auto
+from textcls.training.scoring import score_classes
 
 RECALLS = (1, 5, 10, 20, 50)
 GROUPS = ((0, 1), (2, 5), (6, 20), (21, 100), (101, None))  # labels by the number of their texts in the index

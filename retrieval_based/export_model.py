@@ -10,18 +10,15 @@ Writes  output_path/: encoder.pdmodel (Paddle 3: .json), .pdiparams, encoder.onn
 Both forms are run and compared with the checkpoint before anything appears in output_path.
 """
 
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from textcls.checkpoints import load_sentence_encoder
-from textcls.device import select_device
-from textcls.errors import UserError, run_script
-from textcls.exporting import remove_older, write_deployment
-from textcls.log import get_logger
-from textcls.options import make_parser
-from textcls.outputs import check_output_folder, complete_folder
-from textcls.text_encoder import encoder_folder
+from textcls.common.errors import UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import make_parser
+from textcls.common.outputs import check_output_folder, complete_folder
+from textcls.export.deployment import remove_older, write_deployment
+from textcls.models.checkpoints import load_sentence_encoder
+from textcls.models.device import select_device
+from textcls.retrieval.encoder import encoder_folder
 
 
 def parse_arguments():

@@ -14,20 +14,24 @@ Writes  index_dir: a few new rows and index.json, which is replaced in one step.
 import contextlib
 import functools
 import os
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import read_texts
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger
-from textcls.options import add_encoder_options, make_parser
-from textcls.index_changes import (OutdatedIndex, add_texts, check_new_label, find_label, label_texts, remove_label,
-                                   rename_label)
-from textcls.search_index import check_encoder, open_index
-from textcls.text_encoder import open_encoder
-from textcls.texts import text_problem
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger
+from textcls.common.options import add_encoder_options, make_parser
+from textcls.common.texts import text_problem
+from textcls.data.files import read_texts
+from textcls.retrieval.changes import (
+    OutdatedIndex,
+    add_texts,
+    check_new_label,
+    find_label,
+    label_texts,
+    remove_label,
+    rename_label,
+)
+from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.index import check_encoder, open_index
 
 
 def parse_arguments():

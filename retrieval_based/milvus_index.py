@@ -12,22 +12,34 @@ Writes  into Milvus Lite (--milvus_uri NAME.db, a folder) or a Milvus server or 
 Prints  what was written, or what was found, one neighbour per line: `row label similarity text`, the nearest first.
 """
 
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import read_label_words, read_lines
-from textcls.corpus import label_rows
-from textcls.errors import Problems, UserError, run_script
-from textcls.exported import EMBEDDING, read_export
-from textcls.log import progress_bar
-from textcls.milvus import (MOST_NEIGHBOURS, Source, add_milvus_options, check_alias, describe, drop_versions, find_version,
-                            is_complete, list_versions, load, open_milvus, read_token, search, switch, write_version)
-from textcls.options import make_parser, positive_int
-from textcls.search_index import open_index
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import progress_bar
+from textcls.common.options import make_parser, positive_int
+from textcls.data.files import read_label_words, read_lines
+from textcls.retrieval.changes import label_rows
+from textcls.retrieval.index import open_index
+from textcls.retrieval.milvus import (
+    MOST_NEIGHBOURS,
+    Source,
+    add_milvus_options,
+    check_alias,
+    describe,
+    drop_versions,
+    find_version,
+    is_complete,
+    list_versions,
+    load,
+    open_milvus,
+    read_token,
+    search,
+    switch,
+    write_version,
+)
+from textcls.runtime.exported import EMBEDDING, read_export
 
 BLOCK = 4096  # rows in memory at a time
 

@@ -12,20 +12,26 @@ Writes  output_file in the order of the input, as predict.py of the suite does; 
 """
 
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import read_lines
-from textcls.errors import Problems, run_script
-from textcls.log import get_logger, progress_bar
-from textcls.options import add_encoder_options, make_parser, positive_int
-from textcls.outputs import check_output
-from textcls.predictions import (add_output_options, answer_rows, check_labels, check_output_options, count_texts, open_output,
-                                 read_chunks, threshold_or_auto, write_rows)
-from textcls.search import find_threshold
-from textcls.search_predictor import SearchPredictor
-from textcls.text_encoder import open_encoder
+from textcls.common.errors import Problems, run_script
+from textcls.common.log import get_logger, progress_bar
+from textcls.common.options import add_encoder_options, make_parser, positive_int
+from textcls.common.outputs import check_output
+from textcls.data.files import read_lines
+from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.predictor import SearchPredictor
+from textcls.retrieval.search import find_threshold
+from textcls.runtime.predictions import (
+    add_output_options,
+    answer_rows,
+    check_labels,
+    check_output_options,
+    count_texts,
+    open_output,
+    read_chunks,
+    threshold_or_auto,
+    write_rows,
+)
 
 
 def parse_arguments():

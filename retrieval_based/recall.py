@@ -12,21 +12,17 @@ Writes  recall_result_dir/recall_result_file: `<text><tab><recalled><tab><cosine
 """
 
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import read_lines
-from textcls.corpus import label_rows
-from textcls.errors import Problems, run_script
-from textcls.log import get_logger, progress_bar
-from textcls.options import add_encoder_options, make_parser, positive_int
-from textcls.outputs import check_output, complete_file
-from textcls.search import nearest
-from textcls.index_changes import memory_index, new_header, rows_of_texts
-from textcls.text_encoder import open_encoder
+from textcls.common.errors import Problems, run_script
+from textcls.common.log import get_logger, progress_bar
+from textcls.common.options import add_encoder_options, make_parser, positive_int
+from textcls.common.outputs import check_output, complete_file
+from textcls.data.files import read_lines
+from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_texts
+from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.search import nearest
 
 
 def parse_arguments():

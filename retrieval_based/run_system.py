@@ -10,16 +10,22 @@ Prints  `text label similarity` per neighbour, the nearest first, and its text w
 import json
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import read_texts
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger, progress_bar
-from textcls.milvus import MOST_NEIGHBOURS, add_milvus_options, check_alias, find_version, open_milvus, read_token, search
-from textcls.options import make_parser, positive_int
-from textcls.text_encoder import open_encoder
-from textcls.texts import text_problem
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger, progress_bar
+from textcls.common.options import make_parser, positive_int
+from textcls.common.texts import text_problem
+from textcls.data.files import read_texts
+from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.milvus import (
+    MOST_NEIGHBOURS,
+    add_milvus_options,
+    check_alias,
+    find_version,
+    open_milvus,
+    read_token,
+    search,
+)
 
 CHUNK = 1024  # texts encoded and searched at a time
 

@@ -15,26 +15,41 @@ Writes  output_dir/: config.json (pooling, vector size, max_seq_length), model_s
 """
 
 import os
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import DEFAULT_LENGTH, check_splits, read_json, read_label_words, read_labelled
-from textcls.checkpoints import (POOLINGS, Checkpoint, SentenceOptions, check_length, check_vocabulary, choose_length,
-                                 config_path, load_model, load_tokenizer, make_encoder, read_sentence_options, rust_tokenizer)
-from textcls.device import select_device
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import get_logger
-from textcls.paddle_setup import paddle
-from textcls.sentence_training import RECALLS, SentenceTrainer, metric_names, tokenize_labels
-from textcls.text_encoder import encoder_folder
-from textcls.trainer import check_training_arguments, parse_dataclasses
-from textcls.training import (TrainArguments, check_evaluation, check_metric, check_resume_point, check_row_counts,
-                              choose_callbacks, find_resume_point, tokenize_split, train_and_save)
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import get_logger
+from textcls.data.files import check_splits, read_json, read_label_words, read_labelled
+from textcls.data.tokens import DEFAULT_LENGTH
+from textcls.models.checkpoints import (
+    Checkpoint,
+    check_length,
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    make_encoder,
+    rust_tokenizer,
+)
+from textcls.models.configs import POOLINGS, SentenceOptions, choose_length, config_path, read_sentence_options
+from textcls.models.device import select_device
+from textcls.models.paddle_setup import paddle
+from textcls.retrieval.encoder import encoder_folder
+from textcls.training.resume import (
+    TrainArguments,
+    check_evaluation,
+    check_metric,
+    check_resume_point,
+    check_row_counts,
+    choose_callbacks,
+    find_resume_point,
+    tokenize_split,
+    train_and_save,
+)
+from textcls.training.sentence_training import RECALLS, SentenceTrainer, metric_names, tokenize_labels
+from textcls.training.trainer import check_training_arguments, parse_dataclasses
 
 KEPT = "Kept for old command lines, without effect: "
 

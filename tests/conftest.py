@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from textcls.errors import run_script
-from textcls.families import FAMILIES
-from textcls.paddle_setup import PADDLE_3, paddle  # prepares this process before a test imports paddle
-from textcls.pickle_guard import guard_paddle_load
-from textcls.wordpiece import build_rust_tokenizer
+from textcls.common.errors import run_script
+from textcls.models.families import FAMILIES
+from textcls.models.paddle_setup import PADDLE_3, paddle  # prepares this process before a test imports paddle
+from textcls.models.pickle_guard import guard_paddle_load
+from textcls.models.wordpiece import build_rust_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")

@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 from conftest import ROOT, load_script, make_model, read_lines, run_here, write_binary_data, write_lines
 
-from textcls.checkpoints import load_model, load_tokenizer, make_encoder, rust_tokenizer
-from textcls.device import select_device
-from textcls.paddle_setup import paddle
-from textcls.prompt_model import make_prompt_model
-from textcls.prompts import compile_template, parse_template
-from utils import pad_batch, read_labels
+from textcls.data.files import read_labels
+from textcls.data.prompts import compile_template, parse_template
+from textcls.data.tokens import pad_batch
+from textcls.models.checkpoints import load_model, load_tokenizer, make_encoder, rust_tokenizer
+from textcls.models.device import select_device
+from textcls.models.paddle_setup import paddle
+from textcls.models.prompt_model import make_prompt_model
 
 DATA = ROOT / "data"
 WORDS = ["费用", "原因"]

@@ -2,8 +2,8 @@
 
 import json
 
-from deploy.client import label_lines
-from textcls.errors import UserError
+from textcls.common.errors import UserError
+from textcls.runtime.client import label_lines
 
 
 def make_block(text, top):

@@ -11,16 +11,14 @@ Writes  output_dir, complete or not at all: model.pdmodel and model.pdiparams, s
 import json
 import os
 import shutil
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from settings import MARKER
-from utils import read_json
-from textcls.errors import UserError, run_script
-from textcls.options import make_parser
-from textcls.exported import read_export, sha256
-from textcls.outputs import check_output_folder, complete_folder
+
+from textcls.common.errors import UserError, run_script
+from textcls.common.options import make_parser
+from textcls.common.outputs import check_output_folder, complete_folder
+from textcls.data.files import read_json
+from textcls.runtime.exported import read_export, sha256
 
 INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
 

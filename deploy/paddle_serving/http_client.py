@@ -9,13 +9,11 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 """
 
 import json
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from answers import make_block, make_request, read_answer
-from deploy.client import make_client_parser, post_json, run_client
-from textcls.errors import UserError, run_script
+
+from textcls.common.errors import UserError, run_script
+from textcls.runtime.client import make_client_parser, post_json, run_client
 
 EXPECTED = "the address of a running service.py, or a longer --timeout"
 

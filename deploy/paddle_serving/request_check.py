@@ -8,7 +8,8 @@ import json
 from typing import NamedTuple
 
 from settings import NAME
-from textcls.texts import has_lone_surrogate, text_problem
+
+from textcls.common.texts import has_lone_surrogate, text_problem
 
 BAD_REQUEST, INTERNAL_ERROR = 51, 52  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
 FAILED = "internal error, expected the cause in the server's log"

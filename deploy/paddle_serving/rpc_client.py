@@ -12,12 +12,11 @@ import importlib.util
 import json
 import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from answers import make_block, make_request, read_answer
-from deploy.client import make_client_parser, run_client
-from textcls.errors import UserError, run_script
+
+from textcls.common.errors import UserError, run_script
+from textcls.runtime.client import make_client_parser, run_client
 
 METHOD = "/baidu.paddle_serving.pipeline_serving.PipelineService/inference"
 

@@ -16,15 +16,14 @@ import os
 import signal
 import sys
 from concurrent import futures
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from http_gateway import start_gateway
 from request_check import BAD_REQUEST, Limits
 from settings import NAME, check_device, check_ports, read_config, read_model
-from textcls.errors import UserError, run_script
-from textcls.exported import read_tokenizer
-from textcls.options import make_parser, positive_int
+
+from textcls.common.errors import UserError, run_script
+from textcls.common.options import make_parser, positive_int
+from textcls.runtime.exported import read_tokenizer
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DRAIN_SECONDS = 10  # at the end, for requests in work
@@ -78,8 +77,9 @@ def import_pipeline(log_dir, stderr):
     # Paddle takes SIGTERM over, Paddle Serving SIGINT: they wait until both are taken back
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
-        import textcls.paddle_setup  # noqa: F401  first: it prepares the process for Paddle, and takes SIGTERM back
         import paddle_serving_server.util
+
+        import textcls.models.paddle_setup  # noqa: F401  first: it prepares the process for Paddle, and takes SIGTERM back
 
         # Paddle Serving 0.9.0 kills the whole process group where a start fails: with it the shell that started the service
         paddle_serving_server.util.kill_stop_process_by_pid = lambda *_: end_at_once(log_dir, stderr)
@@ -212,7 +212,6 @@ def main():
         pipeline = import_pipeline(args.log_dir, stderr)
         check_device(config)
         from paddle_serving_server.pipeline.proto import pipeline_service_pb2 as messages
-
         from steps import Classify, Request
 
         limits = Limits(args.max_texts, args.max_characters, args.max_bytes, len(export.labels))

@@ -3,9 +3,9 @@
 import os
 import socket
 
-from utils import read_json
-from textcls.errors import UserError
-from textcls.exported import read_export, sha256
+from textcls.common.errors import UserError
+from textcls.data.files import read_json
+from textcls.runtime.exported import read_export, sha256
 
 MARKER = "serving_server_conf.prototxt"  # in a folder that build_model.py made, and what Paddle Serving reads first
 NAME = "seq_cls"  # of the service and of its only step

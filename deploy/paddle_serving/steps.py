@@ -7,11 +7,11 @@ import logging
 
 import numpy as np
 from paddle_serving_server import pipeline
-
 from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, RequestError, check_request
 from settings import NAME
-from utils import model_inputs, pad_batch, sorted_batches
-from textcls.probabilities import softmax, top_labels
+
+from textcls.common.probabilities import softmax, top_labels
+from textcls.data.tokens import model_inputs, pad_batch, sorted_batches
 
 logger = logging.getLogger(NAME)
 

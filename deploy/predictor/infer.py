@@ -18,16 +18,22 @@ import os
 import statistics
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import compare_labels, read_labelled, read_labels
-from textcls.errors import Problems, UserError, run_script
-from textcls.log import progress_bar
-from textcls.options import add_device_options, find_label_file, make_parser, positive_int
-from textcls.outputs import check_output
-from textcls.predictions import (add_output_options, check_labels, check_output_options, count_texts, make_rows, open_output,
-                                 read_chunks, write_rows)
+from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.log import progress_bar
+from textcls.common.options import add_device_options, find_label_file, make_parser, positive_int
+from textcls.common.outputs import check_output
+from textcls.data.files import compare_labels, read_labelled, read_labels
+from textcls.runtime.predictions import (
+    add_output_options,
+    check_labels,
+    check_output_options,
+    count_texts,
+    make_rows,
+    open_output,
+    read_chunks,
+    write_rows,
+)
 
 REPEATS, LONGEST = 5, 60.0  # --perf: runs after the warm-up, and seconds after which no further run is started
 logger = logging.getLogger("predictor")
@@ -68,7 +74,7 @@ def load_predictor(args):
     if args.num_threads:
         os.environ.setdefault("RAYON_NUM_THREADS", str(args.num_threads))  # threads of the tokenizer
     try:
-        from textcls.predictor import Predictor
+        from textcls.runtime.predictor import Predictor
     except ImportError as error:
         raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/predictor/requirements.txt`"
                         ) from None

@@ -9,19 +9,19 @@ import time
 from typing import Annotated, Union
 
 import anyio
+from batching import QueueFull
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
+from kinds import Conflict, Status, Strict
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
-from batching import QueueFull
-from kinds import Conflict, Status, Strict
-from textcls.texts import text_problem
+from textcls.common.texts import text_problem
 
 HEALTH = ("/health/live", "/health/ready")  # are not logged
 STATIC = "/static-offline-docs"  # what the page /docs loads

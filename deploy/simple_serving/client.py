@@ -12,14 +12,11 @@ Prints  a block per text: the text, its labels, a line of dashes; or with --outp
 
 import argparse
 import json
-import sys
 from http.client import responses
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import make_client_parser, post_json, run_client
-from textcls.errors import UserError, run_script
-from textcls.options import positive_int
+from textcls.common.errors import UserError, run_script
+from textcls.common.options import positive_int
+from textcls.runtime.client import make_client_parser, post_json, run_client
 
 EXPECTED = "the address of a running server.py"
 

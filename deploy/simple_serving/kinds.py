@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from textcls.predictions import UNDECIDED
-from textcls.probabilities import top_labels
+from textcls.common.probabilities import top_labels
+from textcls.runtime.predictions import UNDECIDED
 
 MOST_LABELS, MOST_NEAREST = 50, 20  # per text that a search gives; its labels come and go, so the first is none of the index
 

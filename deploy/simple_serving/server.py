@@ -24,22 +24,27 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from textcls.errors import UserError, run_script
-from textcls.exported import read_export
-from textcls.options import add_device_options, check_calibration, check_device, make_parser, positive_int, refuse_calibration
+from textcls.common.errors import UserError, run_script
+from textcls.common.options import (
+    add_device_options,
+    check_calibration,
+    check_device,
+    make_parser,
+    positive_int,
+    refuse_calibration,
+)
+from textcls.runtime.exported import read_export
 
 try:
     import uvicorn
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
     from app import make_app
     from kinds import classifier, search
-    from textcls.onnx_model import count_threads
-    from textcls.predictor import Predictor
-    from textcls.search_predictor import SearchPredictor
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    from textcls.retrieval.predictor import SearchPredictor
+    from textcls.runtime.onnx_model import count_threads
+    from textcls.runtime.predictor import Predictor
 except ImportError as missing:
     print(f"the package {missing.name} is missing, expected `pip install -r deploy/simple_serving/requirements.txt`",
           file=sys.stderr)

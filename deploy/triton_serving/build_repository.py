@@ -19,14 +19,19 @@ import sys
 from pathlib import Path
 from string import Template
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from textcls.errors import UserError, run_script
-from textcls.options import (add_device_options, check_calibration, check_device, make_parser, positive_int,
-                             refuse_calibration)
-from textcls.outputs import STAGING, check_output_folder, complete_folder
+from textcls.common import probabilities, texts
+from textcls.common.errors import UserError, run_script
+from textcls.common.options import (
+    add_device_options,
+    check_calibration,
+    check_device,
+    make_parser,
+    positive_int,
+    refuse_calibration,
+)
+from textcls.common.outputs import STAGING, check_output_folder, complete_folder
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-LIBRARY = os.path.join(HERE, "..", "..", "textcls")
 CONFIGS = Path(HERE) / "configs"
 MARKER = "repository.json"  # in a folder that this script made; the server takes no notice of files here
 # the models of a repository -> the templates of their configurations; no name is in both, so that one server may have both
@@ -63,10 +68,10 @@ def load_model(args):
     Sets args.instance_count where it is None. UserError.
     """
     try:
-        from textcls.exported import read_export
-        from textcls.onnx_session import open_session
-        from textcls.predictor import Predictor
-        from textcls.text_encoder import load_exported
+        from textcls.retrieval.encoder import load_exported
+        from textcls.runtime.exported import read_export
+        from textcls.runtime.onnx_session import open_session
+        from textcls.runtime.predictor import Predictor
     except ImportError as error:
         raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`"
                         ) from None
@@ -80,7 +85,7 @@ def load_model(args):
     args.instance_count = args.instance_count or (predictor.num_threads if args.device == "cpu" else 1)
     model = predictor.onnx_model
     if args.use_fp16:  # converted here, as the machine that builds need not have a GPU
-        from textcls.onnx_conversion import to_fp16
+        from textcls.runtime.onnx_conversion import to_fp16
 
         model = to_fp16(model)
     name = f"{args.export_dir} in 16-bit floats" if args.use_fp16 else args.export_dir
@@ -124,7 +129,7 @@ def write_repository(folder, args, export, session, model):
     tokenizer, runner, *others = [os.path.join(folder, name) for name in configs]
     shutil.copy(os.path.join(HERE, "tokenizer_model.py"), os.path.join(tokenizer, "1", "model.py"))
     shutil.copy(export.tokenizer_path, os.path.join(tokenizer, "1", "tokenizer.json"))
-    shutil.copy(os.path.join(LIBRARY, "texts.py"), os.path.join(tokenizer, "1"))
+    shutil.copy(texts.__file__, os.path.join(tokenizer, "1"))
     # a text as the server wants it in a file: its length in 4 bytes, little-endian, then UTF-8
     text = "头疼怎么办".encode()
     os.makedirs(os.path.join(tokenizer, "warmup"))
@@ -136,7 +141,7 @@ def write_repository(folder, args, export, session, model):
     if export.labels:
         version = os.path.join(others[0], "1")
         shutil.copy(os.path.join(HERE, "postprocess_model.py"), os.path.join(version, "model.py"))
-        shutil.copy(os.path.join(LIBRARY, "probabilities.py"), version)
+        shutil.copy(probabilities.__file__, version)
         write(os.path.join(version, "label.txt"), "".join(label + "\n" for label in export.labels).encode())
     made_of = {**vars(args), "labels": export.labels, "max_seq_length": export.max_seq_length}
     write(os.path.join(folder, MARKER), json.dumps(made_of, ensure_ascii=False, indent=2).encode())

@@ -1,7 +1,7 @@
 """Triton model `seqcls_postprocess`: logits in, label names and confidences out. Runs in Triton's Python backend; numpy only.
 
-build_repository.py copies this file to models/seqcls_postprocess/1/model.py, label.txt and textcls/probabilities.py beside it.
-Nothing else of this repository is there where it runs.
+build_repository.py copies this file to models/seqcls_postprocess/1/model.py, label.txt and textcls/common/probabilities.py
+beside it. Nothing else of this repository is there where it runs.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-
 from probabilities import softmax, top_classes
 
 

@@ -1,7 +1,7 @@
 """What the two clients know of the model that build_repository.py makes: its name, blocks, messages."""
 
-from deploy.client import label_lines
-from textcls.errors import UserError
+from textcls.common.errors import UserError
+from textcls.runtime.client import label_lines
 
 MODEL = "seqcls"  # the ensemble
 EXPECTED = "the address of a running server, and a longer --timeout or a smaller --batch_size where it is busy"

@@ -9,14 +9,12 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import make_client_parser, run_client
 from seqcls import EXPECTED, MODEL, make_block, no_table, refused
-from textcls.errors import UserError, run_script
+
+from textcls.common.errors import UserError, run_script
+from textcls.runtime.client import make_client_parser, run_client
 
 try:
     from tritonclient.grpc import InferenceServerClient, InferInput

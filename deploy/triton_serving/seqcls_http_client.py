@@ -9,13 +9,11 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 """
 
 import json
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from deploy.client import make_client_parser, post_json, run_client
 from seqcls import EXPECTED, MODEL, make_block, no_table, refused
-from textcls.errors import UserError, run_script
+
+from textcls.common.errors import UserError, run_script
+from textcls.runtime.client import make_client_parser, post_json, run_client
 
 
 def make_ask(args):

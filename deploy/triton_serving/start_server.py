@@ -23,11 +23,9 @@ import sys
 import sysconfig
 import tempfile
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from textcls.errors import UserError, run_script
-from textcls.options import make_parser, positive_int
+from textcls.common.errors import UserError, run_script
+from textcls.common.options import make_parser, positive_int
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PR_SET_PDEATHSIG = 1  # of prctl(2)

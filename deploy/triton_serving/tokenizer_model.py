@@ -1,7 +1,7 @@
 """Triton model `tokenizer`: texts in, padded token ids out. Runs in Triton's Python backend; needs numpy and tokenizers only.
 
-build_repository.py copies this file to models/tokenizer/1/model.py, tokenizer.json and textcls/texts.py beside it, and writes
-the limits into config.pbtxt. Nothing else of this repository is there where it runs.
+build_repository.py copies this file to models/tokenizer/1/model.py, tokenizer.json and textcls/common/texts.py beside it, and
+writes the limits into config.pbtxt. Nothing else of this repository is there where it runs.
 """
 
 import json
@@ -9,9 +9,8 @@ import os
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from tokenizers import Tokenizer
-
 from texts import text_problem
+from tokenizers import Tokenizer
 
 STEP = 8  # tokens; lengths are multiples of it, a form that GPUs like, too
 

@@ -1,0 +1,186 @@
+"""Measure the training of sentence encoders: pairs per second beside the earlier recipe, and the memory of large batches.
+
+    python benchmarks/bench_retrieval.py --quick                            # ERNIE-Nano's shape, random weights, two minutes
+    python benchmarks/bench_retrieval.py --data_dir DIR --model_name_or_path MODEL
+
+The earlier recipe: batches of 32 pairs (--earlier_batch_size) in random order; a text and the name of its label are tokenized
+by PaddleNLP's own tokenizer as they come, every row's label is encoded, the loss compares each text with the label of each row;
+[CLS] through the pooler. Both recipes see the same rows, train all weights by AdamW and pad to the longest of a batch.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from textcls.common.errors import Problems
+from textcls.data.files import read_labels, read_lines
+from textcls.data.tokens import tokenize
+
+ROOT = Path(__file__).resolve().parent.parent
+
+NANO = {"vocab_size": 40000, "hidden_size": 312, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1248}
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", default=str(ROOT / "data"))
+    parser.add_argument("--model_name_or_path", help="model folder; None: random weights of ERNIE-Nano's shape")
+    parser.add_argument("--max_seq_length", type=int, default=384)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--earlier_batch_size", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=2048, help="training pairs of one measurement")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="768 pairs, twice")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # what a process of its own measures
+    args = parser.parse_args()
+    if args.quick:
+        args.pairs, args.repeats = 768, 2
+    return args
+
+
+def read_pairs(folder, count):
+    """(texts, label ids, labels) of the first `count` training rows, over again where there are fewer."""
+    labels = read_labels(os.path.join(folder, "label.txt"))
+    rows = [line.rsplit("\t", 1) for _, line in read_lines(os.path.join(folder, "train.txt"), Problems())]
+    rows = (rows * -(-count // len(rows)))[:count]
+    return [text for text, _ in rows], np.array([labels.index(label) for _, label in rows]), labels
+
+
+def make_nano(folder):
+    """A model folder of ERNIE-Nano's shape without weights."""
+    config = json.loads((ROOT / "data/config.json").read_text(encoding="utf-8"))
+    (Path(folder) / "config.json").write_text(json.dumps({**config, **NANO}))
+    (Path(folder) / "vocab.txt").write_text((ROOT / "data/vocab.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    return folder
+
+
+def load(args, pooling):
+    """The model in training mode, its tokenizer and an optimizer."""
+    from textcls.models.checkpoints import load_model, load_tokenizer
+    from textcls.models.configs import SentenceOptions
+    from textcls.models.device import select_device
+    from textcls.models.paddle_setup import paddle
+
+    select_device("cpu")
+    paddle.seed(1)
+    model = load_model(args.model_name_or_path, head="SentenceEncoder", sentence_options=SentenceOptions(pooling, 0, []))
+    model.train()
+    optimizer = paddle.optimizer.AdamW(5e-5, parameters=model.parameters(), grad_clip=paddle.nn.ClipGradByNorm(1.0))
+    return model, load_tokenizer(args.model_name_or_path), optimizer
+
+
+def time_earlier(args, texts, label_ids, labels):
+    """Seconds in which the earlier recipe trains on all pairs once."""
+    from textcls.models.paddle_setup import paddle
+
+    from paddlenlp.data import Pad
+
+    model, tokenizer, optimizer = load(args, "pooler")
+    pad, size = Pad(axis=0, pad_val=tokenizer.pad_token_id, dtype="int64"), args.earlier_batch_size
+
+    def encode(batch):
+        rows = [tokenizer(text=text, max_seq_len=args.max_seq_length)["input_ids"] for text in batch]
+        input_ids = paddle.to_tensor(pad(rows))
+        return model(input_ids, token_type_ids=paddle.zeros_like(input_ids))
+
+    def step(rows):
+        queries, titles = encode([texts[row] for row in rows]), encode([labels[label_ids[row]] for row in rows])
+        scores = paddle.matmul(queries, titles, transpose_y=True)
+        scores = (scores - paddle.diag(paddle.full([len(rows)], 0.2))) * 30
+        loss = paddle.nn.functional.cross_entropy(scores, paddle.arange(len(rows)))
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        return float(loss)
+
+    order = np.random.default_rng(1).permutation(len(texts))
+    step(order[:size])
+    start = time.perf_counter()
+    for first in range(0, len(order), size):
+        step(order[first:first + size])
+    return time.perf_counter() - start
+
+
+def time_new(args, texts, label_ids, labels):
+    """Seconds in which SentenceTrainer's steps train on all pairs once, tokenizing included."""
+    from textcls.models.checkpoints import Checkpoint, make_encoder, rust_tokenizer
+    from textcls.models.paddle_setup import paddle
+    from textcls.training.resume import TrainArguments
+    from textcls.training.sentence_training import SentenceTrainer, tokenize_labels
+
+    model, tokenizer, optimizer = load(args, "mean")
+    rust = rust_tokenizer(tokenizer, args.max_seq_length)
+    encode = make_encoder(tokenizer, rust, args.max_seq_length)
+    checkpoint = Checkpoint(model, tokenizer, rust, encode, labels, args.max_seq_length, tokenizer.pad_token_id)
+    options = TrainArguments(output_dir=tempfile.gettempdir(), per_device_train_batch_size=args.batch_size, device="cpu",
+                             report_to=[], disable_tqdm=True)
+    for name, value in {"margin": 0.2, "scale": 30.0, "text_loss_weight": 1.0, "chunk_size": args.chunk_size,
+                        "hard_negatives": 0, "class_sampling": "natural"}.items():
+        setattr(options, name, value)
+    start = time.perf_counter()
+    tokens = tokenize(texts, encode, np.stack([label_ids, np.arange(len(texts))], axis=1))
+    trainer = SentenceTrainer(checkpoint, options, tokenize_labels([[label] for label in labels], encode), tokens, None)
+    seconds, sampler = time.perf_counter() - start, trainer._get_train_sampler()
+
+    def step(rows):
+        inputs = trainer.data_collator([tokens[row] for row in rows])
+        trainer.training_step(model, {name: paddle.to_tensor(value) for name, value in inputs.items()})
+        optimizer.step()
+        optimizer.clear_grad()
+
+    step(range(args.batch_size))
+    start = time.perf_counter()
+    for rows in sampler:
+        step(rows)
+    return seconds + time.perf_counter() - start
+
+
+def measure(args):
+    """What one process of its own measures: prints seconds and its largest memory in MB as JSON."""
+    what, args.chunk_size = (args.measure.split("-") + ["0"])[:2]
+    args.chunk_size = int(args.chunk_size)
+    texts, label_ids, labels = read_pairs(args.data_dir, args.pairs)
+    seconds = {"earlier": time_earlier, "new": time_new}[what](args, texts, label_ids, labels)
+    print(json.dumps({"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def run(args, what, **changes):
+    """Measure in a process of its own: {"seconds", "megabytes"}."""
+    options = {**vars(args), "measure": what, **changes}
+    options = [word for name, value in options.items() if value and name != "quick" for word in (f"--{name}", str(value))]
+    process = subprocess.run([sys.executable, __file__, *options], encoding="utf-8", capture_output=True)
+    if process.returncode:
+        sys.exit(process.stderr)
+    return SimpleNamespace(**json.loads(process.stdout.splitlines()[-1]))
+
+
+def main():
+    args = parse_arguments()
+    if args.measure:
+        return measure(args)
+    with tempfile.TemporaryDirectory() as folder:
+        args.model_name_or_path = args.model_name_or_path or make_nano(folder)
+        ratios = []
+        for number in range(1, args.repeats + 1):  # in turns, so that both see the same machine
+            earlier, new = run(args, "earlier"), run(args, "new")
+            speeds = [args.pairs / part.seconds for part in (earlier, new)]
+            ratios.append(speeds[1] / speeds[0])
+            print(f"run {number}: earlier recipe {speeds[0]:.1f} pairs/s, now {speeds[1]:.1f} pairs/s, ratio {ratios[-1]:.2f}",
+                  flush=True)
+        print(f"median ratio {np.median(ratios):.2f}")
+        for batch_size, chunk in ((64, 0), (512, 64), (512, 0)):
+            found = run(args, f"new-{chunk}", batch_size=batch_size, pairs=512)
+            print(f"batch of {batch_size}, chunks of {chunk or 'all'}: {found.megabytes:.0f} MB at most", flush=True)
+
+
+if __name__ == "__main__":
+    main()

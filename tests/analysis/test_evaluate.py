@@ -1,0 +1,156 @@
+"""analysis/evaluate.py: exact log lines, bad cases, report, baseline, binary tasks."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support, top_k_accuracy_score
+
+import predict
+from analysis import evaluate
+from textcls.training.scoring import compute_metrics
+
+DATA = ROOT / "data"
+LABELS = read_lines(DATA / "label.txt")
+STAMP = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] \[    INFO\] - ", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def evaluated(checkpoint, tmp_path_factory):
+    """(folder of the outputs, log lines without their stamps)"""
+    folder = tmp_path_factory.mktemp("evaluate")
+    process = run("analysis/evaluate.py", "--device", "cpu", "--max_seq_length", 64, "--batch_size", 32, "--dataset_dir", DATA,
+                  "--params_path", checkpoint, "--bad_case_file", folder / "bad_case.txt", "--report_dir", folder / "report",
+                  "--baseline")
+    assert process.returncode == 0, process.stderr
+    return folder, [STAMP.sub("", line) for line in process.stderr.split("\n") if STAMP.match(line)]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, tmp_path_factory):
+    """The dev set through predict.py: (label ids, probabilities), to compute every figure anew with scikit-learn."""
+    folder = tmp_path_factory.mktemp("expected")
+    rows = [line.split("\t") for line in read_lines(DATA / "dev.txt")]
+    write_lines(folder / "texts.txt", [text for text, _ in rows])
+    process = run_here(predict.main, "--params_path", checkpoint, "--dataset_dir", folder, "--data_file", "texts.txt",
+                  "--output_file", folder / "out", "--output_format", "jsonl", "--top_k", 11)
+    assert process.returncode == 0, process.stderr
+    probs = []
+    for line in read_lines(folder / "out"):
+        by_label = {entry["label"]: entry["probability"] for entry in json.loads(line)["top_k"]}
+        probs.append([by_label[label] for label in LABELS])
+    return [LABELS.index(label) for _, label in rows], probs
+
+
+def test_log_lines_to_the_letter(evaluated, expected):
+    log = evaluated[1]
+    log = log[log.index("-----Evaluate model-------"):]
+    label_ids, probs = expected
+    guesses = [row.index(max(row)) for row in probs]
+    scores = precision_recall_fscore_support(label_ids, guesses, labels=range(11), zero_division=0)
+    assert log[:6] == [
+        "-----Evaluate model-------", "Train dataset size: 1210", "Dev dataset size: 264",
+        f"Accuracy in dev dataset: {accuracy_score(label_ids, guesses) * 100:.2f}%",
+        f"Top-2 accuracy in dev dataset: {top_k_accuracy_score(label_ids, probs, k=2, labels=range(11)) * 100:.2f}%",
+        f"Top-3 accuracy in dev dataset: {top_k_accuracy_score(label_ids, probs, k=3, labels=range(11)) * 100:.2f}%"]
+    for index, label in enumerate(LABELS):
+        name, train, dev, rule = log[6 + 4 * index:10 + 4 * index]
+        assert (name, rule) == (f"Class name: {label}", "----------------------------")
+        assert re.fullmatch(r"Evaluation examples in train dataset: 110\(9\.1%\) \| precision: \d+\.\d\d \| recall: \d+\.\d\d "
+                            r"\| F1 score \d+\.\d\d", train)
+        precision, recall, f1 = (scores[k][index] * 100 for k in range(3))
+        assert dev == (f"Evaluation examples in dev dataset: 24(9.1%) | precision: {precision:.2f} | recall: {recall:.2f} "
+                       f"| F1 score {f1:.2f}")
+    macro = precision_recall_fscore_support(label_ids, guesses, average="macro", zero_division=0)
+    assert (f"Macro average in dev dataset | precision: {macro[0] * 100:.2f} | recall: {macro[1] * 100:.2f} | F1 score "
+            f"{macro[2] * 100:.2f}") in log
+
+
+def test_a_trainers_metrics_are_scikit_learns():
+    """compute_metrics, which train.py and prune.py log, where a class has no label, one no guess, one neither."""
+    generator = np.random.default_rng(1)
+    logits, label_ids = generator.normal(size=(200, 6)), generator.choice([0, 1, 2, 4], 200)
+    logits[:, 2], logits[:, 5] = -9, -9
+    found = compute_metrics(SimpleNamespace(predictions=logits, label_ids=label_ids))
+    expected = {"accuracy": accuracy_score(label_ids, logits.argmax(axis=1))}
+    for average in ("micro", "macro"):
+        scores = precision_recall_fscore_support(label_ids, logits.argmax(axis=1), average=average, zero_division=0)
+        expected.update(zip((f"{average}_precision", f"{average}_recall", f"{average}_f1"), scores))
+    assert found == pytest.approx(expected, abs=1e-12) and list(found) == list(expected)
+    assert found["macro_f1"] != pytest.approx(found["micro_f1"], abs=0.01)
+
+
+def test_bad_cases_are_the_wrong_dev_texts(evaluated, expected):
+    header, *rows = read_lines(evaluated[0] / "bad_case.txt")
+    assert header == "Text\tLabel\tPrediction"
+    label_ids, probs = expected
+    wrong = [f"{line}\t{LABELS[row.index(max(row))]}" for line, label_id, row in
+             zip(read_lines(DATA / "dev.txt"), label_ids, probs) if row.index(max(row)) != label_id]
+    assert rows == wrong and wrong
+
+
+def test_report_is_complete_and_self_contained(evaluated, expected):
+    folder, log = evaluated[0] / "report", evaluated[1]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert sum(map(sum, metrics["dev"]["confusion_matrix"])) == 264
+    assert sum(row[i] for i, row in enumerate(metrics["dev"]["confusion_matrix"])) / 264 == metrics["dev"]["accuracy"]
+    bins = metrics["dev"]["calibration_bins"]
+    error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / 264
+    assert sum(b["count"] for b in bins) == 264
+    assert metrics["dev"]["expected_calibration_error"] == pytest.approx(error)
+    for name in ("confusion_matrix.png", "reliability.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "src=\"data:image/png;base64," in page and "http" not in page
+    for line in read_lines(evaluated[0] / "bad_case.txt")[1:]:
+        assert f'<td class="text">{line.split(chr(9))[0]}</td>' in page
+    baseline = re.search(r"\| accuracy in dev dataset: (\S+)% \| macro F1 score (\S+) \| this model: (\S+)%", "\n".join(log))
+    assert float(baseline[1]) == round(metrics["baseline"]["accuracy"] * 100, 2) > 80
+    assert float(baseline[3]) == round(metrics["dev"]["accuracy"] * 100, 2)
+
+
+def test_binary_task_escaping_and_a_class_without_dev_rows(binary, tmp_path):
+    data, checkpoint = binary
+    write_lines(tmp_path / "label.txt", read_lines(data / "label.txt"))
+    write_lines(tmp_path / "train.txt", read_lines(data / "train.txt"))
+    write_lines(tmp_path / "dev.txt", ["<script>alert(1)</script>看牙多少钱\t病因分析", "为什么会发烧\t病因分析"])
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+                  tmp_path / "bad.txt", "--bad_case_confidence", "--report_dir", tmp_path / "report")
+    assert process.returncode == 0, process.stderr
+    assert "Top-2" not in process.stderr
+    assert "Evaluation examples in dev dataset: 0 (0%)" in process.stderr
+    header, row = read_lines(tmp_path / "bad.txt")
+    assert header == "Text\tLabel\tPrediction\tConfidence"
+    assert re.fullmatch(r"<script>.*看牙多少钱\t病因分析\t医疗费用\t(0\.[5-9]\d\d\d|1\.0000)", row)
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_no_baseline_from_a_single_class(binary, tmp_path):
+    data, checkpoint = binary
+    write_lines(tmp_path / "train.txt", ["看牙多少钱\t医疗费用", "挂号费多少\t医疗费用"])
+    write_lines(tmp_path / "dev.txt", ["为什么会发烧\t病因分析"])
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+                  tmp_path / "bad.txt", "--baseline")
+    assert process.returncode == 0, process.stderr
+    assert "No baseline: the training rows are all of one class" in process.stderr
+
+
+def test_wrong_input_writes_nothing(checkpoint, tmp_path):
+    for name in ("train.txt", "label.txt"):
+        write_lines(tmp_path / name, read_lines(DATA / name))
+    write_lines(tmp_path / "dev.txt", ["没有标签"])
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+                  tmp_path / "bad.txt", "--report_dir", tmp_path / "report")
+    assert_user_error(process, f"{tmp_path}/dev.txt:1: no tab in '没有标签', expected <text><tab><label>")
+    write_lines(tmp_path / "label.txt", LABELS + LABELS[-1:])
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+                  tmp_path / "bad.txt", "--report_dir", tmp_path / "report")
+    assert_user_error(process, "label.txt:12: label '其他' again", "dev.txt:1: no tab", "2 problems found.")
+    assert not (tmp_path / "bad.txt").exists() and not (tmp_path / "report").exists()
+    process = run_here(evaluate.main, "--dataset_dir", tmp_path, "--params_path", checkpoint, "--bad_case_file",
+                       tmp_path / "test.txt")
+    assert_user_error(process, "test.txt: is a data file, expected another name for the output")

@@ -1,0 +1,83 @@
+"""The house rules that a reader relies on: who imports whom, what needs no Paddle, and that importing changes nothing."""
+
+import ast
+import subprocess
+import sys
+
+from conftest import ROOT
+
+# the rooms of textcls/ and the floors they are on; a room imports only what is on a lower floor
+FLOORS = {"common": 1, "data": 2, "runtime": 3, "models": 4, "export": 5, "retrieval": 5, "training": 6, "analysis": 7}
+LIBRARY = sorted(ROOT.glob("textcls/*/*.py"))
+SCRIPT_FOLDERS = (".", "few-shot", "retrieval_based", "analysis", "data", "deploy/*")
+FILES = LIBRARY + [path for folder in SCRIPT_FOLDERS for path in ROOT.glob(f"{folder}/*.py")]
+NO_PADDLE = [path for path in LIBRARY if path.parent.name in ("common", "data", "runtime", "retrieval")]
+LONGEST = 60  # lines of a function
+
+
+def imported_names(path):
+    """The dotted names that a file imports, each with what is taken from it: list of str."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def imported_files(path):
+    """The files of the repository that a file imports: list of paths."""
+    names = [name.replace(".", "/") + ".py" for name in imported_names(path)]
+    return [folder / name for name in names for folder in (ROOT, path.parent) if (folder / name).exists()]
+
+
+def test_a_room_imports_only_rooms_below_it():
+    assert {path.parent.name for path in LIBRARY} == set(FLOORS) and len(LIBRARY) > 50
+    for path in LIBRARY:
+        for file in imported_files(path):
+            below = file.parent == path.parent or FLOORS.get(file.parent.name, 9) < FLOORS[path.parent.name]
+            assert below and file.is_relative_to(ROOT / "textcls"), f"{path} imports {file}"
+
+
+def test_no_script_imports_a_script_and_no_function_is_long():
+    scripts = {path for path in FILES if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")}
+    assert len(scripts) > 20 and ROOT / "train.py" in scripts and ROOT / "utils.py" not in scripts
+    for path in FILES:
+        assert not scripts.intersection(imported_files(path)), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno - node.lineno < LONGEST, f"{path}: {node.name}"
+
+
+def test_no_file_changes_where_python_looks_for_modules():
+    for path in FILES:
+        assert "sys.path.insert" not in path.read_text(encoding="utf-8"), path
+
+
+def test_importing_the_library_changes_nothing_and_these_rooms_need_no_paddle():
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in NO_PADDLE]
+    code = f"""if True:
+        import importlib, os, signal, sys
+        signals = lambda: [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+        before = dict(os.environ), signals()
+        for module in {[name for name in modules if "onnx" not in name and "milvus" not in name]}:
+            importlib.import_module(module)
+        assert not {{"sklearn", "scipy", "matplotlib", "onnx"}}.intersection(sys.modules)
+        for module in {modules}:
+            importlib.import_module(module)
+        assert not {{"paddle", "paddlenlp"}}.intersection(sys.modules)
+        assert before == (dict(os.environ), signals())
+        from textcls.models.paddle_setup import paddle
+        assert before[1] == signals()
+        assert "paddlenlp.taskflow" not in sys.modules and "paddlenlp.trainer" not in sys.modules"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, encoding="utf-8", capture_output=True)
+    assert (process.returncode, process.stderr) == (0, ""), process.stderr
+
+
+def test_the_library_works_in_a_project_that_has_a_utils_of_its_own(tmp_path):
+    (tmp_path / "utils.py").write_text("mine = True\n", encoding="utf-8")
+    code = ("import utils; from textcls.runtime.predictor import Predictor; from textcls.retrieval.encoder import open_encoder; "
+            "print(utils.mine)")
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, encoding="utf-8", capture_output=True)
+    assert (process.returncode, process.stdout) == (0, "True\n"), process.stderr

@@ -1,0 +1,168 @@
+"""How much each word of a text counts for the model's prediction, by one of four methods."""
+
+import contextlib
+import functools
+
+import numpy as np
+
+from textcls.analysis.gradients import integrated_gradients
+from textcls.analysis.trustai_setup import import_trustai, interpreted_model, prepare_interpretdl
+from textcls.analysis.words import join_words, locate_tokens, split_words
+from textcls.common.errors import UserError
+from textcls.common.log import progress_bar
+from textcls.common.probabilities import softmax
+from textcls.data.tokens import TokenizedTexts, pad_batch, sorted_batches, tokenize
+from textcls.models.inference import predict_probs
+
+STEPS = {"ig": 50, "lime": 500, "gradshap": 20, "attention": 1}
+
+
+def interpret(checkpoint, texts, interpreter="ig", batch_size=32, steps=None, seed=3):
+    """Explain the model's own prediction for each text.
+
+    checkpoint: of `load_checkpoint`; texts: list of str; interpreter: ig, lime, gradshap or attention; batch_size: how many
+    texts, pairs of a text and a step, or copies are run at once; steps: see word_interpret.py --steps, None takes STEPS. Leaves
+    the model as it was.
+    Returns a list of dicts in the order of the texts: {"prediction": class id, "probability": 0 to 1, "words": [(word, start,
+    end, attribution), ...]}. A positive attribution speaks for the predicted class; its unit is probability for ig, gradshap
+    and lime; attention is a share, never negative. It is None for words that max_seq_length cuts off. Raises UserError.
+    """
+    located = [locate_tokens(checkpoint, text) for text in texts]
+    tokens = tokenize(texts, checkpoint.encode)
+    probs = predict_probs(checkpoint, tokens, batch_size, "Predicting")
+    classes = probs.argmax(axis=1)
+    values = attribute_tokens(checkpoint, [ids for ids, _, _ in located], classes, interpreter, batch_size, steps, seed)
+    of_text = slice(checkpoint.num_before, -checkpoint.num_after)
+    return [{"prediction": int(label), "probability": float(row[label]),
+             "words": join_words(text, split_words(text), offsets, attributions[of_text], is_cut)}
+            for text, label, row, (_, offsets, is_cut), attributions in zip(texts, classes, probs, located, values)]
+
+
+def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32, steps=None, seed=3):
+    """Attributions of all tokens, special ones and a prompt's included, to the probability of a class.
+
+    rows: lists of token ids; classes: int64 [num_texts]; the rest as of `interpret`.
+    Returns a list of float64 [num_tokens]. All methods but ig are TrustAI's:
+    - ig: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) from word embeddings of zero; the sum is the
+      probability of the class less that of the baseline;
+    - lime (Ribeiro et al. 2016, arXiv:1602.04938): tokens become [UNK] at random, a linear model is fitted to the outcome;
+      [CLS], [SEP] and a prompt always stay, since a text without them is none;
+    - gradshap (Lundberg and Lee 2017, arXiv:1705.07874): gradients at random points between zero and noisy word embeddings;
+    - attention: what [CLS], or a prompt's first mask, pays each token in the last layer, mean of the heads' scores, 0 to 1. It
+      has no direction.
+    """
+    steps = steps or STEPS[interpreter]
+    if interpreter == "ig":
+        return integrated_gradients(checkpoint, rows, classes, batch_size, steps)
+    with interpreted_model(checkpoint.model) as wrapped:
+        if interpreter == "lime":  # whose batches are filled by the copies of a single text
+            return explain_batches(checkpoint, rows, classes, 1, make_lime(checkpoint, wrapped, batch_size, steps, seed))
+        if interpreter == "gradshap":
+            return explain_batches(checkpoint, rows, classes, batch_size, make_gradshap(wrapped, steps, seed))
+        if interpreter != "attention":
+            raise ValueError(f"no interpreter {interpreter!r}, expected one of {', '.join(STEPS)}")
+        scores = explain_batches(checkpoint, rows, classes, batch_size, make_attention(checkpoint, wrapped))
+    # TrustAI leaves the softmax out and sums the heads: scores of any sign and size
+    return [softmax(row[None] / checkpoint.model.config.num_attention_heads)[0] for row in scores]
+
+
+def explain_batches(checkpoint, rows, classes, batch_size, explain):
+    """Attributions by a TrustAI method: a list of float64 [num_tokens], in the order of rows.
+
+    explain: function of (token ids, a tensor int64 [batch, longest]; classes int64 [batch]) that returns TrustAI's results.
+    """
+    from textcls.models.paddle_setup import paddle
+
+    values = [None] * len(rows)
+    with progress_bar(len(rows), "Interpreting") as progress:
+        for batch in sorted_batches([len(row) for row in rows], batch_size):
+            input_ids = paddle.to_tensor(pad_batch([rows[index] for index in batch], checkpoint.pad_id))
+            for index, result in zip(batch, explain(input_ids, classes[batch])):
+                values[index] = np.asarray(result.attributions, dtype=np.float64)[:len(rows[index])]
+            progress.update(len(batch))
+    return values
+
+
+def make_lime(checkpoint, model, batch_size, steps, seed):
+    """The `explain` of `explain_batches` for LIME, one text at a time."""
+    lime_class, unknown = import_trustai().LIMEInterpreter, checkpoint.tokenizer.unk_token_id
+
+    def explain(input_ids, classes):
+        copies = max(steps, 4 * input_ids.shape[1])  # fewer than tokens would leave the linear model undetermined
+        predict = functools.partial(predict_copies, checkpoint, batch_size, input_ids.numpy()[0])
+        lime = lime_class(model, unknown, random_seed=seed, batch_size=copies, predict_fn=predict)
+        return lime((input_ids,), classes, num_samples=copies)
+
+    return explain
+
+
+def predict_copies(checkpoint, batch_size, original, inputs):
+    """LIME's model: the changed copies of one text -> (classes, probabilities float32 [num_copies, num_classes]).
+
+    original: int64 [num_tokens]; inputs: a tuple of one tensor int64 [num_copies, num_tokens]. Equal copies, of which a short
+    text has many, are run once.
+    """
+    copies = inputs[0].numpy().astype(np.int32)
+    first, last = checkpoint.num_before, copies.shape[1] - checkpoint.num_after
+    copies[:, :first], copies[:, last:] = original[:first], original[last:]
+    copies, places = np.unique(copies, axis=0, return_inverse=True)
+    tokens = TokenizedTexts(copies.ravel(), np.arange(len(copies) + 1) * len(original))
+    probs = predict_probs(checkpoint, tokens, batch_size)[places.ravel()]
+    return probs.argmax(axis=1), probs
+
+
+def make_gradshap(model, steps, seed):
+    """The `explain` of `explain_batches` for GradShap. UserError where it does not run."""
+    from textcls.models.paddle_setup import paddle
+
+    prepare_interpretdl()
+    device = paddle.get_device()
+    if not device.startswith(("cpu", "gpu")):
+        raise UserError(f"--interpreter gradshap: does not run on {device}, expected --device cpu or gpu")
+    gradshap = import_trustai().GradShapInterpreter(model, device, n_samples=steps)
+
+    def explain(input_ids, classes):
+        np.random.seed(seed)  # for every batch, so that a text's result does not depend on how many went before
+        paddle.seed(seed)
+        return gradshap(input_ids.numpy())
+
+    return explain
+
+
+def make_attention(checkpoint, model):
+    """The `explain` of `explain_batches` for the attention of the last layer."""
+    from textcls.models.paddle_setup import paddle
+
+    trustai = import_trustai()
+    from trustai.interpretation.token_level.common import attention_predict_fn_on_paddlenlp
+
+    attend = functools.partial(attention_predict_fn_on_paddlenlp, layer=model.config.num_hidden_layers - 1)
+    attention = trustai.AttentionInterpreter(model, predict_fn=attend)
+
+    def explain(input_ids, classes):
+        with paddle.no_grad(), mask_asks(checkpoint.model, input_ids):
+            return attention((input_ids,))
+
+    return explain
+
+
+@contextlib.contextmanager
+def mask_asks(model, input_ids):
+    """Context in which, in a prompt model's last layer, the first mask asks in the place of [CLS], whose attention TrustAI takes.
+    The model's answer stays the same: it reads the masks' states, which do not depend on what [CLS] asks there."""
+    from textcls.models.paddle_setup import paddle
+
+    if getattr(model.config, "prompt", None) is None:
+        yield
+        return
+    is_mask = (input_ids == model.config.prompt["mask_id"]).astype("int64")
+    first = ((paddle.cumsum(is_mask, axis=1) == 1).astype("int64") * is_mask).astype("float32").unsqueeze(1)  # (batch, 1, length)
+
+    def replace(layer, inputs, output):
+        return paddle.concat([paddle.matmul(first, output), output[:, 1:]], axis=1)
+
+    hook = model.base_model.encoder.layers[-1].self_attn.q_proj.register_forward_post_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,73 @@
+"""When two texts are the same, or nearly; where such texts carry different labels, at least one label is likely to be wrong."""
+
+import re
+import unicodedata
+
+import numpy as np
+
+from textcls.common.log import progress_bar
+
+NO_MATTER = re.compile(r"[^\w+\-.<>=≤≥±]|_|(?<!\d)\.|\.(?!\d)|(?<=[^\W\d])-(?=[^\W\d])")
+BLOCK = 256  # texts compared with all others at once: bounds memory
+
+
+def comparison_key(text):
+    """What texts have in common that differ only in width, case, blanks, punctuation or most symbols. Returns str, never empty.
+
+    Kept is what makes another statement of the same words: + - < > = ≤ ≥ ±, the point of 5.6 and the hyphen of 3-5.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return NO_MATTER.sub("", folded) or folded
+
+
+def find_conflicts(texts, label_ids, threshold=0.8):
+    """Groups of like texts with different labels: a list of (similarity, list of row indices), most similar first.
+
+    Similarity 1.0 here means equal after `comparison_key`; such a group has all rows of that text. The others are pairs:
+    for each distinct text its most similar one with another label, if the cosine of their character 1-2-gram TF-IDF vectors is
+    at least threshold (above 0, up to 1). label_ids: int64 [num_texts]; of equal texts the first one's label is compared.
+    """
+    rows = {}
+    for index, text in enumerate(texts):
+        rows.setdefault(comparison_key(text), []).append(index)
+    conflicts = [(1.0, group) for group in rows.values() if len(set(label_ids[group].tolist())) > 1]
+    keys, first = list(rows), np.array([group[0] for group in rows.values()])
+    for similarity, one, other in _near_pairs(keys, np.asarray(label_ids)[first], threshold):
+        conflicts.append((similarity, sorted((int(first[one]), int(first[other])))))
+    return sorted(conflicts, key=lambda conflict: (-conflict[0], conflict[1]))
+
+
+def _near_pairs(keys, labels, threshold):
+    """(cosine, index, index), once for each pair of keys with different labels of which one is the nearest such of the other.
+
+    Prefix filtering (Bayardo et al. 2007, "Scaling up all pairs similarity search"): with the n-grams of every text sorted
+    from rare to common, two texts can only reach the threshold if they share one before the point where the rest of either
+    vector is shorter than the threshold. Only pairs that share such an n-gram, mostly a rare one, are compared.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), lowercase=False, dtype=np.float32).fit_transform(keys)
+    by_rarity = np.argsort(np.diff(vectors.tocsc().indptr), kind="stable")
+    vectors = vectors[:, by_rarity].tocsr()
+    vectors.sort_indices()
+    prefixes = vectors.copy()
+    for start, end in zip(vectors.indptr, vectors.indptr[1:]):
+        rest = np.cumsum(vectors.data[start:end][::-1] ** 2)[::-1]  # squared length of what comes from here on
+        prefixes.data[start:end] = rest >= (threshold - 1e-4) ** 2  # 1e-4: rounding
+    prefixes.eliminate_zeros()
+    columns, found = prefixes.T.tocsr(), {}
+    with progress_bar(len(keys), "Comparing texts") as progress:
+        for start in range(0, len(keys), BLOCK):
+            candidates = (prefixes[start:start + BLOCK] @ columns).tocoo()
+            ones, others = candidates.row + start, candidates.col
+            different = labels[ones] != labels[others]
+            for part in range(0, int(different.sum()), 1 << 18):
+                one, other = (side[different][part:part + (1 << 18)] for side in (ones, others))
+                cosines = np.asarray(vectors[one].multiply(vectors[other]).sum(axis=1)).ravel()
+                for i in np.flatnonzero(cosines >= threshold - 1e-6).tolist():
+                    best = found.get(one[i])
+                    if best is None or cosines[i] > best[0]:
+                        found[one[i]] = (float(cosines[i]), int(other[i]))
+            progress.update(min(BLOCK, len(keys) - start))
+    pairs = {(min(one, other), max(one, other)): cosine for one, (cosine, other) in found.items()}
+    return [(min(cosine, 0.9999), one, other) for (one, other), cosine in pairs.items()]

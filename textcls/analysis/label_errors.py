@@ -1,0 +1,182 @@
+"""Which training labels are probably wrong: models that have not seen a row judge its label, and rows are ranked by that."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from textcls.analysis.duplicates import comparison_key
+from textcls.analysis.influence import fit_representer
+from textcls.common.errors import UserError
+from textcls.common.log import get_logger, progress_bar
+from textcls.common.probabilities import softmax
+from textcls.data.files import write_rows
+from textcls.data.tokens import tokenize
+from textcls.models.checkpoints import load_checkpoint
+from textcls.models.inference import predict_probs
+from textcls.training.baseline import baseline_probs
+
+ROOT = Path(__file__).resolve().parents[2]
+BASELINE_C = 3.0  # less than evaluate.py's 10: the labels are noisy
+BASELINE_MIN_DF = 2  # an n-gram of one row says nothing about others
+REPRESENTER_L2 = 0.1  # strong, so that the layer cannot learn wrong labels by heart
+
+
+class Suspects(NamedTuple):
+    """All rows, ranked. Arrays of length num_rows in the order of the file, but for `order`."""
+
+    order: np.ndarray  # int64, row indices, most suspicious first
+    score: np.ndarray  # float64, 0 to 1: the probability that the label is wrong, as the model sees it
+    suggested: np.ndarray  # int64, the most probable class; the row's own where the model agrees with it
+    probability: np.ndarray  # float64, of the suggested class
+    estimated: int  # how many labels are wrong by cleanlab's estimate
+
+
+def split_folds(texts, label_ids, folds, seed):
+    """Fold of each row: int64 [num_rows], 0 to folds - 1. Every class is spread evenly, also one with few rows.
+
+    Equal texts share a fold, or each would vouch for the other's label. UserError where the rows are too few.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    groups = {}
+    group_of = np.array([groups.setdefault(comparison_key(text), len(groups)) for text in texts])
+    first_ids = label_ids[np.unique(group_of, return_index=True)[1]]
+    check_folds(first_ids, folds)
+    fold_of = np.empty(len(groups), np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds, which is fine here
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(first_ids, first_ids)
+        for fold, (_, held_out) in enumerate(splits):
+            fold_of[held_out] = fold
+    return fold_of[group_of]
+
+
+def out_of_fold(predict, texts, label_ids, num_classes, fold_of, bar=True):
+    """Probabilities float32 [num_rows, num_classes] of every row by a model of the other folds' rows.
+
+    predict: function of (description, training texts, training label ids, texts), returns float32 [num_texts, num_classes].
+    bar: show progress here, where `predict` does not log it.
+    """
+    probs = np.zeros((len(texts), num_classes), np.float32)
+    folds = fold_of.max() + 1
+    with progress_bar(len(texts), "Judging folds", disable=not bar) as progress:
+        for fold in range(folds):
+            inside, outside = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+            probs[inside] = predict(f"Fold {fold + 1} of {folds}", [texts[i] for i in outside], label_ids[outside],
+                                    [texts[i] for i in inside])
+            progress.update(len(inside))
+    return probs
+
+
+def predict_tfidf(num_classes):
+    """The `predict` of `out_of_fold` that needs no Paddle."""
+    def predict(description, train_texts, train_ids, texts):
+        return baseline_probs(train_texts, train_ids, texts, num_classes, BASELINE_C, BASELINE_MIN_DF)
+    return predict
+
+
+def predict_finetuned(args, labels, device):
+    """The `predict` of `out_of_fold` that runs train.py. args: as of this script; labels: list of str."""
+    def predict(description, train_texts, train_ids, texts):
+        with tempfile.TemporaryDirectory(prefix="dirty-") as folder:
+            train_checkpoint(args, device, labels, train_texts, train_ids, folder, description)
+            checkpoint = load_checkpoint(os.path.join(folder, "checkpoint"))
+            tokens = tokenize(texts, checkpoint.encode, description=f"Tokenizing {description}")
+            return predict_probs(checkpoint, tokens, args.batch_size)
+    return predict
+
+
+def train_checkpoint(args, device, labels, texts, label_ids, folder, description):
+    """Run train.py on these rows; the model is saved in folder/checkpoint. UserError with its message where it fails."""
+    train_file = os.path.join(folder, "train.txt")
+    write_rows(train_file, texts, [labels[label_id] for label_id in label_ids])
+    command = [sys.executable, str(ROOT / "train.py"), "--data_dir", args.dataset_dir, "--train_file", train_file,
+               "--label_file", args.label_file, "--output_dir", os.path.join(folder, "checkpoint"), "--do_train",
+               "--device", device, "--seed", str(args.seed), "--save_strategy", "no", "--report_to", "none"]
+    for name in ("model_name_or_path", "max_seq_length"):
+        if getattr(args, name) is not None:
+            command += [f"--{name}", str(getattr(args, name))]
+    get_logger().info(f"{description}: training on {len(texts)} rows ...")
+    process = subprocess.run(command + args.train_options, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
+                             errors="replace")
+    if process.returncode:
+        said = [line for line in process.stderr.splitlines() if line.strip() and not line.startswith("[20")]
+        raise UserError(f"{description}: train.py ended with code {process.returncode}\n" + "\n".join(said[-10:]))
+
+
+def combine(first, second, label_ids):
+    """Geometric mean of two models' out-of-fold probabilities, with the weight of 0, 0.1, ... 1 that fits the labels best.
+
+    Logarithmic opinion pool: the better of two models gets more say, without knowing which labels are wrong. first, second: float
+    [num_rows, num_classes]; label_ids: int64 [num_rows]. Returns (float64 [num_rows, num_classes], the second's weight).
+    """
+    logs, best = [np.log(np.maximum(probs.astype(np.float64), 1e-6)) for probs in (first, second)], None
+    for weight in np.arange(11) / 10:
+        probs = softmax((1 - weight) * logs[0] + weight * logs[1])
+        fit = np.log(probs[np.arange(len(probs)), label_ids]).mean()
+        if best is None or fit > best[0]:
+            best = fit, probs, weight
+    return best[1:]
+
+
+def rank_suspects(label_ids, probs, method="self_confidence"):
+    """Rank rows by the probability that a model which has not seen them gives to another label than theirs.
+
+    label_ids: int64 [num_rows]; probs: float [num_rows, num_classes], out of fold. The score is 1 - cleanlab's label quality
+    (Northcutt et al. 2021, arXiv:1911.00068). The only row of a class cannot be judged, since no model knows the class:
+    it counts as right. Returns Suspects.
+    """
+    from cleanlab.count import num_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    probs = np.maximum(probs.astype(np.float64), 1e-12)
+    single = np.bincount(label_ids, minlength=probs.shape[1])[label_ids] == 1
+    probs[single] = np.eye(probs.shape[1])[label_ids[single]]
+    probs /= probs.sum(axis=1, keepdims=True)
+    score = 1 - get_label_quality_scores(label_ids, probs, method=method)
+    return Suspects(np.argsort(-score, kind="stable"), score, probs.argmax(axis=1), probs.max(axis=1),
+                    int(num_label_issues(label_ids, probs)))
+
+
+def representer_probs(features, label_ids, num_classes):
+    """Probabilities of the last layer refitted to the gold labels: float64 [num_rows, num_classes].
+
+    A row's representer point at its own class is (1 - this probability of its label) / (2 * l2 * num_rows): ranking by the one
+    is ranking by the other. features: float32 [num_rows, hidden_size], of a model trained on these rows.
+    """
+    _, weights = fit_representer(features, np.eye(num_classes)[label_ids], REPRESENTER_L2)
+    return softmax(features @ weights[:-1] + weights[-1])
+
+
+def find_label_errors(texts, label_ids, num_classes, folds=5, seed=3):
+    """Suspects of (list of str, int64 [num_rows]) by TF-IDF folds; UserError where the rows are too few for it."""
+    fold_of = split_folds(texts, label_ids, folds, seed)
+    probs = out_of_fold(predict_tfidf(num_classes), texts, label_ids, num_classes, fold_of)
+    return rank_suspects(label_ids, probs)
+
+
+def check_folds(label_ids, folds):
+    """UserError where the rows cannot be split into so many folds, or say nothing about labels."""
+    counts = np.bincount(label_ids)
+    if (counts > 0).sum() < 2:
+        raise UserError("the training rows are all of one class, expected at least two")
+    if folds > counts.max():
+        raise UserError(f"--folds {folds}: the largest class has {counts.max()} different texts, expected no more folds")
+
+
+def plant(label_ids, num_classes, noise, seed):
+    """Give round(noise * num_rows) rows another class, all others being equally likely.
+
+    Returns (label ids int64 [num_rows], indices of the changed rows int64 [num_planted]).
+    """
+    random = np.random.default_rng(seed)
+    planted = random.choice(len(label_ids), round(noise * len(label_ids)), replace=False)
+    noisy = label_ids.copy()
+    noisy[planted] = (noisy[planted] + random.integers(1, num_classes, len(planted))) % num_classes
+    return noisy, planted

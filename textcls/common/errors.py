@@ -1,0 +1,92 @@
+"""Errors that the user can mend: one at a time, or all problems of the files at once; and how a script ends."""
+
+import errno
+import os
+import signal
+import sys
+
+MAX_REPORTED = 20  # problems printed in full; the rest are only counted
+
+
+def is_main_rank():
+    """True in a single process and in rank 0 of `paddle.distributed.launch`."""
+    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
+class UserError(Exception):
+    """Something the user can mend. Printed without a traceback; the exit code is 2."""
+
+
+def run_script(main):
+    """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130.
+
+    SIGTERM ends it as an exception would, so that unfinished files are removed.
+    """
+    exit_on_sigterm()
+    try:
+        main()
+    except UserError as error:
+        if is_main_rank():
+            print(error, file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os._exit(1)  # the reader of our output has gone; anything more to write would fail again
+    except MemoryError as error:
+        print(f"out of memory ({error}), expected a smaller model, fewer texts at once or more memory", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # disk full, no permission, a folder in place of a file
+        place = error.filename or "writing failed"
+        if error.errno == errno.ENOSPC and error.filename2:
+            place = error.filename2  # of a copy it is the second file that cannot be written
+        print(f"{place}: {error.strerror or error}, expected a file that can be read or written and free space", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1:
+        # Paddle 2.6.2 with gloo now and then crashes while a rank that has done its work shuts down: skip that part
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def exit_on_sigterm():
+    """Let SIGTERM, and SIGHUP unless nohup has it ignored, end the process as an exception would.
+
+    To be called once more after importing what takes these signals over (textcls.models.paddle_setup puts them back itself).
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+
+
+class Problems:
+    """Collects what is wrong in the user's files, so that all of it is reported at once."""
+
+    def __init__(self):
+        self.lines, self.count, self.warnings = [], 0, []
+
+    def add(self, path, line, wrong, expected):
+        """Note `path:line: wrong, expected ...`; line is 1-based, or None for the file as a whole."""
+        self.count += 1
+        if self.count <= MAX_REPORTED:
+            self.lines.append(f"{path}:{line}: {wrong}, expected {expected}" if line else
+                              f"{path}: {wrong}, expected {expected}")
+
+    def warn(self, path, line, wrong, expected):
+        """Note something that is reported but does not stop the run."""
+        self.warnings.append(f"warning: {path}:{line}: {wrong}, expected {expected}" if line else
+                             f"warning: {path}: {wrong}, expected {expected}")
+
+    def report(self):
+        """Print the warnings; raise UserError if there were errors."""
+        if self.warnings and is_main_rank():
+            more = len(self.warnings) - MAX_REPORTED
+            shown = self.warnings[:MAX_REPORTED] + ([f"... and {more} more warnings"] if more > 0 else [])
+            print("\n".join(shown), file=sys.stderr)
+        self.warnings = []
+        if self.count:
+            total = f"{self.count} problem{'s' if self.count > 1 else ''} found"
+            if self.count > MAX_REPORTED:
+                total += f", the first {MAX_REPORTED} are shown"
+            raise UserError("\n".join(self.lines + [total + "."]))

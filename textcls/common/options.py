@@ -1,0 +1,124 @@
+"""Options that several scripts have, and the types of their values."""
+
+import argparse
+import os
+import platform
+
+from textcls.common.errors import UserError
+
+
+def positive_int(text):
+    """Type of options that count something."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
+    return int(text)
+
+
+def seed_number(text):
+    """Type of --seed: what NumPy's generators take."""
+    if not text.strip().isdecimal() or not int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 to {2**32 - 1}")
+    return int(text)
+
+
+class ShowVersions(argparse.Action):
+    """--version: print Python's version and those of the packages that the suite stands on, and end."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options, nargs=0, default=argparse.SUPPRESS)
+
+    def __call__(self, parser, *arguments):
+        from importlib import metadata
+
+        versions = [f"Python {platform.python_version()}"]
+        for package in ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "onnxruntime", "onnxruntime-gpu", "tokenizers"):
+            try:
+                versions.append(f"{package} {metadata.version(package)}")
+            except metadata.PackageNotFoundError:
+                continue
+        print(", ".join(versions))
+        parser.exit()
+
+
+def add_version_option(parser):
+    parser.add_argument("--version", action=ShowVersions, help="print the versions of Python and of the packages used, and end")
+
+
+def make_parser(doc, **options):
+    """The parser of a script. doc: its docstring, whose first line says what it does; options: as of ArgumentParser."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+    add_version_option(parser)
+    return parser
+
+
+def add_train_file_option(parser):
+    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+
+
+def add_dev_file_option(parser):
+    parser.add_argument("--dev_file", default="dev.txt", help="development file in dataset_dir")
+
+
+def add_cache_option(parser):
+    parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for features of texts; "": keep none')
+
+
+def add_model_options(parser):
+    """Add the options of the scripts that run a trained model on the files of a data folder."""
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")
+    parser.add_argument("--dataset_dir", default="./data", help="folder of the data files")
+    parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by train.py")
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the checkpoint")
+
+
+def add_encoder_options(parser):
+    """Add the options of the scripts that run a sentence encoder, a checkpoint or an export."""
+    parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
+    parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+
+
+def add_device_options(parser, with_calibration_file=True):
+    """Add the options of the scripts that run an exported ONNX model, or prepare it to be run. Check them by `check_device`."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--device_id", type=int, default=0, help="number of the GPU")
+    parser.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
+    parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU)")
+    if with_calibration_file:
+        parser.add_argument("--calibration_file", help="labelled texts on which INT8 is compared with fp32")
+    parser.add_argument("--allow_accuracy_drop", action="store_true",
+                        help="use INT8 even where it costs more than 0.5 points of accuracy on labelled texts")
+
+
+def check_device(device, quantize, use_fp16):
+    """UserError where a precision does not belong to a device."""
+    if device not in ("cpu", "gpu"):
+        raise UserError(f"--device {device}: unknown device, expected cpu or gpu")
+    if quantize and device == "gpu":
+        raise UserError("--use_quantize: INT8 is for the CPU, expected --device cpu, or --use_fp16 on a GPU")
+    if use_fp16 and device == "cpu":
+        raise UserError("--use_fp16: a CPU is not faster with it, expected --device gpu, or --use_quantize on a CPU")
+
+
+def check_calibration(parser, args):
+    """End with the parser's error where options of INT8 are given without it."""
+    if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
+        parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
+
+
+def refuse_calibration(args):
+    """UserError where the options of the accuracy of INT8 are given and args.export_dir is a sentence encoder."""
+    if args.calibration_file or args.allow_accuracy_drop:
+        raise UserError(f"--calibration_file, --allow_accuracy_drop: {args.export_dir} is a sentence encoder, which has no "
+                        "accuracy, expected --use_quantize alone")
+
+
+def find_label_file(args):
+    """Path of the label.txt to compare with the checkpoint's labels; only the default name may be missing."""
+    path = os.path.join(args.dataset_dir, args.label_file)
+    if args.label_file != "label.txt" and not os.path.isfile(path):
+        raise UserError(f"{path}: file not found (--label_file), expected the labels of the checkpoint, one per line")
+    return path

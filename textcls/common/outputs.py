@@ -1,0 +1,118 @@
+"""Output files and folders: checked before the work, under their final names only when they are complete."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+
+from textcls.common.errors import UserError
+
+STAGING = ".staging"  # how the names of folders begin that are not finished
+DATA_FILES = ("train.txt", "dev.txt", "test.txt", "label.txt", "data.txt")  # no script may overwrite these
+
+
+def check_output(output, inputs, dataset_dir):
+    """UserError where an output file could not be written: it is a folder, in a folder that may not be written to, one of the
+    files that are read, or one of the data files in dataset_dir.
+
+    inputs: files, and folders all of whose files count.
+    """
+    if not output or os.path.isdir(output):
+        raise UserError(f"{output or 'the output file'}: is a folder or without a name, expected the name of a file")
+    check_writable(output, os.path.dirname(os.path.abspath(output)))
+    output, written = os.path.realpath(output), output
+    for path in map(os.path.realpath, inputs):
+        if output == path or (os.path.isfile(output) and os.path.dirname(output) == path):
+            raise UserError(f"{written}: is an input of this run, expected another name for the output")
+    if output in [os.path.realpath(os.path.join(dataset_dir, name)) for name in DATA_FILES]:
+        raise UserError(f"{written}: is a data file, expected another name for the output")
+
+
+def check_outputs(outputs, inputs, dataset_dir):
+    """As `check_output` for several output files, which may not be each other."""
+    for position, output in enumerate(outputs):
+        check_output(output, inputs, dataset_dir)
+        if os.path.realpath(output) in map(os.path.realpath, outputs[:position]):
+            raise UserError(f"{output}: named for two outputs, expected different files")
+
+
+def check_output_folder(path, option):
+    """UserError where the output folder that an option names could not be made or written to, or its name is that of a file."""
+    if not path or (os.path.exists(path) and not os.path.isdir(path)):
+        raise UserError(f"{option} {path}: is no folder, expected the name of one, new or old")
+    check_writable(f"{option} {path}", os.path.abspath(path))
+
+
+def check_writable(output, folder):
+    """UserError where an output cannot be written in a folder, or in the nearest one above it that is there."""
+    while not os.path.exists(folder):  # folders are made where they are missing
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
+
+
+def is_stream(path):
+    """True for a pipe or device, which can be neither replaced nor read twice."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+@contextlib.contextmanager
+def complete_file(path, mode="w", **kwargs):
+    """Open a temporary file beside `path` for writing; it gets its final name only when the block ends well."""
+    path = os.path.realpath(path)  # a link stays, and what it leads to is written
+    if is_stream(path):
+        with open(path, mode, encoding=None if "b" in mode else "utf-8", **kwargs) as output:
+            yield output
+        return
+    part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(4)}.part")
+    try:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            output = open(part, mode, encoding=None if "b" in mode else "utf-8", **kwargs)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
+        with output:
+            yield output
+        os.replace(part, path)
+    except BaseException:  # Ctrl-C and SIGTERM too, which are no Exception
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        raise
+
+
+@contextlib.contextmanager
+def complete_folder(path, marker):
+    """Make a temporary folder; when the block ends well its files and folders move into `path`, the file `marker` last.
+
+    The old marker is removed first: a folder that holds its marker is complete, whenever the process may be killed.
+    """
+    if not path:
+        raise UserError("the name of the output folder is empty, expected a name")
+    path = os.path.abspath(path)
+    is_new = not os.path.isdir(path)
+    try:
+        os.makedirs(path, exist_ok=True)
+        staging = tempfile.mkdtemp(prefix=f"{STAGING}-", dir=path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
+    try:
+        yield staging
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(path, marker))
+        for name in sorted(os.listdir(staging), key=lambda name: (name == marker, name)):
+            target = os.path.join(path, name)
+            if os.path.isdir(target):
+                shutil.rmtree(target)
+            os.replace(os.path.join(staging, name), target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)  # stays where it holds the result
+
+
+def write_labels(path, labels):
+    """Write a label.txt. labels: list of str, position = class id."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(label + "\n" for label in labels)

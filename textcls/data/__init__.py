@@ -1,0 +1,1 @@
+"""Data files, tokenized texts, templates. Needs no Paddle."""

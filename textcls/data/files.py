@@ -1,0 +1,199 @@
+"""Data files: read, checked, compared, written."""
+
+import array
+import contextlib
+import difflib
+import json
+
+import numpy as np
+
+from textcls.common.errors import MAX_REPORTED, Problems, UserError
+from textcls.common.outputs import complete_file
+from textcls.common.texts import has_invisible, text_problem
+
+
+def read_lines(path, problems, stream=None):
+    """Yield (line number from 1, text) for each sound line of a UTF-8 file; a BOM and CRLF are accepted.
+
+    Only LF ends a line. Missing and empty files, invalid UTF-8 and NUL are added to `problems` (such lines are not
+    yielded). `stream`: a binary stream to read instead of opening `path`, which then only names it in messages.
+    """
+    try:
+        lines = stream if stream is not None else open(path, "rb")
+    except FileNotFoundError:
+        return problems.add(path, None, "file not found", "a UTF-8 text file")
+    except OSError as error:
+        return problems.add(path, None, f"cannot be read ({error.strerror})", "a UTF-8 text file")
+    found = False
+    with lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1:
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    return problems.add(path, 1, "the file is UTF-16", "UTF-8 (save it again as UTF-8)")
+                line = line[3:] if line.startswith(b"\xef\xbb\xbf") else line
+                if not line:
+                    break  # nothing but a BOM
+            found = True
+            line = line[:-1] if line.endswith(b"\n") else line
+            line = line[:-1] if line.endswith(b"\r") else line
+            if b"\0" in line:
+                problems.add(path, number, "NUL character", "text without control bytes")
+                continue
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                hint = " (convert it: iconv -f GB18030 -t UTF-8)" if _decodes(line, "gb18030") else ""
+                problems.add(path, number, f"invalid UTF-8 at byte {error.start + 1}", f"UTF-8 text{hint}")
+    if not found:
+        problems.add(path, None, "file is empty", "at least one line")
+
+
+def _decodes(line, encoding):
+    with contextlib.suppress(UnicodeDecodeError):
+        line.decode(encoding)
+        return True
+    return False
+
+
+def read_labels(path, problems=None):
+    """Read label.txt: one label per line, line order = class id; what follows a `==` is of no concern here.
+
+    Returns the list of labels. Empty, duplicate, padded and tabbed labels are problems; without a `problems` to collect
+    them in, they raise UserError here.
+    """
+    return list(read_label_words(path, problems))
+
+
+def read_label_words(path, problems=None):
+    """Read label.txt with the words that stand for the labels: lines `label`, `label==word` or `label==word==word`, or several
+    lines of one label with a word each.
+
+    Returns {label: {word: its line number}} in the order of the class ids; a label without `==` is its own word, or what follows
+    its last `##`. problems: as of `read_labels`.
+    """
+    reports_here = problems is None
+    problems = problems or Problems()
+    before, seen, first_lines = problems.count, {}, {}
+    for number, line in read_lines(path, problems):
+        label, *words = line.split("==")
+        if not label.strip():
+            problems.add(path, number, "empty label", "one label per line")
+        elif has_invisible(label):
+            problems.add(path, number, f"label {label!r} has an invisible character", "visible characters only")
+        elif label in seen and not (words and seen[label]):
+            problems.add(path, number, f"label {label!r} again (first in line {first_lines[label]})", "each label once")
+        elif label != label.strip() or "\t" in line:
+            problems.add(path, number, f"label {label!r} has a tab or blanks around it", f"{label.strip()!r}")
+        elif not all(word.strip() for word in words):
+            problems.add(path, number, f"label {label!r} with an empty word", "label==word")
+        first_lines.setdefault(label, number)
+        seen.setdefault(label, {}).update({word.strip(): number for word in words if word.strip()})
+    if problems.count == before and len(seen) < 2:
+        problems.add(path, None, "only one label", "at least two labels")
+    if reports_here:
+        problems.report()
+    return {label: words or {label.rpartition("##")[2]: first_lines[label]} for label, words in seen.items()}
+
+
+def draw_shots(texts, label_ids, shots, seed):
+    """Draw `shots` rows of each class at random, or all of a class that has fewer. Returns their indices, int64, in file order.
+
+    texts: list of str; label_ids: int64 [num_texts]; seed: of the draw, which depends on nothing else.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(texts))
+    drawn = [order[label_ids[order] == label][:shots] for label in np.unique(label_ids)]
+    return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
+
+
+def read_labelled(path, labels, problems, label_path="label.txt"):
+    """Read a `<text>\\t<label>` file.
+
+    Returns (texts: list of str, label_ids: int64 [num_texts]); unsound rows are added to `problems` and left out.
+    labels: names in the order of their ids; empty where label.txt itself is wrong: then no label counts as unknown.
+    """
+    label2id = {label: index for index, label in enumerate(labels)}
+    texts, label_ids = [], array.array("q")
+    for number, line in read_lines(path, problems):
+        text, tab, label = line.partition("\t")
+        if not tab:
+            wrong = "empty line" if not line.strip() else f"no tab in {_shorten(line)!r}"
+            problems.add(path, number, wrong, "<text><tab><label>")
+        elif "\t" in label:
+            problems.add(path, number, f"{label.count(chr(9)) + 1} tabs", "exactly one tab: <text><tab><label>")
+        elif text_problem(text):  # blank: NUL and invalid UTF-8 are found before
+            problems.add(path, number, "empty text", "<text><tab><label>")
+        elif label not in label2id and (labels or not label.strip()):
+            close = difflib.get_close_matches(label, labels, 1, 0.5) if problems.count < MAX_REPORTED else []
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
+            problems.add(path, number, wrong, f"one of its {len(labels)} labels" if labels else "<text><tab><label>")
+        else:
+            texts.append(text)
+            label_ids.append(label2id.get(label, 0))
+    return texts, np.frombuffer(label_ids, dtype=np.int64) if label_ids else np.zeros(0, np.int64)
+
+
+def read_texts(path, problems, stream=None):
+    """Yield the texts of an unlabelled file (one per line); empty lines and lines with a tab are problems."""
+    for number, text in read_lines(path, problems, stream):
+        if text_problem(text):  # blank: NUL and invalid UTF-8 are found before
+            problems.add(path, number, "empty line", "one text per line")
+        elif "\t" in text:
+            problems.add(path, number, "a tab", "one text per line, without a label")
+        else:
+            yield text
+
+
+def write_rows(path, texts, names):
+    """Write rows of `<text>\\t<label>`. texts, names: lists of str."""
+    with complete_file(path, newline="\n") as output:
+        output.writelines(f"{text}\t{name}\n" for text, name in zip(texts, names))
+
+
+def compare_labels(trained, listed, path, folder):
+    """UserError naming the first difference between a checkpoint's labels and those of a label.txt."""
+    expected = f"the labels that {folder} was trained with, in the same order"
+    for number, (label, other) in enumerate(zip(trained, listed), 1):
+        if label != other:
+            raise UserError(f"{path}:{number}: label {other!r} where the checkpoint has {label!r}, expected {expected}")
+    if len(trained) != len(listed):
+        raise UserError(f"{path}: {len(listed)} labels where the checkpoint has {len(trained)}, expected {expected}")
+
+
+def check_splits(train_path, dev_path, train, dev, labels, problems):
+    """Add the warnings that need whole files: a class without training rows, a text in both train and dev.
+
+    train, dev: (texts, label_ids) as `read_labelled` returns them.
+    """
+    counts = np.bincount(train[1], minlength=len(labels)) if len(train[1]) else np.zeros(len(labels), int)
+    for label, count in zip(labels, counts):
+        if count == 0:
+            problems.warn(train_path, None, f"class {label!r} has no training rows", "at least one row per class")
+    dev_lines = {}
+    for number, text in enumerate(dev[0], 1):
+        dev_lines.setdefault(text, number)
+    for number, text in enumerate(train[0], 1):
+        if text in dev_lines:
+            problems.warn(train_path, number, f"text {_shorten(text)!r} is also in {dev_path}:{dev_lines[text]}",
+                          "different texts in train and dev")
+
+
+def _shorten(text, length=40):
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def read_json(path):
+    """Read a JSON object (UTF-8, a BOM is accepted); UserError where the file is missing or not one."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found, expected a JSON file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected a JSON object") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}), expected a JSON object") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON {type(content).__name__}, expected an object")
+    return content

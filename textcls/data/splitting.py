@@ -1,0 +1,247 @@
+"""From rows of text and label to a data folder: what data/doccano.py and data/table.py share. Needs no Paddle.
+
+A row is a tuple (place, text, label). place: the first two arguments of Problems.add, (path, line) or (path with row, None);
+text and label: as they stand in the file, to be checked here.
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+
+from textcls.common.errors import Problems, UserError
+from textcls.common.outputs import DATA_FILES, check_output_folder, complete_file
+from textcls.common.texts import text_problem
+from textcls.data.files import read_labels, read_lines
+
+SPLITS = DATA_FILES[:3]  # train.txt, dev.txt, test.txt
+BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # a tab, and all that str.splitlines() splits at
+
+
+def add_split_options(parser, source):
+    """Add the options of the split and of the output; source: what the input file is called in the help."""
+    parser.add_argument("--save_dir", default="./data", help="Folder for the files written.")
+    parser.add_argument("--splits", type=float, nargs="+", default=[0.8, 0.1, 0.1], metavar="SHARE",
+                        help="Shares of train, dev and test, which sum to 1; the last ones may be left out.")
+    parser.add_argument("--seed", type=int, default=3, help="Seed of the split and of the shuffling.")
+    parser.add_argument("--label_file", help="Existing label.txt whose labels and order are kept; without it the "
+                                             f"labels stand in the order of their first appearance in the {source}.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace files that exist in save_dir.")
+
+
+def check_shares(shares):
+    """UserError where --splits are no shares of a whole."""
+    wrong = ("too many numbers" if len(shares) > 3 else
+             "a number is out of range" if not all(0 <= share <= 1 for share in shares) or shares[0] == 0 else
+             f"the sum is {sum(shares):.9g}" if abs(sum(shares) - 1) > 1e-6 else None)
+    if wrong:
+        raise UserError(f"--splits {' '.join(f'{share:g}' for share in shares)}: {wrong}, expected 1 to 3 numbers from "
+                        "0 to 1 (train, dev, test; train more than 0) that sum to 1, e.g. --splits 0.8 0.1 0.1")
+
+
+# ---------------------------------------------------------------- reading and checking rows
+
+
+def read_json_rows(path, problems, stream=None):
+    """Yield (place, value) for each JSON value of a file that has one per line, or one array of them.
+
+    stream: a binary stream to read instead of opening `path`.
+    """
+    lines = dict(read_lines(path, problems, stream))  # number -> line
+    if next(filter(str.strip, lines.values()), "").lstrip().startswith("["):
+        # Without its unsound lines, which are reported already, an array would be no JSON.
+        lines = {} if problems.count else {None: "\n".join(lines.values())}
+    for number, text in lines.items():
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            wrong = f"invalid JSON ({getattr(error, 'msg', error)})"
+            problems.add(path, number or getattr(error, "lineno", None), wrong, "one JSON object per line or one array")
+            continue
+        if number:
+            yield (path, number), value
+        else:
+            yield from (((f"{path}: row {index}", None), row) for index, row in enumerate(value, 1))
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name}, which JSON has not")
+
+
+def check_row(text, label, labels, one_label):
+    """Return (text, list of labels) of a row; labels: those allowed, or None. Raises ValueError(wrong, expected)."""
+    if not isinstance(text, str):
+        raise ValueError(f"the text is a JSON {type(text).__name__}", "a string")
+    if not text.strip().strip("\ufeff"):
+        raise ValueError("empty text", "a text to classify")
+    found = [] if label is None or label == "" else [label] if isinstance(label, str) else label
+    if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
+        spans = isinstance(found, list) and any(isinstance(label, (list, dict)) for label in found)
+        wrong = "spans of sequence labelling" if spans else "not strings"
+        raise ValueError(f"the labels are {wrong}", f"text classification: {one_label}")
+    if any(text_problem(value) for value in (text, *filter(str.strip, found))):
+        raise ValueError("a NUL or half a character (lone surrogate)", "characters that a UTF-8 text file can hold")
+    for label in found:
+        # A byte order mark would vanish when label.txt is read again.
+        if not label.strip() or label != label.strip().strip("\ufeff") or BREAKS.search(label):
+            wrong = f"label {label!r} is empty, has blanks around it, a tab or a line break"
+            raise ValueError(wrong, "a label on one line, without blanks around it")
+        if "\ufeff" in label or "\u200b" in label:  # train.py refuses them in label.txt
+            raise ValueError(f"label {label!r} has an invisible character", "visible characters only")
+        if labels is not None and label not in labels:
+            raise ValueError(f"label {label!r} is not in --label_file", f"one of its {len(labels)} labels")
+    return text, list(dict.fromkeys(found))
+
+
+def collect_texts(path, rows, labels, one_label, problems):
+    """Check the rows of the file `path`; prints the warnings about single rows and, unless there are problems, their numbers.
+
+    labels: those allowed, or None; one_label: in the messages, what a row should have as its label.
+    Returns (texts: dict text -> label, unlabelled: list of texts), both in the order of the file, each text once.
+    """
+    places, texts, unlabelled, conflicts = {}, {}, {}, set()
+    none, several, different = kinds = Problems(), Problems(), Problems()
+    count = repeated = joined = 0
+    for place, text, label in rows:
+        count += 1
+        try:
+            text, found = check_row(text, label, labels, one_label)
+        except ValueError as error:
+            problems.add(*place, *error.args)
+            continue
+        if BREAKS.search(text):
+            text, joined = BREAKS.sub(" ", text).strip(), joined + 1
+        if not found:
+            none.warn(*place, "no label", one_label)
+            unlabelled[text] = None
+        elif len(found) > 1:
+            several.warn(*place, f"{len(found)} labels {found}", one_label)
+        elif texts.setdefault(text, found[0]) != found[0]:
+            first = f"line {places[text][1]}" if places[text][1] else places[text][0][len(path) + 2:]
+            wrong = f"label {found[0]!r} for the text of {first}, which has {texts[text]!r}"
+            different.warn(*place, wrong, "one label per text")
+            conflicts.add(text)
+        else:
+            repeated += text in places
+            places.setdefault(text, place)
+    counts = ((len(none.warnings), "rows without a label (their texts go to data.txt)"),
+              (len(several.warnings), "rows with several labels (left out)"),
+              (len(conflicts), "texts that occur with different labels (left out)"),
+              (repeated, "repetitions of a text with the same label (left out)"),
+              (joined, "texts with tabs or line breaks (replaced by one blank)"))
+    for kind in kinds:
+        kind.report()  # each by itself, so that many of one kind do not hide the others
+    problems.report()
+    for number, meaning in counts:
+        if number:
+            print(f"{meaning}: {number}")
+    texts = {text: label for text, label in texts.items() if text not in conflicts}
+    if not texts:
+        raise UserError(f"{path}: none of {count} rows is usable, expected at least one text with {one_label}")
+    return texts, list(unlabelled)
+
+
+# ---------------------------------------------------------------- the split
+
+
+def share_out(count, shares, given):
+    """Numbers of rows (at least 1 each) that a class of `count` rows gives to the splits; given: those given so far."""
+    numbers = [max(1, int(count * share + 1e-9)) for share in shares]
+    while sum(numbers) > count:
+        numbers[numbers.index(max(numbers))] -= 1
+    # What rounding leaves over goes where most is missing in total: many small classes would else distort the shares.
+    total = sum(given) + count
+    surplus = [given[index] + numbers[index] - share * total for index, share in enumerate(shares)]
+    for index in sorted(range(len(shares)), key=surplus.__getitem__)[:count - sum(numbers)]:
+        numbers[index] += 1
+    return numbers
+
+
+def split_texts(texts, labels, shares, seed, problems):
+    """Split {text: label} by `shares`, stratified; returns one shuffled list of (text, label) per share."""
+    rng = random.Random(str(seed))  # as an int, -3 would be the same seed as 3
+    by_label = {label: [] for label in labels}
+    for text, label in texts.items():
+        by_label[label].append((text, label))
+    splits = [[] for _ in shares]
+    for label, rows in by_label.items():
+        if len(rows) >= len(shares):
+            numbers = share_out(len(rows), shares, list(map(len, splits)))
+        else:
+            numbers = [len(rows)]
+            wrong = f"label {label!r} has only {len(rows)} rows" + (", all of them go to train.txt" if rows else "")
+            problems.warn("label.txt", None, wrong, f"at least {len(shares)}, one per split")
+        rng.shuffle(rows)
+        for split, number in zip(splits, numbers):
+            split += rows[:number]
+            rows = rows[number:]
+    for split in splits:
+        rng.shuffle(split)
+    return splits
+
+
+# ---------------------------------------------------------------- the files
+
+
+def check_files(args, path, names, problems):
+    """Add to `problems` what must not be replaced by the files `names`, and warn of files that do not belong to this split."""
+    inputs = {os.path.realpath(name) for name in (path, args.label_file) if name}
+    for name in DATA_FILES:
+        path = os.path.join(args.save_dir, name)
+        if not os.path.lexists(path):
+            continue
+        if name not in names:
+            if os.path.realpath(path) not in inputs:
+                problems.warn(path, None, "left from before, not of this split", "it removed if no longer needed")
+        elif os.path.isdir(path) or os.path.realpath(path) in inputs:
+            problems.add(path, None, "is a folder or an input of this run", "another --save_dir")
+        elif not args.overwrite:
+            problems.add(path, None, "the file exists", "--overwrite, or another --save_dir")
+
+
+def write_files(save_dir, outputs):
+    """Write {name: list of lines}: all files in full under temporary names, then all get their final names."""
+    try:
+        with contextlib.ExitStack() as stack:
+            for name, lines in outputs.items():
+                output = stack.enter_context(complete_file(os.path.join(save_dir, name), newline="\n"))
+                output.writelines(f"{line}\n" for line in lines)
+                output.flush()  # a full disk must show before the first file is renamed
+    except OSError as error:
+        raise UserError(f"{save_dir}: cannot be written ({error.strerror}), expected a writable folder") from None
+    for name, lines in outputs.items():
+        kind = "labels" if name == "label.txt" else "examples"
+        print(f"Save {len(lines)} {kind} to {os.path.join(save_dir, name)}.")
+
+
+def make_data_folder(args, path, rows, one_label, problems):
+    """Check, split and save the rows of the file `path`, which its reader yields, adding to `problems` what it cannot read.
+
+    args: the options of add_split_options; one_label: as in collect_texts. Raises UserError.
+    """
+    check_output_folder(args.save_dir, "--save_dir")
+    labels = read_labels(args.label_file) if args.label_file else None  # without sound labels every row would be reported
+    texts, unlabelled = collect_texts(path, rows, labels, one_label, problems)
+    labels = list(dict.fromkeys(texts.values())) if labels is None else labels
+    if len(labels) < 2:
+        problems.warn("label.txt", None, f"only one label {labels[0]!r}", "at least two labels for train.py")
+
+    names, shares = zip(*[(name, share) for name, share in zip(SPLITS, args.splits) if share > 0])
+    splits = split_texts(texts, labels, shares, args.seed, problems)
+    problems.report()
+    outputs = {"label.txt": labels}  # first in, last renamed: train.py reads it first
+    outputs.update((name, ["\t".join(row) for row in split]) for name, split in zip(names, splits))
+    if unlabelled:
+        outputs["data.txt"] = unlabelled
+    label_path = os.path.join(args.save_dir, "label.txt")
+    if args.label_file and os.path.realpath(args.label_file) == os.path.realpath(label_path):
+        del outputs["label.txt"]  # it stands there already
+    for name in names:
+        if not outputs[name]:
+            problems.warn(os.path.join(args.save_dir, name), None, "no rows for it", "more rows, or other --splits")
+    check_files(args, path, outputs, problems)
+    problems.report()
+    write_files(args.save_dir, outputs)

@@ -1,0 +1,118 @@
+"""From a trained model to a folder that can be deployed: graph, ONNX model, tokenizer, labels, deploy.json."""
+
+import contextlib
+import glob
+import json
+import os
+
+import numpy as np
+
+from textcls.common.errors import UserError
+from textcls.common.log import get_logger
+from textcls.common.outputs import write_labels
+from textcls.data.files import read_json
+from textcls.data.tokens import model_inputs, pad_batch
+from textcls.export.onnx_export import TOLERANCE, export_onnx
+from textcls.models.configs import shortest_length
+from textcls.models.families import count_positions, family_of
+from textcls.models.paddle_setup import PADDLE_3, paddle
+from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, GRAPH_ENDINGS, PROBES, graph_file
+
+
+def input_spec(names):
+    """Paddle's description of the graph's inputs: int64 [batch, length] each."""
+    return [paddle.static.InputSpec(shape=[None, None], dtype="int64", name=name) for name in names]
+
+
+def input_names(model):
+    """Names of the inputs that a model's graph gets."""
+    return list(family_of(model).input_names)
+
+
+def export_graph(model, prefix):
+    """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info; with Paddle 3 prefix.json and .pdiparams."""
+    spec = input_spec(input_names(model))
+    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
+
+
+def open_graph(prefix, threads=1):
+    """A Paddle Inference predictor of the graph `prefix` on the CPU. UserError where the files are not whole."""
+    from paddle import inference
+
+    path = graph_file(prefix)
+    if path.endswith(".json") and not PADDLE_3:
+        raise UserError(f"{path}: a graph of Paddle 3, at which Paddle {paddle.__version__} would crash, expected one that "
+                        "Paddle 2.6 exported; it reads the checkpoints of Paddle 3")
+    config = inference.Config(path, prefix + ".pdiparams")
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    try:
+        return inference.create_predictor(config)
+    except RuntimeError as error:  # Paddle writes to a full disk without a word
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{prefix}.pdiparams: cannot be read back ({reason}), expected free space where it is written") from error
+
+
+def run_graph(predictor, input_ids):
+    """Run a predictor of `open_graph`. input_ids: int64 [batch, length]. Returns its answers, float32 [batch, size]."""
+    for name, values in model_inputs(input_ids, predictor.get_input_names()).items():
+        predictor.get_input_handle(name).copy_from_cpu(values)
+    predictor.run()
+    return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+
+
+def probe_batches(checkpoint):
+    """PROBES as batches of several shapes: list of int64 [batch, length]."""
+    rows = checkpoint.encode(PROBES)
+    return [pad_batch(batch, checkpoint.pad_id) for batch in (rows, rows[:1], rows[2:3], rows[-1:])]
+
+
+def write_deployment(checkpoint, folder, name, with_onnx):
+    """Export the checkpoint's model as the graph folder/name, compare it, and write beside it all that a deployment needs.
+
+    checkpoint: a checkpoints.Checkpoint, of a classifier or a sentence encoder; its model cannot be run any more afterwards.
+    with_onnx: also write name.onnx. Raises UserError if a graph differs.
+    """
+    model, batches = checkpoint.model, probe_batches(checkpoint)
+    output = "logit" if checkpoint.encoder_id is None else "vector"
+    with paddle.no_grad():  # before the export: tracing replaces the model's own forward
+        expected = [model(paddle.to_tensor(batch)).numpy() for batch in batches]
+    prefix = os.path.join(folder, name)
+    export_graph(model, prefix)
+    predictor = open_graph(prefix)
+    difference = max(float(np.abs(run_graph(predictor, batch) - logits).max()) for batch, logits in zip(batches, expected))
+    get_logger().info(f"Largest {output} difference between checkpoint and exported graph: {difference:.2e}")
+    if not difference <= TOLERANCE:
+        raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
+                        f"{TOLERANCE:.0e}; nothing was exported")
+    if with_onnx:
+        difference = export_onnx(model, prefix, batches, expected, "logits" if output == "logit" else EMBEDDING)
+        get_logger().info(f"Largest {output} difference between checkpoint and ONNX model: {difference:.2e}")
+    checkpoint.tokenizer.save_pretrained(folder)
+    if checkpoint.rust_tokenizer is not None:
+        checkpoint.rust_tokenizer.save(os.path.join(folder, "tokenizer.json"))
+    if checkpoint.encoder_id is None:
+        write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
+        kind = {"output": CLASS_LOGITS, "num_labels": len(checkpoint.labels)}
+    else:
+        kind = {"output": EMBEDDING, "embedding_size": expected[0].shape[1], "encoder_id": checkpoint.encoder_id}
+    with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
+        deploy = {"model_type": model.config.model_type, **kind, "max_seq_length": checkpoint.max_seq_length,
+                  "min_seq_length": shortest_length(model), "max_positions": count_positions(model),
+                  "input_names": input_names(model), "pad_token_id": checkpoint.pad_id,
+                  "model_file": os.path.basename(graph_file(prefix)), "params_file": f"{name}.pdiparams"}
+        json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)
+
+
+def remove_older(folder, name):
+    """Delete what an older export named `name` has left in a folder: the graph of the other Paddle, converted forms, the ONNX
+    model where the new export has none."""
+    deploy = read_json(os.path.join(folder, "deploy.json"))
+    kept = {deploy["model_file"], deploy.get("onnx_file")}
+    if deploy["model_file"].endswith(GRAPH_ENDINGS[0]):
+        kept.add(f"{name}.pdiparams.info")
+    for path in glob.glob(os.path.join(glob.escape(folder), f"{name}.*")):
+        if path.endswith((*GRAPH_ENDINGS, ".info", ".onnx")) and os.path.basename(path) not in kept:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)

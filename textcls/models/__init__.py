@@ -1,0 +1,1 @@
+"""Checkpoints found, checked, loaded, and run by Paddle."""

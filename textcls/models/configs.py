@@ -1,0 +1,125 @@
+"""Read and check what the config.json of a model folder says: labels, lengths, prompt, options of a sentence encoder."""
+
+import os
+from typing import NamedTuple
+
+from textcls.common.errors import UserError
+from textcls.common.log import get_logger
+from textcls.data.files import compare_labels, read_json, read_labels
+from textcls.data.prompts import Prompt
+from textcls.data.tokens import DEFAULT_LENGTH, SHORTEST_LENGTH
+from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS
+
+POOLINGS = ("cls", "mean", "pooler")
+
+
+class SentenceOptions(NamedTuple):
+    """How an encoder makes one vector of a text: sentence_encoder in its config.json."""
+
+    pooling: str  # "cls": the state of the first token; "mean": of all tokens; "pooler": of the first, through the model's pooler
+    output_emb_size: int  # what a linear layer projects it to; 0: it stays as it is
+    matryoshka_dims: list  # of int: so many first entries of a vector are trained to be a vector, too
+
+
+def config_path(folder):
+    """The folder's config.json, or the older model_config.json; None without either."""
+    for name in ("config.json", "model_config.json"):
+        if os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    return None
+
+
+def read_config(folder):
+    """The content of the config.json of a model folder. UserError, also where it is of a pruned model."""
+    path = config_path(folder)
+    if path is None:
+        raise UserError(f"{folder}: no config.json in this folder, expected a model folder (config.json, vocab.txt "
+                        f"and, for trained models, {WEIGHTS} or {HUGGING_FACE_WEIGHTS})")
+    config = read_json(path)
+    if "width_mult" in config:
+        raise UserError(f"{folder}: a pruned model, which can only be deployed, expected the whole one it was made from")
+    return config
+
+
+def read_checkpoint_config(folder, maker):
+    """The content of the config.json of a trained checkpoint. maker: the script whose checkpoint it has to be. UserError."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder, expected a checkpoint made by {maker}")
+    path = config_path(folder)
+    if path is None or not os.path.isfile(os.path.join(folder, WEIGHTS)):
+        missing = WEIGHTS if path else "config.json"
+        raise UserError(f"{folder}: {missing} is missing, expected a complete checkpoint made by {maker}")
+    return read_json(path)
+
+
+def read_sentence_options(config, folder):
+    """The SentenceOptions of an encoder, None for any other model. config: the content of the folder's config.json. UserError."""
+    if config.get("sentence_encoder") is None:
+        return None
+    try:
+        options = SentenceOptions(**config["sentence_encoder"])
+        sizes = [options.output_emb_size, config["max_seq_length"], *options.matryoshka_dims]
+        if options.pooling not in POOLINGS or not all(type(size) is int and size >= 0 for size in sizes):
+            raise ValueError("its entries are out of range")
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: sentence_encoder in its config.json is damaged ({error}), expected what "
+                        "retrieval_based/train.py wrote") from None
+    return options
+
+
+def read_prompt(config, folder):
+    """The Prompt of a prompt model, None for any other. config: the content of the config.json in folder. UserError."""
+    if config.get("prompt") is None:
+        return None
+    try:
+        prompt = Prompt(**config["prompt"])
+        ids = [*prompt.before, *prompt.after]
+        if min(*ids, prompt.num_soft, prompt.prefix_length) < 0 or max(ids) >= config["vocab_size"] + prompt.num_soft:
+            raise ValueError("its tokens are not the model's")
+        if not 1 <= prompt.num_masks == ids.count(prompt.mask_id):
+            raise ValueError("its numbers do not fit together")
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: prompt in its config.json is damaged ({error}), expected what few-shot/train.py wrote"
+                        ) from None
+    return prompt
+
+
+def choose_length(max_seq_length, config, folder):
+    """Tokens per text: as the option says, or where it is None as the config of a trained model does, else DEFAULT_LENGTH.
+
+    config: the content of the config.json in folder. Raises UserError.
+    """
+    trained_length = config.get("max_seq_length", DEFAULT_LENGTH)
+    if type(trained_length) is not int:
+        raise UserError(f"{folder}: max_seq_length in its config.json is {trained_length!r}, expected a number of tokens")
+    return trained_length if max_seq_length is None else max_seq_length
+
+
+def read_checkpoint_labels(folder, config, label_path):
+    """The labels of a checkpoint, position = class id: those of its config.json, else of a label.txt.
+
+    config: the content of the config.json; label_path: a label.txt that has to agree, or None. Raises UserError.
+    """
+    saved_path = os.path.join(folder, "label.txt")
+    if isinstance(config.get("id2label"), dict):
+        if not all(str(index).isdecimal() for index in config["id2label"]):
+            raise UserError(f"{folder}: the keys of id2label in its config.json are not class ids, expected 0, 1, 2, ...")
+        id2label = {int(index): label for index, label in config["id2label"].items()}
+        labels = [id2label.get(index) for index in range(len(id2label))]
+        if not all(isinstance(label, str) for label in labels):
+            raise UserError(f"{folder}: id2label in its config.json does not name every class, expected {{\"0\": label, ...}}")
+    elif os.path.isfile(saved_path) or (label_path and os.path.isfile(label_path)):
+        labels = read_labels(saved_path if os.path.isfile(saved_path) else label_path)
+        get_logger().warning(f"{folder}: its config names no labels; taking them from label.txt.")
+    else:
+        raise UserError(f"{folder}: neither id2label in its config.json nor a label.txt, expected one of them")
+    for path in (saved_path, label_path):
+        if path and os.path.isfile(path):
+            compare_labels(labels, read_labels(path), path, folder)
+    return labels
+
+
+def shortest_length(model):
+    """The least max_seq_length of a PaddleNLP model: one token of the text must fit between the others."""
+    prompt = getattr(model.config, "prompt", None)
+    return SHORTEST_LENGTH if prompt is None else len(prompt["before"]) + len(prompt["after"]) + 1

@@ -1,0 +1,44 @@
+"""Reading a checkpoint and the data files that belong to it, so that all that is wrong with them is reported first."""
+
+import os
+
+from textcls.common.errors import Problems
+from textcls.common.options import find_label_file
+from textcls.data.files import check_splits, read_labelled, read_labels
+from textcls.models.checkpoints import load_checkpoint
+
+
+def load_with_data(args, read, folder=None):
+    """Read label.txt and the data files, then load the model, which takes longer. Returns (Checkpoint, what `read` returned).
+
+    args: as of `add_model_options`. folder: of the checkpoint; None: args.params_path. read: function of (labels, problems)
+    that reads the data files and reports all problems; labels is empty where label.txt is wrong, so that only the form of rows
+    can be checked. UserError.
+    """
+    path, problems, folder = find_label_file(args), Problems(), folder or args.params_path
+    if not os.path.isfile(path):  # only the checkpoint knows the labels
+        checkpoint = load_checkpoint(folder, path, args.max_seq_length)
+        return checkpoint, read(checkpoint.labels, problems)
+    data = read(read_known_labels(path, problems), problems)
+    return load_checkpoint(folder, path, args.max_seq_length), data
+
+
+def read_known_labels(path, problems):
+    """The labels of a label.txt, or [] where it is wrong: then `read_labelled` checks only the form of rows."""
+    labels = read_labels(path, problems)
+    return [] if problems.count else labels
+
+
+def data_paths(args):
+    """Paths of train_file and dev_file."""
+    return [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)]
+
+
+def read_splits(args, labels, problems):
+    """Read train and dev: two pairs (texts, label ids). Reports what is wrong with them and what `problems` held before."""
+    label_path = os.path.join(args.dataset_dir, args.label_file)
+    train, dev = (read_labelled(path, labels, problems, label_path) for path in data_paths(args))
+    if not problems.count:
+        check_splits(*data_paths(args), train, dev, labels, problems)
+    problems.report()
+    return train, dev

@@ -1,0 +1,113 @@
+"""The weights of a model folder: found, read and given to a model, each parameter or nothing."""
+
+import contextlib
+import os
+
+import numpy as np
+
+from textcls.common.errors import UserError
+from textcls.common.log import get_logger
+from textcls.models.families import family_of
+from textcls.models.huggingface import read_huggingface
+
+WEIGHTS, HUGGING_FACE_WEIGHTS = "model_state.pdparams", "model.safetensors"
+MOST_NAMES = 8  # parameters named in a line of the log
+HEADS = ("classifier.", "projection.")  # what a pretrained model lacks, or has in another size
+
+
+def find_weights(folder):
+    """Path of the folder's weights, or None; UserError where they are in a form that is not read."""
+    files = sorted(os.listdir(folder))
+    for name in (WEIGHTS, HUGGING_FACE_WEIGHTS):
+        if name in files:
+            return os.path.join(folder, name)
+    shards = [name for name in files if name.endswith((".safetensors.index.json", ".bin.index.json", ".pdparams.index.json"))]
+    if shards:
+        raise UserError(f"{folder}: its weights are in several files ({shards[0]}), expected one model.safetensors "
+                        "(transformers: model.save_pretrained(folder, max_shard_size=\"100GB\"))")
+    if "pytorch_model.bin" in files:
+        raise UserError(f"{folder}: pytorch_model.bin is a pickle and is not read, expected model.safetensors "
+                        "(transformers: model.save_pretrained(folder, safe_serialization=True))")
+    return None
+
+
+def read_weights(path, model):
+    """The weights in a file under the names of PaddleNLP's model: {name: array}."""
+    from textcls.models.paddle_setup import paddle
+
+    if path.endswith(WEIGHTS):
+        return {name: value for name, value in paddle.load(path, return_numpy=True).items() if isinstance(value, np.ndarray)}
+    family = family_of(model)
+    if family.huggingface_names is None:
+        raise UserError(f"{path}: of a family whose weights are only read in PaddleNLP's form, expected {WEIGHTS}")
+    return read_huggingface(path, family.huggingface_names, model)
+
+
+def set_weights(model, weights, path, strict=False, ignore_mismatched_sizes=False):
+    """Give a model its weights, {name: array}, and say which of its parameters start at random and which weights are not used.
+
+    The names may lack the model's prefix ("bert."), as a BertModel is saved. strict, ignore_mismatched_sizes: as of
+    `load_model`. UserError where the weights, or their shapes, are not the model's.
+    """
+    state, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    if not any(name.startswith(prefix) for name in weights):
+        weights = {prefix + name if prefix + name in state else name: value for name, value in weights.items()}
+    given = set()  # parameters, by identity: tied ones have several names
+    for name, parameter in state.items():
+        if name not in weights or id(parameter) in given:
+            continue
+        if list(weights[name].shape) == parameter.shape:
+            parameter.set_value(np.ascontiguousarray(weights[name], np.float32))
+            given.add(id(parameter))
+        elif not (ignore_mismatched_sizes and name.startswith(HEADS)):
+            raise UserError(f"{path}: the shape of {name} is {list(weights[name].shape)} and by the model's config.json "
+                            f"{parameter.shape}, expected weights and config.json of one model")
+    new = [name for name, parameter in state.items() if id(parameter) not in given]
+    unused = [name for name in weights if name not in state]
+    lacking = [name for name in new if name not in weights]
+    needed = [name for name in lacking if strict or not (name.startswith(HEADS) or ".pooler." in name)]
+    _refuse(path, needed, unused if strict else (), model)
+    layers = dict(model.named_sublayers())
+    for layer in {name.rpartition(".")[0]: None for name in new}:
+        model._init_weights(layers[layer])
+    uses_pooler = hasattr(model, "classifier") or getattr(model, "pooling", None) == "pooler"
+    used = [name for name in new if uses_pooler or ".pooler." not in name]  # a masked LM does not use it
+    if used:
+        get_logger().warning(f"{path} has nothing for {_list(used)}: they start from RANDOM weights.")
+    if unused:
+        get_logger().info(f"{path}: not used are {_list(unused)}.")
+
+
+def check_weights(model, path):
+    """UserError if the weights file is not just the model's."""
+    saved, own = read_weights(path, model), model.state_dict()
+    _refuse(path, set(own).difference(saved), set(saved).difference(own), model)
+
+
+def _refuse(path, lacking, unused, model):
+    kind = ("classifier made by train.py" if hasattr(model, "classifier") else "masked LM with its head (cls.*)"
+            if hasattr(model, "cls") else "sentence encoder made by retrieval_based/train.py")
+    for names, what in ((lacking, "lacks"), (unused, "has besides the model's own")):
+        if names:
+            raise UserError(f"{path}: {what} {len(names)} parameters, {min(names)} among them, expected the weights of a "
+                            f"{kind}, and the config.json that belongs to them")
+
+
+def _list(names):
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(sorted(names)[:MOST_NAMES]) + more
+
+
+@contextlib.contextmanager
+def without_drawing():
+    """Meanwhile layers are built with zeros: drawing random values, only to replace them, takes most of the time of loading."""
+    from paddle.nn.initializer import Constant, Initializer
+    from paddlenlp.transformers.model_utils import no_init_weights
+
+    initialize, zeros = Initializer.__call__, Constant(0.0)
+    Initializer.__call__ = lambda self, *args: initialize(self if isinstance(self, Constant) else zeros, *args)
+    try:
+        with no_init_weights():
+            yield
+    finally:
+        Initializer.__call__ = initialize

@@ -1,0 +1,1 @@
+"""Search in an index. Needs no Paddle but to open a checkpoint."""

@@ -1,0 +1,374 @@
+"""Index folders written and changed: new segments, labels added, removed, renamed. Needs no Paddle.
+
+index.json names everything else by random names and is replaced as the last step of each change: whenever a process may be
+killed, the old or the new index opens, and who has the old one open keeps it. Rows are never changed. A removed label's rows
+stay in the files and are skipped, since its id is no longer in index.json; the next build leaves them out.
+"""
+
+import contextlib
+import difflib
+import json
+import os
+import re
+import secrets
+import shutil
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from textcls.common.errors import UserError
+from textcls.common.log import get_logger
+from textcls.common.outputs import complete_file
+from textcls.common.texts import has_invisible, text_problem
+from textcls.retrieval.index import FORMAT, MARKER, PARTS, Segment, assemble, label_word, open_hnsw, open_index
+from textcls.retrieval.lexical import count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
+from textcls.retrieval.search import hnsw_recall
+from textcls.runtime.predictions import check_decided
+
+MOST_SEGMENTS, SMALL_ROWS = 16, 1000  # beyond so many segments, those of so few rows are joined
+HNSW_FACTORS, ENOUGH_RECALL = (1, 2, 2, 2, 2), 0.99  # HNSW's expansion is multiplied until recall@10 is enough
+BLOCK = 16384  # rows converted at a time
+
+
+class OutdatedIndex(Exception):
+    """Another process has changed what a change was prepared for: prepare it again."""
+
+
+class NewRows(NamedTuple):
+    """Rows to write: as many of each."""
+
+    vectors: np.ndarray  # float32 [num_rows, dimension], unit length
+    label_ids: np.ndarray  # int [num_rows]
+    texts: list  # of str
+    terms: list  # per row (terms, counts) of `count_terms`, or (terms, weights) where terms_are_weighted
+    terms_are_weighted: bool = False
+    counts: Optional[np.ndarray] = None
+    lengths: Optional[np.ndarray] = None
+
+
+def rows_of_texts(vectors, label_ids, texts):
+    """One row per text."""
+    return NewRows(vectors, np.asarray(label_ids), texts, [count_terms([text]) for text in texts])
+
+
+def rows_of_means(vectors, label_ids, texts):
+    """One row per label: the mean of its texts, at unit length."""
+    label_ids = np.asarray(label_ids)
+    order = np.argsort(label_ids, kind="stable")
+    ids, starts, counts = np.unique(label_ids[order], return_index=True, return_counts=True)
+    sums = np.add.reduceat(vectors[order], starts, axis=0)
+    lengths = np.maximum(np.linalg.norm(sums, axis=1), 1e-12)
+    means, nearest, terms = sums / lengths[:, None], [], []
+    for mean, start, count in zip(means, starts, counts):
+        rows = order[start:start + count]
+        nearest.append(texts[rows[np.argmax(vectors[rows] @ mean)]])
+        terms.append(count_terms([texts[row] for row in rows]))
+    return NewRows(means, ids, nearest, terms, False, counts, lengths / counts)
+
+
+def new_header(encoder_id, dimension, corpus, labels, dtype="float32"):
+    """The index.json of a new index, with the settings that hold where no dev texts say better.
+
+    labels: list of (name, descriptions and synonyms).
+    """
+    labels = [{"id": number, "name": name, "texts": texts} for number, (name, texts) in enumerate(labels)]
+    return {"format": FORMAT, "encoder_id": encoder_id, "dimension": dimension, "metric": "cosine", "dtype": dtype,
+            "corpus": corpus, "labels": labels, "next_id": len(labels), "segments": [], "hnsw": None,
+            "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0, "least_rows": 20},
+            "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "threshold": None}
+
+
+def memory_index(header, rows):
+    """An index of NewRows that is in no folder yet: SearchIndex. header: of `new_header`."""
+    return assemble("", header, (), [make_segment(rows, None)])
+
+
+def write_index(folder, index, hnsw=None):
+    """Write a `memory_index` into a folder, in place of what index may be there. hnsw: None, or its (connectivity, expansion).
+
+    Returns its index.json. An HNSW that finds too little is left out, which the log says.
+    """
+    with changing(folder):
+        header = {**index.header, "segments": [write_segment(folder, index.header["dtype"], index.segments[0])]}
+        if hnsw is not None:
+            entry = tune_hnsw(folder, index, header, write_hnsw(folder, index.segments[0], *hnsw))
+            get_logger().info(f"HNSW: recall@10 against exact search {entry['recall']:.4f}")
+            if entry["recall"] >= ENOUGH_RECALL:
+                header["hnsw"] = entry
+            else:
+                get_logger().warning(f"HNSW finds too few of the nearest rows, expected {ENOUGH_RECALL} or more: this index is "
+                                     "searched exactly; larger --hnsw_m and --hnsw_ef find more.")
+        return write_header(folder, header)
+
+
+def write_hnsw(folder, segment, connectivity, expansion):
+    """Write the HNSW file of a Segment; returns its entry of index.json."""
+    try:
+        from usearch.index import Index
+    except ImportError:
+        raise UserError("the package usearch is missing, expected it for HNSW, or --hnsw off") from None
+
+    index = Index(ndim=segment.vectors.shape[1], metric="cos", dtype="i8", connectivity=connectivity, expansion_add=expansion,
+                  expansion_search=expansion)
+    for start in range(0, len(segment.vectors), BLOCK):
+        block = segment.block(start, start + BLOCK)
+        index.add(np.arange(start, start + len(block)), block)
+    name = f"hnsw-{secrets.token_hex(8)}.usearch"
+    path = os.path.join(folder, name)
+    index.save(path)
+    return {"file": name, "bytes": os.path.getsize(path), "rows": len(segment.vectors), "connectivity": connectivity,
+            "expansion": expansion}
+
+
+def tune_hnsw(folder, index, header, entry):
+    """Let HNSW look at more rows in a search until it finds what exact search does. Returns the entry of index.json."""
+    for factor in HNSW_FACTORS:
+        entry = {**entry, "expansion": entry["expansion"] * factor}
+        tried = {**header, "hnsw": entry}
+        entry["recall"] = hnsw_recall(assemble(folder, tried, (), index.segments, open_hnsw(folder, tried)))
+        if entry["recall"] >= ENOUGH_RECALL:
+            break
+    return entry
+
+
+def make_segment(rows, idf):
+    """The Segment of NewRows, float32. idf: of segment 0; None: this is segment 0."""
+    sizes = {len(rows.vectors), len(rows.label_ids), len(rows.texts), len(rows.terms)}
+    if len(sizes) > 1:
+        raise ValueError(f"rows of {sizes} vectors, label ids, texts and terms, expected as many of each")
+    idf = idf or idf_of_rows([terms for terms, _ in rows.terms])
+    label_ids = np.asarray(rows.label_ids, np.int32)
+    texts = [text.encode("utf-8") for text in rows.texts]
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+    return Segment(rows.vectors, None, label_ids, *sums_by_label(rows.vectors, label_ids),
+                   np.frombuffer(b"".join(texts), np.uint8), offsets, make_postings(weigh_rows(rows, idf).terms), rows.counts,
+                   rows.lengths)
+
+
+def sums_by_label(vectors, label_ids):
+    """sum_ids and sums of a Segment."""
+    ids, places = np.unique(label_ids, return_inverse=True)
+    sums = np.zeros((len(ids), vectors.shape[1]), np.float32)
+    for start in range(0, len(places), BLOCK):
+        block = places[start:start + BLOCK]
+        order = np.argsort(block, kind="stable")
+        present, first = np.unique(block[order], return_index=True)
+        sums[present] += np.add.reduceat(vectors[start:start + BLOCK][order], first, axis=0)
+    return ids, sums
+
+
+def write_segment(folder, dtype, segment):
+    """Write a Segment of float32 as a new folder; returns its entry of index.json."""
+    name = f"segment-{secrets.token_hex(8)}"
+    path = os.path.join(folder, name)
+    os.mkdir(path)
+    arrays = {**{name: getattr(segment, name) for name in ("label_ids", "sum_ids", "sums", "text_offsets")},
+              **{f"lexical_{part}": values for part, values in segment.postings._asdict().items()}}
+    if segment.counts is not None:
+        arrays.update(counts=segment.counts.astype(np.int32), lengths=segment.lengths.astype(np.float32))
+    scales = (np.abs(segment.vectors).max(axis=1) / 127).astype(np.float32)
+    if dtype == "int8":
+        arrays["scales"] = scales
+    for array, values in arrays.items():
+        np.save(os.path.join(path, f"{array}.npy"), values)
+    vectors = np.lib.format.open_memmap(os.path.join(path, "vectors.npy"), "w+", dtype, segment.vectors.shape)
+    for start in range(0, len(vectors), BLOCK):
+        block = segment.vectors[start:start + BLOCK]
+        if dtype == "int8":
+            block = np.rint(block / np.maximum(scales[start:start + BLOCK, None], 1e-30))
+        vectors[start:start + BLOCK] = block
+    vectors.flush()
+    segment.text_bytes.tofile(os.path.join(path, "texts.txt"))
+    return {"folder": name, "rows": len(segment.label_ids)}
+
+
+def write_header(folder, header):
+    """The last step of a change: replace index.json, then delete what it does not name. Returns header."""
+    with complete_file(os.path.join(folder, MARKER)) as file:
+        file.write(json.dumps(header, ensure_ascii=False) + "\n")
+    used = {entry["folder"] for entry in header["segments"]} | {header["hnsw"]["file"] if header["hnsw"] else None}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name.startswith(f".{MARKER}.") or (PARTS.match(name) and name not in used):
+            with contextlib.suppress(OSError):  # Windows keeps what somebody has open: the next change tries again
+                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+    return header
+
+
+@contextlib.contextmanager
+def changing(folder):
+    """Keep other processes from changing the folder, which is made where it is missing."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = open(os.path.join(folder, ".lock"), "w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder") from None
+    with lock:
+        with contextlib.suppress(ImportError):  # Windows has none
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        yield
+
+
+# ---- changes of a few rows
+
+
+def find_label(index, name):
+    """The entry of a label in index.json. UserError where there is none."""
+    entry = find_entry(index.header, name)
+    if entry is not None:
+        return entry
+    close = difflib.get_close_matches(name, index.labels, 1, 0.5)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UserError(f"{index.folder}: no label {name!r}{hint}, expected one of its {len(index.labels)} labels")
+
+
+def check_new_label(name):
+    """UserError where this cannot be the name of a label."""
+    wrong = text_problem(name) or ("a tab, a line end, == or blanks around it"
+                                   if name != name.strip() or re.search("[\t\n\r]|==", name) else None)
+    if wrong:
+        raise UserError(f"label {name!r}: {wrong}, expected the name of a label")
+    check_decided(name)
+    if has_invisible(name):
+        raise UserError(f"label {name!r}: has an invisible character, expected visible characters only")
+
+
+def find_entry(header, name):
+    """The entry of a label in an index.json, or None."""
+    return next((entry for entry in header["labels"] if entry["name"] == name), None)
+
+
+def check_unchanged(index, seen, name):
+    """OutdatedIndex where encoder, corpus or the label are others than in `seen`, an earlier index.json, or None."""
+    def decisive(header):
+        return header["encoder_id"], header["corpus"], find_entry(header, name)
+
+    if seen is not None and decisive(index.header) != decisive(seen):
+        raise OutdatedIndex
+
+
+def add_texts(folder, name, texts, vectors, describes=False, seen=None):
+    """Add texts (list of str, vectors float32 [num_texts, dimension] of unit length) to a label, which may be a new one.
+
+    describes: keep the texts as descriptions of the label, too. seen: the index.json that this was decided by; OutdatedIndex
+    where it does not hold any more. Returns the new index.json. UserError.
+    """
+    check_new_label(name)
+    with changing(folder):
+        index = open_index(folder, dimension=vectors.shape[1], to_search=False)
+        check_unchanged(index, seen, name)
+        header, labels = dict(index.header), [dict(entry) for entry in index.header["labels"]]
+        entry = find_entry({"labels": labels}, name)
+        if entry is None:
+            entry = {"id": header["next_id"], "name": name, "texts": []}
+            labels.append(entry)
+            header["next_id"] += 1
+        if describes or header["corpus"] == "labels":
+            entry["texts"] = list(dict.fromkeys([*entry["texts"], *(text for text in texts if text != label_word(name))]))
+        rows = rows_of_texts(vectors, [entry["id"]] * len(texts), texts)
+        if header["corpus"] == "means":
+            rows = renew_mean(index, entry, rows_of_means(vectors, rows.label_ids, texts))
+            if rows.label_ids[0] != entry["id"]:
+                entry["id"] = int(rows.label_ids[0])
+                header["next_id"] = entry["id"] + 1
+        return append_rows(index, {**header, "labels": labels}, rows)
+
+
+def renew_mean(index, entry, rows):
+    """The mean of a label's old and new texts, under a new id, so that its old row is skipped. rows: mean of the new ones."""
+    terms, counts = rows.terms[0]
+    weighted = [(terms, weigh(terms, counts, index.idf))]
+    for segment in reversed(index.segments):
+        for row in np.flatnonzero(segment.label_ids == entry["id"]):
+            old, new = int(segment.counts[row]), int(rows.counts[0])
+            total = segment.take(row) * segment.lengths[row] * old + rows.vectors[0] * rows.lengths[0] * new
+            length = max(np.linalg.norm(total), 1e-12)
+            weighted = [mix(postings_row(segment.postings, row), old, weighted[0], new)]
+            return NewRows((total / length)[None], np.array([index.header["next_id"]]), [segment.text(row)], weighted, True,
+                           np.array([old + new]), np.array([length / (old + new)]))
+    return rows._replace(terms=weighted, terms_are_weighted=True)
+
+
+def remove_label(folder, name):
+    """Take a label out of the index. Returns the new index.json. UserError."""
+    with changing(folder):
+        index = open_index(folder, to_search=False)
+        entry = find_label(index, name)
+        if len(index.labels) <= 2:
+            raise UserError(f"{folder}: only two labels are left, expected at least three to remove {name!r}")
+        labels = [other for other in index.header["labels"] if other is not entry]
+        return write_header(folder, {**index.header, "labels": labels})
+
+
+def rename_label(folder, name, new_name, vectors=None, seen=None):
+    """Give a label another name. vectors: where the corpus is the labels', those of its `label_texts` under the new name.
+
+    seen: as of `add_texts`. Returns the new index.json. UserError.
+    """
+    check_new_label(new_name)
+    with changing(folder):
+        index = open_index(folder, to_search=False)
+        check_unchanged(index, seen, name)
+        entry = find_label(index, name)
+        if new_name in index.labels:
+            raise UserError(f"{folder}: has a label {new_name!r} already, expected a new name")
+        header = dict(index.header)
+        new = {**entry, "name": new_name}
+        if header["corpus"] == "labels":
+            new["id"] = header["next_id"]  # so that the rows of the old name are skipped
+            header["next_id"] += 1
+        header["labels"] = [new if other is entry else other for other in header["labels"]]
+        if header["corpus"] == "labels":
+            texts = label_texts(new_name, entry["texts"])
+            return append_rows(index, header, rows_of_texts(vectors, [new["id"]] * len(texts), texts))
+        return write_header(folder, header)
+
+
+def label_texts(name, texts):
+    """What stands for a label where the corpus is the labels': its word, then its descriptions and synonyms."""
+    return list(dict.fromkeys([label_word(name), *texts]))
+
+
+def label_rows(words):
+    """The rows of labels: list of (label, text), for each label its name (what follows its last ##) and its words, once each.
+
+    words: {label: its words}, as of utils.read_label_words.
+    """
+    return [(label, text) for label, own in words.items() for text in label_texts(label, own)]
+
+
+def append_rows(index, header, rows):
+    """Write NewRows as a further segment of an index, together with the small ones if there are many.
+    Returns the new index.json."""
+    segments = header["segments"]
+    small = [number for number in range(1, len(segments)) if segments[number]["rows"] <= SMALL_ROWS]
+    if len(segments) > MOST_SEGMENTS and len(small) > 1:
+        ids = [entry["id"] for entry in header["labels"]]
+        rows = join_rows([segment_rows(index.segments[number], ids) for number in small] + [weigh_rows(rows, index.idf)])
+        segments = [entry for number, entry in enumerate(segments) if number not in small]
+    header["segments"] = [*segments, write_segment(index.folder, header["dtype"], make_segment(rows, index.idf))]
+    return write_header(index.folder, header)
+
+
+def weigh_rows(rows, idf):
+    """The same rows, their terms with weights."""
+    return rows if rows.terms_are_weighted else rows._replace(
+        terms=[(terms, weigh(terms, counts, idf)) for terms, counts in rows.terms], terms_are_weighted=True)
+
+
+def segment_rows(segment, ids):
+    """The rows of a Segment whose labels have one of these ids: NewRows."""
+    kept, terms = np.flatnonzero(np.isin(segment.label_ids, ids)), split_postings(segment.postings, len(segment.label_ids))
+    counts, lengths = (values if values is None else values[kept] for values in (segment.counts, segment.lengths))
+    return NewRows(segment.take(kept), segment.label_ids[kept], [segment.text(row) for row in kept], [terms[row] for row in kept],
+                   True, counts, lengths)
+
+
+def join_rows(parts):
+    """One NewRows of several."""
+    joined = [np.concatenate(values) if values[0] is not None else None
+              for values in zip(*((part.vectors, part.label_ids, part.counts, part.lengths) for part in parts))]
+    return NewRows(joined[0], joined[1], [text for part in parts for text in part.texts],
+                   [terms for part in parts for terms in part.terms], True, joined[2], joined[3])

@@ -1,0 +1,219 @@
+"""The settings of an index that labelled dev texts decide: the vote, the weight of the lexical half, confidence, threshold."""
+
+import numpy as np
+
+from textcls.retrieval.index import label_boosts
+from textcls.retrieval.search import (
+    NEAREST,
+    Found,
+    chunks,
+    fuse,
+    known_features,
+    known_probs,
+    lexical_nearest,
+    nearest,
+    sharpen,
+    vote,
+)
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
+TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
+WEIGHTS = np.linspace(0, 1, 21)  # of the lexical half
+SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
+LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
+FEW, TRIED_LABELS, MOST_LOSS = 5, 12, 0.01  # of `best_least_rows`
+MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
+UNKNOWN_SHARE = 0.1  # texts of no known label that the confidence reckons with
+LEAST = 1e-4  # a label without votes counts as this probable
+DECIMALS = 6
+
+
+def fit(index, vectors, texts, label_ids, precision=None):
+    """Choose the settings by dev texts. label_ids: int64 [num_texts], positions in index.labels; vectors: theirs.
+
+    precision: share of right answers that --threshold auto shall give, or None. Returns (index with the settings, figures: dict
+    of vote, lexical, fused (accuracies), known_auroc, nll; shares 0 to 1).
+    """
+    step = -(-len(texts) // MOST_TEXTS)
+    vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
+    sizes = [size for size in NEIGHBOURS if size <= len(index.row_labels)]
+    found = find_rows(index, vectors, texts, sizes[-1])
+    settings, dense = best_vote(index, found.similarities, found.rows, label_ids, sizes)
+    lexical, words = best_vote(index, found.lexical_similarities, found.lexical_rows, label_ids, sizes)
+    settings.update(sharpness=1.0, least_rows=0)
+    index = with_settings(index, vote=settings, lexical={**lexical, "weight": 0.0})
+    weight = best_weight(index, found, label_ids)
+    index = with_settings(index, lexical={**lexical, "weight": weight})
+    settings["least_rows"] = best_least_rows(index, found, label_ids)
+    index = with_settings(index, vote=settings)
+    sharpness, nll = best_sharpness(index, found, label_ids)
+    index = with_settings(index, vote={**settings, "sharpness": sharpness})
+    fused = float((guess(index, found) == label_ids).mean())
+    without = find_rows(index, vectors, texts, NEAREST, label_ids)
+    known, auroc = fit_known(features_of(index, vectors, found), features_of(index, vectors, without, label_ids))
+    index = with_settings(index, known=known)
+    threshold = None if precision is None else find_threshold(index, vectors, found, label_ids, precision)
+    return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, "fused": fused, "known_auroc": auroc,
+                                                       "nll": nll}
+
+
+def with_settings(index, **entries):
+    """The index with other entries in its header, in memory only."""
+    header = {**index.header, **entries}
+    return index._replace(header=header, boosts=label_boosts(header, index.rows_per_label()))
+
+
+def find_rows(index, vectors, texts, k, excluded=None):
+    """Found with the k nearest rows of both halves."""
+    return Found(*nearest(index, vectors, k, excluded, exact=True), *lexical_nearest(index, texts, k, excluded))
+
+
+def part(found, chunk):
+    return Found(*(array[chunk] for array in found))
+
+
+def best_vote(index, similarities, rows, label_ids, sizes):
+    """The neighbours and temperature of most right answers, then of least NLL: ({"neighbours", "temperature"}, accuracy)."""
+    grid = [(size, temperature) for size in sizes for temperature in TEMPERATURES]
+    hits, losses = np.zeros(len(grid)), np.zeros(len(grid))
+    for chunk in chunks(index, len(label_ids)):
+        for place, (size, temperature) in enumerate(grid):
+            count(vote(index, similarities[chunk], rows[chunk], size, temperature), label_ids[chunk], hits, losses, place)
+    size, temperature = grid[np.lexsort((losses, -hits))[0]]
+    return {"neighbours": size, "temperature": temperature}, float(hits.max() / len(label_ids))
+
+
+def best_weight(index, found, label_ids):
+    """The lexical half's weight of most right answers, then of least NLL."""
+    hits, losses = np.zeros(len(WEIGHTS)), np.zeros(len(WEIGHTS))
+    for chunk in chunks(index, len(label_ids)):
+        for place, weight in enumerate(WEIGHTS):
+            fused = fuse(with_settings(index, lexical={**index.header["lexical"], "weight": weight}), part(found, chunk))
+            count(fused, label_ids[chunk], hits, losses, place)
+    return float(WEIGHTS[np.lexsort((losses, -hits))[0]])
+
+
+def best_least_rows(index, found, label_ids):
+    """The least_rows of the vote with which labels are found best of which the index has only FEW texts.
+
+    Each of TRIED_LABELS labels in turn is cut to FEW rows. Of the settings that cost the texts of the other labels at most
+    MOST_LOSS of their accuracy, and dev texts with the whole index nothing, the one that finds most of the cut labels' texts.
+    """
+    counts = index.rows_per_label()
+    tried = np.flatnonzero((counts >= 4 * FEW) & (np.bincount(label_ids, minlength=len(counts)) >= FEW))
+    if index.header["corpus"] != "texts" or not len(tried):
+        return 0
+    generator, scores = np.random.default_rng(0), []
+    for label in tried[::-(-len(tried) // TRIED_LABELS)]:
+        left = generator.choice(np.flatnonzero(index.row_labels == label), FEW, replace=False)
+        cut = cut_rows(index, found, label, left)
+        own = label_ids == label
+        is_right = [guess(with_least_rows(index, least, {label: FEW}), cut) == label_ids for least in LEAST_ROWS]
+        scores.append([(right[own].mean(), right[~own].mean()) for right in is_right])
+    scores = np.mean(scores, axis=0)
+    whole = [(guess(with_least_rows(index, least, {}), found) == label_ids).mean() for least in LEAST_ROWS]
+    allowed = (scores[:, 1] >= scores[0, 1] - MOST_LOSS) & (np.array(whole) >= whole[0])
+    return LEAST_ROWS[np.argmax(np.where(allowed, scores[:, 0], -1))]
+
+
+def with_least_rows(index, least, counts):
+    """The index with this setting; counts: {label: rows} of labels that count as if they had others than they have."""
+    header = {**index.header, "vote": {**index.header["vote"], "least_rows": least}}
+    rows = index.rows_per_label()
+    rows[list(counts)] = list(counts.values())
+    return index._replace(header=header, boosts=label_boosts(header, rows))
+
+
+def cut_rows(index, found, label, left):
+    """Found without the rows of a label but those in `left`."""
+    arrays = []
+    for similarities, rows in (found[:2], found[2:]):
+        gone = (index.row_labels[rows] == label) & ~np.isin(rows, left)
+        order = np.argsort(gone, axis=1, kind="stable")
+        arrays += [np.take_along_axis(np.where(gone, -np.inf, similarities), order, axis=1),
+                   np.take_along_axis(np.where(gone, -1, rows), order, axis=1)]
+    return Found(*arrays)
+
+
+def guess(index, found):
+    """The best labels: int64 [num_texts]."""
+    return np.concatenate([fuse(index, part(found, chunk)).argmax(axis=1) for chunk in chunks(index, len(found.rows))])
+
+
+def best_sharpness(index, found, label_ids):
+    """The exponent of the probabilities with the least NLL: (exponent, mean NLL in nats)."""
+    hits, losses = np.zeros(len(SHARPNESS)), np.zeros(len(SHARPNESS))
+    for chunk in chunks(index, len(label_ids)):
+        probs = fuse(index, part(found, chunk))
+        for place, sharpness in enumerate(SHARPNESS):
+            count(sharpen(probs, sharpness), label_ids[chunk], hits, losses, place)
+    return SHARPNESS[losses.argmin()], float(losses.min() / len(label_ids))
+
+
+def count(probs, label_ids, hits, losses, place):
+    """Add the right answers and the NLL of some texts to hits[place] and losses[place]."""
+    hits[place] += (probs.argmax(axis=1) == label_ids).sum()
+    losses[place] -= np.log(np.maximum(probs[np.arange(len(probs)), label_ids], LEAST)).sum()
+
+
+def fit_known(known, unknown):
+    """Logistic regression that tells dev texts from dev texts whose own label is left out of the index.
+
+    No weight is negative, so that a text which is nearer to the index never counts as less known. known, unknown: their
+    `known_features`. Returns ({"weights", "offset"}, AUROC on these texts).
+    """
+    from scipy.optimize import minimize
+
+    features = np.concatenate([known, unknown]).astype(np.float64)
+    targets = np.repeat([1.0, 0.0], [len(known), len(unknown)])
+    mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
+    inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
+
+    def loss(weights):
+        """NLL with a little L2, so that it ends where both parts can be told apart wholly, and its gradient."""
+        scores = inputs @ weights
+        errors = 1 / (1 + np.exp(-np.clip(scores, -30, 30))) - targets
+        return (np.logaddexp(0, scores) - targets * scores).sum() + 0.05 * weights @ weights, inputs.T @ errors + 0.1 * weights
+
+    bounds = [(0, None)] * features.shape[1] + [(None, None)]
+    weights = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
+    scaled = weights[:-1] / deviation
+    offset = weights[-1] - scaled @ mean + np.log((1 - UNKNOWN_SHARE) / UNKNOWN_SHARE)
+    return {"weights": scaled.tolist(), "offset": float(offset)}, auroc(inputs @ weights, targets == 1)
+
+
+def features_of(index, vectors, found, excluded=None):
+    """`known_features` of all texts."""
+    features = []
+    for chunk in chunks(index, len(vectors)):
+        own = None if excluded is None else excluded[chunk]
+        features.append(known_features(index, vectors[chunk], part(found, chunk), own))
+    return np.concatenate(features)
+
+
+def auroc(scores, is_positive):
+    """Probability that a positive scores above a negative, ties half (Mann-Whitney). scores: float [n]; is_positive: bool [n]."""
+    values, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    positives = int(is_positive.sum())
+    negatives = len(scores) - positives
+    if not positives or not negatives:
+        return float("nan")
+    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def find_threshold(index, vectors, found, label_ids, precision):
+    """The lowest probability above which at least this share of dev texts is right: {"precision", "value"}, or None."""
+    confidence, is_right = [], []
+    for chunk in chunks(index, len(label_ids)):
+        probs = fuse(index, part(found, chunk))
+        confidence.append(probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk)))
+        is_right.append(probs.argmax(axis=1) == label_ids[chunk])
+    confidence, is_right = np.concatenate(confidence), np.concatenate(is_right)
+    order = np.argsort(-confidence, kind="stable")
+    confidence, shares = confidence[order], np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
+    is_last = np.append(confidence[1:] < confidence[:-1], True)  # equal ones are above it together
+    enough = np.flatnonzero((shares >= precision) & is_last)
+    if not len(enough):
+        return None
+    return {"precision": precision, "value": float(np.floor(confidence[enough[-1]] * 10**DECIMALS) / 10**DECIMALS)}

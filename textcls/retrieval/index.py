@@ -1,0 +1,286 @@
+"""The index folder: labels, vectors and texts that are searched, opened by memory map. Needs no Paddle.
+
+textcls/retrieval/changes.py writes and changes it; an opened index never changes.
+"""
+
+import logging
+import os
+import re
+import threading
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from textcls.common.errors import UserError
+from textcls.data.files import read_json
+from textcls.retrieval.lexical import Idf, Postings, idf_of_postings
+
+FORMAT = 3
+MARKER = "index.json"
+CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a training text, the mean of a label's texts
+DTYPES = ("float32", "float16", "int8")
+PARTS = re.compile(r"(segment-[0-9a-f]{16}|hnsw-[0-9a-f]{16}\.usearch)$")  # the names that may be deleted
+logger = logging.getLogger("textcls")
+
+
+class Segment(NamedTuple):
+    """Rows that were written together."""
+
+    vectors: np.ndarray  # float32, float16 or int8 [rows, dimension], unit length
+    scales: Optional[np.ndarray]  # float32 [rows], of int8 vectors
+    label_ids: np.ndarray  # int32 [rows]
+    sum_ids: np.ndarray  # int32 [labels of these rows]: label ids, rising
+    sums: np.ndarray  # float32 [labels of these rows, dimension]: of each one's vectors
+    text_bytes: np.ndarray  # uint8: UTF-8 of all texts
+    text_offsets: np.ndarray  # int64 [rows + 1]
+    postings: Postings
+    counts: Optional[np.ndarray]  # int32 [rows], of means: how many texts
+    lengths: Optional[np.ndarray]  # float32 [rows], of means: length of the mean before it was made 1
+
+    def block(self, start, end):
+        """The vectors of rows start to end: float32 [rows, dimension]."""
+        rows = np.asarray(self.vectors[start:end])
+        return rows if self.scales is None and rows.dtype == np.float32 else self._floats(rows, slice(start, end))
+
+    def take(self, rows):
+        """The vectors of these rows: float32 [..., dimension]. rows: int [...]"""
+        return self._floats(np.asarray(self.vectors[rows]), rows)
+
+    def text(self, row):
+        return self.text_bytes[self.text_offsets[row]:self.text_offsets[row + 1]].tobytes().decode("utf-8", "replace")
+
+    def _floats(self, values, rows):
+        values = values.astype(np.float32)
+        return values if self.scales is None else values * self.scales[rows][..., None]
+
+
+class Hnsw(NamedTuple):
+    """Approximate neighbours in segment 0 (Malkov and Yashunin 2016, arXiv:1603.09320), by usearch."""
+
+    index: object  # usearch.index.Index of int8, a view of its file: what it finds is measured again by the segment's vectors
+    lock: threading.Lock  # usearch's searches share their scratch memory
+
+
+class SearchIndex(NamedTuple):
+    """An opened index folder. Never changes."""
+
+    folder: str
+    header: dict  # index.json
+    stamp: tuple  # of index.json, as of `index_stamp`
+    labels: list  # of str
+    segments: list  # of Segment
+    starts: np.ndarray  # int64 [num_segments + 1]: the number of each segment's first row
+    row_labels: np.ndarray  # int32 [num_rows]: position in labels, -1 where the label was removed
+    boosts: np.ndarray  # float32 [num_labels]: how many votes a row of a label has, see `label_boosts`
+    mean: Optional[np.ndarray]  # float32 [dimension]: of all rows; None where the index was not opened to search
+    centres: Optional[np.ndarray]  # float32 [num_labels, dimension]: labels' means less that of all, at unit length; 0: no rows
+    idf: Idf
+    hnsw: Optional[Hnsw]
+
+    def text(self, row):
+        """The text of a row: of a mean, the one that is nearest to it."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.segments[number].text(row - self.starts[number])
+
+    def take(self, rows):
+        """The vectors of rows: float32 [num_rows, dimension]. rows: int64 [num_rows]."""
+        vectors = np.zeros((len(rows), self.header["dimension"]), np.float32)
+        for segment, start, end in zip(self.segments, self.starts, self.starts[1:]):
+            inside = (rows >= start) & (rows < end)
+            if inside.any():
+                vectors[inside] = segment.take(rows[inside] - start)
+        return vectors
+
+    def rows_per_label(self):
+        """How many texts stand for each label: int64 [num_labels]."""
+        counts = [np.ones(len(segment.label_ids)) if segment.counts is None else segment.counts for segment in self.segments]
+        known = self.row_labels >= 0
+        return np.bincount(self.row_labels[known], np.concatenate(counts)[known], len(self.labels)).astype(np.int64)
+
+
+def label_word(name):
+    """The text that stands for a label: its name, or what follows the last ##."""
+    return name.rpartition("##")[2]
+
+
+
+def index_stamp(folder):
+    """What changes whenever the index does. UserError where there is none."""
+    try:
+        stat = os.stat(os.path.join(folder, MARKER))
+    except OSError:
+        raise UserError(f"{folder}: no index here ({MARKER} is missing), expected a folder that "
+                        "retrieval_based/build_index.py wrote") from None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def open_index(folder, encoder_id=None, dimension=None, to_search=True):
+    """Open an index folder; returns SearchIndex. encoder_id, dimension: of the encoder that it must be of, None: any.
+
+    to_search: False: who does not search needs neither usearch nor the labels' centres. UserError where there is none, it is
+    damaged or of another encoder.
+    """
+    while True:
+        stamp = index_stamp(folder)
+        header = read_json(os.path.join(folder, MARKER))
+        check_header(header, os.path.join(folder, MARKER))
+        check_encoder(folder, header, encoder_id, dimension)
+        try:
+            segments = [open_segment(folder, header, entry) for entry in header["segments"]]
+            hnsw = open_hnsw(folder, header) if to_search else None
+            break
+        except UserError:
+            if index_stamp(folder) == stamp:
+                raise  # else it was replaced just now, and its files are gone
+    return assemble(folder, header, stamp, segments, hnsw, to_search)
+
+
+def check_encoder(folder, header, encoder_id=None, dimension=None):
+    """UserError where an index is of another encoder. header: its index.json; None: not known."""
+    if encoder_id is not None and header["encoder_id"] != encoder_id:
+        raise UserError(f"{folder}: made with the encoder {header['encoder_id']}, this one is {encoder_id}, expected the "
+                        "encoder of the index, or a new index (retrieval_based/build_index.py)")
+    if dimension is not None and header["dimension"] != dimension:
+        raise UserError(f"{folder}: vectors of {header['dimension']} numbers, the encoder's have {dimension}, expected the "
+                        "encoder of the index")
+
+
+def assemble(folder, header, stamp, segments, hnsw=None, to_search=True):
+    """The SearchIndex of its parts."""
+    positions = np.full(header["next_id"] + 1, -1, np.int32)
+    for position, entry in enumerate(header["labels"]):
+        positions[entry["id"]] = position
+    row_labels = positions[np.concatenate([segment.label_ids for segment in segments])]
+    starts = np.concatenate([[0], np.cumsum([len(segment.label_ids) for segment in segments])])
+    labels = [entry["name"] for entry in header["labels"]]
+    counts = np.bincount(row_labels[row_labels >= 0], minlength=len(labels))
+    boosts = label_boosts(header, counts)
+    mean, centres = label_centres(segments, positions, counts) if to_search else (None, None)
+    idf = idf_of_postings(segments[0].postings, len(segments[0].label_ids))
+    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, hnsw)
+
+
+def label_centres(segments, positions, counts):
+    """mean and centres of a SearchIndex. positions: of label ids, -1: removed; counts: int [num_labels], rows per label."""
+    sums = np.zeros((len(counts), segments[0].sums.shape[1]), np.float32)
+    for segment in segments:
+        places = positions[segment.sum_ids]
+        sums[places[places >= 0]] += segment.sums[places >= 0]
+    mean = sums.sum(axis=0) / max(counts.sum(), 1)
+    sums -= counts[:, None].astype(np.float32) * mean
+    return mean, sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+
+
+def label_boosts(header, counts):
+    """How many votes a row of each label has: a label of fewer rows than vote.least_rows votes as if it had so many.
+
+    So that a label that was added with a few texts is heard beside those with hundreds. counts: rows per label. Only where the
+    rows are texts. Returns float32 [num_labels].
+    """
+    least = header["vote"]["least_rows"] if header["corpus"] == "texts" else 0
+    return np.maximum(1, least / np.maximum(counts, 1)).astype(np.float32)
+
+
+def check_header(header, path):
+    """UserError where the content of an index.json is not what this program writes."""
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path}: format {header.get('format')!r}, expected {FORMAT}: another version of the program wrote it")
+    checks = {
+        "encoder_id": lambda value: isinstance(value, str),
+        "dimension": lambda value: _is_count(value) and value > 0,
+        "metric": lambda value: value == "cosine",
+        "dtype": lambda value: value in DTYPES,
+        "corpus": lambda value: value in CORPORA,
+        "next_id": _is_count,
+        "labels": lambda value: len(value) > 1 and all(  # in one go: there may be thousands, and every change looks at them
+            type(entry["id"]) is int and 0 <= entry["id"] < header["next_id"] and type(entry["name"]) is str
+            and type(entry["texts"]) is list for entry in value),
+        "segments": lambda value: value and all(PARTS.match(entry["folder"]) and _is_count(entry["rows"]) for entry in value),
+        "hnsw": lambda value: value is None or (PARTS.match(value["file"]) and all(
+            _is_count(value[name]) for name in ("bytes", "connectivity", "expansion"))),
+        "vote": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and value["sharpness"] > 0
+        and value["least_rows"] >= 0,
+        "lexical": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
+        "known": lambda value: value is None or (len(value["weights"]) == 2 and sum(value["weights"]) + value["offset"] < np.inf),
+        "threshold": lambda value: value is None or 0 <= value["value"] <= 1}
+    for name, is_sound in checks.items():
+        try:
+            sound = is_sound(header[name])
+        except (KeyError, TypeError, AttributeError, ValueError):
+            sound = False
+        if not sound:
+            raise UserError(f"{path}: {name} is damaged or missing, expected what retrieval_based/build_index.py wrote")
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+def open_segment(folder, header, entry):
+    """The Segment of an entry of index.json. UserError where files are missing or not of the size that it says."""
+    path = os.path.join(folder, entry["folder"])
+    rows, means = entry["rows"], header["corpus"] == "means"
+    vectors = open_array(path, "vectors", header["dtype"], (rows, header["dimension"]))
+    scales = open_array(path, "scales", "float32", (rows,)) if header["dtype"] == "int8" else None
+    label_ids = open_array(path, "label_ids", "int32", (rows,))
+    sum_ids = open_array(path, "sum_ids", "int32", (None,))
+    sums = open_array(path, "sums", "float32", (len(sum_ids), header["dimension"]))
+    offsets = open_array(path, "text_offsets", "int64", (rows + 1,))
+    terms = open_array(path, "lexical_terms", "int64", (None,))
+    starts = open_array(path, "lexical_starts", "int64", (len(terms) + 1,))
+    postings = Postings(terms, starts, open_array(path, "lexical_rows", "int32", (starts[-1],)),
+                        open_array(path, "lexical_weights", "float32", (starts[-1],)))
+    counts, lengths = [open_array(path, name, dtype, (rows,)) if means else None
+                       for name, dtype in (("counts", "int32"), ("lengths", "float32"))]
+    text_path = os.path.join(path, "texts.txt")
+    try:
+        text_bytes = np.memmap(text_path, np.uint8, "r") if offsets[-1] else np.zeros(0, np.uint8)
+    except (OSError, ValueError):  # the latter: empty
+        text_bytes = None
+    if text_bytes is None or len(text_bytes) != offsets[-1]:
+        raise UserError(f"{text_path}: missing or damaged, expected {offsets[-1]} bytes")
+    for name, values, limit in (("label_ids", label_ids, header["next_id"]), ("sum_ids", sum_ids, header["next_id"]),
+                                ("lexical_rows", postings.rows, rows)):
+        if len(values) and not (values.min() >= 0 and values.max() < limit):
+            raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected numbers below {limit}")
+    for name, values in (("text_offsets", offsets), ("lexical_starts", starts), ("lexical_terms", terms), ("sum_ids", sum_ids)):
+        if (values[1:] < values[:-1]).any():
+            raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected ascending numbers")
+    return Segment(vectors, scales, label_ids, sum_ids, sums, text_bytes, offsets, postings, counts, lengths)
+
+
+def open_array(folder, name, dtype, shape):
+    """Map folder/name.npy. UserError where it is not an array of this type and shape (None: any length)."""
+    path = os.path.join(folder, f"{name}.npy")
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        raise UserError(f"{path}: cannot be read ({reason}), expected a file that retrieval_based/build_index.py wrote") from None
+    wanted = tuple(length if size is None else size for length, size in zip(values.shape, shape))
+    if values.dtype != dtype or values.shape != wanted or len(shape) != values.ndim:
+        raise UserError(f"{path}: {values.dtype} {list(values.shape)}, expected {dtype} {list(wanted)}")
+    return np.asarray(values)
+
+
+def open_hnsw(folder, header):
+    """The Hnsw of index.json, or None. UserError where its file is missing or damaged."""
+    if header["hnsw"] is None:
+        return None
+    try:
+        from usearch.index import Index
+    except ImportError:
+        logger.warning("The package usearch is missing: the index is searched exactly, which takes longer.")
+        return None
+    path, entry = os.path.join(folder, header["hnsw"]["file"]), header["hnsw"]
+    try:
+        if os.path.getsize(path) != entry["bytes"]:
+            raise ValueError(f"{os.path.getsize(path)} bytes, expected {entry['bytes']}")
+        index = Index(ndim=header["dimension"], metric="cos", dtype="i8", connectivity=entry["connectivity"],
+                      expansion_add=entry["expansion"], expansion_search=entry["expansion"])
+        index.view(path)
+        if len(index) != header["segments"][0]["rows"]:
+            raise ValueError(f"{len(index)} rows")
+    except Exception as error:  # the library raises RuntimeError and others
+        raise UserError(f"{path}: cannot be read ({error}), expected what retrieval_based/build_index.py wrote") from None
+    return Hnsw(index, threading.Lock())

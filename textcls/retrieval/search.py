@@ -1,0 +1,311 @@
+"""Answers from an index: nearest rows, the labels' vote, its fusion with the lexical half, confidence. Needs no Paddle."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from textcls.common.errors import UserError
+from textcls.common.probabilities import DECIMALS
+from textcls.retrieval.lexical import cosines, count_terms, weigh
+
+QUERIES, ROWS = 512, 32768  # of a block of similarities, 64 MiB
+LEAST_QUERIES = 16  # of a block, where there are very many labels
+CELLS = 1 << 22  # queries x labels that are scored at a time
+OVERSAMPLING = 2  # HNSW's vectors are int8: so many times the wanted rows are found and measured exactly
+NEAREST = 3  # rows by which a text counts as known
+SAME = 1e-6  # similarities that are closer count as equal: the order of sums in a matrix product changes the last bits
+
+
+class Answer(NamedTuple):
+    """What an index says of a text."""
+
+    label: str
+    probability: float  # that this is right, 0 to 1
+    similarity: float  # cosine of the label's nearest row
+    known: float  # probability that the text is of one of the index's labels, 0 to 1
+    top_k: list  # of (label, probability, similarity), best first
+    nearest: list  # of (text, label, similarity): the reasons, nearest first
+
+
+class Found(NamedTuple):
+    """The rows near some queries, nearest first; where there are fewer, the row is -1 and the similarity -inf."""
+
+    similarities: np.ndarray  # float32 [num_queries, neighbours]
+    rows: np.ndarray  # int64 [num_queries, neighbours]
+    lexical_similarities: np.ndarray  # the same by TF-IDF
+    lexical_rows: np.ndarray
+
+
+# ---- nearest rows
+
+
+def select_top(scores, k, least=-np.inf):
+    """The k largest of each row of scores above `least`, largest first, the lower column first among equals.
+
+    scores: float32 [num_rows, num_columns]. Returns (values float32, columns int64), [num_rows, k]; -inf and -1 fill up.
+    """
+    values = np.full((len(scores), k), -np.inf, np.float32)
+    columns = np.full((len(scores), k), -1, np.int64)
+    floor = np.full((len(scores), 1), least, np.float32)
+    if k < scores.shape[1]:
+        floor = np.maximum(floor, np.partition(scores, scores.shape[1] - k, axis=1)[:, -k, None] - SAME)
+    row, column = np.nonzero((scores >= floor) & (scores > least))
+    score = scores[row, column]
+    order = np.lexsort((column, -np.rint(score / SAME), row))
+    row, column, score = row[order], column[order], score[order]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = place < k
+    values[row[kept], place[kept]], columns[row[kept], place[kept]] = score[kept], column[kept]
+    return values, columns
+
+
+def merge_top(parts, k):
+    """The k largest of several results of `select_top`."""
+    values, columns = (np.concatenate(arrays, axis=1) for arrays in zip(*parts))
+    order = np.lexsort((columns, -np.rint(values / SAME)), axis=1)[:, :k]
+    return np.take_along_axis(values, order, axis=1), np.take_along_axis(columns, order, axis=1)
+
+
+def segment_nearest(segment, row_labels, queries, k, excluded=None):
+    """The k nearest rows of a Segment by exact search: (similarities, rows) as of `select_top`.
+
+    row_labels: int32 [rows], -1: skip the row. queries: float32 [num_queries, dimension]. excluded: label whose rows are
+    skipped, per query, int [num_queries], or None.
+    """
+    removed = row_labels < 0
+    found = [[np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)]]
+    for start in range(0, len(row_labels), ROWS):
+        block, labels = segment.block(start, start + ROWS), row_labels[start:start + ROWS]
+        best = []
+        for first in range(0, len(queries), QUERIES):
+            scores = queries[first:first + QUERIES] @ block.T
+            if removed[start:start + ROWS].any():
+                scores[:, removed[start:start + ROWS]] = -np.inf
+            if excluded is not None:
+                scores[excluded[first:first + QUERIES, None] == labels] = -np.inf
+            best.append(select_top(scores, k))
+        values, columns = (np.concatenate(arrays) for arrays in zip(*best))
+        found.append((values, np.where(columns >= 0, columns + start, -1)))
+    return merge_top(found, k) if len(found) != 2 else found[1]
+
+
+def hnsw_nearest(index, queries, k):
+    """The k nearest rows of segment 0 by HNSW, their similarities exact; None where it finds too few that are not removed."""
+    segment, total = index.segments[0], len(index.segments[0].label_ids)
+    wanted = max(OVERSAMPLING * k, index.header["hnsw"]["expansion"])
+    while wanted < total:
+        with index.hnsw.lock:
+            index.hnsw.index.expansion_search = wanted
+            keys = np.asarray(index.hnsw.index.search(queries, wanted).keys).astype(np.int64)
+        if keys.size < len(queries) * wanted:
+            return None  # many equal rows, which its graph cannot all reach
+        keys = np.sort(keys.reshape(len(queries), wanted), axis=1)  # ties: the lower row first
+        scores = np.einsum("qd,qkd->qk", queries, segment.take(keys))
+        scores[index.row_labels[keys] < 0] = -np.inf
+        if (np.isfinite(scores).sum(axis=1) >= k).all():
+            values, places = select_top(scores, k)
+            return values, np.take_along_axis(keys, places, axis=1)
+        wanted *= 8
+    return None
+
+
+def hnsw_recall(index, k=10, samples=1000):
+    """Share of the k nearest rows of evenly spaced rows that HNSW finds, 0 to 1; of rows that are as near any will do."""
+    rows = np.arange(0, len(index.row_labels), -(-len(index.row_labels) // samples))
+    queries = index.take(rows)
+    exact, found = (nearest(index, queries, k, exact=exact)[0] for exact in (True, False))
+    return float(np.mean(found >= exact[:, -1:] - SAME))
+
+
+def nearest(index, queries, k, excluded=None, exact=False):
+    """The k nearest rows of an index that are not removed: (similarities float32, rows int64), [num_queries, k].
+
+    queries: float32 [num_queries, dimension], unit length. excluded: as of `segment_nearest`. exact: do without HNSW.
+    """
+    k = min(k, len(index.row_labels))
+    parts = []
+    for number, (segment, start, end) in enumerate(zip(index.segments, index.starts, index.starts[1:])):
+        found = None
+        if number == 0 and index.hnsw is not None and excluded is None and not exact:
+            blocks = [hnsw_nearest(index, queries[first:first + QUERIES], k) for first in range(0, len(queries), QUERIES)]
+            if all(block is not None for block in blocks):
+                found = [np.concatenate(arrays) for arrays in zip(*blocks)]
+        values, rows = found or segment_nearest(segment, index.row_labels[start:end], queries, k, excluded)
+        parts.append((values, np.where(rows >= 0, rows + start, -1)))
+    return merge_top(parts, k) if len(parts) > 1 else parts[0]
+
+
+def lexical_nearest(index, texts, k, excluded=None):
+    """As `nearest`, by the cosine of TF-IDF; rows that share no term with a text are none of its."""
+    k = min(k, len(index.row_labels))
+    values, rows = np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64)
+    removed = index.row_labels < 0
+    removed = removed if removed.any() else None
+    for number, text in enumerate(texts):
+        terms, counts = count_terms([text])
+        weights = weigh(terms, counts, index.idf)
+        scores = np.concatenate([cosines(terms, weights, segment.postings, len(segment.label_ids)) for segment in index.segments])
+        if removed is not None:
+            scores[removed] = 0
+        if excluded is not None:
+            scores[index.row_labels == excluded[number]] = 0
+        values[number], rows[number] = (array[0] for array in select_top(scores[None], k, least=0))
+    return values, rows
+
+
+def search(index, vectors, texts, num_rows=0, excluded=None):
+    """The rows near texts (vectors: theirs), at least num_rows and NEAREST by vectors: Found. excluded: as of `nearest`."""
+    vote, lexical = index.header["vote"], index.header["lexical"]
+    dense = nearest(index, vectors, max(vote["neighbours"], num_rows, NEAREST), excluded)
+    return Found(*dense, *lexical_nearest(index, texts, lexical["neighbours"], excluded))
+
+
+# ---- from rows to labels
+
+
+def vote(index, similarities, rows, neighbours, temperature):
+    """Shares of the labels in what was found: float32 [num_queries, num_labels], rows sum to 1, or 0 where nothing was found.
+
+    Texts: exp(similarity / temperature) of the nearest rows, times the label's boost, is summed by label; labels and means:
+    the best row of a label counts.
+    """
+    similarities, rows = similarities[:, :neighbours], rows[:, :neighbours]
+    found = rows >= 0
+    best = np.where(found, similarities, -np.inf).max(axis=1, keepdims=True, initial=-1)
+    weights = np.where(found, np.exp((np.where(found, similarities, -1) - best) / temperature), 0)
+    scores = np.zeros((len(rows), len(index.labels)), np.float32)
+    labels = index.row_labels[rows]
+    weights *= index.boosts[labels]  # of label -1: any, times 0
+    places = (np.broadcast_to(np.arange(len(rows))[:, None], rows.shape), labels)
+    (np.add if index.header["corpus"] == "texts" else np.maximum).at(scores, places, weights)
+    return scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
+
+
+def fuse(index, found):
+    """Probabilities of the labels, if the text is of one: float32 [num_queries, num_labels]. found: Found."""
+    settings, lexical = index.header["vote"], index.header["lexical"]
+    share = lexical["weight"]
+    probs = vote(index, found.similarities, found.rows, settings["neighbours"], settings["temperature"])
+    if share > 0:
+        words = vote(index, found.lexical_similarities, found.lexical_rows, lexical["neighbours"], lexical["temperature"])
+        has_words = words.any(axis=1, keepdims=True)
+        probs = np.where(has_words, (1 - share) * probs + share * words, probs)
+    return sharpen(probs, settings["sharpness"])
+
+
+def sharpen(probs, sharpness):
+    """probs ** sharpness, rows made to sum to 1 again: which label is best stays as it is."""
+    probs = probs ** sharpness
+    return probs / np.maximum(probs.sum(axis=1, keepdims=True), 1e-30)
+
+
+def known_features(index, vectors, found, excluded=None):
+    """What the confidence that a text is of a known label goes by: float32 [num_queries, 2]: mean similarity of the NEAREST
+    nearest rows, and the largest cosine with a label's centre, text and centre less the mean of all rows.
+
+    So few rows, that a label which was added by a handful of texts counts; less the mean, since what all texts have in common
+    hides what sets those of other labels apart; words in common say nothing of a text's being known. excluded: as of `nearest`.
+    """
+    similarities = np.where(found.rows >= 0, found.similarities, 0)[:, :NEAREST]
+    vectors = vectors - index.mean
+    cosines = vectors @ index.centres.T / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    if excluded is not None:
+        cosines[np.arange(len(cosines)), excluded] = -1
+    return np.stack([similarities.mean(axis=1), cosines.max(axis=1)], axis=1)
+
+
+def known_probs(index, vectors, found):
+    """Probability that each text is of one of the index's labels: float [num_queries]; 1 where the build had no dev texts."""
+    known = index.header["known"]
+    if known is None:
+        return np.ones(len(vectors))
+    features = known_features(index, vectors, found)
+    return 1 / (1 + np.exp(-(features @ np.array(known["weights"]) + known["offset"])))
+
+
+def label_similarities(index, queries):
+    """Cosine of each label's nearest row by exact search: float32 [num_queries, num_labels]; -inf for a label without rows."""
+    best = np.full((len(queries), len(index.labels)), -np.inf, np.float32)
+    for segment, first in zip(index.segments, index.starts):
+        for start in range(0, len(segment.label_ids), ROWS):
+            block = segment.block(start, start + ROWS)
+            labels = index.row_labels[first + start:first + start + len(block)]
+            order = np.argsort(labels, kind="stable")[(labels < 0).sum():]
+            if len(order):
+                present, starts = np.unique(labels[order], return_index=True)
+                scores = np.maximum.reduceat((queries @ block.T)[:, order], starts, axis=1)
+                best[:, present] = np.maximum(best[:, present], scores)
+    return best
+
+
+def chunks(index, count):
+    """Slices of `count` queries, so that queries x labels stay within CELLS."""
+    size = min(QUERIES, max(LEAST_QUERIES, CELLS // len(index.labels)))
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def label_probabilities(index, vectors, texts):
+    """Probabilities of the labels, calibrated: float32 [num_texts, num_labels], rows sum to the probability of a known label.
+
+    vectors: float32 [num_texts, dimension]. For many labels call it by `chunks`.
+    """
+    found = search(index, vectors, texts)
+    probs = fuse(index, found)
+    return probs * known_probs(index, vectors, found)[:, None].astype(np.float32)
+
+
+def make_answers(index, vectors, texts, top_k=1, num_nearest=0):
+    """What an index says of texts (list of str; vectors: theirs, float32 [num_texts, dimension]): list of Answer.
+
+    Labels are ordered by probability, those that got none by the similarity of their nearest row.
+    """
+    top_k, answers = min(top_k, len(index.labels)), []
+    for chunk in chunks(index, len(texts)):
+        found = search(index, vectors[chunk], texts[chunk], num_nearest)
+        probs = fuse(index, found)
+        known = known_probs(index, vectors[chunk], found)
+        best = shown_similarities(index, found, vectors[chunk], probs, top_k)
+        for row in range(len(probs)):
+            order = rank_labels(probs[row], best[row])[:top_k]
+            top = [(index.labels[label], round(float(probs[row, label] * known[row]), DECIMALS),
+                    round(max(float(best[row, label]), -1.0), DECIMALS)) for label in order]
+            reasons = [(index.text(number), index.labels[index.row_labels[number]], round(float(similarity), DECIMALS))
+                       for number, similarity in zip(found.rows[row], found.similarities[row][:num_nearest]) if number >= 0]
+            answers.append(Answer(*top[0], round(float(known[row]), DECIMALS), top, reasons))
+    return answers
+
+
+def find_threshold(wanted, index):
+    """What --threshold means: a number as it is, "auto" the one that the index holds. UserError where it holds none."""
+    if wanted != "auto":
+        return wanted
+    if index.header["threshold"] is None:
+        raise UserError(f"--threshold auto: {index.folder} holds no threshold, expected build_index.py with --precision "
+                        "and dev texts, or a number")
+    return index.header["threshold"]["value"]
+
+
+def shown_similarities(index, found, vectors, probs, top_k):
+    """`label_similarities` of the top_k labels of each text and of those that are as probable; others may be -inf."""
+    best = np.full((len(vectors), len(index.labels)), -np.inf, np.float32)
+    queries, places = np.nonzero(found.rows >= 0)
+    np.maximum.at(best, (queries, index.row_labels[found.rows[queries, places]]), found.similarities[queries, places])
+    few = np.flatnonzero((probs > 0).sum(axis=1) < top_k)
+    if len(few):
+        best[few] = label_similarities(index, vectors[few])
+    least = np.partition(probs, probs.shape[1] - top_k, axis=1)[:, -top_k, None]
+    for query, label in zip(*np.nonzero((probs >= least) & np.isinf(best))):  # the lexical half alone has found them
+        rows = np.flatnonzero(index.row_labels == label)
+        if len(rows):
+            best[query, label] = (index.take(rows) @ vectors[query]).max()
+    return best
+
+
+def rank_labels(probs, similarities):
+    """Labels from best to worst: by probability, then by similarity, then by their order. Both: float [..., num_labels]."""
+    return np.lexsort((-similarities, -probs), axis=-1)
+
+
+def label_ranks(probs, similarities):
+    """The place of each label in that order, from 1: int64 [num_queries, num_labels]."""
+    return np.argsort(rank_labels(probs, similarities), axis=1) + 1

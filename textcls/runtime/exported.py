@@ -1,0 +1,180 @@
+"""Reads an exported folder: all that a deployment needs to know of a model. Needs neither Paddle nor ONNX Runtime.
+
+An exported classifier is any graph (input_ids[, token_type_ids]: int64 [texts, length]) -> logits [texts, classes], with the
+tokenizer.json, label.txt and deploy.json that belong to it. Nothing that serves it asks what kind of model it is. An exported
+sentence encoder gives unit vectors [texts, size] in the place of logits, and has no labels.
+"""
+
+import hashlib
+import os
+import re
+from typing import NamedTuple, Optional
+
+from textcls.common.errors import UserError
+from textcls.data.files import read_json, read_labels
+from textcls.data.tokens import SHORTEST_LENGTH
+
+CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output; an export without this entry is one, too
+EMBEDDING = "embedding"  # and of a sentence encoder's
+KINDS = {CLASS_LOGITS: f"a classifier, {CLASS_LOGITS!r}, as export_model.py and prune.py write them",
+         EMBEDDING: f"a sentence encoder, {EMBEDDING!r}, as retrieval_based/export_model.py writes them"}
+GRAPH_ENDINGS = (".pdmodel", ".json")  # of Paddle 2 and 3
+# texts of several lengths and kinds, on which forms of a model are compared; it needs no data folder
+PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀", "您好，请问一岁三个月的孩子可以吃这种药吗？" * 8]
+
+
+class Export(NamedTuple):
+    """An exported model as `read_export` returns it."""
+
+    model_path: str  # Paddle's graph, .pdmodel or .json
+    params_path: str  # its weights, .pdiparams
+    onnx_path: Optional[str]  # None where the export has no ONNX model
+    tokenizer_path: str
+    input_names: list  # of str: the graph's inputs, int64 [texts, length] each
+    labels: list  # of str, position = class id; empty for a sentence encoder
+    max_seq_length: int  # of the training: tokens, special tokens included
+    max_positions: Optional[int]  # tokens that the model can take; None: the export does not say so
+    pad_id: int
+    min_seq_length: int  # fewer would leave no room for a text
+    output_size: int  # number of classes, or length of a vector
+    encoder_id: Optional[str]  # of a sentence encoder: that of the checkpoint it was made from
+
+
+def graph_file(prefix):
+    """Path of Paddle's graph: prefix.pdmodel, or prefix.json where only Paddle 3 has written it."""
+    return next((prefix + ending for ending in GRAPH_ENDINGS if os.path.isfile(prefix + ending)), prefix + GRAPH_ENDINGS[0])
+
+
+def read_export(path, with_onnx=True, output=CLASS_LOGITS):
+    """Find out what an exported folder holds. path: the folder, or folder/float32, folder/pruned_model.
+
+    with_onnx: the ONNX model is needed; otherwise Paddle's graph is. output: CLASS_LOGITS or EMBEDDING; None: either of them.
+    Raises UserError, also where the model gives another one.
+    """
+    folder, prefix = (path, None) if os.path.isdir(path) else os.path.split(path)
+    folder = folder or "."
+    makers = "retrieval_based/export_model.py"
+    if output != EMBEDDING:
+        makers = f"export_model.py {'--onnx ' if with_onnx else ''}or prune.py"
+    deploy_path = os.path.join(folder, "deploy.json")
+    if not os.path.isfile(deploy_path):
+        if prefix or not os.path.isdir(folder):
+            raise UserError(f"{path}: no such folder or model, expected what {makers} wrote")
+        raise UserError(f"{folder}: deploy.json is missing, expected a folder that {makers} wrote")
+    deploy = read_json(deploy_path)
+    name = re.sub(r"\.(pdmodel|json)$", "", str(deploy.get("model_file")))
+    if prefix not in (None, "", name):
+        raise UserError(f"{path}: no such model, expected {os.path.join(folder, name)} or {folder}")
+    if output is None:
+        output = EMBEDDING if deploy.get("output") == EMBEDDING else CLASS_LOGITS
+    is_classifier = output == CLASS_LOGITS
+    check_entries(deploy, deploy_path, output)
+    tokenizer_path = os.path.join(folder, "tokenizer.json")
+    if not os.path.isfile(tokenizer_path):
+        raise UserError(f"{folder}: tokenizer.json is missing, which not every tokenizer has (that of ERNIE-M has not), expected "
+                        "an exported ERNIE or BERT; predict.py takes all models")
+    if with_onnx:
+        onnx_path, model_path, params_path = find_onnx_model(folder, name, deploy), None, None
+    else:
+        onnx_path, model_path, params_path = None, *find_graph(folder, deploy, makers)
+    labels = read_labels(os.path.join(folder, "label.txt")) if is_classifier else []
+    if is_classifier and len(labels) != deploy["num_labels"]:
+        raise UserError(f"{os.path.join(folder, 'label.txt')}: {len(labels)} labels, expected the {deploy['num_labels']} that "
+                        "deploy.json says")
+    return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
+                  deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH),
+                  deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id"))
+
+
+def check_entries(deploy, path, output):
+    """UserError where the content of a deploy.json is not that of a model with this output."""
+    found = deploy.get("output", CLASS_LOGITS)
+    if found != output:
+        hint = "; with a sentence encoder texts are labelled by retrieval_based/predict.py" if found == EMBEDDING else ""
+        raise UserError(f"{path}: the output of this model is {found!r}, expected {KINDS[output]}{hint}")
+    if output == EMBEDDING and not re.fullmatch("[0-9a-f]{16}", str(deploy.get("encoder_id"))):
+        raise UserError(f"{path}: encoder_id is {deploy.get('encoder_id')!r}, expected the 16 digits that "
+                        "retrieval_based/export_model.py wrote")
+    optional = [name for name in ("min_seq_length", "max_positions") if name in deploy]
+    names = ["max_seq_length", "pad_token_id", "num_labels" if output == CLASS_LOGITS else "embedding_size", *optional]
+    for name in names:
+        if type(deploy.get(name)) is not int:
+            raise UserError(f"{path}: {name} is {deploy.get(name)!r}, expected a number")
+    least = max(SHORTEST_LENGTH, deploy.get("min_seq_length", 0))
+    if deploy["max_seq_length"] < least or deploy["pad_token_id"] < 0:
+        raise UserError(f"{path}: max_seq_length is {deploy['max_seq_length']} and pad_token_id {deploy['pad_token_id']}, "
+                        f"expected at least {least} and 0")
+    if deploy["max_seq_length"] > deploy.get("max_positions", deploy["max_seq_length"]):
+        raise UserError(f"{path}: max_seq_length is {deploy['max_seq_length']}, expected at most max_positions, "
+                        f"{deploy['max_positions']}")
+    if deploy.get("input_names") not in (["input_ids"], ["input_ids", "token_type_ids"]):
+        raise UserError(f"{path}: input_names is {deploy.get('input_names')!r}, expected input_ids and token_type_ids")
+
+
+def find_onnx_model(folder, name, deploy):
+    """Path of the ONNX model. name: of Paddle's graph, without its ending. UserError where there is none."""
+    if name.endswith(("int8", "quant_emb")):
+        raise UserError(f"{folder}: a graph that Paddle has quantized, which ONNX Runtime cannot run, expected export/ or "
+                        "width_mult_X/ with --use_quantize")
+    path = os.path.join(folder, str(deploy.get("onnx_file")))
+    if "onnx_file" not in deploy or not os.path.isfile(path):
+        if name == "float32":
+            command = f"python export_model.py --params_path ./checkpoint/ --output_path {folder} --onnx"
+        else:
+            command = "that of the pruning (python prune.py ...) with --onnx"
+        raise UserError(f"{folder}: no ONNX model here; this command makes it: {command}")
+    return path
+
+
+def find_graph(folder, deploy, makers):
+    """Paths of Paddle's graph and of its weights. makers: who writes them. UserError where one is missing."""
+    paths = [os.path.join(folder, str(deploy.get(name))) for name in ("model_file", "params_file")]
+    for path in paths:
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: file not found, expected the graph that {makers} wrote")
+    return paths
+
+
+def check_length(max_seq_length, export):
+    """UserError where an Export cannot take texts of so many tokens, as far as its deploy.json says."""
+    if max_seq_length < export.min_seq_length:
+        raise UserError(f"--max_seq_length {max_seq_length}: expected {export.min_seq_length} or more")
+    if export.max_positions is None and max_seq_length > export.max_seq_length:
+        raise UserError(f"--max_seq_length {max_seq_length}: this export does not say how many positions the model has, expected "
+                        f"at most the {export.max_seq_length} of training, or a new export (deploy.json with max_positions)")
+    if export.max_positions is not None and max_seq_length > export.max_positions:
+        raise UserError(f"--max_seq_length {max_seq_length}: more than the model's positions, expected at most "
+                        f"{export.max_positions}, or as in training")
+
+
+def read_tokenizer(export):
+    """The tokenizers.Tokenizer of an Export, which cuts texts to max_seq_length, as its file may say or not.
+
+    UserError, also where its [PAD] is not that of deploy.json.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise UserError("the package tokenizers is missing, expected an environment made as README.md says") from None
+    try:
+        tokenizer = Tokenizer.from_file(export.tokenizer_path)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{export.tokenizer_path}: cannot be read ({error}), expected the file that export_model.py wrote"
+                        ) from None
+    pad_id = tokenizer.token_to_id("[PAD]")
+    if pad_id not in (None, export.pad_id):
+        raise UserError(f"{export.tokenizer_path}: [PAD] has the id {pad_id}, expected that of deploy.json, {export.pad_id}")
+    tokenizer.enable_truncation(export.max_seq_length)
+    return tokenizer
+
+
+def sha256(path):
+    """The SHA-256 of a file, in hexadecimal digits. UserError."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}), expected a file") from None
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""An exported model run by ONNX Runtime: texts in, logits or vectors out. Needs no Paddle."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from textcls.common.errors import UserError
+from textcls.common.options import check_device
+from textcls.common.texts import check_texts
+from textcls.data.tokens import model_inputs, pad_batch, sorted_batches
+from textcls.runtime.converted import open_fp16, open_int8
+from textcls.runtime.exported import check_length, read_tokenizer
+from textcls.runtime.onnx_session import open_session
+
+logger = logging.getLogger("predictor")
+
+
+def count_threads(device, num_threads=None):
+    """How many threads run batches. num_threads: as many on a CPU; None: one per usable core."""
+    if device == "gpu":
+        return 1  # batches queue up on the GPU
+    return num_threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+class OnnxModel:
+    """A model with its tokenizer. Safe to call from several threads, which share its num_threads threads.
+
+    export: an exported.Export. device: "cpu" or "gpu"; use_fp16: 16-bit floats (GPU only). num_threads: threads that run batches
+    on a CPU; None: one per usable core. batch_size: texts per batch at most. max_seq_length: tokens; None: as in training.
+    quantize: `use_int8` follows, so that nothing is opened before. onnx_model: the model that runs, a path, or bytes where its
+    converted form could not be kept. Raises UserError.
+    """
+
+    def __init__(self, export, device="cpu", use_fp16=False, device_id=0, num_threads=None, batch_size=32, max_seq_length=None,
+                 quantize=False):
+        check_device(device, quantize, use_fp16)
+        self.export, self.batch_size, self.num_threads = export, batch_size, count_threads(device, num_threads)
+        self.max_seq_length = export.max_seq_length if max_seq_length is None else max_seq_length
+        check_length(self.max_seq_length, export)
+        if self.max_seq_length > export.max_seq_length:
+            logger.warning(f"--max_seq_length {self.max_seq_length} is more than the {export.max_seq_length} of training.")
+        self._tokenizer = read_tokenizer(export)
+        self._tokenizer.enable_truncation(self.max_seq_length)
+        self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="predictor")
+        self.onnx_model = export.onnx_path
+        if use_fp16:
+            self._session, self.onnx_model = open_fp16(self.onnx_model, device_id)
+        elif not quantize:
+            self._session = open_session(self.onnx_model, self.onnx_model, device, device_id)
+        if not quantize:
+            self._check_session()
+
+    def use_int8(self, calibration, compare, check):
+        """Run the INT8 form from now on. The options and errors are those of `open_int8`."""
+        self._session, self.onnx_model = open_int8(self.export.onnx_path, calibration, compare, check)
+        self._check_session()
+
+    def tokenize(self, texts):
+        """Token ids of texts (list of str): list of lists of int, special tokens included, cut to max_seq_length.
+
+        TypeError where texts are not str, ValueError where one is no text (blank, with NUL, with half a surrogate pair).
+        """
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(check_texts(texts))]
+
+    def run(self, rows, progress=None):
+        """float32 [num_texts, output_size] of rows of token ids, in their order. progress: a bar to advance, or None."""
+        return self._run(self._session, rows, progress)
+
+    def run_batch(self, rows):
+        """The same for rows that are run as one batch, in the calling thread."""
+        return self._run_batch(self._session, rows)
+
+    def run_both(self, session, rows):
+        """What fp32 and another session answer: two arrays as of `run`."""
+        return self._run(open_session(self.export.onnx_path, self.export.onnx_path, "cpu"), rows), self._run(session, rows)
+
+    def _run_batch(self, session, rows):
+        batch = pad_batch(rows, self.export.pad_id)
+        return session.run(None, model_inputs(batch, [item.name for item in session.get_inputs()]))[0]
+
+    def _run(self, session, rows, progress=None):
+        answers = np.empty((len(rows), self.export.output_size), np.float32)
+
+        def run(indices):
+            answers[indices] = self._run_batch(session, [rows[index] for index in indices])
+            if progress is not None:
+                progress.update(len(indices))
+
+        # a few texts are shared out between the threads, too
+        size = max(1, min(self.batch_size, -(-len(rows) // self.num_threads)))
+        list(self._pool.map(run, sorted_batches([len(row) for row in rows], size)))
+        return answers
+
+    def _check_session(self):
+        """UserError where the model does not belong to the folder's other files."""
+        path, outputs = self.export.onnx_path, self._session.get_outputs()
+        inputs = {item.name for item in self._session.get_inputs()}
+        if "input_ids" not in inputs or not inputs <= {"input_ids", "token_type_ids"} or len(outputs) != 1:
+            raise UserError(f"{path}: its inputs are {sorted(inputs)}, expected input_ids and token_type_ids, and one output")
+        size, what = outputs[0].shape[-1], "classes" if self.export.labels else "numbers in a vector"
+        if size != self.export.output_size:
+            where = "label.txt" if self.export.labels else "deploy.json"
+            raise UserError(f"{path}: it has {size} {what}, expected the {self.export.output_size} of {where}")

@@ -1,0 +1,157 @@
+"""Texts in, labels out: the options, formats and streams that predict.py and deploy/predictor share. Needs no Paddle."""
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import sys
+
+from textcls.common.errors import Problems, UserError
+from textcls.common.options import positive_int
+from textcls.common.outputs import complete_file, is_stream
+from textcls.common.probabilities import top_labels
+from textcls.data.files import read_texts
+
+CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
+UNDECIDED = "undecided"  # written where the highest probability is below --threshold
+
+
+def threshold_or_auto(text):
+    """Type of --threshold where a threshold is stored with the model."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 0 to 1, or auto") from None
+
+
+def add_output_options(parser, output_file, threshold_type=float):
+    """Add the options of the scripts that label a file of texts. output_file: the default."""
+    parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
+    parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
+    parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl"])
+    parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
+    auto = "; auto: the one that was found on dev.txt" if threshold_type is threshold_or_auto else ""
+    parser.add_argument("--threshold", type=threshold_type, default=0.0,
+                        help=f"answers with a lower probability are written as `{UNDECIDED}`{auto}")
+
+
+def check_output_options(parser, args):
+    """End with the parser's error where the options of `add_output_options` do not fit together."""
+    if args.top_k > 1 and args.output_file and args.output_format == "txt":
+        parser.error("--top_k needs --output_format tsv, csv or jsonl: txt holds one label per text")
+    if args.threshold != "auto" and not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold {args.threshold}: expected 0 to 1")
+
+
+def check_labels(args, labels):
+    """UserError where the options do not fit the model's labels."""
+    if args.top_k > len(labels):
+        raise UserError(f"--top_k {args.top_k}: the model has {len(labels)} classes, expected at most that many")
+    if args.threshold > 0 and UNDECIDED in labels:
+        raise UserError(f"--threshold {args.threshold}: the model has a class {UNDECIDED!r}, which answers below the threshold "
+                        "could not be told from, expected --threshold 0")
+
+
+def check_decided(name):
+    """UserError where a label of an index has the name that stands for no label: no threshold could be used with it."""
+    if name == UNDECIDED:
+        raise UserError(f"label {name!r}: is what answers below --threshold are called, expected another name")
+
+
+def count_texts(path):
+    """Check the whole file before any work is done on it; returns the number of its texts."""
+    if is_stream(path):
+        raise UserError(f"{path}: a pipe or device, which cannot be read twice, expected a file, or --data_file - for standard "
+                        "input")
+    problems = Problems()
+    count = sum(1 for _ in read_texts(path, problems))
+    problems.report()
+    return count
+
+
+def read_chunks(path, from_stdin=False):
+    """Yield the texts of an unlabelled file in lists of at most CHUNK; at its end UserError names all problems found.
+
+    from_stdin: read standard input, which path then only names.
+    """
+    if from_stdin and sys.stdin is None:
+        raise UserError("standard input is closed, expected texts, one per line")
+    problems = Problems()
+    texts = read_texts(path, problems, sys.stdin.buffer if from_stdin else None)
+    while True:
+        chunk = list(itertools.islice(texts, CHUNK))
+        if not chunk or problems.count:
+            break
+        yield chunk
+    for _ in texts:
+        pass  # so that all problems of the input are reported
+    problems.report()
+
+
+@contextlib.contextmanager
+def open_output(args):
+    """The text stream that args.output_file names (-: standard output), the header already written."""
+    first = header(args)
+    if args.output_file == "-":
+        if sys.stdout is None:
+            raise UserError("standard output is closed, expected somewhere to write to, or a file as --output_file")
+        sys.stdout.reconfigure(encoding="utf-8", newline="")
+        stream = contextlib.nullcontext(sys.stdout)
+    else:
+        stream = complete_file(args.output_file, newline="")
+    with stream as output:
+        write_rows(output, [first] if first else [], args)
+        yield output
+
+
+def header(args):
+    """The first line of txt, tsv and csv as columns; None for jsonl."""
+    if args.output_format == "jsonl":
+        return None
+    columns = ["text", "label"] + (["probability"] if args.output_format != "txt" else [])
+    for place in range(2, args.top_k + 1):
+        columns += [f"label_{place}", f"probability_{place}"]
+    return columns
+
+
+def make_rows(texts, probs, labels, args):
+    """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]."""
+    for text, row, top in zip(texts, probs, top_labels(probs, labels, args.top_k)):
+        yield make_row(text, UNDECIDED if row.max() < args.threshold else top[0][0], top, args)
+
+
+def answer_rows(answers, texts, args):
+    """As `make_rows`, of search.Answer; jsonl also has the similarities, known and the nearest texts."""
+    for text, answer in zip(texts, answers):
+        label = UNDECIDED if answer.probability < args.threshold else answer.label
+        row = make_row(text, label, [top[:2] for top in answer.top_k], args)
+        if args.output_format == "jsonl":
+            row["similarity"], row["known"] = answer.similarity, answer.known
+            for top, (_, _, similarity) in zip(row["top_k"], answer.top_k):
+                top["similarity"] = similarity
+            row["nearest"] = [dict(zip(("text", "label", "similarity"), reason)) for reason in answer.nearest]
+        yield row
+
+
+def make_row(text, label, top, args):
+    """The row of a text that is written with this label. top: list of (label, probability), best first."""
+    if args.output_format == "jsonl":
+        return {"text": text, "label": label, "probability": top[0][1],
+                "top_k": [{"label": name, "probability": value} for name, value in top]}
+    if args.output_format == "txt":
+        return [text, label]
+    columns = [text, label, f"{top[0][1]:.6f}"]
+    for name, value in top[1:]:
+        columns += [name, f"{value:.6f}"]
+    return columns
+
+
+def write_rows(output, rows, args):
+    """Write rows, one line each (a text never holds a line feed or, outside csv, a tab)."""
+    if args.output_format == "jsonl":
+        output.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    elif args.output_format == "csv":
+        csv.writer(output).writerows(rows)  # its CR LF also makes it quote texts with a lone CR
+    else:
+        output.writelines("\t".join(row) + "\n" for row in rows)

@@ -1,0 +1,220 @@
+"""How prune.py prunes: Trainer.compress() of PaddleNLP 2.8.1, what is wrong in it mended, and the export of each width."""
+
+import copy
+import os
+
+from textcls.common.errors import is_main_rank
+from textcls.common.log import get_logger
+from textcls.data.tokens import model_inputs
+from textcls.export.deployment import input_names, input_spec, write_deployment
+from textcls.models.checkpoints import WEIGHTS
+from textcls.models.paddle_setup import PADDLE_3, paddle
+from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
+
+from paddlenlp.trainer import trainer_compress
+
+
+class AdvancingSampler(LengthGroupedBatchSampler):
+    """Moves on to the next epoch by itself, since compress() never says which epoch it is in, and gives no more than
+    `steps` batches in all, since compress() takes a step more than --max_steps, or whole epochs."""
+
+    steps = 0
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if self.steps > 0:
+                self.steps -= 1
+                yield batch
+        self.epoch += 1
+
+
+class PruningTrainer(ClassificationTrainer):
+    """The trainer of train.py, with held-out rows that every rank reads as a whole: all then agree what is best.
+
+    checkpoint: of `load_checkpoint`; widths: list of float, 0 to 1; folder: where the results of compress() go, made and
+    removed by the caller; train, held_out: TokenizedTexts. trained_model: a copy, since compress() changes the model.
+    """
+
+    def __init__(self, checkpoint, args, widths, folder, train, held_out):
+        args = copy.copy(args)
+        args.output_dir = folder
+        args.width_mult_list = [repr(width) for width in widths]  # compress() evaluates these strings
+        super().__init__(checkpoint.labels, checkpoint.rust_tokenizer, args, model=checkpoint.model,
+                         criterion=paddle.nn.CrossEntropyLoss(), data_collator=lambda rows: collate(rows, checkpoint.pad_id),
+                         train_dataset=train, eval_dataset=held_out.longest_first(), tokenizer=checkpoint.tokenizer)
+        batches = len(super()._get_train_sampler())
+        self.steps = args.max_steps if args.max_steps > 0 else max(1, int(args.num_train_epochs * batches))
+        args.save_steps = min(args.save_steps, self.steps)  # compress() saves nothing in a run that is shorter
+        self.trained_model = copy.deepcopy(checkpoint.model)
+        patch_compression(self, lambda trainer: export_widths(trainer, checkpoint))
+
+    def _get_train_sampler(self):
+        sampler = AdvancingSampler(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed,
+                                   self.args.dataset_world_size, self.args.dataset_rank, self.args.dataloader_drop_last)
+        sampler.steps = self.steps
+        return sampler
+
+    def _get_eval_sampler(self, eval_dataset):
+        return paddle.io.BatchSampler(eval_dataset, batch_size=self.args.per_device_eval_batch_size)
+
+    def quant(self, model_dir, strategy):
+        """What compress() gets wrong from the second width on: quantization-aware training would go on with the narrowest model,
+        in static mode; quantizing embeddings would look for the last width's result."""
+        if strategy == "qat":
+            paddle.disable_static()
+            if model_dir != self.args.output_dir:
+                self.model = pruned_model(self, model_dir)
+        elif strategy == "embeddings" and os.path.basename(model_dir) == "quant_emb":
+            model_dir = os.path.join(os.path.dirname(model_dir), "int8")
+        return super().quant(model_dir, strategy)
+
+
+class TeacherOfRanks(paddle.nn.Layer):
+    """Gives the teacher's layers the names that paddle.DataParallel gives the student's."""
+
+    def __init__(self, teacher):
+        super().__init__()
+        self._layers = teacher
+
+    def forward(self, *inputs, **options):
+        return self._layers(*inputs, **options)
+
+
+class EmbeddingByPlace(paddle.nn.Embedding):
+    """paddle.nn.Embedding with the arguments of Paddle 2 in their places."""
+
+    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, sparse=False, weight_attr=None, name=None):
+        super().__init__(num_embeddings, embedding_dim, padding_idx=padding_idx, sparse=sparse, weight_attr=weight_attr,
+                         name=name)
+
+
+class LayerNormByPlace(paddle.nn.LayerNorm):
+    """paddle.nn.LayerNorm with the arguments of Paddle 2 in their places."""
+
+    def __init__(self, normalized_shape, epsilon=1e-05, weight_attr=None, bias_attr=None, name=None):
+        super().__init__(normalized_shape, epsilon=epsilon, weight_attr=weight_attr, bias_attr=bias_attr, name=name)
+
+
+def patch_compression(trainer, export_widths):
+    """Replace, for the rest of this process, what is wrong in PaddleSlim 2.6.0, PaddleNLP 2.8.1 (trainer_compress) and
+    between them and Paddle 2.6.2.
+
+    - PaddleSlim's SuperLayerNorm expects three results of an operator that returns one since Paddle 2.6 ("too many values
+      to unpack"). Can go when its forward runs.
+    - In several processes the student's layers have other names than the teacher's, and the distillation of layers is
+      left out without a word. Can go when OFA's calc_distill_loss is not 0 there.
+    - The export applies every width to the model that the widths before have shrunk (12 heads, 9, 6 instead of 8), and
+      every rank writes it. Can go when _dynabert_export copies the model.
+    - With Paddle 3 PaddleSlim's layers give paddle.nn.Embedding and LayerNorm arguments by place which they only take by name.
+      Can go when SuperEmbedding and SuperLayerNorm can be built.
+    - Quantization hands over a generator where Paddle takes a DataLoader ("data_loader cannot be None"), and names where
+      it takes variables ("'feed_vars' should be a Variable"). Can go when the strategies ptq and embeddings run.
+    """
+    from paddle.static import quantization
+    from paddleslim.nas.ofa.layers import SuperEmbedding, SuperLayerNorm
+
+    begin, quantize, save = (trainer_compress._dynabert_init, quantization.PostTrainingQuantization,
+                             paddle.static.save_inference_model)
+
+    def layer_norm(self, hidden):
+        size = hidden.shape[-1]
+        self.cur_config = {"prune_dim": size}
+        return paddle.nn.functional.layer_norm(hidden, [size], self.weight[:size], self.bias[:size], self._epsilon)
+
+    def begin_with_names(trainer, model, loader):
+        ofa_model, teacher = begin(trainer, model, loader)
+        if isinstance(ofa_model.model, paddle.DataParallel):
+            layers = ofa_model._mapping_layers  # the list that distill_config holds, too
+            layers[:] = [f"_layers.{name}" for name in layers]
+            ofa_model.ofa_teacher_model.model = TeacherOfRanks(teacher)
+        return ofa_model, teacher
+
+    names = input_names(trainer.trained_model)
+
+    def feed(rows):
+        return model_inputs(trainer.data_collator(rows)["input_ids"], names)
+
+    def quantize_from_loader(batch_generator, batch_size, **options):
+        loader = paddle.io.DataLoader(trainer.eval_dataset, batch_size=batch_size, collate_fn=feed, places=paddle.CPUPlace())
+        return quantize(data_loader=loader, batch_size=batch_size, **options)
+
+    def save_variables(prefix, feeds, fetches, executor, program, **options):
+        feeds = [program.global_block().var(feed) if isinstance(feed, str) else feed for feed in feeds]
+        return save(prefix, feeds, fetches, executor, program=program, **options)
+
+    SuperLayerNorm.forward = layer_norm
+    if PADDLE_3:
+        SuperEmbedding.__bases__, SuperLayerNorm.__bases__ = (EmbeddingByPlace,), (LayerNormByPlace,)
+    trainer_compress._dynabert_init = begin_with_names
+    trainer_compress._dynabert_export = export_widths
+    trainer_compress.generate_input_spec = lambda *_: input_spec(names)  # as in export/
+    quantization.PostTrainingQuantization = quantize_from_loader
+    paddle.static.save_inference_model = save_variables
+
+
+@paddle.no_grad()
+def evaluate_held_out(trainer, model, loader):
+    """How good a model is on the held-out rows, for compress(): accuracy and, between equals, the lower loss.
+
+    The library's own evaluation reuses the first batch's padding mask for all, leaves the teacher with dropout, and
+    saves nothing where the accuracy is 0.
+    """
+    from paddleslim.nas.ofa import OFA
+
+    is_training = model.training
+    inner = model.model if isinstance(model, OFA) else model  # OFA would run the teacher, too
+    inner = inner._layers if isinstance(inner, paddle.DataParallel) else inner
+    # DynaBERT's forward takes a list of two masks, and makes the first itself
+    is_elastic = getattr(inner.base_model.forward, "__func__", None) is trainer_compress.auto_model_dynabert_forward
+    model.eval()
+    correct, loss = 0, 0.0
+    for batch in loader:
+        logits = inner(input_ids=batch["input_ids"], attention_mask=[None, None] if is_elastic else None)
+        correct += int((logits.argmax(axis=-1) == batch["labels"]).sum())
+        loss += float(paddle.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"))
+    if is_training:
+        model.train()
+    accuracy, loss = correct / len(trainer.eval_dataset), loss / len(trainer.eval_dataset)
+    get_logger().info(f"held-out rows, loss: {loss:.5f}, acc: {accuracy:.5f}")
+    return accuracy + 1e-6 / (1 + loss)
+
+
+def pruned_model(trainer, folder):
+    """A copy of the trained model with only the heads and neurons of one width, in eval mode.
+
+    folder: where compress() keeps the best weights of the width, width_mult_X; those of the whole model or of the width.
+    """
+    width = next(width for width in trainer.args.width_mult_list if folder.endswith(width_folder(width)))
+    model = narrowed(trainer.trained_model, width)
+    model = trainer_compress._load_parameters(model, paddle.load(os.path.join(folder, WEIGHTS)))
+    model.eval()
+    return model
+
+
+def narrowed(model, width):
+    """A copy of a model with layers of this width, their weights not set yet."""
+    return trainer_compress._get_dynabert_model(copy.deepcopy(model), width)
+
+
+def width_folder(width):
+    """The name that compress() gives the folder of a width."""
+    return f"width_mult_{round(width, 2)}"
+
+
+def export_widths(trainer, checkpoint):
+    """Turn each width's best weights, of the whole model, into a folder to deploy. Only the first process does so."""
+    if paddle.distributed.get_world_size() > 1:
+        paddle.distributed.barrier()  # the weights are whole
+    trainer.args.input_filename_prefix = "pruned_model"  # what the quantizing strategies go on with
+    if not is_main_rank():
+        return
+    paddle.set_device("cpu")  # as in export_model.py
+    for width in trainer.args.width_mult_list:
+        folder = os.path.join(trainer.args.output_dir, width_folder(width))
+        model = pruned_model(trainer, folder)
+        model.to(device="cpu")
+        paddle.save(model.state_dict(), os.path.join(folder, WEIGHTS))
+        model.config.width_mult = width  # tells load_model that these are not the weights of a whole model
+        model.config.save_pretrained(folder)
+        write_deployment(checkpoint._replace(model=model), folder, "pruned_model", trainer.args.onnx)
+    paddle.set_device(trainer.args.device)

@@ -1,0 +1,190 @@
+"""What train.py and few-shot/train.py share: where a training resumes, what it clears away, how its model is saved."""
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import Optional
+
+from textcls.common.errors import UserError, is_main_rank
+from textcls.common.log import get_logger
+from textcls.common.outputs import STAGING, complete_folder
+from textcls.data.files import compare_labels, read_json, read_labels
+from textcls.data.tokens import tokenize
+from textcls.models.weights import WEIGHTS, check_weights
+from textcls.training.scoring import METRICS
+from textcls.training.trainer import (
+    DropRemainder,
+    ResumableEarlyStopping,
+    StopAtNonFinite,
+    check_batch,
+    list_checkpoints,
+    lock_folder,
+    plain_library_errors,
+    random_state_file,
+    remove_folder,
+)
+
+from paddlenlp.trainer import TrainerCallback, TrainingArguments
+from paddlenlp.trainer.trainer_utils import get_last_checkpoint
+
+RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
+# of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
+OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json")
+
+
+@dataclass
+class TrainArguments(TrainingArguments):
+    output_dir: str = field(default="checkpoint", metadata={"help": "Folder for the model and its checkpoints."})
+    report_to: Optional[list[str]] = field(default_factory=lambda: ["visualdl"], metadata={
+        "help": "Where the training curves go: visualdl (output_dir/runs), none, or others PaddleNLP knows."})
+    device: Optional[str] = field(default=None, metadata={"help": "cpu, gpu, gpu:N, xpu or npu; the default is the GPU if "
+                                                          "there is one, else the CPU."})
+
+
+def check_evaluation(args, data_dir, metrics=("loss", *METRICS)):
+    """Refuse options of TrainArguments that contradict each other, or overwrite the data. metrics: names. Raises UserError."""
+    evaluates = args.evaluation_strategy.value != "no"
+    metric = check_metric(args, metrics)
+    if args.do_train and metric and not evaluates:
+        raise UserError(f"--metric_for_best_model {metric} needs an evaluation during training, expected also --do_eval "
+                        "--evaluation_strategy epoch")
+    if os.path.realpath(args.output_dir) == os.path.realpath(data_dir):
+        raise UserError(f"--output_dir {args.output_dir}: is the folder of the data, expected another one")
+    if args.prediction_loss_only and metric not in ("", "loss"):
+        raise UserError(f"--prediction_loss_only: computes no {metric}, expected --metric_for_best_model loss")
+    if args.fp16 and args.device.startswith("cpu"):
+        raise UserError("--fp16 needs a GPU, expected --device gpu (or training without --fp16)")
+
+
+def check_metric(args, metrics):
+    """The name of the metric that decides which model is best, "" for none. metrics: names. Raises UserError."""
+    metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
+    if metric and metric not in metrics:
+        raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
+    return metric
+
+
+def find_resume_point(args):
+    """The checkpoint to resume from, or None. An unfinished run in output_dir is never overwritten without being asked."""
+    wanted = args.resume_from_checkpoint
+    if wanted is not None:
+        if not os.path.isdir(wanted):
+            raise UserError(f"--resume_from_checkpoint {wanted}: no such folder, expected a checkpoint-N folder made by train.py "
+                            "(or the output_dir that holds some)")
+        folder = wanted if not list_checkpoints(wanted) else get_last_checkpoint(wanted)
+        missing = [name for name in (*RESUME_FILES, random_state_file(args)) if not os.path.isfile(os.path.join(folder, name))]
+        if missing:
+            raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N "
+                            "folder made by train.py (or the output_dir that holds some)")
+        return folder
+    old = list_checkpoints(args.output_dir)
+    if old and not args.overwrite_output_dir and not os.path.isfile(os.path.join(args.output_dir, "trainer_state.json")):
+        last = get_last_checkpoint(args.output_dir)
+        raise UserError(f"{args.output_dir}: holds {os.path.basename(last)} of a training that did not finish, expected "
+                        f"--resume_from_checkpoint {last} to go on with it, or --overwrite_output_dir to start anew")
+    return None
+
+
+def check_resume_point(folder, args, labels, label_path, model, num_rows):
+    """UserError unless a run with these options can have written the checkpoint to resume from."""
+    saved_labels = os.path.join(folder, "label.txt")
+    if os.path.isfile(saved_labels):
+        compare_labels(read_labels(saved_labels), labels, label_path, folder)
+    config = read_json(os.path.join(folder, "config.json"))
+    for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                 "max_position_embeddings", "type_vocab_size"):
+        if name in config and config[name] != getattr(model.config, name, None):
+            raise UserError(f"--resume_from_checkpoint {folder}: {name} is {config[name]} there and "
+                            f"{getattr(model.config, name, None)} in the model, expected the --model_name_or_path it began with")
+    check_weights(model, os.path.join(folder, WEIGHTS))
+    path = os.path.join(folder, "trainer_state.json")
+    state = read_json(path)
+    epochs, steps = state.get("epoch"), state.get("global_step")
+    if not (isinstance(epochs, (int, float)) and isinstance(steps, int) and isinstance(state.get("log_history"), list)):
+        raise UserError(f"{path}: damaged, expected the file that train.py wrote")
+    if args.max_steps <= 0 and epochs > args.num_train_epochs:
+        raise UserError(f"--num_train_epochs {args.num_train_epochs}: {folder} has {epochs:g} epochs already, expected as many "
+                        "or more")
+    if 0 < args.max_steps < steps:
+        raise UserError(f"--max_steps {args.max_steps}: {folder} has {steps} steps already, expected as many or more")
+    batch_size, accumulated = args.per_device_train_batch_size * args.dataset_world_size, args.gradient_accumulation_steps
+    batches = num_rows // batch_size if args.dataloader_drop_last else -(-num_rows // batch_size)
+    # accumulation leaves batches over, at most a step's in every epoch
+    if not 0 <= epochs * batches - steps * accumulated + 0.5 <= (int(epochs) + 1) * accumulated + 0.5:
+        raise UserError(f"--resume_from_checkpoint {folder}: made {steps} steps in {epochs:g} epochs, where this run has "
+                        f"{batches} batches an epoch, expected the rows, batch size and processes that it began with (to train a "
+                        "finished model further, name it with --model_name_or_path)")
+
+
+def clear_leftovers(args, resume_point):
+    """Remove what an earlier run left: half-written staging folders, and before a new training its resume points."""
+    for name in os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []:
+        if name.startswith((STAGING, ".deleted-")):
+            shutil.rmtree(os.path.join(args.output_dir, name), ignore_errors=True)
+    if resume_point is None:
+        for folder in list_checkpoints(args.output_dir):
+            get_logger().info(f"Deleting [{folder}] of the earlier training in {args.output_dir}")
+            remove_folder(folder)
+        for name in OLD_RESULTS:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(args.output_dir, name))
+
+
+class ClearLeftovers(TrainerCallback):
+    """Removes the earlier run when the training begins, not before: by then the library has refused what it does not take."""
+
+    def __init__(self, resume_point):
+        self.resume_point = resume_point
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if is_main_rank():
+            clear_leftovers(args, self.resume_point)
+
+
+def tokenize_split(split, encode, max_seq_length, name):
+    """Tokenize (texts, label ids) and say how many texts are cut."""
+    tokens = tokenize(split[0], encode, split[1], f"Tokenizing {name}")
+    full = int((tokens.lengths >= max_seq_length).sum())
+    if full:
+        get_logger().info(f"{full} of {len(tokens)} {name} texts fill max_seq_length {max_seq_length}; longer ones are cut.")
+    return tokens
+
+
+def choose_callbacks(args, patience):
+    """The callbacks of a training. patience: evaluations without a better metric after which it stops, 0 for none; says so where
+    that cannot work."""
+    callbacks = [DropRemainder(), StopAtNonFinite()]
+    if args.do_train and patience > 0:
+        if args.load_best_model_at_end and args.evaluation_strategy.value != "no":
+            callbacks.append(ResumableEarlyStopping(patience))
+        else:
+            get_logger().info("Early stopping is off: it needs --evaluation_strategy and --load_best_model_at_end.")
+    return callbacks
+
+
+def train_and_save(trainer, args, resume_point):
+    """Train, save the model in args.output_dir, complete or not at all, and its metrics."""
+    if is_main_rank():
+        lock_folder(args.output_dir)
+    trainer.add_callback(ClearLeftovers(resume_point))
+    with plain_library_errors():
+        metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
+    StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
+    if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+        get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "
+                             "Use --evaluation_strategy epoch --save_strategy epoch, or smaller --eval_steps.")
+    if is_main_rank():
+        with complete_folder(args.output_dir, marker="config.json") as staging:
+            trainer.save_model(staging)
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+
+
+def check_row_counts(args, dev_file, num_train, num_dev):
+    """UserError where there are too few rows for a batch, or for the processes to share them."""
+    if args.do_train:
+        check_batch(args, num_train)
+    if args.do_eval and num_dev < args.dataset_world_size:
+        raise UserError(f"{dev_file}: {num_dev} rows for {args.dataset_world_size} processes, expected at "
+                        "least one row per process")
