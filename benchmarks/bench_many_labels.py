@@ -19,10 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import load
 import numpy as np
 from bench_retrieval import ROOT, make_nano
 from bench_serving import read_log
+
+import load
 
 PYTHON = ROOT / ".venv-simple-serving/bin/python"
 CLIENTS = 16

@@ -20,6 +20,7 @@ import tempfile
 import time
 
 import bench
+
 import load
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -4,8 +4,8 @@ import json
 import shutil
 
 import numpy as np
-from conftest import ROOT, load_script, make_model, read_lines, run_here, write_binary_data, write_lines
 
+from helpers import ROOT, load_script, make_model, read_lines, run_here, write_binary_data, write_lines
 from textcls.data.files import read_labels
 from textcls.data.prompts import compile_template, parse_template
 from textcls.data.tokens import pad_batch

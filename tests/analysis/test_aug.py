@@ -9,9 +9,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, make_model, read_lines, run, run_here, write_lines
 
 import analysis.aug
+from helpers import ROOT, assert_user_error, make_model, read_lines, run, run_here, write_lines
 from textcls.analysis.augmentation import STRATEGIES, MaskedLM, augment, load_source, make_operators, read_dictionary
 from textcls.common.errors import UserError
 from textcls.models.paddle_setup import paddle

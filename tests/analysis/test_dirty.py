@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 from analysis import dirty
+from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 from textcls.analysis.duplicates import comparison_key, find_conflicts
 from textcls.analysis.label_errors import combine, find_label_errors, split_folds
 from textcls.common.errors import UserError

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, top_k_accuracy_score
 
 import predict
 from analysis import evaluate
+from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 from textcls.training.scoring import compute_metrics
 
 DATA = ROOT / "data"

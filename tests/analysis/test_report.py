@@ -5,9 +5,9 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 from analysis import report, sent_interpret
+from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 LABELS = read_lines(ROOT / "data/label.txt")
 

@@ -4,9 +4,9 @@ import os
 import re
 
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 from analysis import sparse
+from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 DATA = ROOT / "data"
 MISSING = ("医疗费用", "就医建议")  # two classes that the training file does not cover

@@ -1,10 +1,10 @@
 """analysis/walkthrough.py: all conditions of one seed, on tiny data."""
 
 import pytest
-from conftest import assert_user_error, read_lines, run, run_here
 
 import train
 from analysis import aug, dirty, walkthrough
+from helpers import assert_user_error, read_lines, run, run_here
 from textcls.common.errors import UserError
 
 SCRIPTS = {"train.py": train.main, "analysis/dirty.py": dirty.main, "analysis/aug.py": aug.main}

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, make_model, read_lines, run, run_here, write_lines
 
 import predict
 from analysis import word_interpret
+from helpers import ROOT, assert_user_error, make_model, read_lines, run, run_here, write_lines
 from textcls.analysis import trustai_setup
 from textcls.analysis.attributions import attribute_tokens, explain_batches, interpret
 from textcls.analysis.faithfulness import measure_faithfulness

@@ -6,10 +6,10 @@ import re
 import shutil
 
 import numpy as np
-from conftest import GRAPH, ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 import predict
 from export_model import main
+from helpers import GRAPH, ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 
 def export(checkpoint, output, *more):

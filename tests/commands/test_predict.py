@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, assert_user_error, launch, read_lines, run, run_here, write_lines
 
+from helpers import ROOT, assert_user_error, launch, read_lines, run, run_here, write_lines
 from predict import main
 from textcls.common.errors import UserError
 from textcls.data.files import compare_labels

@@ -13,7 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import (
+
+import export_model
+import predict
+import train
+from helpers import (
     ROOT,
     assert_same_weights,
     assert_user_error,
@@ -26,10 +30,6 @@ from conftest import (
     weights,
     write_lines,
 )
-
-import export_model
-import predict
-import train
 from textcls.common.errors import UserError
 from textcls.models.paddle_setup import paddle
 from textcls.training.resume import RESUME_FILES

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import ROOT
 from textcls.common import log
 from textcls.common.errors import Problems, UserError
 from textcls.common.outputs import check_outputs, complete_file, complete_folder

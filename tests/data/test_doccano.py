@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_here
 
 from data import doccano
+from helpers import ROOT, run_here
 
 SCRIPT = str(ROOT / "data/doccano.py")
 ALL = {"train.txt", "dev.txt", "test.txt", "label.txt"}

@@ -9,10 +9,10 @@ import zipfile
 
 import openpyxl
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 from data import doccano
 from data import table as script
+from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 
 ROWS = [("头疼怎么办", "治疗方案"), ("拔牙多少钱", "医疗费用"), ("腹胀是什么引起的", "病因分析"), ("牙套戴多久", "治疗方案")]
 HEADER = ("问题", "类别")

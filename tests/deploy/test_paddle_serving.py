@@ -11,18 +11,18 @@ import sys
 import time
 
 import pytest
-from command_lines import run_all
-from conftest import (
+
+from helpers import (
     ROOT,
     assert_answers_agree,
     assert_user_error,
     needs_paddle_2,
     read_lines,
+    run_all,
     run_here,
     server_python,
     write_lines,
 )
-
 from textcls.common.errors import UserError
 
 sys.path.insert(0, str(ROOT / "deploy/paddle_serving"))

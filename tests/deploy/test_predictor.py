@@ -10,9 +10,9 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, read_lines, run, run_here, thousand_texts, write_lines
 
 import export_model
+from helpers import ROOT, assert_user_error, read_lines, run, run_here, thousand_texts, write_lines
 from textcls.common.errors import UserError
 from textcls.common.probabilities import softmax
 from textcls.common.texts import text_problem

@@ -6,12 +6,11 @@ import shutil
 import subprocess
 import threading
 
-import load
 import pytest
-from command_lines import run_all
-from conftest import ROOT, assert_user_error, read_lines, run, server_python, write_lines
 from test_simple_serving import CLIENT, CODE, SERVER, client, post, start, stop
 
+import load
+from helpers import ROOT, assert_user_error, read_lines, run, run_all, server_python, write_lines
 from textcls.retrieval.changes import (
     add_texts,
     changing,

@@ -14,11 +14,11 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import load
 import numpy as np
 import pytest
-from command_lines import run_all
-from conftest import ROOT, assert_answers_agree, assert_user_error, read_lines, server_python, write_lines
+
+import load
+from helpers import ROOT, assert_answers_agree, assert_user_error, read_lines, run_all, server_python, write_lines
 
 PYTHON = server_python("simple-serving")
 SERVER, CLIENT = ROOT / "deploy/simple_serving/server.py", ROOT / "deploy/simple_serving/client.py"

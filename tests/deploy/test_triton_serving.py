@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_lines import run_all
-from conftest import ROOT, assert_answers_agree, assert_user_error, read_lines, run_here, server_python, write_lines
 
+from helpers import ROOT, assert_answers_agree, assert_user_error, read_lines, run_all, run_here, server_python, write_lines
 from textcls.retrieval.encoder import open_encoder
 from textcls.runtime.predictor import Predictor
 

@@ -11,7 +11,13 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import (
+
+import export_model
+import predict
+import prune
+import train as fine_tuning
+from analysis import dirty, evaluate, report, sent_interpret, sparse, word_interpret
+from helpers import (
     GRAPH,
     ROOT,
     assert_same_weights,
@@ -26,12 +32,6 @@ from conftest import (
     write_lines,
 )
 from prompt_models import TEXTS, WORDS, build, guess_words, options, run_train, script, trained, words_as_ids
-
-import export_model
-import predict
-import prune
-import train as fine_tuning
-from analysis import dirty, evaluate, report, sent_interpret, sparse, word_interpret
 from textcls.analysis.attributions import attribute_tokens, interpret
 from textcls.common.errors import UserError
 from textcls.common.texts import text_problem

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import assert_user_error, make_model, read_lines, weights, write_lines
-from prompt_models import TEXTS, build, guess_words, run_train, words_as_ids
 
+from helpers import assert_user_error, make_model, read_lines, weights, write_lines
+from prompt_models import TEXTS, build, guess_words, run_train, words_as_ids
 from textcls.common.errors import UserError
 from textcls.data.files import draw_shots, read_labels
 from textcls.data.prompts import parse_template

@@ -8,9 +8,9 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import KUAKE, ROOT, needs_kuake, read_lines
 from tokenizers import Tokenizer
 
+from helpers import KUAKE, ROOT, needs_kuake, read_lines
 from textcls.models.wordpiece import build_rust_tokenizer
 
 MARKS = [chr(code) for code in range(sys.maxunicode) if unicodedata.combining(chr(code))]

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 
-from conftest import ROOT
+from helpers import ROOT
 
 
 def test_demo_makes_a_good_model(tmp_path):
@@ -14,7 +14,7 @@ def test_demo_makes_a_good_model(tmp_path):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     process = subprocess.run(["sh", "data/demo.sh"], cwd=tmp_path, encoding="utf-8", capture_output=True,
-                             env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})  # as conftest.run
+                             env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})  # as helpers.run
     assert process.returncode == 0, process.stderr
     table = process.stdout[process.stdout.index("made    "):]
     accuracy = float(re.search(r"small ERNIE, from scratch +(\d+\.\d\d) %", table)[1])

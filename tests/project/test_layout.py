@@ -4,7 +4,7 @@ import ast
 import subprocess
 import sys
 
-from conftest import ROOT
+from helpers import ROOT
 
 # the rooms of textcls/ and the floors they are on; a room imports only what is on a lower floor
 FLOORS = {"common": 1, "data": 2, "runtime": 3, "models": 4, "export": 5, "retrieval": 5, "training": 6, "analysis": 7}

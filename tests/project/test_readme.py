@@ -14,7 +14,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, needs_paddle_2, server_python
+
+from helpers import ROOT, needs_paddle_2, server_python
 
 DOCUMENTS = {"README.md": ".",  # where a document's commands are run
              **{f"docs/{name}.md": "." for name in ("data", "training", "evaluation", "analysis", "export", "deployment",
@@ -200,12 +201,12 @@ def test_what_development_names_exists():
 @pytest.mark.parametrize("command", dict.fromkeys(command for document in DOCUMENTS for command in commands(document)
                                                   if elsewhere(command)))
 def test_commands_of_other_tests_are_run_there(command):
-    """The test exists, and the command's options stand in its file or in conftest.py."""
+    """The test exists, and the command's options stand in its file or in helpers.py."""
     file, name = elsewhere(command).split("::")
     [path] = ROOT.glob(f"tests/*/{file}")
     code = path.read_text(encoding="utf-8")
     assert re.search(rf"^def {name}\(", code, re.MULTILINE)
-    code += read("tests/conftest.py")
+    code += read("tests/helpers.py")
     for option in set(re.findall(r"(?<= )--\w+", command)) - NOT_TRIED:
         assert re.search(rf"\b{option[2:]}\b", code), f"{file} never gives {option}"
 

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, run, train_options, write_lines
 
+from helpers import ROOT, run, train_options, write_lines
 from textcls.models.paddle_setup import PADDLE_3
 
 PYTHONS = {"2.6": ROOT / ".venv/bin/python", "3": ROOT / ".venv-paddle3/bin/python"}

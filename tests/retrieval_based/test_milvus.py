@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from command_lines import run_all
-from conftest import ROOT, assert_user_error, read_lines, server_python, write_lines
 
+from helpers import ROOT, assert_user_error, read_lines, run_all, server_python, write_lines
 from textcls.retrieval.changes import memory_index, new_header, remove_label, rows_of_texts, write_index
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.index import open_index

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, load_script, read_lines, run_here
 
+from helpers import ROOT, assert_user_error, load_script, read_lines, run_here
 from textcls.common.errors import UserError
 from textcls.retrieval.changes import (
     add_texts,

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_error, load_script, read_lines, run, run_here, write_lines
 
+from helpers import ROOT, assert_user_error, load_script, read_lines, run, run_here, write_lines
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.index import open_index
 from textcls.retrieval.search import Found, label_probabilities, label_ranks, label_similarities, lexical_nearest, nearest, vote

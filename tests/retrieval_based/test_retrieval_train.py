@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import (
+
+import train as fine_tuning
+from helpers import (
     ROOT,
     assert_same_weights,
     assert_user_error,
@@ -23,8 +25,6 @@ from conftest import (
     weights,
     write_lines,
 )
-
-import train as fine_tuning
 from textcls.common.errors import UserError
 from textcls.data.tokens import TokenizedTexts
 from textcls.models.checkpoints import load_checkpoint, load_model, load_sentence_encoder
