@@ -16,8 +16,13 @@ import numpy as np
 import pytest
 
 from textcls.common.errors import run_script
+from textcls.common.probabilities import softmax
+from textcls.common.texts import text_problem
+from textcls.data.tokens import pad_batch
+from textcls.export.deployment import open_graph, run_graph
 from textcls.models.paddle_setup import PADDLE_3, paddle  # prepares this process before a test imports paddle
 from textcls.models.pickle_guard import guard_paddle_load
+from textcls.runtime.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parent.parent
 KUAKE = os.environ.get("KUAKE_QIC_DIR")
@@ -237,6 +242,29 @@ def make_ernie_m(folder, rows):
         "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
         "max_position_embeddings": 130, "pad_token_id": 1, "cls_token_id": 0}))
     return folder
+
+
+def paddle_inference(prefix, rows, pad_id):
+    """Probabilities by Paddle Inference, batches of 32 in the order of rows; float32 [num_texts, num_classes]."""
+    graph = open_graph(str(prefix))
+    return softmax(np.concatenate([run_graph(graph, pad_batch(rows[start:start + 32], pad_id))
+                                   for start in range(0, len(rows), 32)]))
+
+
+def assert_paths_agree(prefix, texts, calibration_file, least=0.99, **options):
+    """Paddle's graph and its ONNX fp32 agree on every label, INT8 on `least` of them; returns the probabilities of ONNX fp32.
+
+    options: of the Predictor in INT8.
+    """
+    fp32, texts = Predictor(prefix), [text for text in texts if not text_problem(text)]
+    pad_id = json.loads((prefix.parent / "deploy.json").read_text())["pad_token_id"]
+    reference, probs = paddle_inference(prefix, fp32.tokenize(texts), pad_id), fp32.probabilities(texts)
+    np.testing.assert_array_equal(probs.argmax(axis=1), reference.argmax(axis=1))
+    np.testing.assert_allclose(probs, reference, atol=1e-4)
+    int8 = Predictor(prefix, quantize=True, calibration_file=calibration_file, **options).probabilities(texts)
+    assert (int8.argmax(axis=1) == reference.argmax(axis=1)).mean() >= least
+    assert not np.allclose(int8, probs, atol=1e-6)  # else nothing was quantized
+    return probs
 
 
 def assert_answers_agree(answers, expected):

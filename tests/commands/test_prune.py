@@ -6,9 +6,20 @@ import re
 
 import numpy as np
 import pytest
-from test_predictor import assert_paths_agree, thousand_texts
 
-from helpers import GRAPH, ROOT, assert_user_error, launch, needs_paddle_2, read_lines, run, run_here, write_lines
+from helpers import (
+    GRAPH,
+    ROOT,
+    assert_paths_agree,
+    assert_user_error,
+    launch,
+    needs_paddle_2,
+    read_lines,
+    run,
+    run_here,
+    thousand_texts,
+    write_lines,
+)
 from prune import hold_out, main, parse_widths
 from textcls.common.errors import UserError
 from textcls.models.paddle_setup import PADDLE_3

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 import export_model
-from helpers import ROOT, assert_user_error, read_lines, run, run_here, thousand_texts, write_lines
+from helpers import ROOT, assert_paths_agree, assert_user_error, read_lines, run, run_here, thousand_texts, write_lines
 from textcls.common.errors import UserError
 from textcls.common.probabilities import softmax
 from textcls.common.texts import text_problem
 from textcls.data.tokens import model_inputs, pad_batch
-from textcls.export.deployment import open_graph, run_graph
 from textcls.runtime.converted import converted_path
 from textcls.runtime.predictor import Predictor
 
@@ -40,29 +39,6 @@ def infer(folder, *more, stdin=""):
     log.handlers.clear()
     log.propagate = True
     return process
-
-
-def paddle_inference(prefix, rows, pad_id):
-    """Probabilities by Paddle Inference, batches of 32 in the order of rows; float32 [num_texts, num_classes]."""
-    graph = open_graph(str(prefix))
-    return softmax(np.concatenate([run_graph(graph, pad_batch(rows[start:start + 32], pad_id))
-                                   for start in range(0, len(rows), 32)]))
-
-
-def assert_paths_agree(prefix, texts, calibration_file, least=0.99, **options):
-    """Paddle's graph and its ONNX fp32 agree on every label, INT8 on `least` of them; returns the probabilities of ONNX fp32.
-
-    options: of the Predictor in INT8.
-    """
-    fp32, texts = Predictor(prefix), [text for text in texts if not text_problem(text)]
-    pad_id = json.loads((prefix.parent / "deploy.json").read_text())["pad_token_id"]
-    reference, probs = paddle_inference(prefix, fp32.tokenize(texts), pad_id), fp32.probabilities(texts)
-    np.testing.assert_array_equal(probs.argmax(axis=1), reference.argmax(axis=1))
-    np.testing.assert_allclose(probs, reference, atol=1e-4)
-    int8 = Predictor(prefix, quantize=True, calibration_file=calibration_file, **options).probabilities(texts)
-    assert (int8.argmax(axis=1) == reference.argmax(axis=1)).mean() >= least
-    assert not np.allclose(int8, probs, atol=1e-6)  # else nothing was quantized
-    return probs
 
 
 def test_checkpoint_graph_onnx_and_int8_agree_on_a_thousand_texts(checkpoint, exported):
