@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from textcls.analysis.augmentation import STRATEGIES, add_new_word_options, augment, load_source
+from textcls.analysis.augmentation import STRATEGIES, add_variant_options, augment, load_source
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import make_parser, positive_int, seed_number
@@ -32,8 +32,7 @@ def parse_arguments():
     parser.add_argument("--aug_path", default="./data/aug.txt", help="where the new rows go")
     parser.add_argument("--aug_strategy", default="substitute", choices=("mix", *STRATEGIES),
                         help="what happens to words; mix: the four in turn")
-    parser.add_argument("--create_n", type=positive_int, default=2, help="new rows per training row, at most")
-    add_new_word_options(parser)
+    add_variant_options(parser, create_n=2)
     parser.add_argument("--classes", nargs="+", metavar="LABEL", help="only rows of these classes")
     parser.add_argument("--min_per_class", type=positive_int, metavar="N",
                         help="only classes with fewer rows than N, and only as many new rows as bring them to N")

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from textcls.analysis.augmentation import STRATEGIES, add_new_word_options, augment, load_source
+from textcls.analysis.augmentation import STRATEGIES, add_variant_options, augment, load_source
 from textcls.analysis.duplicates import comparison_key
 from textcls.analysis.influence import cached_features, nearest_rows, normalize, sparse_scores
 from textcls.common.errors import Problems, UserError, run_script
@@ -82,8 +82,7 @@ def parse_arguments():
     parser.add_argument("--max_overlap", type=float, default=0.5, help="texts that share more than this part of their pairs of "
                         "characters are near-duplicates; 1: only equal texts are")
     parser.add_argument("--aug_strategy", choices=["duplicate", *STRATEGIES], default="substitute")
-    parser.add_argument("--create_n", type=positive_int, default=1, help="variants per supporting row")
-    add_new_word_options(parser)
+    add_variant_options(parser, create_n=1)
     parser.add_argument("--seed", type=seed_number, default=3, help="of the augmentation")
     args = parser.parse_args()
     for name, low in (("max_overlap", 0), ("support_threshold", -1)):

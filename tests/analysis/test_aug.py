@@ -240,6 +240,8 @@ def test_options_that_do_not_fit_together():
                           (("substitute", "custom", "none.json"), "none.json: file not found")):
         with pytest.raises(UserError, match=re.escape(part)):
             load_source(*options)
+    assert_user_error(run_here(analysis.aug.main, "--create_n", 100_000_000),
+                      "--create_n: '100000000': expected at most 1000: no text has")
 
 
 def test_shipped_dictionaries_are_sound():

@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import bench_dirty
 import numpy as np
 import pytest
 
@@ -73,6 +74,14 @@ def test_planted_errors_are_listed_first_and_like_texts_found(noisy, tmp_path):
     assert 0.8 <= float(like[2][1]) < 1 and like[2][1] == like[3][1]
     assert [int(row[2]) for row in like] == list(range(len(rows) - 3, len(rows) + 1))
     assert ["\t".join(row[3:]) for row in like] == LIKE
+
+
+def test_the_measurement_plants_and_counts():
+    process = run_here(bench_dirty.main, "--dataset_dir", DATA, "--noise", 0.1, "--seeds", 1, "--folds", 2, "--device", "cpu")
+    assert process.returncode == 0, process.stderr
+    header, row = [line.split("\t") for line in process.stdout.splitlines()]
+    figures = dict(zip(header, row))
+    assert figures["planted"] == "121" and 60 < float(figures["P=R@n"]) < float(figures["R@2n"]) <= 100
 
 
 def test_representer_with_a_checkpoint(noisy, checkpoint, tmp_path):

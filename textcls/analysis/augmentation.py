@@ -33,6 +33,7 @@ import numpy as np
 from textcls.analysis.duplicates import comparison_key
 from textcls.common.errors import Problems, UserError
 from textcls.common.log import progress_bar
+from textcls.common.options import positive_int
 from textcls.common.outputs import complete_file
 from textcls.data.tokens import pad_batch, sorted_batches
 from textcls.models.checkpoints import check_vocabulary, load_model, load_tokenizer
@@ -40,6 +41,7 @@ from textcls.models.checkpoints import check_vocabulary, load_model, load_tokeni
 STRATEGIES = ("substitute", "insert", "delete", "swap")
 AUG_TYPES = ("synonym", "homonym", "mlm", "custom")
 SHIPPED = {"synonym": "synonyms.json", "homonym": "homonyms.json"}  # in data/
+MAX_VARIANTS = 1000  # of a text: no text has so many that still say the same
 ROUNDS = 5  # tries for a text that has fewer variants than asked
 CHUNK = 8192  # texts worked on at once: bounds memory, and lets the masked LM form batches of like length
 CHINESE = re.compile("[\u4e00-\u9fff]+")
@@ -58,8 +60,12 @@ QUESTION_WORDS = frozenset("""
 """.split())
 
 
-def add_new_word_options(parser):
-    """Add the options of the scripts that make variants of texts: how many words change, and where new ones come from."""
+def add_variant_options(parser: argparse.ArgumentParser, create_n: int) -> None:
+    """Add the options of the scripts that make variants of texts: how many, how many words change, where new ones come from.
+
+    create_n: default of the first.
+    """
+    parser.add_argument("--create_n", type=variants_number, default=create_n, help="variants per row, at most")
     parser.add_argument("--aug_type", default="synonym", choices=AUG_TYPES,
                         help="where new words come from: PaddleNLP's dictionaries, a masked language model, custom_file_path")
     parser.add_argument("--aug_percent", type=proportion, default=0.1, help="part of a text's words that change; at least one")
@@ -67,7 +73,16 @@ def add_new_word_options(parser):
     parser.add_argument("--mlm_model", help="masked LM for --aug_type mlm: a folder or a name; None: ernie-1.0-large-zh-cw")
 
 
-def proportion(text):
+def variants_number(text: str) -> int:
+    """Type of --create_n."""
+    number = positive_int(text)
+    if number > MAX_VARIANTS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at most {MAX_VARIANTS}: no text has more variants that still say "
+                                         "the same")
+    return number
+
+
+def proportion(text: str) -> float:
     """Type of --aug_percent."""
     try:
         number = float(text)

@@ -1,7 +1,7 @@
 """Measure dirty.py: give some training rows a wrong label at random and count how many of them it lists first.
 
-    python analysis/measure_dirty.py --dataset_dir KUAKE_QIC --methods tfidf --noise 0.1 0.2 --seeds 1 2 3
-    python analysis/measure_dirty.py --dataset_dir KUAKE_QIC --methods tfidf finetune both representer --noise 0.1 --seeds 1 \\
+    python benchmarks/bench_dirty.py --dataset_dir KUAKE_QIC --methods tfidf --noise 0.1 0.2 --seeds 1 2 3
+    python benchmarks/bench_dirty.py --dataset_dir KUAKE_QIC --methods tfidf finetune both representer --noise 0.1 --seeds 1 \\
         --model_name_or_path data --learning_rate 5e-4 --num_train_epochs 4 --per_device_train_batch_size 32
 
 Reads   dataset_dir/train.txt, label.txt.
