@@ -135,8 +135,12 @@ def check_arguments(model_args, data_args, args):
         raise UserError("--alpha_rdrop, --alpha_rgl: out of range, expected 0 or more")
 
 
-def read_templates(prompts):
-    """The templates that --prompt names: list of lists of parts. prompts: list of str, or None. UserError."""
+def read_templates(prompts, word_ids):
+    """The templates that --prompt names: list of lists of parts. UserError.
+
+    prompts: list of str, or None. word_ids: of `tokenize_words`; a template without blocks gets a mask as long as the words, if
+    they are all of one length.
+    """
     templates, problems = [], Problems()
     for prompt in prompts or [None]:
         lines = [prompt]
@@ -148,8 +152,14 @@ def read_templates(prompts):
         elif prompt and (prompt.endswith(".txt") or "\uff5b" in prompt):
             raise UserError(f"--prompt {prompt}: no such file, and no template either, expected a file of templates, or a "
                             "template with plain braces { }")
-        templates += [parse_template(line) for line in lines]
-    return templates
+        templates += lines
+    lengths = [len(ids) for words in word_ids for ids in words]
+    least, most = min(lengths), max(lengths)
+    mask_length = least if least == most else 1
+    if any(template is None or "{" not in template for template in templates):
+        get_logger().info(f"A prompt without blocks gets a mask of length {mask_length}: the label words have "
+                          f"{least if least == most else f'from {least} to {most}'} tokens.")
+    return [parse_template(template, mask_length) for template in templates]
 
 
 def read_data(data_args, args, tokenizer, pretrain_file):
@@ -211,12 +221,17 @@ def train_all(task, members, model_args, args, rows):
     results.append({"name": f"mean of all {len(members)}", **measure(mean, rows)})
     if distills:
         distill(task, args, folders[0], texts[2], mean[2], model_args.distill_epochs)
+        results.append({"name": "saved: learnt from all", **measure(predict_texts(args.output_dir, texts[:2], args), rows),
+                        "seconds": read_seconds(args.output_dir)})
     else:
-        copy_model(folders[choose_member(task, members, model_args, args, rows, results)], args.output_dir)
+        best = choose_member(task, members, model_args, args, rows, results)
+        copy_model(folders[best], args.output_dir)
+        results.append({**results[best], "name": f"saved: {members[best].name}"})
         get_logger().info("Only the best model is saved. With unlabelled texts in data.txt one model would learn from all.")
     with complete_file(os.path.join(args.output_dir, "members.json")) as output:
         json.dump(results, output, ensure_ascii=False, indent=1)
-    print_members(results)
+    print_members(results, len(members))
+    warn_of_better(results, folders)
 
 
 def measure(logits, rows):
@@ -253,23 +268,35 @@ def choose_member(task, members, model_args, args, rows, results):
         key = "dev_accuracy"
         if not len(rows["dev"][0]):
             get_logger().warning("Neither dev.txt nor enough training rows to choose by: saving the first model.")
-    best = int(np.argmax([result.get(key, 0) for result in results[:-1]]))
+    best = int(np.argmax([result.get(key, 0) for result in results[:len(members)]]))
     results[best]["is_saved"] = True
     get_logger().info(f"The best by {key} is {members[best].name}.")
     return best
 
 
-def print_members(results):
-    """A table of the members, and mean, sd, min and max of what was measured."""
+def print_members(results, num_members):
+    """A table of what was measured: of the members, which come first, their mean, and the saved model; mean, sd, min and max of
+    the members."""
     names = [name for name in results[0] if name.endswith("_accuracy")] + ["seconds"]
     rows = [("model", [name.replace("_accuracy", "") for name in names])]
     rows += [(result["name"], [f"{result[name]:.4f}" if name in result else "" for name in names]) for result in results]
-    values = np.array([[result[name] for name in names] for result in results[:-1]])
+    values = np.array([[result[name] for name in names] for result in results[:num_members]])
     for what, measured in (("mean", values.mean(axis=0)), ("sd", values.std(axis=0, ddof=1)), ("min", values.min(axis=0)),
                            ("max", values.max(axis=0))):
         rows.append((what, [f"{value:.4f}" for value in measured]))
-    lines = [f"{first:22}" + "".join(f"{cell:>18}" for cell in cells) for first, cells in rows]
+    width = max(len(first) for first, _ in rows)
+    lines = [f"{first:{width}}" + "".join(f"{cell:>18}" for cell in cells) for first, cells in rows]
     get_logger().info("Models of this run:\n" + "\n".join(lines))
+
+
+def warn_of_better(results, folders):
+    """Say so where a member does better on dev than the saved model, the last of results. folders: of the members."""
+    saved = results[-1].get("dev_accuracy", 1.0)
+    accuracies = [result.get("dev_accuracy", 0.0) for result in results[:len(folders)]]
+    if max(accuracies) > saved:
+        best = int(np.argmax(accuracies))
+        get_logger().warning(f"The saved model is worse on dev.txt than {results[best]['name']}: accuracy {saved:.4f}, not "
+                             f"{accuracies[best]:.4f}. That one is a whole model, too, in {folders[best]}")
 
 
 def evaluate(checkpoint, args, rows):
@@ -316,7 +343,6 @@ def main():
     if is_trained and (args.do_train or model_args.prompt):
         raise UserError(f"{folder}: is a prompt model with a prompt of its own, expected a masked language model, or neither "
                         "--do_train nor --prompt")
-    templates = read_templates(model_args.prompt)
     tokenizer = load_tokenizer(folder)
     labels, words, word_ids, rows = read_data(data_args, args, tokenizer, model_args.pretrain_file)
     check_row_counts(args, "dev.txt", len(rows["train"][0]), len(rows["dev"][0]))
@@ -325,6 +351,7 @@ def main():
                         "it, or another --output_dir for the untrained one")
 
     if not is_trained:
+        templates = read_templates(model_args.prompt, word_ids)
         members = [Member(f"prompt-{number}-seed-{seed}", template, seed) for number, template in enumerate(templates, 1)
                    for seed in range(args.seed, args.seed + model_args.repeats)]
         if args.world_size > 1 and (len(members) > 1 or rows["pretrain"]):

@@ -163,7 +163,8 @@ def test_the_benchmark_command_runs_as_published(masked_lm, few, tmp_path):
               --do_predict --metric_for_best_model accuracy --load_best_model_at_end --evaluation_strategy epoch
               --save_strategy epoch --save_total_limit 1 --do_export""".split(), cwd=tmp_path)
     assert log.returncode == 0, log.stderr
-    for line in ("Using template: [{'text': 'text_a'}, {'hard': '这条新闻写的是'}, {'mask': None}]", "***** train metrics *****",
+    for line in ("Using template: [{'text': 'text_a'}, {'hard': '这条新闻写的是'}, {'mask': None, 'length': 2}]", "A prompt "
+                 "without blocks gets a mask of length 2: the label words have 2 tokens.", "***** train metrics *****",
                  "eval_accuracy", "***** test metrics *****", "test_accuracy", "Model saved in"):
         assert line in log.stderr, line
     assert "RANDOM" not in log.stderr and "Traceback" not in log.stderr
@@ -214,9 +215,11 @@ SEVERAL = {"prompt": ["这是关于", SOFT], "do_eval": "", "do_predict": "", "e
 def test_several_prompts_are_distilled_into_one_model(distilled, few):
     folder, log = distilled
     members = json.loads((folder / "members.json").read_text())
-    assert [member["name"] for member in members] == ["prompt-1-seed-42", "prompt-2-seed-42", "mean of all 2"]
+    assert [member["name"] for member in members] == ["prompt-1-seed-42", "prompt-2-seed-42", "mean of all 2",
+                                                      "saved: learnt from all"]
     for member, template in zip(members, SEVERAL["prompt"]):
-        assert member["template"] == parse_template(template) and {"dev_accuracy", "test_accuracy", "seconds"} <= set(member)
+        assert member["template"] == parse_template(template, mask_length=2)
+        assert {"dev_accuracy", "test_accuracy", "seconds"} <= set(member)
         assert load_checkpoint(str(folder / member["name"])).labels == read_labels(few / "label.txt")
     texts = [line.split("\t")[0] for line in read_lines(few / "dev.txt")]
     labels = read_labels(few / "label.txt")
@@ -226,7 +229,9 @@ def test_several_prompts_are_distilled_into_one_model(distilled, few):
         checkpoint = load_checkpoint(str(folder / name))
         logits.append(predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 8))
     accuracies = [(part.argmax(axis=1) == gold).mean() for part in [*logits, np.mean(logits, axis=0)]]
+    accuracies.append(json.loads((folder / "eval_results.json").read_text())["eval_accuracy"])  # of the saved model
     assert [member["dev_accuracy"] for member in members] == pytest.approx(accuracies)
+    assert ("The saved model is worse on dev.txt than" in log) == (accuracies[3] < max(accuracies[:2]))
     assert "Models of this run:" in log and changed(folder, folder / "prompt-1-seed-42")
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 9  # 40 + 30 texts, 8 a step
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
@@ -236,9 +241,10 @@ def test_without_unlabelled_texts_the_best_by_cross_validation_is_saved(masked_l
     write_lines(tmp_path / "prompts", ["这是关于", "", "{'mask'}的是{'text'}"])
     log = trained(masked_lm, few, tmp_path / "out", prompt=tmp_path / "prompts", folds=2, max_steps=2)
     assert "dev.txt has 6 rows of a class, fewer than 20: choosing by cross-validation on train.txt, 4 more trainings" in log
-    members = json.loads((tmp_path / "out/members.json").read_text())[:2]
+    *members, _, saved = json.loads((tmp_path / "out/members.json").read_text())
     best = max(members, key=lambda member: member["cross_validation_accuracy"])
     assert [member.get("is_saved") for member in members].count(True) == 1 and best["is_saved"]
+    assert saved == {**best, "name": f"saved: {best['name']}"}
     assert_same_weights(tmp_path / "out", tmp_path / "out" / best["name"])
     assert not [name for _, folders, _ in os.walk(tmp_path) for name in folders if name.startswith(".")]
 
@@ -248,8 +254,11 @@ def test_repeats_make_a_table_and_pretraining_goes_first(masked_lm, few, tmp_pat
                   pretrain_file=few / "unlabelled/data.txt")
     table = log.split("Models of this run:\n")[1].splitlines()
     assert table[0].split() == ["model", "dev", "test", "seconds"]
-    rows = {line[:22].strip(): line[22:].split() for line in table[1:8]}
-    assert list(rows) == ["prompt-1-seed-42", "prompt-1-seed-43", "mean of all 2", "mean", "sd", "min", "max"]
+    width = max(len(line[:-54].rstrip()) for line in table[1:9])
+    rows = {line[:width].strip(): line[width:].split() for line in table[1:9]}
+    best = "prompt-1-seed-42" if rows["prompt-1-seed-42"][0] >= rows["prompt-1-seed-43"][0] else "prompt-1-seed-43"
+    assert list(rows) == ["prompt-1-seed-42", "prompt-1-seed-43", "mean of all 2", f"saved: {best}", "mean", "sd", "min", "max"]
+    assert rows[f"saved: {best}"] == rows[best] and "The saved model is worse" not in log
     for column in (0, 1):
         values = [float(rows[f"prompt-1-seed-{seed}"][column]) for seed in (42, 43)]
         measured = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]
@@ -349,7 +358,7 @@ def test_a_new_run_leaves_nothing_of_an_older_one(masked_lm, few, distilled, tmp
     out = shutil.copytree(distilled[0], tmp_path / "out")
     trained(masked_lm, few, out, max_steps=1)
     assert not [name for name in os.listdir(out) if name.startswith(("prompt-", "members", "pretrained", "eval_", "test_"))]
-    assert json.loads((out / "run.json").read_text())["prompt"] == [parse_template("这是关于")]
+    assert json.loads((out / "run.json").read_text())["prompt"] == [parse_template("这是关于", mask_length=2)]
 
 
 # ---- the seam: all other tools take a prompt model as it is

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import assert_user_error, make_model, read_lines, weights, write_lines
-from prompt_models import TEXTS, build, guess_words, run_train, words_as_ids
+from prompt_models import TEXTS, build, guess_words, run_train, script, words_as_ids
 from textcls.common.errors import UserError
 from textcls.data.files import draw_shots, read_labels
 from textcls.data.prompts import parse_template
@@ -35,6 +35,16 @@ pytestmark = pytest.mark.usefixtures("tokenizers_built_once")
 ])
 def test_templates_are_parsed(template, parts):
     assert parse_template(template) == parts
+    if template is None or "{" not in template:
+        assert parse_template(template, mask_length=3) == [*parts[:-1], {"mask": None, "length": 3}]
+    else:
+        assert parse_template(template, mask_length=3) == parts  # what it says, or leaves out, holds
+
+
+def test_a_prompt_without_blocks_gets_a_mask_as_long_as_the_words_where_these_are_alike():
+    for word_ids, length in (([[[7, 8]], [[9, 5], [6, 7]]], 2), ([[[7]], [[9, 5]]], 1)):
+        assert script.read_templates(["关于", "{'text'}{'mask'}"], word_ids) == [parse_template("关于", length),
+                                                                             parse_template("{'text'}{'mask'}")]
 
 
 @pytest.mark.parametrize("template, position, wrong", [
@@ -134,7 +144,7 @@ def test_shots_are_drawn_by_the_seed_alone(few):
 
 
 @pytest.mark.parametrize("changes, parts", [
-    ({"max_seq_length": 7}, ["--max_seq_length 7: out of range, expected 8 to 512"]),
+    ({"max_seq_length": 7}, ["--max_seq_length 7: out of range, expected 9 to 512"]),
     ({"repeats": 0}, ["--repeats 0: out of range"]),
     ({"shots": 0}, ["--shots 0: out of range"]),
     ({"learning_rate": 0}, ["--learning_rate 0", "--freeze_plm"]),
