@@ -9,9 +9,7 @@ Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong dev text per line;
         confusion_matrix.png, reliability.png and report.html (one self-contained page of all of it).
 """
 
-import os
-
-from textcls.analysis.evaluation_report import log_metrics, train_baseline, write_report
+from textcls.analysis.evaluation_report import score_splits, train_baseline, write_report
 from textcls.common.errors import run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_dev_file_option, add_model_options, add_train_file_option, find_label_file, make_parser
@@ -20,7 +18,7 @@ from textcls.data.tokens import tokenize
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
 from textcls.models.loading import data_paths, load_with_data, read_splits
-from textcls.training.scoring import calibration, find_bad_cases, score
+from textcls.training.scoring import find_bad_cases
 
 
 def parse_arguments():
@@ -52,39 +50,22 @@ def run_model(checkpoint, split, batch_size, name):
     return predict_probs(checkpoint, tokens, batch_size, f"Evaluating {name}")
 
 
-def compare_with_baseline(train_split, dev_split, labels, dev):
-    """Log the baseline's figures on dev beside those of the model. Returns them, or None where no baseline can be trained."""
-    if len(set(train_split[1].tolist())) < 2:
-        get_logger().warning("No baseline: the training rows are all of one class, expected at least two.")
-        return None
-    baseline = train_baseline(train_split, dev_split, labels)
-    get_logger().info(f"Baseline (character TF-IDF + logistic regression) | accuracy in dev dataset: "
-                      f"{baseline['accuracy'] * 100:.2f}% | macro F1 score {baseline['macro_f1'] * 100:.2f} | "
-                      f"this model: {dev['accuracy'] * 100:.2f}% | macro F1 score {dev['macro_f1'] * 100:.2f}")
-    return baseline
-
-
 def main():
     args = parse_arguments()
     select_device(args.device)
     check_output(args.bad_case_file, [*data_paths(args), find_label_file(args), args.params_path], args.dataset_dir)
     if args.report_dir:
         check_output_folder(args.report_dir, "--report_dir")
-    checkpoint, (train_split, dev_split) = load_with_data(args, lambda *found: read_splits(args, *found))
-    labels = checkpoint.labels
-    train = score(train_split[1], run_model(checkpoint, train_split, args.batch_size, "train"))
-    dev_probs = run_model(checkpoint, dev_split, args.batch_size, "dev")
-    dev = score(dev_split[1], dev_probs)
-    log_metrics(labels, train, dev)
-    bad_cases = find_bad_cases(*dev_split, dev_probs, labels)
+    checkpoint, splits = load_with_data(args, lambda *found: read_splits(args, *found))
+    labels, dev_split = checkpoint.labels, splits[1]
+    probs = [run_model(checkpoint, split, args.batch_size, name) for split, name in zip(splits, ("train", "dev"))]
+    train, dev = score_splits(labels, [label_ids for _, label_ids in splits], probs)
+    bad_cases = find_bad_cases(*dev_split, probs[1], labels)
     write_bad_cases(args.bad_case_file, bad_cases, args.bad_case_confidence)
     get_logger().info(f"Bad case in dev dataset saved in {args.bad_case_file}")
-    baseline = compare_with_baseline(train_split, dev_split, labels, dev) if args.baseline else None
+    baseline = train_baseline(*splits, labels, dev) if args.baseline else None
     if args.report_dir:
-        dev["expected_calibration_error"], dev["calibration_bins"] = calibration(dev_split[1], dev_probs)
         write_report(args.report_dir, labels, train, dev, bad_cases, baseline, args.params_path)
-        get_logger().info(f"Expected calibration error in dev dataset: {dev['expected_calibration_error']:.4f}")
-        get_logger().info(f"Report saved in {os.path.join(args.report_dir, 'report.html')}")
 
 
 if __name__ == "__main__":

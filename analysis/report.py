@@ -11,13 +11,11 @@ Writes  report_dir: report.html, self-contained: the evaluation as evaluate.py -
         cache_dir: features of the training rows, for the next run with this model.
 """
 
-import os
-
 import numpy as np
 
 from textcls.analysis.attributions import STEPS, interpret
 from textcls.analysis.duplicates import find_conflicts
-from textcls.analysis.evaluation_report import log_metrics, train_baseline, write_report
+from textcls.analysis.evaluation_report import score_splits, train_baseline, write_report
 from textcls.analysis.influence import cached_features, find_influences, sparse_scores
 from textcls.analysis.label_errors import find_label_errors
 from textcls.analysis.words import make_segments
@@ -36,7 +34,7 @@ from textcls.common.outputs import check_output_folder
 from textcls.common.probabilities import softmax
 from textcls.models.device import select_device
 from textcls.models.loading import load_with_data, read_splits
-from textcls.training.scoring import calibration, find_bad_cases, score
+from textcls.training.scoring import find_bad_cases
 
 FOLDS = 5  # for the suspect labels
 NUM_NEAREST = 3  # training rows shown per text, and those whose similarity decides how well a text is covered
@@ -120,10 +118,8 @@ def main():
     outputs = [cached_features(checkpoint, args.params_path, split[0], args.batch_size, args.cache_dir, name)
                for name, split in (("train", train), ("dev", dev))]
     features, probs = [split[0] for split in outputs], [softmax(split[1]) for split in outputs]
-    metrics = [score(split[1], split_probs) for split, split_probs in zip((train, dev), probs)]
+    metrics = score_splits(labels, [train[1], dev[1]], probs)
     guesses = probs[1].argmax(axis=1)
-    log_metrics(labels, *metrics)
-    metrics[1]["expected_calibration_error"], metrics[1]["calibration_bins"] = calibration(dev[1], probs[1])
     bad_cases = find_bad_cases(*dev, probs[1], labels)
     most_confident = sorted(range(len(bad_cases)), key=lambda i: -bad_cases[i]["confidence"])[:args.num_cases]
     get_logger().info(f"Explaining {len(most_confident)} of {len(bad_cases)} bad cases, it will take some time...")
@@ -132,9 +128,8 @@ def main():
                           [array[rows] for array in outputs[1]])
     analysis = {"interpreter": args.interpreter, "cases": cases, **list_suspects(args, train, labels),
                 **list_uncovered(args, train, dev, *features, guesses, labels)}
-    baseline = train_baseline(train, dev, labels) if args.baseline else None
+    baseline = train_baseline(train, dev, labels, metrics[1]) if args.baseline else None
     write_report(args.report_dir, labels, *metrics, bad_cases, baseline, args.params_path, analysis)
-    get_logger().info(f"Report saved in {os.path.join(args.report_dir, 'report.html')}")
 
 
 if __name__ == "__main__":

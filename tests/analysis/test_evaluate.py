@@ -104,6 +104,9 @@ def test_report_is_complete_and_self_contained(evaluated, expected):
     for name in ("confusion_matrix.png", "reliability.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     page = (folder / "report.html").read_text(encoding="utf-8")
+    confidence = sum(max(row) for row in expected[1]) / 264 * 100
+    assert float(re.search(r"On dev it is (\S+)% on average", page)[1]) == pytest.approx(confidence, abs=0.006)
+    assert f"accuracy over 10 ranges of confidence, {error * 100:.1f} points" in page
     assert "src=\"data:image/png;base64," in page and "http" not in page
     for line in read_lines(evaluated[0] / "bad_case.txt")[1:]:
         assert f'<td class="text">{line.split(chr(9))[0]}</td>' in page

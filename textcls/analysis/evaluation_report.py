@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+from collections import Counter
+from typing import Optional
 
 import numpy as np
 
@@ -10,15 +12,30 @@ from textcls.analysis.pages import render
 from textcls.common.log import get_logger
 from textcls.common.outputs import complete_folder
 from textcls.training.baseline import baseline_probs
-from textcls.training.scoring import score
+from textcls.training.scoring import calibration, score
+
+Split = tuple[list[str], np.ndarray]  # texts, label ids int64 [num_texts]
 
 MATRIX_LABELS = 40  # up to so many classes the confusion matrix shows names and numbers, above only shades
+MAX_CONFUSIONS = 50  # on the page, where there are more classes than that
+MAX_LISTED = 1000  # wrong texts on the page, besides those that are explained
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
              "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Heiti TC", "Arial Unicode MS")
 
 
-def log_metrics(labels, train, dev):
-    """Print both splits' metrics. The wording is an interface: users' scripts read it."""
+def score_splits(labels: list[str], label_ids: list[np.ndarray], probs: list[np.ndarray]) -> tuple[dict, dict]:
+    """Score train and dev, and log the metrics. Returns those of train, and those of dev with its calibration.
+
+    label_ids: int64 [num_texts] of train and of dev; probs: float32 [num_texts, num_classes] of both.
+    """
+    train, dev = (score(*split) for split in zip(label_ids, probs))
+    log_metrics(labels, train, dev)
+    dev["expected_calibration_error"], dev["calibration_bins"] = calibration(label_ids[1], probs[1])
+    return train, dev
+
+
+def log_metrics(labels: list[str], train: dict, dev: dict) -> None:
+    """Log the metrics of both splits. The wording is an interface: users' scripts read it."""
     info = get_logger().info
     info("-----Evaluate model-------")
     info(f"Train dataset size: {train['size']}")
@@ -37,8 +54,8 @@ def log_metrics(labels, train, dev):
              f"{metrics['macro_recall'] * 100:.2f} | F1 score {metrics['macro_f1'] * 100:.2f}")
 
 
-def describe_class(metrics, index):
-    """The figures of a class in the words of the log."""
+def describe_class(metrics: dict, index: int) -> str:
+    """Return the figures of a class in the words of the log."""
     count, precision, recall, f1 = (metrics["per_class"][name][index] for name in ("count", "precision", "recall", "f1"))
     if count == 0:
         return "0 (0%)"
@@ -46,16 +63,25 @@ def describe_class(metrics, index):
             f"F1 score {f1 * 100:.2f}")
 
 
-def train_baseline(train, dev, labels):
-    """Accuracy and macro-F1 on dev of character 1-2-gram TF-IDF + logistic regression (C=10) trained on train."""
+def train_baseline(train: Split, dev: Split, labels: list[str], model: dict) -> Optional[dict]:
+    """Train character 1-2-gram TF-IDF + logistic regression (C=10) on train, and log its figures on dev beside the model's.
+
+    model: metrics of the model on dev. Returns {"accuracy": 0 to 1, "macro_f1": 0 to 1} of the baseline, or None where the
+    training rows are all of one class.
+    """
+    if len(np.unique(train[1])) < 2:
+        get_logger().warning("No baseline: the training rows are all of one class, expected at least two.")
+        return None
     get_logger().info("Training the baseline: character TF-IDF + logistic regression ...")
-    probs = baseline_probs(*train, dev[0], len(labels))
-    metrics = score(dev[1], probs)
-    return {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"]}
+    metrics = score(dev[1], baseline_probs(*train, dev[0], len(labels)))
+    get_logger().info(f"Baseline (character TF-IDF + logistic regression) | accuracy in dev dataset: "
+                      f"{metrics['accuracy'] * 100:.2f}% | macro F1 score {metrics['macro_f1'] * 100:.2f} | "
+                      f"this model: {model['accuracy'] * 100:.2f}% | macro F1 score {model['macro_f1'] * 100:.2f}")
+    return {name: metrics[name] for name in ("accuracy", "macro_f1")}
 
 
-def draw_pictures(folder, labels, dev):
-    """Write confusion_matrix.png and reliability.png. Classes go by their ids where no Chinese font is installed."""
+def draw_pictures(folder: str, labels: list[str], dev: dict) -> None:
+    """Draw confusion_matrix.png and reliability.png. Classes go by their ids where no Chinese font is installed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -69,8 +95,8 @@ def draw_pictures(folder, labels, dev):
         draw_reliability(os.path.join(folder, "reliability.png"), dev["calibration_bins"], dev["expected_calibration_error"])
 
 
-def draw_confusion_matrix(path, names, matrix):
-    """matrix: int64 [num_classes, num_classes], rows are labels and columns predictions."""
+def draw_confusion_matrix(path: str, names: list[str], matrix: np.ndarray) -> None:
+    """Draw a confusion matrix, int64 [num_classes, num_classes]: rows are labels, columns predictions."""
     from matplotlib import pyplot
 
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -89,8 +115,8 @@ def draw_confusion_matrix(path, names, matrix):
     pyplot.close(figure)
 
 
-def draw_reliability(path, bins, error):
-    """bins, error: of `calibration`."""
+def draw_reliability(path: str, bins: list[dict], error: float) -> None:
+    """Draw the accuracy of each range of confidence. bins, error: of `calibration`."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 4.5), dpi=120)
@@ -105,22 +131,30 @@ def draw_reliability(path, bins, error):
     pyplot.close(figure)
 
 
-def write_report(folder, labels, train, dev, bad_cases, baseline, params_path, analysis=None):
-    """Write metrics.json, both pictures and report.html into folder; report.html appears last.
+def write_report(folder: str, labels: list[str], train: dict, dev: dict, bad_cases: list[dict], baseline: Optional[dict],
+                 params_path: str, analysis: Optional[dict] = None) -> None:
+    """Write metrics.json, both pictures and report.html into folder, report.html last, and log where it is.
 
-    analysis: what report.py adds to the page, as report_template.html names it, or None.
+    train, dev: of `score_splits`; bad_cases: of `find_bad_cases`; baseline: of `train_baseline`; analysis: what report.py adds
+    to the page, as report_template.html names it.
     """
+    confidence = sum(b["count"] * b["confidence"] for b in dev["calibration_bins"]) / dev["size"]
+    confusions = Counter((case["label"], case["prediction"]) for case in bad_cases).most_common(MAX_CONFUSIONS)
     with complete_folder(folder, marker="report.html") as staging:
         with open(os.path.join(staging, "metrics.json"), "w", encoding="utf-8") as file:
             json.dump({"labels": labels, "train": train, "dev": dev, "baseline": baseline}, file, ensure_ascii=False,
                       indent=2)
         draw_pictures(staging, labels, dev)
-        pictures = {}
-        for name in ("confusion_matrix", "reliability"):
-            with open(os.path.join(staging, f"{name}.png"), "rb") as file:
-                pictures[name] = base64.b64encode(file.read()).decode("ascii")
-        page = render("report_template.html", labels=labels, matrix_labels=MATRIX_LABELS, train=train, dev=dev,
-                      baseline=baseline, params_path=params_path, pictures=pictures, analysis=analysis,
+        with open(os.path.join(staging, "reliability.png"), "rb") as file:
+            reliability = base64.b64encode(file.read()).decode("ascii")
+        page = render("report_template.html", labels=labels, matrix_labels=MATRIX_LABELS, max_listed=MAX_LISTED, train=train,
+                      dev=dev, confidence=confidence, confusions=confusions, baseline=baseline, params_path=params_path,
+                      reliability=reliability, analysis=analysis,
                       bad_cases=sorted(bad_cases, key=lambda case: -case["confidence"]))
         with open(os.path.join(staging, "report.html"), "w", encoding="utf-8") as file:
             file.write(page)
+    info = get_logger().info
+    info(f"Expected calibration error in dev dataset: {dev['expected_calibration_error']:.4f}")
+    info(f"That is about the probabilities, not the labels: they are {confidence * 100:.2f}% on average, where "
+         f"{dev['accuracy'] * 100:.2f}% of the labels are right")
+    info(f"Report saved in {os.path.join(folder, 'report.html')}")
