@@ -19,7 +19,7 @@ import time
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_encoder_options, make_parser
-from textcls.common.texts import text_problem
+from textcls.common.texts import LINE
 from textcls.data.files import read_texts
 from textcls.retrieval.changes import (
     OutdatedIndex,
@@ -56,9 +56,8 @@ def read_new_texts(args):
     """The texts of --texts and --text_file, each once."""
     problems = Problems()
     for number, text in enumerate(args.texts, 1):
-        wrong = text_problem(text) or ("a tab or line end" if set(text) & set("\t\r\n") else None)
-        if wrong:
-            problems.add("--texts", number, wrong, "a text")
+        if problem := LINE.problem(text):
+            problems.add("--texts", number, problem, LINE.expected)
     texts = args.texts + (list(read_texts(args.text_file, problems)) if args.text_file else [])
     problems.report()
     return list(dict.fromkeys(texts))

@@ -19,6 +19,7 @@ from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import add_encoder_options, make_parser, positive_int
 from textcls.common.outputs import check_output, complete_file
+from textcls.common.texts import LINE, TEXT
 from textcls.data.files import read_lines
 from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_texts
 from textcls.retrieval.encoder import open_encoder
@@ -45,8 +46,9 @@ def read_pairs(path, problems, needs_tab):
     pairs, names = [], {}
     for number, line in read_lines(path, problems):
         text, tab, rest = line.partition("\t")
-        if not text.strip() or "\t" in rest or (tab or needs_tab) and not rest.strip():
-            problems.add(path, number, "empty text, no tab or several", "<text><tab><label>" if needs_tab else "a text")
+        problem = TEXT.problem(text) or ((tab or needs_tab) and LINE.problem(rest))
+        if problem:
+            problems.add(path, number, f"text or label: {problem}", "<text><tab><label>" if needs_tab else TEXT.expected)
         elif tab:
             pairs.append((text, rest))
         else:  # a line of label.txt

@@ -14,7 +14,7 @@ import time
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import make_parser, positive_int
-from textcls.common.texts import text_problem
+from textcls.common.texts import TEXT
 from textcls.data.files import read_texts
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.milvus import (
@@ -53,8 +53,8 @@ def read_queries(args):
     """The texts of --texts or --data_file: list of str."""
     if args.texts:
         for text in args.texts:
-            if text_problem(text):
-                raise UserError(f"--texts {text!r}: {text_problem(text)}, expected a text")
+            if problem := TEXT.problem(text):
+                raise UserError(f"--texts {text!r}: {problem}, expected {TEXT.expected}")
         return args.texts
     problems = Problems()
     stream = sys.stdin.buffer if args.data_file == "-" else None

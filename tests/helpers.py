@@ -17,7 +17,7 @@ import pytest
 
 from textcls.common.errors import run_script
 from textcls.common.probabilities import softmax
-from textcls.common.texts import text_problem
+from textcls.common.texts import TEXT
 from textcls.data.tokens import pad_batch
 from textcls.export.deployment import open_graph, run_graph
 from textcls.models.paddle_setup import PADDLE_3, paddle  # prepares this process before a test imports paddle
@@ -256,7 +256,7 @@ def assert_paths_agree(prefix, texts, calibration_file, least=0.99, **options):
 
     options: of the Predictor in INT8.
     """
-    fp32, texts = Predictor(prefix), [text for text in texts if not text_problem(text)]
+    fp32, texts = Predictor(prefix), [text for text in texts if not TEXT.problem(text)]
     pad_id = json.loads((prefix.parent / "deploy.json").read_text())["pad_token_id"]
     reference, probs = paddle_inference(prefix, fp32.tokenize(texts), pad_id), fp32.probabilities(texts)
     np.testing.assert_array_equal(probs.argmax(axis=1), reference.argmax(axis=1))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from settings import NAME
 
-from textcls.common.texts import has_lone_surrogate, text_problem
+from textcls.common.texts import TEXT, has_lone_surrogate
 
 BAD_REQUEST, INTERNAL_ERROR = 51, 52  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
 FAILED = "internal error, expected the cause in the server's log"
@@ -84,9 +84,8 @@ def check_text(field, text, limits):
         raise RequestError(f"{field}: {describe(text)}, expected a text")
     if len(text) > limits.max_characters:
         raise RequestError(f"{field}: {len(text)} characters, expected at most {limits.max_characters}")
-    problem = text_problem(text)
-    if problem:
-        raise RequestError(f"{field}: {problem}, expected a text")
+    if problem := TEXT.problem(text):
+        raise RequestError(f"{field}: {problem}, expected {TEXT.expected}")
 
 
 def check_unicode(field, text):

@@ -21,12 +21,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
-from textcls.common.texts import text_problem
+from textcls.common.texts import TEXT, TEXT_PATTERN
 
 HEALTH = ("/health/live", "/health/ready")  # are not logged
 STATIC = "/static-offline-docs"  # what the page /docs loads
 OPEN = (*HEALTH, "/docs", "/openapi.json")  # need no token, as do the files of STATIC; everything else does
-PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"  # tells readers of the OpenAPI description what check_text accepts
 DISCARDED_BYTES = 1 << 24  # of a refused body, at most
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
 logger = logging.getLogger("serving")
@@ -63,17 +62,16 @@ REFUSALS = {code: {"model": Refused, "description": meaning} for code, meaning i
 
 def check_text(text):
     """For pydantic: the text itself. PydanticCustomError where it is none."""
-    problem = text_problem(text)
-    if problem:
-        raise PydanticCustomError("no_text", f"{problem}, expected a text")
+    if problem := TEXT.problem(text):
+        raise PydanticCustomError("no_text", f"{problem}, expected {TEXT.expected}")
     return text
 
 
 def request_schemas(kind, limits):
     """The classes of the two requests, with the limits in them: (of /predict, of /taskflow/cls)."""
     Parameters = kind.Parameters
-    one_text = Annotated[str, Field(max_length=limits.max_text_length, json_schema_extra={"minLength": 1, "pattern": PATTERN}),
-                         AfterValidator(check_text)]
+    schema = {"minLength": 1, "pattern": TEXT_PATTERN}
+    one_text = Annotated[str, Field(max_length=limits.max_text_length, json_schema_extra=schema), AfterValidator(check_text)]
     some_texts = Annotated[list[one_text], Field(min_length=1, max_length=limits.max_texts)]
 
     class Data(Strict):

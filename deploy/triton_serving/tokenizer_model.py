@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from texts import text_problem
+from texts import TEXT
 from tokenizers import Tokenizer
 
 STEP = 8  # tokens; lengths are multiples of it, a form that GPUs like, too
@@ -57,9 +57,8 @@ class TritonPythonModel:
                 text = value.decode("utf-8")
             except UnicodeDecodeError as error:
                 return f"INPUT row {row}: invalid UTF-8 at byte {error.start + 1}, expected UTF-8 text"
-            problem = text_problem(text)
-            if problem:
-                return f"INPUT row {row}: {problem}, expected a text"
+            if problem := TEXT.problem(text):
+                return f"INPUT row {row}: {problem}, expected {TEXT.expected}"
             if len(text) > self.max_text_length:
                 return f"INPUT row {row}: {len(text)} characters, expected at most {self.max_text_length}"
             texts.append(text)

@@ -173,7 +173,7 @@ def test_all_wrong_input_is_reported_and_nothing_written(checkpoint, tmp_path):
                "--interpret_input_file", tmp_path / "in.txt", "--jsonl_file", tmp_path / "out.jsonl"]
     process = run_here(*options, "--interpret_result_file", tmp_path / "out.txt")
     assert_user_error(process, f"{tmp_path}/train.txt:1: label '没有这类' is not in", f"{tmp_path}/in.txt:2: label '没有' is not",
-                      f"{tmp_path}/in.txt:3: empty text", "3 problems found.")
+                      f"{tmp_path}/in.txt:3: text: empty or blank", "3 problems found.")
     process = run_here(*options, "--interpret_result_file", tmp_path / "in.txt")
     assert_user_error(process, "in.txt: is an input of this run, expected another name")
     assert sorted(os.listdir(tmp_path)) == ["in.txt", "train.txt"]

@@ -13,6 +13,7 @@ from helpers import ROOT
 from textcls.common import log
 from textcls.common.errors import Problems, UserError
 from textcls.common.outputs import check_outputs, complete_file, complete_folder
+from textcls.common.texts import LABEL, LINE
 from textcls.data.files import check_splits, read_labelled, read_labels, read_texts
 from textcls.data.tokens import TokenizedTexts, pad_batch, sorted_batches
 
@@ -34,7 +35,7 @@ def test_reads_bom_crlf_and_a_last_line_without_end(tmp_path):
 @pytest.mark.parametrize("content, line, wrong, expected", [
     ("好 病因\n", 1, "no tab in '好 病因'", "<text><tab><label>"),
     ("好\t病因\na\tb\t病因\n", 2, "2 tabs", "exactly one tab"),
-    ("\t病因\n", 1, "empty text", "<text><tab><label>"),
+    ("\t病因\n", 1, "text: empty or blank", "<text><tab><label>"),
     ("好\t病因\n\n", 2, "empty line", "<text><tab><label>"),
     ("好\t\n", 1, "empty label", "one of its 2 labels"),
     ("好\t其它\n", 1, "label '其它' is not in label.txt (did you mean '其他'?)", "one of its 2 labels"),
@@ -70,15 +71,34 @@ def test_the_first_twenty_problems_are_shown_and_all_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("content, wrong", [
-    ("a\nb\na\n", "label 'a' again (first in line 1)"), ("a\n\nb\n", "empty label"), ("a\n b\n", "blanks around it"),
-    ("a\n\u200b\n", "has an invisible character"), ("a\nb\x07\n", "has an invisible character"),
-    ("a\tb\nc\n", "has a tab"), ("a\n", "only one label"), ("", "file is empty"),
+    ("a\nb\na\n", "label 'a' again (first in line 1)"), ("a\n\nb\n", "label '': empty or blank"), ("a\n b\n", "blanks around it"),
+    ("a\n\u200b\n", ": an invisible character"), ("a\nb\x07\n", ": an invisible character"),
+    ("a\tb\nc\n", "label 'a\\tb': a tab"),
+    ("a==w\tb\nc\n", "a word of label 'a': a tab"), ("a==\nc\n", "a word of label 'a': empty"),
+    ("a\n", "only one label"), ("", "file is empty"),
 ])
 def test_label_file_problems(tmp_path, content, wrong):
     (tmp_path / "label.txt").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="label.txt") as error:
         read_labels(tmp_path / "label.txt")
     assert wrong in str(error.value)
+
+
+ODD = st.text(st.one_of(st.sampled_from("ab甲=#\t\n\r\0 \u200b\u2028\ufeff\x1b\x85\ud83d"), st.characters()), max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ODD, ODD)
+def test_files_give_back_what_the_rules_allow(tmp_path_factory, text, label):
+    """What the rules refuse is what a file could not hold: it would come back as something else, or as a problem."""
+    path = tmp_path_factory.mktemp("rules") / "label.txt"
+    path.write_bytes(f"{label}\n-\n".encode("utf-8", "surrogatepass"))
+    problems = Problems()
+    assert (read_labels(path, problems) == [label, "-"] and not problems.count) == (LABEL.problem(label) is None)
+    path.write_bytes(f"甲\t乙\n{text}\t乙\n".encode("utf-8", "surrogatepass"))
+    texts, _, problems = labelled(path, path.read_bytes(), ["乙"])
+    if LINE.problem(text) is None:
+        assert texts == ["甲", text] and not problems.count
 
 
 def test_unlabelled_texts_with_a_tab_or_without_text_are_reported(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from data import doccano
 from data import table as script
 from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+from textcls.common.texts import LABEL
 
 ROWS = [("头疼怎么办", "治疗方案"), ("拔牙多少钱", "医疗费用"), ("腹胀是什么引起的", "病因分析"), ("牙套戴多久", "治疗方案")]
 HEADER = ("问题", "类别")
@@ -133,13 +134,13 @@ def test_unsound_rows_are_all_reported_and_nothing_is_written(table):
                + "".join(f",{index}\n" for index in range(20)) + '"open,x\nh,x\n')
     lines = table.refuse("a.csv", content).stderr.splitlines()
     assert lines[:6] == [
-        "a.csv:3: empty text, expected a text to classify",
+        "a.csv:3: text: empty or blank, expected a text",
         "a.csv:4: 3 cells where the header has 2, expected quotes around cells that contain a comma",
         "a.csv:7: the cells cannot be told apart (',' expected after '\"'), expected closed quotes, "
         "doubled inside of cells: \"\"",
         "a.csv:8: an Excel error as text 'f' or label '#N/A', expected a value",
         "a.csv:9: label 'label' is the name of its column, too, expected a header, as the first row only",
-        "a.csv:10: label 'x\\u200b' has an invisible character, expected visible characters only"]
+        f"a.csv:10: label 'x\\u200b': an invisible character, expected {LABEL.expected}"]
     assert lines[-1] == "27 problems found, the first 20 are shown." and len(lines) == 21
     table.refuse("a.csv", 'text,label\na,x\n"open,x\nh,x\n', "a.csv:3: the cells cannot be told apart (unexpected end of data)")
 
@@ -234,7 +235,7 @@ def test_hidden_sheets_and_wrong_dimensions(table):
 
 def test_unsound_rows_of_a_workbook(table):
     rows = [HEADER, ("a", "x"), (), (None, "x"), ("b", "#REF!")]
-    table.refuse("a.xlsx", rows, "a.xlsx:4: empty text", "a.xlsx:5: an Excel error", "2 problems found.")
+    table.refuse("a.xlsx", rows, "a.xlsx:4: text: empty or blank", "a.xlsx:5: an Excel error", "2 problems found.")
 
 
 def test_workbooks_that_cannot_be_read(table):
@@ -271,8 +272,9 @@ def test_jsonl(table):
 def test_unsound_json(table):
     rows = ['{"text": "a", "label": "x"}', "3", '{"label": "x"}', '{"text": ["a"], "label": "x"}',
             '{"text": "b", "label": {"x": 1}}', "{"]
-    errors = table.refuse("a.jsonl", "\n".join(rows), "a.jsonl:2: a JSON int", "a.jsonl:3: empty text", "5 problems found.",
-                          "a.jsonl:4: the text is a JSON list", "a.jsonl:5: the labels are not strings").stderr
+    errors = table.refuse("a.jsonl", "\n".join(rows), "a.jsonl:2: a JSON int", "a.jsonl:3: text: empty or blank",
+                          "5 problems found.", "a.jsonl:4: the text is a JSON list",
+                          "a.jsonl:5: the labels are not strings").stderr
     assert "a.jsonl:6: invalid JSON (" in errors
     table.refuse("a.json", "[]", "a.json: no columns, expected a header and rows")
     table.refuse("a.jsonl", "{", "a.jsonl:1: invalid JSON (")

@@ -399,7 +399,7 @@ def test_readme_command(inside, service, command):
 def test_clients_say_what_is_wrong(inside, service, tmp_path, client):
     url = "127.0.0.1:1" if client == "rpc_client.py" else f"http://127.0.0.1:1{PATH}"
     refused = [
-        (["头疼", " "], ["request refused (err_no 51): sentence[1]: empty or blank"]),
+        (["头疼", " "], ["text 2: empty or blank"]),
         (["头疼", "--top_k", 12], ['top_k: "12", expected a whole number, 1 to 11']),
         (["--batch_size", 2000, *["a"] * 1025], ["sentence: 1025 texts, expected at most 1024"]),
         (["头疼", "--url", url], [f"{url}: no answer", "refused"]),

@@ -362,9 +362,9 @@ def test_refusals_of_the_client(server):
         [*url, os.fsdecode(b"\xff")], (["--data_file", "-", *url], "好\n\n"))
     assert_user_error(nobody, "http://127.0.0.1:1: no answer")
     assert_user_error(many, "refused with status 422", "parameters.top_k")
-    assert_user_error(blank, "data.text.1: empty or blank, expected a text")
+    assert_user_error(blank, "text 2: empty or blank, expected a text")
     assert_user_error(neither, "expected either texts or --data_file")
-    assert_user_error(not_utf8, "text 1: invalid UTF-8")
+    assert_user_error(not_utf8, "text 1: a lone surrogate (invalid UTF-8)")
     assert_user_error(lines, "standard input:2: empty line")
 
 

@@ -212,11 +212,11 @@ def test_clients_report_refusals(server, kind, tmp_path):
     foreign = f"{scheme}127.0.0.1:{server.http if kind == 'grpc' else server.grpc}"  # something else listens there
     refused = [
         ([*url, "--top_k", 12, "头疼"], ["parameter top_k: is 12, expected a whole number, 1 to 11"]),
-        ([*url, " "], ["INPUT row 0: empty or blank, expected a text"]),
+        ([*url, " "], ["text 1: empty or blank, expected a text"]),
         ([*url, "--data_file", tmp_path / "texts", "--batch_size", 65], ["texts 1 to 65: ", "<= 64"]),
         ([*url, "--data_file", tmp_path / "none"], ["none: file not found"]),
         (([*url, "--data_file", "-"], "好\n\n"), ["standard input:2: empty line"]),
-        ([*url, os.fsdecode(b"\xff")], ["text 1: invalid UTF-8"]),
+        ([*url, os.fsdecode(b"\xff")], ["text 1: a lone surrogate (invalid UTF-8)"]),
         (url, ["expected either texts or --data_file"]),
         (["--url", f"{scheme}127.0.0.1:{free_ports()[0]}", "头疼"], ["no answer", "refused", "the address of a running server"]),
         (["--url", foreign, "头疼"], ["no answer" if kind == "grpc" else "what answers there is no HTTP"]),

@@ -34,7 +34,7 @@ from helpers import (
 from prompt_models import TEXTS, WORDS, build, guess_words, options, run_train, script, trained, words_as_ids
 from textcls.analysis.attributions import attribute_tokens, interpret
 from textcls.common.errors import UserError
-from textcls.common.texts import text_problem
+from textcls.common.texts import TEXT
 from textcls.data.files import read_labels
 from textcls.data.prompts import parse_template
 from textcls.data.tokens import tokenize
@@ -383,7 +383,7 @@ def deployed(prompted, tmp_path_factory):
 
 
 def test_checkpoint_predict_onnx_and_int8_agree_on_a_thousand_texts(prompted, deployed, few, tmp_path):
-    texts = [text for text in thousand_texts() if not text_problem(text)]
+    texts = [text for text in thousand_texts() if not TEXT.problem(text)]
     checkpoint = load_checkpoint(str(prompted))
     expected = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 32)
     fp32 = Predictor(deployed).probabilities(texts)

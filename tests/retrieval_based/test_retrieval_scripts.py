@@ -155,9 +155,9 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
     for words, message in [
             (["remove", "接总"], "no label '接总' (did you mean '接种'?)"),
             (["describe", "预防", "--texts", "a"], "no label '预防'"),
-            (["add", "", "--texts", "a"], "label '': empty or blank"), (["add", "a\tb", "--texts", "a"], "a tab, a line end"),
-            (["add", f"{LABELS[0]}\u200b", "--texts", "a"], "has an invisible character"),
-            (["rename", "接种", "接\x07种"], "has an invisible character"),
+            (["add", "", "--texts", "a"], "label '': empty or blank"), (["add", "a\tb", "--texts", "a"], "'a\\tb': a tab"),
+            (["add", f"{LABELS[0]}\u200b", "--texts", "a"], ": an invisible character"),
+            (["rename", "接种", "接\x07种"], ": an invisible character"),
             (["add", "undecided", "--texts", "a"], "label 'undecided': is what answers below"),
             (["rename", "接种", "undecided"], "label 'undecided': is what answers below"),
             (["add", "新", "--texts", "a", " "], "--texts:2: empty or blank"), (["rename", "接种", LABELS[0]], "already"),

@@ -35,6 +35,7 @@ from textcls.common.errors import Problems, UserError
 from textcls.common.log import progress_bar
 from textcls.common.options import positive_int
 from textcls.common.outputs import complete_file
+from textcls.common.texts import LINE
 from textcls.data.tokens import pad_batch, sorted_batches
 from textcls.models.checkpoints import check_vocabulary, load_model, load_tokenizer
 
@@ -365,7 +366,7 @@ def entry_problem(word, others):
 
 
 def is_word(value):
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\t\r\n\0\ud800-\udfff]", value)
+    return isinstance(value, str) and LINE.problem(value) is None
 
 
 class MaskedLM:

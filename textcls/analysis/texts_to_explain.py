@@ -3,6 +3,7 @@
 import os
 from typing import NamedTuple, Optional
 
+from textcls.common.texts import TEXT
 from textcls.data.files import read_lines
 
 HEADERS = ("Text\tLabel", "text\tlabel")  # how bad_case.txt and predict.py's output begin
@@ -29,8 +30,8 @@ def read_rows(path, labels, problems):
         text, *others = line.split("\t")
         if number == 1 and line.startswith(HEADERS):
             columns = max(columns, 1 + len(others))
-        elif not text.strip():
-            problems.add(path, number, "empty text" if others else "empty line", "<text>[<tab><label>[<tab><prediction>]]")
+        elif problem := TEXT.problem(text):
+            problems.add(path, number, f"text: {problem}", "<text>[<tab><label>[<tab><prediction>]]")
         elif 1 + len(others) > columns:
             problems.add(path, number, f"{1 + len(others)} columns", "one to three: <text>[<tab><label>[<tab><prediction>]]")
         elif labels and others and others[0] and others[0] not in labels:

@@ -9,7 +9,7 @@ import numpy as np
 
 from textcls.common.errors import MAX_REPORTED, Problems, UserError
 from textcls.common.outputs import complete_file
-from textcls.common.texts import has_invisible, text_problem
+from textcls.common.texts import LABEL, LINE, TEXT
 
 
 def read_lines(path, problems, stream=None):
@@ -76,16 +76,13 @@ def read_label_words(path, problems=None):
     before, seen, first_lines = problems.count, {}, {}
     for number, line in read_lines(path, problems):
         label, *words = line.split("==")
-        if not label.strip():
-            problems.add(path, number, "empty label", "one label per line")
-        elif has_invisible(label):
-            problems.add(path, number, f"label {label!r} has an invisible character", "visible characters only")
+        word_problem = next(filter(None, map(LINE.problem, words)), None)
+        if problem := LABEL.problem(label):
+            problems.add(path, number, f"label {label!r}: {problem}", LABEL.expected)
         elif label in seen and not (words and seen[label]):
             problems.add(path, number, f"label {label!r} again (first in line {first_lines[label]})", "each label once")
-        elif label != label.strip() or "\t" in line:
-            problems.add(path, number, f"label {label!r} has a tab or blanks around it", f"{label.strip()!r}")
-        elif not all(word.strip() for word in words):
-            problems.add(path, number, f"label {label!r} with an empty word", "label==word")
+        elif word_problem:
+            problems.add(path, number, f"a word of label {label!r}: {word_problem}", "label==word")
         first_lines.setdefault(label, number)
         seen.setdefault(label, {}).update({word.strip(): number for word in words if word.strip()})
     if problems.count == before and len(seen) < 2:
@@ -121,8 +118,8 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
             problems.add(path, number, wrong, "<text><tab><label>")
         elif "\t" in label:
             problems.add(path, number, f"{label.count(chr(9)) + 1} tabs", "exactly one tab: <text><tab><label>")
-        elif text_problem(text):  # blank: NUL and invalid UTF-8 are found before
-            problems.add(path, number, "empty text", "<text><tab><label>")
+        elif problem := TEXT.problem(text):
+            problems.add(path, number, f"text: {problem}", "<text><tab><label>")
         elif label not in label2id and (labels or not label.strip()):
             close = difflib.get_close_matches(label, labels, 1, 0.5) if problems.count < MAX_REPORTED else []
             hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -137,10 +134,12 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
 def read_texts(path, problems, stream=None):
     """Yield the texts of an unlabelled file (one per line); empty lines and lines with a tab are problems."""
     for number, text in read_lines(path, problems, stream):
-        if text_problem(text):  # blank: NUL and invalid UTF-8 are found before
+        if not text.strip():
             problems.add(path, number, "empty line", "one text per line")
         elif "\t" in text:
             problems.add(path, number, "a tab", "one text per line, without a label")
+        elif problem := TEXT.problem(text):
+            problems.add(path, number, problem, TEXT.expected)
         else:
             yield text
 

@@ -12,7 +12,7 @@ import re
 
 from textcls.common.errors import Problems, UserError
 from textcls.common.outputs import DATA_FILES, check_output_folder, complete_file
-from textcls.common.texts import text_problem
+from textcls.common.texts import LABEL, TEXT
 from textcls.data.files import read_labels, read_lines
 
 SPLITS = DATA_FILES[:3]  # train.txt, dev.txt, test.txt
@@ -72,28 +72,29 @@ def _refuse_constant(name):
 
 
 def check_row(text, label, labels, one_label):
-    """Return (text, list of labels) of a row; labels: those allowed, or None. Raises ValueError(wrong, expected)."""
+    """Return (tidy text, list of labels) of a row; labels: those allowed, or None. Raises ValueError(wrong, expected)."""
     if not isinstance(text, str):
         raise ValueError(f"the text is a JSON {type(text).__name__}", "a string")
-    if not text.strip().strip("\ufeff"):
-        raise ValueError("empty text", "a text to classify")
+    text = tidy_text(text)
+    if problem := TEXT.problem(text):
+        raise ValueError(f"text: {problem}", TEXT.expected)
     found = [] if label is None or label == "" else [label] if isinstance(label, str) else label
     if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
         spans = isinstance(found, list) and any(isinstance(label, (list, dict)) for label in found)
         wrong = "spans of sequence labelling" if spans else "not strings"
         raise ValueError(f"the labels are {wrong}", f"text classification: {one_label}")
-    if any(text_problem(value) for value in (text, *filter(str.strip, found))):
-        raise ValueError("a NUL or half a character (lone surrogate)", "characters that a UTF-8 text file can hold")
     for label in found:
-        # A byte order mark would vanish when label.txt is read again.
-        if not label.strip() or label != label.strip().strip("\ufeff") or BREAKS.search(label):
-            wrong = f"label {label!r} is empty, has blanks around it, a tab or a line break"
-            raise ValueError(wrong, "a label on one line, without blanks around it")
-        if "\ufeff" in label or "\u200b" in label:  # train.py refuses them in label.txt
-            raise ValueError(f"label {label!r} has an invisible character", "visible characters only")
+        if problem := LABEL.problem(label):
+            raise ValueError(f"label {label!r}: {problem}", LABEL.expected)
         if labels is not None and label not in labels:
             raise ValueError(f"label {label!r} is not in --label_file", f"one of its {len(labels)} labels")
     return text, list(dict.fromkeys(found))
+
+
+def tidy_text(text):
+    """A text as one line of a file can hold it: a blank for its tabs and line breaks, no byte order mark at its ends."""
+    joined = BREAKS.sub(" ", text)
+    return (text if joined == text else joined.strip()).strip("\ufeff")
 
 
 def collect_texts(path, rows, labels, one_label, problems):
@@ -107,13 +108,12 @@ def collect_texts(path, rows, labels, one_label, problems):
     count = repeated = joined = 0
     for place, text, label in rows:
         count += 1
+        joined += isinstance(text, str) and BREAKS.search(text) is not None
         try:
             text, found = check_row(text, label, labels, one_label)
         except ValueError as error:
             problems.add(*place, *error.args)
             continue
-        if BREAKS.search(text):
-            text, joined = BREAKS.sub(" ", text).strip(), joined + 1
         if not found:
             none.warn(*place, "no label", one_label)
             unlabelled[text] = None

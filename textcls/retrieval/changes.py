@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import json
 import os
-import re
 import secrets
 import shutil
 from typing import NamedTuple, Optional
@@ -19,7 +18,7 @@ import numpy as np
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.common.outputs import complete_file
-from textcls.common.texts import has_invisible, text_problem
+from textcls.common.texts import LABEL
 from textcls.retrieval.index import FORMAT, MARKER, PARTS, Segment, assemble, label_word, open_hnsw, open_index
 from textcls.retrieval.lexical import count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
 from textcls.retrieval.search import hnsw_recall
@@ -226,13 +225,9 @@ def find_label(index, name):
 
 def check_new_label(name):
     """UserError where this cannot be the name of a label."""
-    wrong = text_problem(name) or ("a tab, a line end, == or blanks around it"
-                                   if name != name.strip() or re.search("[\t\n\r]|==", name) else None)
-    if wrong:
-        raise UserError(f"label {name!r}: {wrong}, expected the name of a label")
+    if problem := LABEL.problem(name):
+        raise UserError(f"label {name!r}: {problem}, expected {LABEL.expected}")
     check_decided(name)
-    if has_invisible(name):
-        raise UserError(f"label {name!r}: has an invisible character, expected visible characters only")
 
 
 def find_entry(header, name):

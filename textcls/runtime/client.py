@@ -9,7 +9,7 @@ import urllib.request
 from textcls.common.errors import Problems, UserError
 from textcls.common.options import make_parser, positive_int
 from textcls.common.probabilities import DECIMALS
-from textcls.common.texts import has_lone_surrogate
+from textcls.common.texts import TEXT
 from textcls.data.files import read_texts
 
 LINE = "-" * 29  # ends the block of a text
@@ -41,8 +41,8 @@ def read_input(args):
         problems.report()
         return texts
     for number, text in enumerate(args.texts, 1):
-        if has_lone_surrogate(text):  # how Python shows bytes that are no text
-            raise UserError(f"text {number}: invalid UTF-8, expected UTF-8 text")
+        if problem := TEXT.problem(text):
+            raise UserError(f"text {number}: {problem}, expected {TEXT.expected}")
     return args.texts
 
 
