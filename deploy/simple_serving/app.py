@@ -26,6 +26,7 @@ from textcls.common.texts import TEXT, TEXT_PATTERN
 HEALTH = ("/health/live", "/health/ready")  # are not logged
 STATIC = "/static-offline-docs"  # what the page /docs loads
 OPEN = (*HEALTH, "/docs", "/openapi.json")  # need no token, as do the files of STATIC; everything else does
+CLIENT_GONE = 499  # what log and metrics say of a request whose client has gone before it had an answer
 DISCARDED_BYTES = 1 << 24  # of a refused body, at most
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
 logger = logging.getLogger("serving")
@@ -234,7 +235,8 @@ def add_refusals(app):
 class Guard:
     """What holds for every request, around the application: request id, token, size of the body, metrics, a line of log.
 
-    The body is read here, bounded, before anything is parsed. While draining, each answer ends its connection.
+    The body is read here, bounded, before anything is parsed. While draining, each answer ends its connection. A request whose
+    client has gone is dropped: server.Protocol cancels the scope that is put into scope["state"] here.
     """
 
     def __init__(self, app, known, limits, token, state, metrics):
@@ -257,16 +259,18 @@ class Guard:
             await send(message)
 
         try:
-            refusal, body = await self.check(scope, headers, receive)
-            if refusal:
-                await refusal(scope, receive, answer)
-            else:
-                await self.app(scope, replay(body, receive), answer)
+            with anyio.CancelScope() as scope["state"]["work"]:
+                refusal, body = await self.check(scope, headers, receive)
+                if refusal:
+                    await refusal(scope, receive, answer)
+                else:
+                    await self.app(scope, replay(body, receive), answer)
         except Exception:  # the client gets a neutral answer (here, or before by `broken`), the log the traceback
             logger.exception("request %s failed", request_id)
             if status is None:
                 await refuse(500, "internal error, see the server's log")(scope, receive, answer)
         path, seconds = scope["path"] if scope["path"] in self.known else "other", time.perf_counter() - start
+        status = status or CLIENT_GONE
         self.metrics.requests.labels(path, status).inc()
         self.metrics.seconds.labels(path).observe(seconds)
         if path not in HEALTH or status != 200:
@@ -295,7 +299,7 @@ class Guard:
             while more and size <= most:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    return refuse(400, "the connection ended before the body"), None
+                    return refuse(CLIENT_GONE, "the connection ended before the body"), None
                 more, chunk = message.get("more_body", False), message.get("body", b"")
                 size += len(chunk)
                 refusal = refusal or (too_large if size > limit else None)

@@ -35,16 +35,26 @@ class MicroBatcher:
         return len(self._waiting)
 
     async def __call__(self, texts, wanted):
-        """The items of a list of str, in its order: a list. wanted: handed to `run`. Raises QueueFull, and what `run` raises."""
+        """The items of a list of str, in its order: a list. wanted: handed to `run`. Raises QueueFull, and what `run` raises.
+
+        What has not begun by then is dropped where this is cancelled, or one batch of the request has failed.
+        """
         if self.waiting + len(texts) > self.max_queue:
             raise QueueFull
         request = _Request(len(texts), wanted)
         with self._changed:
+            first = self._arrived
+            self._arrived += len(texts)
             for place, text in enumerate(texts):
-                self._waiting[self._arrived] = text, place, request
-                self._arrived += 1
+                self._waiting[first + place] = text, place, request
             self._changed.notify(len(texts))
-        return await request.complete
+        try:
+            return await request.complete
+        except BaseException:
+            with self._changed:
+                for place in range(len(texts)):
+                    self._waiting.pop(first + place, None)
+            raise
 
     def _work(self):
         """A thread: it fetches its batches itself, so that it needs not wait for the event loop between two of them."""

@@ -18,6 +18,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -53,6 +54,7 @@ from batching import MicroBatcher
 
 BACKLOG, HEAD_SECONDS, KEEP_ALIVE_SECONDS = 2048, 10, 65
 MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)  # a header
 QUIET_SECONDS = 1.0  # when shutting down, for requests that are on their way
 logger = logging.getLogger("serving")
 
@@ -130,12 +132,16 @@ def listen(host, port):
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, with limits for the head of a request, too: of time, else silent connections stay for ever, and of bytes."""
+    """uvicorn's, with limits for the head of a request, too: of time, else silent connections stay for ever, and of bytes.
+
+    A connection that ends ends the work on its requests.
+    """
 
     timer, overhead = None, 0  # bytes of a request but for its body: head, marks of chunks, trailers
 
     def connection_made(self, transport):
         super().connection_made(transport)
+        self.cycles = []  # uvicorn's objects of the requests that are not answered yet; it knows the last one only
         self.expect_head()
 
     def on_message_begin(self):
@@ -147,6 +153,11 @@ class Protocol(HttpToolsProtocol):
         self.timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def data_received(self, data):
+        if not self.overhead:
+            # Java's HTTP client asks for HTTP/2 in each request, as Spring's does: httptools 0.9 with uvicorn 0.54 then loses
+            # the body. To go when https://github.com/Kludex/uvicorn/issues/2722 is closed.
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = UPGRADE.sub(b"", head) + end + rest
         self.overhead += len(data)
         super().data_received(data)
         if self.overhead > MOST_OVERHEAD and not self.transport.is_closing():
@@ -167,9 +178,14 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self):
         self.stop_timer()
         super().on_headers_complete()
+        self.cycles = [cycle for cycle in self.cycles if not cycle.response_complete] + [self.cycle]
 
     def connection_lost(self, error):
         self.stop_timer()
+        for cycle in self.cycles:
+            cycle.disconnected = not cycle.response_complete
+            if cycle.disconnected and "work" in cycle.scope["state"]:
+                cycle.scope["state"]["work"].cancel()
         super().connection_lost(error)
 
 

@@ -194,7 +194,7 @@ def test_a_body_that_ends_early_is_not_answered(server, log):
     with socket.create_connection(("127.0.0.1", server[1])) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
                            b'X-Request-ID: early\r\n\r\n{"data": {"text": ["a"]}}')
-    assert wait_for_entry(log, "early")["status"] == 400
+    assert wait_for_entry(log, "early")["status"] == 499
 
 
 def test_the_earlier_form_names_fields_and_the_content_type(server):
@@ -289,6 +289,27 @@ def test_int8(guarded, predicted):
     labels = [result["label"] for start in range(0, 256, 8) for result in post(
         guarded[0], {"data": {"text": [text for text, _ in pairs[start:start + 8]]}}, headers=right)[1]["result"]]
     assert np.mean([label == expected for label, (_, expected) in zip(labels, pairs)]) >= 0.98 and len(labels) == 256
+
+
+def test_a_client_that_asks_for_http_2_is_answered(server):
+    """Java's does so in each request."""
+    body, upgrade = {"data": {"text": ["头疼"]}}, [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c")]
+    assert post(server[1], body, headers=upgrade)[:2] == post(server[1], body)[:2]
+
+
+def test_requests_of_clients_that_have_gone_are_dropped(exported, tmp_path):
+    process, port = start(exported, tmp_path / "log", "--num_threads", 1)
+    try:
+        request = load.encode_body("/predict", {"data": {"text": ["疼" * 70] * 250}})
+        for count in (1, 1, 1, 1, 2, 3):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(request * count)
+        assert post(port, {"data": {"text": ["头疼"]}})[0] == 200
+        assert batch_figures(port)[0] < 4 * 250
+    finally:
+        stop(process)
+    entries = [json.loads(line) for line in read_lines(tmp_path / "log")]
+    assert {entry["level"] for entry in entries} == {"INFO"} and [entry.get("status") for entry in entries].count(499) >= 4
 
 
 def test_a_full_queue_refuses(exported, predicted, tmp_path):
