@@ -12,12 +12,10 @@ Writes  output_path/: float32.pdmodel (Paddle 3: .json), float32.pdiparams, toke
 Whatever is exported is run and compared with the checkpoint before anything appears in output_path.
 """
 
-
-
 from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import make_parser
-from textcls.common.outputs import complete_folder
+from textcls.common.outputs import check_output_folder, complete_folder
 from textcls.export.deployment import remove_older, write_deployment
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
@@ -35,7 +33,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    get_logger()
+    check_output_folder(args.output_path, "--output_path", {"the checkpoint": args.params_path}, "deploy.json")
     select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
     checkpoint = load_checkpoint(args.params_path)
     if args.multilingual and not family_of(checkpoint.model).is_multilingual:

@@ -13,6 +13,7 @@ only used for the table at the end.
 """
 
 import copy
+import glob
 import json
 import os
 import re
@@ -27,13 +28,13 @@ import numpy as np
 
 from textcls.common.errors import UserError, is_main_rank, run_script
 from textcls.common.log import get_logger
-from textcls.common.outputs import STAGING
+from textcls.common.outputs import STAGING, check_output_folder
 from textcls.export.deployment import open_graph, run_graph, write_deployment
 from textcls.models.device import select_device
 from textcls.models.loading import load_with_data, read_splits
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.runtime.exported import graph_file
-from textcls.training.compression import PruningTrainer, evaluate_held_out, narrowed
+from textcls.training.compression import PruningTrainer, evaluate_held_out, narrowed, width_folder
 from textcls.training.scoring import compute_metrics
 from textcls.training.trainer import (
     check_batch,
@@ -109,6 +110,7 @@ def parse_widths(texts, num_heads):
 def check_arguments(args):
     """Refuse what the compression API would ignore or fail on. Raises UserError."""
     check_training_arguments(args)
+    check_output_folder(args.output_dir, "--output_dir")
     for name, value in (("fp16", False), ("bf16", False), ("gradient_accumulation_steps", 1), ("resume_from_checkpoint", None),
                         ("prune_embeddings", False), ("input_dtype", "int64"), ("input_infer_model_path", None)):
         if getattr(args, name) != value:
@@ -133,6 +135,15 @@ def check_arguments(args):
     if args.strategy != "dynabert" and args.world_size > 1:
         raise UserError(f"--strategy {args.strategy}: quantizing works in a single process, expected --strategy dynabert, or "
                         "no paddle.distributed.launch")
+
+
+def check_earlier(args: PruneArguments, widths: list[float]) -> None:
+    """UserError where models of an earlier run would be replaced without --overwrite_output_dir. widths: of `parse_widths`."""
+    names = [width_folder(width) for width in widths] if "dynabert" in args.strategy else ["*"]
+    old = [path for name in names for path in glob.glob(os.path.join(glob.escape(args.output_dir), name, "deploy.json"))]
+    if old and not args.overwrite_output_dir:
+        raise UserError(f"{os.path.dirname(old[0])}: holds a model of an earlier run, expected another --output_dir, or "
+                        "--overwrite_output_dir to replace it")
 
 
 def read_data(data_args, labels, problems):
@@ -285,6 +296,7 @@ def main():
         raise UserError(f"{model_args.params_dir}: a prompt model, which cannot be pruned, expected a checkpoint made by "
                         "train.py (a prompt model gets smaller and faster by --use_quantize of the deployments)")
     widths = parse_widths(args.width_mult_list or ["3/4"], checkpoint.model.config.num_attention_heads)
+    check_earlier(args, widths)
     train_tokens, held_tokens = split_tokens(checkpoint, train, importance, args.seed)
     dev_tokens = tokenize(dev[0], checkpoint.encode, dev[1], "Tokenizing dev")
 

@@ -31,6 +31,7 @@ from textcls.training.losses import ClassificationLoss
 from textcls.training.resume import (
     TrainArguments,
     check_evaluation,
+    check_output_dir,
     check_resume_point,
     check_row_counts,
     choose_callbacks,
@@ -77,7 +78,8 @@ class DataArguments:
 def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, after hours of training."""
     check_training_arguments(args)
-    check_evaluation(args, data_args.data_dir)
+    check_evaluation(args)
+    check_output_dir(args, data_args.data_dir, model_args.model_name_or_path, args.do_train)
     if not 0 <= model_args.label_smoothing < 1:
         raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 up to, not including, 1")
     if not 0 <= model_args.focal_gamma <= 100:

@@ -51,7 +51,7 @@ from textcls.training.prompt_runs import (
     train_member,
     train_model,
 )
-from textcls.training.resume import TrainArguments, check_evaluation, check_row_counts, tokenize_split
+from textcls.training.resume import TrainArguments, check_evaluation, check_output_dir, check_row_counts, tokenize_split
 from textcls.training.scoring import score_guesses
 from textcls.training.trainer import check_training_arguments, list_checkpoints, parse_dataclasses
 
@@ -119,7 +119,7 @@ class PromptTuningArguments(TrainArguments):
 def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, later."""
     check_training_arguments(args)
-    check_evaluation(args, data_args.data_dir)
+    check_evaluation(args)
     if args.learning_rate <= 0 or not 0 <= args.ppt_learning_rate <= 1000:
         raise UserError(f"--learning_rate {args.learning_rate} --ppt_learning_rate {args.ppt_learning_rate}: out of range, "
                         "expected more than 0 (to train only the prompt's part: --freeze_plm)")
@@ -343,6 +343,7 @@ def main():
     if is_trained and (args.do_train or model_args.prompt):
         raise UserError(f"{folder}: is a prompt model with a prompt of its own, expected a masked language model, or neither "
                         "--do_train nor --prompt")
+    check_output_dir(args, data_args.data_dir, folder, saves_model=not is_trained)
     tokenizer = load_tokenizer(folder)
     labels, words, word_ids, rows = read_data(data_args, args, tokenizer, model_args.pretrain_file)
     check_row_counts(args, "dev.txt", len(rows["train"][0]), len(rows["dev"][0]))
@@ -361,7 +362,7 @@ def main():
                     model_args.early_stopping_patience, choose_neutral_texts(rows, labels) if model_args.calibrate else [])
         check_templates(task, templates, args)
         if is_main_rank():
-            begin_run(args, members, describe_run(model_args, args, templates, labels, words, rows))
+            begin_run(args, describe_run(model_args, args, templates, labels, words, rows))
         if rows["pretrain"]:
             task = task._replace(model_folder=further_pretrain(model_args, args, tokenizer, rows["pretrain"]))
         train_all(task, members, model_args, args, rows)

@@ -41,6 +41,7 @@ from textcls.training.resume import (
     TrainArguments,
     check_evaluation,
     check_metric,
+    check_output_dir,
     check_resume_point,
     check_row_counts,
     choose_callbacks,
@@ -135,7 +136,8 @@ class SentenceArguments(TrainArguments):
 def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, later."""
     check_training_arguments(args)
-    check_evaluation(args, data_args.data_dir, metric_names(max(RECALLS)))
+    check_output_dir(args, data_args.data_dir, find_model_folder(model_args), True)
+    check_evaluation(args, metric_names(max(RECALLS)))
     for name, value, most in (("margin", args.margin, 2), ("text_loss_weight", args.text_loss_weight, 1000), ("chunk_size",
                               args.chunk_size, 1 << 20), ("hard_negatives", args.hard_negatives, 1000), ("output_emb_size",
                               model_args.output_emb_size or 0, 1 << 16), ("early_stopping_patience",
@@ -179,11 +181,14 @@ def choose_options(model_args, folder):
     return options
 
 
+def find_model_folder(model_args):
+    """The folder, or built-in name, of the model to train."""
+    return encoder_folder(model_args.init_from_ckpt) if model_args.init_from_ckpt else model_args.model_name_or_path
+
+
 def load_encoder(model_args, data_args, labels):
     """The model to train: a Checkpoint."""
-    folder = model_args.model_name_or_path
-    if model_args.init_from_ckpt:
-        folder = encoder_folder(model_args.init_from_ckpt)
+    folder = find_model_folder(model_args)
     options = choose_options(model_args, folder)
     model = load_model(folder, head="SentenceEncoder", ignore_mismatched_sizes=True, sentence_options=options)
     for dims in options.matryoshka_dims:

@@ -118,7 +118,11 @@ def test_another_importance_file_and_a_width_again(checkpoint, pruned, tmp_path)
     write_lines(tmp_path / "important.txt", read_lines(DATA / "test.txt")[:33])
     (tmp_path / "out/width_mult_0.5").mkdir(parents=True)
     (tmp_path / "out/width_mult_0.5/pruned_model.onnx").write_text("of an earlier run")
-    process = prune(checkpoint, tmp_path / "out", "--importance_file", "important.txt", "--width_mult_list", "0.5", data=tmp_path)
+    (tmp_path / "out/width_mult_0.5/deploy.json").write_text("{}")
+    again = ["--importance_file", "important.txt", "--width_mult_list", "0.5"]
+    process = run_here(main, *options(checkpoint, tmp_path / "out", *again, data=tmp_path)[1:])
+    assert_user_error(process, "width_mult_0.5: holds a model of an earlier run, expected another --output_dir, or --overwrite")
+    process = prune(checkpoint, tmp_path / "out", *again, "--overwrite_output_dir", data=tmp_path)
     assert "held out" not in process.stderr.replace("held-out rows", "")
     assert not (tmp_path / "out/width_mult_0.5/pruned_model.onnx").exists()
     assert set(os.listdir(tmp_path / "out/width_mult_0.5")) >= FILES

@@ -280,11 +280,51 @@ def test_a_checkpoint_of_another_model_or_label_set_is_not_resumed(tiny_data, ti
 FEW_STEPS = {"max_steps": 2, "evaluation_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
 
 
-def test_a_finished_training_may_be_repeated_in_its_folder(tiny_data, tiny_model, tmp_path):
+def test_a_finished_training_is_repeated_in_its_folder_only_where_asked(tiny_data, tiny_model, tmp_path):
     first = run(*train_options(tiny_model, tiny_data, tmp_path, **FEW_STEPS))  # a process, whose end unlocks the folder
     assert first.returncode == 0 and "of the earlier training in" not in first.stderr, first.stderr
-    assert "of the earlier training in" in trained(tiny_model, tiny_data, tmp_path, **FEW_STEPS)
-    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    before = weights(tmp_path)
+    for model, part in ((tiny_model, f"{tmp_path}: holds a model, expected another --output_dir, or --overwrite_output_dir"),
+                        (tmp_path, f"--output_dir {tmp_path}: is the model to begin with"),
+                        (tmp_path / "checkpoint-2", f"holds {tmp_path}/checkpoint-2, with which the training begins")):
+        flag = {} if model == tiny_model else {"overwrite_output_dir": ""}
+        assert_user_error(run_train(model, tiny_data, tmp_path, **FEW_STEPS, **flag), part)
+    assert (tmp_path / "checkpoint-2").exists()
+    log = trained(tiny_model, tiny_data, tmp_path, **FEW_STEPS, seed=3, overwrite_output_dir="")
+    assert "of the earlier training in" in log and len(list(tmp_path.glob("checkpoint-*"))) == 1
+    assert any((weights(tmp_path)[name] != value).any() for name, value in before.items())
+
+
+@pytest.mark.parametrize("name, content", [("train.txt", "头疼\t甲\n"), ("data.txt", "头疼\n"), ("label.txt", "我的标签\n"),
+                                           ("deploy.json", "{}"), ("index.json", "{}")])
+def test_folders_with_files_of_others_are_no_outputs(checkpoint, tiny_data, tiny_model, tmp_path, name, content):
+    """Neither of train.py nor of export_model.py, by whatever name; what they hold stays."""
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    (folder / name).write_text(content, encoding="utf-8")
+    os.symlink(folder, link)
+    for output in (link, folder / "../folder"):
+        if name != "deploy.json":  # its own
+            process = run_here(export_model.main, "--params_path", checkpoint, "--output_path", output)
+            assert_user_error(process, f"--output_path {output}: holds {name}")
+        process = run_train(tiny_model, tiny_data, output, overwrite_output_dir="")
+        assert_user_error(process, f"--output_dir {output}: holds {name}")
+    assert os.listdir(folder) == [name] and (folder / name).read_text(encoding="utf-8") == content
+
+
+def test_inputs_and_the_working_folder_are_no_outputs(checkpoint, tiny_data, tiny_model, tmp_path, monkeypatch):
+    files = sorted(os.listdir(checkpoint))
+    process = run_here(export_model.main, "--params_path", checkpoint, "--output_path", checkpoint / "../checkpoint")
+    assert_user_error(process, "../checkpoint: is the checkpoint, expected another one")
+    process = run_here(export_model.main, "--params_path", checkpoint, "--output_path", next(checkpoint.glob("checkpoint-*")))
+    assert_user_error(process, "holds config.json, of a model")
+    assert sorted(os.listdir(checkpoint)) == files
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    for output in (".", ".."):
+        assert_user_error(run_here(export_model.main, "--params_path", checkpoint, "--output_path", output),
+                          f"--output_path {output}: is the working folder or above it")
+        assert_user_error(run_train(tiny_model, tiny_data, output), f"--output_dir {output}: is the working folder or above it")
 
 
 def test_a_diverged_training_saves_nothing(tiny_data, tiny_model, tmp_path):

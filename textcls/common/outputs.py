@@ -5,10 +5,13 @@ import os
 import secrets
 import shutil
 import tempfile
+from pathlib import Path
+from typing import Optional
 
 from textcls.common.errors import UserError
 
 STAGING = ".staging"  # how the names of folders begin that are not finished
+MARKERS = {"config.json": "of a model", "deploy.json": "of an exported model", "index.json": "of an index"}
 DATA_FILES = ("train.txt", "dev.txt", "test.txt", "label.txt", "data.txt")  # no script may overwrite these
 
 
@@ -37,11 +40,31 @@ def check_outputs(outputs, inputs, dataset_dir):
             raise UserError(f"{output}: named for two outputs, expected different files")
 
 
-def check_output_folder(path, option):
-    """UserError where the output folder that an option names could not be made or written to, or its name is that of a file."""
+def check_output_folder(path: str, option: str, inputs: Optional[dict[str, str]] = None, marker: Optional[str] = None) -> None:
+    """UserError where the output folder that an option names could not be made or written to, or would cost the user files.
+
+    inputs: {what is read: its path}; none of them may be the folder. marker: of `complete_folder`, for folders whose files are
+    replaced: they may not be the working folder or one above it, nor hold data files or an output of another kind. A
+    label.txt is a data file unless an earlier output has left it.
+    """
     if not path or (os.path.exists(path) and not os.path.isdir(path)):
         raise UserError(f"{option} {path}: is no folder, expected the name of one, new or old")
     check_writable(f"{option} {path}", os.path.abspath(path))
+    if not os.path.isdir(path):
+        return
+    for what, source in (inputs or {}).items():
+        if os.path.exists(source) and os.path.samefile(path, source):
+            raise UserError(f"{option} {path}: is {what}, expected another one")
+    if marker is None:
+        return
+    if os.path.realpath(path) in map(str, [Path.cwd(), *Path.cwd().parents]):
+        raise UserError(f"{option} {path}: is the working folder or above it, expected a folder for the output alone")
+    names = os.listdir(path)
+    is_ours = marker in names or any(name.startswith(STAGING) for name in names)
+    foreign = sorted({*DATA_FILES, *MARKERS}.intersection(names) - {marker} - ({"label.txt"} if is_ours else set()))
+    if foreign:
+        what = MARKERS.get(foreign[0], "a data file")
+        raise UserError(f"{option} {path}: holds {foreign[0]}, {what}, expected a folder for the output alone")
 
 
 def check_writable(output, folder):

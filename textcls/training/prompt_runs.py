@@ -25,7 +25,14 @@ from textcls.models.paddle_setup import paddle
 from textcls.models.prompt_model import make_prompt_model
 from textcls.training.losses import SoftLabelLoss
 from textcls.training.prompt_training import PromptTrainer, SaveBest, pretrain
-from textcls.training.resume import check_resume_point, choose_callbacks, find_resume_point, tokenize_split, train_and_save
+from textcls.training.resume import (
+    TrainArguments,
+    check_resume_point,
+    choose_callbacks,
+    find_resume_point,
+    tokenize_split,
+    train_and_save,
+)
 from textcls.training.scoring import compute_metrics
 from textcls.training.trainer import collate, list_checkpoints
 
@@ -112,22 +119,22 @@ def without_evaluation(args, folder, **changes):
                          **changes)
 
 
-def begin_run(args, members, record):
+def begin_run(args: TrainArguments, record: dict[str, object]) -> None:
     """Note in args.output_dir/run.json what a run is made of, and clear what an earlier run left there; of a run that is resumed
     compare it. record: of `describe_run`. UserError where it differs, where there is nothing to resume, or where an
     unfinished run would be lost."""
     path, resumed = os.path.join(args.output_dir, "run.json"), args.resume_from_checkpoint
     if resumed is None:
-        find_resume_point(args)
-        folders = [os.path.join(args.output_dir, member.name) for member in members]
-        unfinished = [folder for folder in folders if list_checkpoints(folder) and not is_finished(folder)]
-        if unfinished and not args.overwrite_output_dir:
-            raise UserError(f"{args.output_dir}: holds the unfinished {os.path.basename(unfinished[0])}, expected "
-                            f"--resume_from_checkpoint {args.output_dir} to go on, or --overwrite_output_dir to start anew")
-        for name in os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []:
-            if name in ("pretrained", "members.json", "run.json") or re.fullmatch(r"prompt-\d+-seed-\d+", name):
-                doomed = os.path.join(args.output_dir, name)
-                shutil.rmtree(doomed) if os.path.isdir(doomed) else os.remove(doomed)
+        names = os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []
+        old = [name for name in names if name == "pretrained" or re.fullmatch(r"prompt-\d+-seed-\d+", name)]
+        if old and not args.overwrite_output_dir:
+            unfinished = [name for name in old if not is_finished(os.path.join(args.output_dir, name))]
+            raise UserError(f"{args.output_dir}: holds the unfinished {(unfinished + old)[0]}, expected --resume_from_checkpoint "
+                            f"{args.output_dir} to go on, or --overwrite_output_dir to start anew")
+        for name in old:
+            shutil.rmtree(os.path.join(args.output_dir, name))
+        for name in {"members.json", "run.json"}.intersection(names):
+            os.remove(os.path.join(args.output_dir, name))
         with complete_file(path) as output:
             json.dump(record, output, ensure_ascii=False, indent=1)
         return

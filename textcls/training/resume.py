@@ -8,10 +8,10 @@ from typing import Optional
 
 from textcls.common.errors import UserError, is_main_rank
 from textcls.common.log import get_logger
-from textcls.common.outputs import STAGING, complete_folder
+from textcls.common.outputs import STAGING, check_output_folder, complete_folder
 from textcls.data.files import compare_labels, read_json, read_labels
 from textcls.data.tokens import tokenize
-from textcls.models.weights import WEIGHTS, check_weights
+from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
 from textcls.training.scoring import METRICS
 from textcls.training.trainer import (
     DropRemainder,
@@ -29,6 +29,7 @@ from paddlenlp.trainer import TrainerCallback, TrainingArguments
 from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
+MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS}
 # of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
 OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json")
 
@@ -42,15 +43,13 @@ class TrainArguments(TrainingArguments):
                                                           "there is one, else the CPU."})
 
 
-def check_evaluation(args, data_dir, metrics=("loss", *METRICS)):
-    """Refuse options of TrainArguments that contradict each other, or overwrite the data. metrics: names. Raises UserError."""
+def check_evaluation(args, metrics=("loss", *METRICS)):
+    """Refuse options of TrainArguments that contradict each other. metrics: names. Raises UserError."""
     evaluates = args.evaluation_strategy.value != "no"
     metric = check_metric(args, metrics)
     if args.do_train and metric and not evaluates:
         raise UserError(f"--metric_for_best_model {metric} needs an evaluation during training, expected also --do_eval "
                         "--evaluation_strategy epoch")
-    if os.path.realpath(args.output_dir) == os.path.realpath(data_dir):
-        raise UserError(f"--output_dir {args.output_dir}: is the folder of the data, expected another one")
     if args.prediction_loss_only and metric not in ("", "loss"):
         raise UserError(f"--prediction_loss_only: computes no {metric}, expected --metric_for_best_model loss")
     if args.fp16 and args.device.startswith("cpu"):
@@ -65,8 +64,35 @@ def check_metric(args, metrics):
     return metric
 
 
+def check_output_dir(args: TrainingArguments, data_dir: str, model_folder: str, saves_model: bool) -> None:
+    """UserError where args.output_dir cannot be written to, or where that would cost the user files: data, the model that the
+    training begins with and, without --overwrite_output_dir, any other model and an unfinished training.
+
+    saves_model: whether a model goes there; else only the results of an evaluation do.
+    """
+    folder, inputs, is_new = args.output_dir, {"the folder of the data": data_dir}, args.resume_from_checkpoint is None
+    if saves_model and is_new:
+        inputs["the model to begin with"] = model_folder
+    check_output_folder(folder, "--output_dir", inputs, "config.json" if saves_model else None)
+    if not (saves_model and is_new and os.path.isdir(folder)):
+        return
+    checkpoints = list_checkpoints(folder)
+    if os.path.realpath(model_folder) in map(os.path.realpath, checkpoints):
+        raise UserError(f"--output_dir {folder}: holds {model_folder}, with which the training begins and which it would delete, "
+                        "expected another folder")
+    if args.overwrite_output_dir:
+        return
+    names = os.listdir(folder)
+    if checkpoints and "trainer_state.json" not in names:
+        last = get_last_checkpoint(folder)
+        raise UserError(f"{folder}: holds {os.path.basename(last)} of a training that did not finish, expected "
+                        f"--resume_from_checkpoint {last} to go on with it, or --overwrite_output_dir to start anew")
+    if MODEL_FILES.intersection(names):
+        raise UserError(f"{folder}: holds a model, expected another --output_dir, or --overwrite_output_dir to replace it")
+
+
 def find_resume_point(args):
-    """The checkpoint to resume from, or None. An unfinished run in output_dir is never overwritten without being asked."""
+    """The checkpoint to resume from, or None."""
     wanted = args.resume_from_checkpoint
     if wanted is not None:
         if not os.path.isdir(wanted):
@@ -78,11 +104,6 @@ def find_resume_point(args):
             raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N "
                             "folder made by train.py (or the output_dir that holds some)")
         return folder
-    old = list_checkpoints(args.output_dir)
-    if old and not args.overwrite_output_dir and not os.path.isfile(os.path.join(args.output_dir, "trainer_state.json")):
-        last = get_last_checkpoint(args.output_dir)
-        raise UserError(f"{args.output_dir}: holds {os.path.basename(last)} of a training that did not finish, expected "
-                        f"--resume_from_checkpoint {last} to go on with it, or --overwrite_output_dir to start anew")
     return None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger, progress_bar, without_library_log
 from textcls.common.options import add_version_option
-from textcls.common.outputs import STAGING, check_output_folder, write_labels
+from textcls.common.outputs import STAGING, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import pad_batch
 from textcls.models.paddle_setup import paddle
@@ -83,7 +83,6 @@ def check_training_arguments(args):
     unknown = [name for name in args.report_to if name not in get_available_reporting_integrations()]
     if unknown:  # asked for by name: a missing package would only show when the training begins
         raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
-    check_output_folder(args.output_dir, "--output_dir")
     if not 0 < args.num_train_epochs < float("inf") and args.max_steps <= 0:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
 
