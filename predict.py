@@ -15,21 +15,21 @@ import itertools
 import os
 
 from textcls.common.errors import UserError, is_main_rank, run_script
-from textcls.common.log import get_logger, progress_bar
+from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, find_label_file, make_parser
-from textcls.common.outputs import check_output, complete_file
+from textcls.common.outputs import complete_file
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
 from textcls.runtime.predictions import (
     CHUNK,
     add_output_options,
+    check_files,
     check_labels,
     check_output_options,
-    count_texts,
+    label_texts,
     make_rows,
     open_output,
-    read_chunks,
     write_rows,
 )
 from utils import tokenize
@@ -42,18 +42,6 @@ def parse_arguments():
     args = parser.parse_args()
     check_output_options(parser, args)
     return args
-
-
-def predict_chunks(args, checkpoint, data_path, total, output, rank=0, ranks=1):
-    """Write the rows of every chunk whose number is `rank` modulo `ranks` to the text stream `output`."""
-    with progress_bar(total, "Predicting", leave=True, disable=rank > 0) as progress:
-        for number, chunk in enumerate(read_chunks(data_path, args.data_file == "-")):
-            if number % ranks == rank:
-                tokens = tokenize(chunk, checkpoint.encode)
-                probs = predict_probs(checkpoint, tokens, args.batch_size, progress=progress if ranks == 1 else None)
-                write_rows(output, make_rows(chunk, probs, checkpoint.labels, args), args)
-            if ranks > 1:
-                progress.update(len(chunk))
 
 
 def merge_parts(parts, output):
@@ -74,24 +62,28 @@ def main():
     if ranks > 1 and (from_stdin or to_stdout):
         raise UserError("--data_file - and --output_file - work in a single process, expected files under "
                         "paddle.distributed.launch")
-    data_path = "standard input" if from_stdin else os.path.join(args.dataset_dir, args.data_file)
     label_path = find_label_file(args)
-    check_output(args.output_file, [data_path, label_path, args.params_path], args.dataset_dir)
-    total = None if from_stdin else count_texts(data_path)
+    total = check_files(args, [label_path, args.params_path])
     select_device(args.device)
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
     check_labels(args, checkpoint.labels)
+
+    def rows_of(texts, progress):
+        probs = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), args.batch_size, progress=progress)
+        return make_rows(texts, probs, checkpoint.labels, args)
+
+    rows = label_texts(args, total, rows_of, rank, ranks)
     if ranks == 1:
         with open_output(args) as output:
-            predict_chunks(args, checkpoint, data_path, total, output)
+            write_rows(output, rows, args)
     else:
-        predict_in_parts(args, checkpoint, data_path, total, rank, ranks)
+        predict_in_parts(args, rows, rank, ranks)
     if is_main_rank() and not to_stdout:
         get_logger().info(f"Prediction results save in {args.output_file}.")
 
 
-def predict_in_parts(args, checkpoint, data_path, total, rank, ranks):
-    """Each rank writes its chunks to a hidden file beside the output; rank 0 joins them when all are done."""
+def predict_in_parts(args, rows, rank, ranks):
+    """Each rank writes its rows to a hidden file beside the output; rank 0 joins them when all are done."""
     from textcls.models.paddle_setup import paddle
 
     folder, name = os.path.split(os.path.abspath(args.output_file))
@@ -99,7 +91,7 @@ def predict_in_parts(args, checkpoint, data_path, total, rank, ranks):
     paddle.distributed.init_parallel_env()
     try:
         with complete_file(parts[rank], newline="") as output:
-            predict_chunks(args, checkpoint, data_path, total, output, rank, ranks)
+            write_rows(output, rows, args)
         paddle.distributed.barrier()
         if rank == 0:
             with open_output(args) as output:

@@ -19,14 +19,14 @@ import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, make_parser, positive_int
+from textcls.common.options import add_encoder_options, make_parser, positive_int, probability, probability_or_auto
 from textcls.common.outputs import check_output, complete_file
 from textcls.data.files import read_labelled, read_lines
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.fitting import auroc, with_settings
 from textcls.retrieval.index import check_encoder, open_index
 from textcls.retrieval.search import chunks, find_threshold, label_probabilities, label_ranks, label_similarities
-from textcls.runtime.predictions import threshold_or_auto
+from textcls.runtime.predictions import is_decided
 from textcls.training.scoring import score_classes
 
 RECALLS = (1, 5, 10, 20, 50)
@@ -40,9 +40,9 @@ def parse_arguments():
     parser.add_argument("--dataset_dir", "--data_dir", default="./data", help="folder of the data files")
     parser.add_argument("--dev_file", default="dev.txt", help="labelled texts in dataset_dir")
     parser.add_argument("--test_file", help="labelled texts in dataset_dir, instead of dev_file")
-    parser.add_argument("--threshold", type=threshold_or_auto, default=0.0,
+    parser.add_argument("--threshold", type=probability_or_auto, default=0.0,
                         help="answers with a lower probability count as undecided; auto: the one of the index")
-    parser.add_argument("--lexical_weight", type=float,
+    parser.add_argument("--lexical_weight", type=probability,
                         help="of the search by characters, 0 to 1; 0: by vectors alone; None: as build_index.py found best")
     parser.add_argument("--unknown_label", help="label of the texts that are of no label of the index; None: there are none")
     parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong texts go")
@@ -53,10 +53,6 @@ def parse_arguments():
     args = parser.parse_args()
     if bool(args.similar_text_pair) != bool(args.recall_result_file):
         parser.error("--similar_text_pair and --recall_result_file belong together")
-    if args.threshold != "auto" and not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold {args.threshold}: expected 0 to 1")
-    if args.lexical_weight is not None and not 0 <= args.lexical_weight <= 1:
-        parser.error(f"--lexical_weight {args.lexical_weight}: expected 0 to 1")
     return args
 
 
@@ -132,7 +128,7 @@ def log_groups(index, label_ids, guesses, ranks):
 
 def log_threshold(threshold, is_right, confidences, is_known):
     """Log what a threshold does."""
-    decided = confidences >= threshold
+    decided = np.array([is_decided(confidence, threshold) for confidence in confidences.tolist()])
     unknown = f" | unknown texts decided {decided[~is_known].mean() * 100:.2f}%" if not is_known.all() else ""
     precision = f"{is_right[decided].mean() * 100:.2f}%" if decided.any() else "-"
     get_logger().info(f"Threshold {threshold:.4f}: undecided {(~decided).mean() * 100:.2f}% | precision of the others {precision}"

@@ -11,12 +11,9 @@ Writes  output_file in the order of the input, as predict.py of the suite does; 
         With --text_pair_file (`<text><tab><text>`) no index is used: prints the cosine of each pair.
 """
 
-import os
-
 from textcls.common.errors import Problems, run_script
-from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, make_parser, positive_int
-from textcls.common.outputs import check_output
+from textcls.common.log import get_logger
+from textcls.common.options import add_encoder_options, make_parser, positive_int, probability_or_auto
 from textcls.data.files import read_lines
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.predictor import SearchPredictor
@@ -24,12 +21,11 @@ from textcls.retrieval.search import find_threshold
 from textcls.runtime.predictions import (
     add_output_options,
     answer_rows,
+    check_files,
     check_labels,
     check_output_options,
-    count_texts,
+    label_texts,
     open_output,
-    read_chunks,
-    threshold_or_auto,
     write_rows,
 )
 
@@ -39,7 +35,7 @@ def parse_arguments():
     parser.add_argument("--params_path", default="./checkpoint", help="encoder: checkpoint or export")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
     parser.add_argument("--dataset_dir", default="./data", help="folder of data_file")
-    add_output_options(parser, output_file="output.txt", threshold_type=threshold_or_auto)
+    add_output_options(parser, output_file="output.txt", threshold_type=probability_or_auto)
     parser.add_argument("--num_nearest", type=int, default=0, help="how many of the nearest texts to write as reasons (jsonl)")
     parser.add_argument("--text_pair_file", help="print the cosine of pairs of texts, and do nothing else")
     add_encoder_options(parser)
@@ -74,19 +70,17 @@ def main():
                "max_seq_length": args.max_seq_length, "num_threads": args.num_threads}
     if args.text_pair_file:
         return print_pairs(args.text_pair_file, open_encoder(args.params_path, **options))
-    from_stdin, to_stdout = args.data_file == "-", args.output_file == "-"
-    data_path = "standard input" if from_stdin else os.path.join(args.dataset_dir, args.data_file)
-    if not to_stdout:
-        check_output(args.output_file, [data_path, args.params_path, args.index_dir], args.dataset_dir)
-    total = None if from_stdin else count_texts(data_path)
+    total = check_files(args, [args.params_path, args.index_dir])
     predictor = SearchPredictor(args.params_path, args.index_dir, **options)
     args.threshold = find_threshold(args.threshold, predictor.index)
     check_labels(args, predictor.labels)
-    with open_output(args) as output, progress_bar(total, "Predicting", leave=True) as progress:
-        for chunk in read_chunks(data_path, from_stdin):
-            answers = predictor.answer(chunk, args.top_k, args.num_nearest, progress)
-            write_rows(output, answer_rows(answers, chunk, args), args)
-    if not to_stdout:
+
+    def rows_of(texts, progress):
+        return answer_rows(predictor.answer(texts, args.top_k, args.num_nearest, progress), texts, args)
+
+    with open_output(args) as output:
+        write_rows(output, label_texts(args, total, rows_of), args)
+    if args.output_file != "-":
         get_logger().info(f"Prediction results save in {args.output_file}.")
 
 

@@ -20,18 +20,16 @@ import sys
 import time
 
 from textcls.common.errors import Problems, UserError, run_script
-from textcls.common.log import progress_bar
 from textcls.common.options import add_device_options, find_label_file, make_parser, positive_int
-from textcls.common.outputs import check_output
 from textcls.data.files import compare_labels, read_labelled, read_labels
 from textcls.runtime.predictions import (
     add_output_options,
+    check_files,
     check_labels,
     check_output_options,
-    count_texts,
+    label_texts,
     make_rows,
     open_output,
-    read_chunks,
     write_rows,
 )
 
@@ -95,35 +93,32 @@ def load_predictor(args):
     return predictor
 
 
-def print_blocks(texts, probs, model_labels, args):
-    """Print answers as blocks: the text, its labels, a line of dashes. With --top_k above 1, also probabilities."""
-    for row in make_rows(texts, probs, model_labels, argparse.Namespace(**{**vars(args), "output_format": "jsonl"})):
-        if args.top_k == 1:
+def print_blocks(rows, top_k):
+    """Print rows of jsonl as blocks: the text, its labels, a line of dashes. With top_k above 1, also probabilities."""
+    if sys.stdout is None:
+        raise UserError("standard output is closed, expected somewhere to write to, or --output_file")
+    sys.stdout.reconfigure(encoding="utf-8")
+    for row in rows:
+        if top_k == 1:
             labels = row["label"]
         else:
             labels = ", ".join(f"{top['label']} ({top['probability']:.6f})" for top in row["top_k"])
         print(f"input data: {row['text']}\nlabels: {labels}\n{'-' * 29}")
 
 
-def label_texts(args, data_path, total):
-    """Label data_path chunk by chunk. total: number of its texts, None where it is not known."""
+def label_file(args, total):
+    """Label the texts that args name. total: their number, None where it is not known."""
     predictor = load_predictor(args)
+    row_args = args if args.output_file else argparse.Namespace(**{**vars(args), "output_format": "jsonl"})
 
-    def chunks():
-        with progress_bar(total, "Predicting", leave=True) as progress:
-            for texts in read_chunks(data_path, args.data_file == "-"):
-                yield texts, predictor.probabilities(texts, progress), predictor.labels, args
+    def rows_of(texts, progress):
+        return make_rows(texts, predictor.probabilities(texts, progress), predictor.labels, row_args)
 
+    rows = label_texts(args, total, rows_of)
     if not args.output_file:
-        if sys.stdout is None:
-            raise UserError("standard output is closed, expected somewhere to write to, or --output_file")
-        sys.stdout.reconfigure(encoding="utf-8")
-        for chunk in chunks():
-            print_blocks(*chunk)
-        return
+        return print_blocks(rows, args.top_k)
     with open_output(args) as output:
-        for chunk in chunks():
-            write_rows(output, make_rows(*chunk), args)
+        write_rows(output, rows, args)
     if args.output_file != "-":
         logger.info(f"Prediction results save in {args.output_file}.")
 
@@ -152,12 +147,8 @@ def main():
     set_up_logging()
     if args.perf:
         return measure(args)
-    data_path = "standard input" if args.data_file == "-" else os.path.join(args.dataset_dir, args.data_file)
-    if args.output_file:
-        model = args.model_path_prefix if os.path.isdir(args.model_path_prefix) else os.path.dirname(args.model_path_prefix)
-        check_output(args.output_file, [data_path, os.path.join(args.dataset_dir, args.label_file), model or "."],
-                     args.dataset_dir)
-    label_texts(args, data_path, None if args.data_file == "-" else count_texts(data_path))
+    model = args.model_path_prefix if os.path.isdir(args.model_path_prefix) else os.path.dirname(args.model_path_prefix)
+    label_file(args, check_files(args, [os.path.join(args.dataset_dir, args.label_file), model or "."]))
 
 
 if __name__ == "__main__":

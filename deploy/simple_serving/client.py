@@ -10,12 +10,11 @@ Prints  a block per text: the text, its labels, a line of dashes; or with --outp
         with an index also gives the similarity of each label, and with --num_nearest the texts that were the nearest.
 """
 
-import argparse
 import json
 from http.client import responses
 
 from textcls.common.errors import UserError, run_script
-from textcls.common.options import positive_int
+from textcls.common.options import positive_int, probability_or_auto
 from textcls.runtime.client import make_client_parser, post_json, run_client
 
 EXPECTED = "the address of a running server.py"
@@ -77,21 +76,11 @@ def make_row(text, result):
     return {"text": text, **result}
 
 
-def threshold(text):
-    """Type of --threshold."""
-    if text == "auto":
-        return text
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 1, or auto")
-    return value
-
-
 def main():
     parser = make_client_parser(__doc__, "http://127.0.0.1:8189", batch_size=64)
     parser.add_argument("--token_file", help="file with the server's token")
     parser.add_argument("--num_nearest", type=positive_int, help="how many of the nearest texts a server with an index gives")
-    parser.add_argument("--threshold", type=threshold,
+    parser.add_argument("--threshold", type=probability_or_auto,
                         help="0 to 1, or auto: a server with an index answers `undecided` below it")
     run_client(parser, make_ask, make_block, make_row)
 

@@ -8,8 +8,10 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
+from textcls.common.errors import UserError
 from textcls.common.probabilities import top_labels
-from textcls.runtime.predictions import UNDECIDED
+from textcls.retrieval.search import find_threshold
+from textcls.runtime.predictions import UNDECIDED, is_decided
 
 MOST_LABELS, MOST_NEAREST = 50, 20  # per text that a search gives; its labels come and go, so the first is none of the index
 
@@ -129,7 +131,10 @@ def search(predictor):
                                                for name in ("top_k", "num_nearest")))
 
     def answer(items, parameters):
-        threshold = find_threshold(parameters.threshold, predictor)
+        try:
+            threshold = find_threshold(parameters.threshold, predictor.index)
+        except UserError as error:
+            raise Conflict("parameters.threshold", str(error)) from None
         return [make_answer(item, parameters, threshold) for item in items]
 
     def index_time():
@@ -141,25 +146,12 @@ def search(predictor):
                 SearchStatus, figures, predictor.reload, {409: "the index as it is now cannot answer this"})
 
 
-def find_threshold(wanted, predictor):
-    """The threshold as a float. Conflict."""
-    threshold = wanted
-    if wanted == "auto":
-        threshold = (predictor.index.header["threshold"] or {}).get("value")
-    if threshold is None:
-        raise Conflict("parameters.threshold", "the index holds no threshold, expected a number, or an index made with "
-                           "--dev_file and --precision")
-    if threshold > 0 and UNDECIDED in predictor.labels:
-        raise Conflict("parameters.threshold", f"the index has a label {UNDECIDED!r}, expected 0")
-    return threshold
-
-
 def make_answer(found, parameters, threshold):
     """A FoundAnswer as a dict. found: search_predictor.Answer."""
     top = [{"label": label, "confidence": probability, "similarity": similarity}
            for label, probability, similarity in found.top_k[:parameters.top_k]]
     answer = {**top[0], "known": found.known, "top_k": top}
-    if found.probability < threshold:
+    if not is_decided(found.probability, threshold):
         answer["label"] = UNDECIDED
     if parameters.num_nearest:
         answer["nearest"] = [{"text": text, "label": label, "similarity": similarity}

@@ -1,5 +1,6 @@
 """predict.py: formats, order, standard input, threshold, two processes, refusals."""
 
+import argparse
 import csv
 import io
 import json
@@ -9,12 +10,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from helpers import ROOT, assert_user_error, launch, read_lines, run, run_here, write_lines
 from predict import main
 from textcls.common.errors import UserError
 from textcls.data.files import compare_labels
+from textcls.runtime.predictions import make_rows
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
@@ -61,11 +64,15 @@ def test_txt_tsv_and_csv_say_the_same(checkpoint, jsonl, tmp_path):
 
 
 def test_threshold_marks_unsure_answers(checkpoint, jsonl, tmp_path):
-    limit = sum(sorted(row["probability"] for row in jsonl)[14:16]) / 2
+    """Those whose probability, as it is printed, is below it."""
+    limit = sorted(row["probability"] for row in jsonl)[15]
     predict(checkpoint, tmp_path / "out", "--threshold", limit)
     labels = [line.split("\t")[1] for line in read_lines(tmp_path / "out")[1:]]
     assert labels == [row["label"] if row["probability"] >= limit else "undecided" for row in jsonl]
     assert 0 < labels.count("undecided") < len(labels)
+    options = argparse.Namespace(output_format="jsonl", top_k=1, threshold=0.6)
+    [row] = make_rows(["好"], np.array([[0.4, 0.5999998]], np.float32), ["a", "b"], options)
+    assert (row["label"], row["probability"]) == ("b", 0.6)
 
 
 def test_reads_standard_input_and_writes_standard_output(checkpoint, jsonl):

@@ -102,7 +102,7 @@ def test_below_the_threshold_is_undecided(server, export, texts):
         assert answer["label"] == ("undecided" if best["confidence"] < middle else best["label"])
         assert answer["top_k"] == best["top_k"]
     status, refused, _ = ask("auto")
-    assert status == 409 and refused["errors"][0]["field"] == "parameters.threshold" and "no threshold" in str(refused)
+    assert status == 409 and refused["errors"][0]["field"] == "parameters.threshold" and "the index holds none" in str(refused)
     change(export / "index", threshold={"precision": 0.9, "value": middle})
     assert ask("auto")[1] == ask(middle)[1]
     assert client(server[0], texts[confidences.index(min(confidences))], "--threshold", "auto").stdout.split("\n")[1].startswith(
@@ -195,7 +195,7 @@ def test_refusals(export, exported, tmp_path):
     for message, process in zip(refused, run_all(PYTHON, SERVER, *refused.values())):
         assert_user_error(process, message)
     [wrong] = run_all(PYTHON, CLIENT, ["好", "--threshold", "2"])
-    assert_user_error(wrong, "--threshold: 2: expected 0 to 1, or auto")
+    assert_user_error(wrong, "--threshold: '2': expected a number, 0 to 1, or auto")
     process = run("deploy/predictor/infer.py", "--model_path_prefix", export, "--dataset_dir", ROOT / "data")
     assert_user_error(process, "retrieval_based/predict.py")
     process = run("deploy/paddle_serving/build_model.py", "--export_dir", export, "--output_dir", tmp_path / "model")

@@ -111,7 +111,7 @@ def test_evaluation_is_that_of_the_formulas(built, encoder_export, data, tmp_pat
         process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", data,
                            "--lexical_weight", weight, cwd=tmp_path)
         assert f"Accuracy: {(guesses == ids).mean() * 100:.2f}% |" in process.stderr
-    assert_user_error(run_here(evaluate.main, "--lexical_weight", 1.5), "--lexical_weight 1.5: expected 0 to 1")
+    assert_user_error(run_here(evaluate.main, "--lexical_weight", 1.5), "--lexical_weight: '1.5': expected a number, 0 to 1")
 
 
 def test_predictions_in_all_forms_agree(built, encoder_export, data, tmp_path):

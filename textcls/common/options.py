@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+from typing import Union
 
 from textcls.common.errors import UserError
 
@@ -12,6 +13,25 @@ def positive_int(text):
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
     return int(text)
+
+
+def probability(text: str) -> float:
+    """Type of options that are a probability or a share."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 0 to 1")
+    return value
+
+
+def probability_or_auto(text: str) -> Union[float, str]:
+    """Type of --threshold where a threshold is stored with the model."""
+    try:
+        return text if text == "auto" else probability(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
 def seed_number(text):

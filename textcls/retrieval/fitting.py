@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from textcls.common.probabilities import DECIMALS
 from textcls.retrieval.index import label_boosts
 from textcls.retrieval.search import (
     NEAREST,
@@ -25,7 +26,6 @@ FEW, TRIED_LABELS, MOST_LOSS = 5, 12, 0.01  # of `best_least_rows`
 MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
 UNKNOWN_SHARE = 0.1  # texts of no known label that the confidence reckons with
 LEAST = 1e-4  # a label without votes counts as this probable
-DECIMALS = 6
 
 
 def fit(index, vectors, texts, label_ids, precision=None):
@@ -52,7 +52,7 @@ def fit(index, vectors, texts, label_ids, precision=None):
     without = find_rows(index, vectors, texts, NEAREST, label_ids)
     known, auroc = fit_known(features_of(index, vectors, found), features_of(index, vectors, without, label_ids))
     index = with_settings(index, known=known)
-    threshold = None if precision is None else find_threshold(index, vectors, found, label_ids, precision)
+    threshold = None if precision is None else fit_threshold(index, vectors, found, label_ids, precision)
     return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, "fused": fused, "known_auroc": auroc,
                                                        "nll": nll}
 
@@ -202,18 +202,20 @@ def auroc(scores, is_positive):
     return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def find_threshold(index, vectors, found, label_ids, precision):
-    """The lowest probability above which at least this share of dev texts is right: {"precision", "value"}, or None."""
+def fit_threshold(index, vectors, found, label_ids, precision):
+    """The lowest probability, as it is shown, from which on at least this share of dev texts is right: {"precision", "value"},
+    or None."""
     confidence, is_right = [], []
     for chunk in chunks(index, len(label_ids)):
         probs = fuse(index, part(found, chunk))
         confidence.append(probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk)))
         is_right.append(probs.argmax(axis=1) == label_ids[chunk])
-    confidence, is_right = np.concatenate(confidence), np.concatenate(is_right)
+    confidence = np.array([round(value, DECIMALS) for value in np.concatenate(confidence).tolist()])
+    is_right = np.concatenate(is_right)
     order = np.argsort(-confidence, kind="stable")
     confidence, shares = confidence[order], np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
     is_last = np.append(confidence[1:] < confidence[:-1], True)  # equal ones are above it together
     enough = np.flatnonzero((shares >= precision) & is_last)
     if not len(enough):
         return None
-    return {"precision": precision, "value": float(np.floor(confidence[enough[-1]] * 10**DECIMALS) / 10**DECIMALS)}
+    return {"precision": precision, "value": float(confidence[enough[-1]])}

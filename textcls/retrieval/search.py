@@ -1,12 +1,14 @@
 """Answers from an index: nearest rows, the labels' vote, its fusion with the lexical half, confidence. Needs no Paddle."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.probabilities import DECIMALS
+from textcls.retrieval.index import SearchIndex
 from textcls.retrieval.lexical import cosines, count_terms, weigh
+from textcls.runtime.predictions import check_threshold
 
 QUERIES, ROWS = 512, 32768  # of a block of similarities, 64 MiB
 LEAST_QUERIES = 16  # of a block, where there are very many labels
@@ -275,14 +277,17 @@ def make_answers(index, vectors, texts, top_k=1, num_nearest=0):
     return answers
 
 
-def find_threshold(wanted, index):
-    """What --threshold means: a number as it is, "auto" the one that the index holds. UserError where it holds none."""
-    if wanted != "auto":
-        return wanted
-    if index.header["threshold"] is None:
-        raise UserError(f"--threshold auto: {index.folder} holds no threshold, expected build_index.py with --precision "
-                        "and dev texts, or a number")
-    return index.header["threshold"]["value"]
+def find_threshold(wanted: Union[float, str], index: SearchIndex) -> float:
+    """What a threshold means: a number as it is, "auto" the one that the index holds.
+
+    UserError where it holds none, or answers below it could not be told from those of a label.
+    """
+    if wanted == "auto" and index.header["threshold"] is None:
+        raise UserError("threshold auto: the index holds none, expected a number, or an index that build_index.py made with "
+                        "--precision and dev texts")
+    threshold = index.header["threshold"]["value"] if wanted == "auto" else wanted
+    check_threshold(threshold, index.labels)
+    return threshold
 
 
 def shown_similarities(index, found, vectors, probs, top_k):

@@ -1,37 +1,32 @@
 """Texts in, labels out: the options, formats and streams that predict.py and deploy/predictor share. Needs no Paddle."""
 
-import argparse
 import contextlib
 import csv
 import itertools
 import json
+import os
 import sys
+from collections.abc import Iterator
+from typing import Callable, Optional
 
 from textcls.common.errors import Problems, UserError
-from textcls.common.options import positive_int
-from textcls.common.outputs import complete_file, is_stream
-from textcls.common.probabilities import top_labels
+from textcls.common.log import progress_bar
+from textcls.common.options import positive_int, probability, probability_or_auto
+from textcls.common.outputs import check_output, complete_file, is_stream
+from textcls.common.probabilities import DECIMALS, top_labels
 from textcls.data.files import read_texts
 
 CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
 UNDECIDED = "undecided"  # written where the highest probability is below --threshold
 
 
-def threshold_or_auto(text):
-    """Type of --threshold where a threshold is stored with the model."""
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 0 to 1, or auto") from None
-
-
-def add_output_options(parser, output_file, threshold_type=float):
+def add_output_options(parser, output_file, threshold_type=probability):
     """Add the options of the scripts that label a file of texts. output_file: the default."""
     parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
     parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
     parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl"])
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
-    auto = "; auto: the one that was found on dev.txt" if threshold_type is threshold_or_auto else ""
+    auto = "; auto: the one that was found on dev.txt" if threshold_type is probability_or_auto else ""
     parser.add_argument("--threshold", type=threshold_type, default=0.0,
                         help=f"answers with a lower probability are written as `{UNDECIDED}`{auto}")
 
@@ -40,23 +35,60 @@ def check_output_options(parser, args):
     """End with the parser's error where the options of `add_output_options` do not fit together."""
     if args.top_k > 1 and args.output_file and args.output_format == "txt":
         parser.error("--top_k needs --output_format tsv, csv or jsonl: txt holds one label per text")
-    if args.threshold != "auto" and not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold {args.threshold}: expected 0 to 1")
 
 
 def check_labels(args, labels):
     """UserError where the options do not fit the model's labels."""
     if args.top_k > len(labels):
         raise UserError(f"--top_k {args.top_k}: the model has {len(labels)} classes, expected at most that many")
-    if args.threshold > 0 and UNDECIDED in labels:
-        raise UserError(f"--threshold {args.threshold}: the model has a class {UNDECIDED!r}, which answers below the threshold "
-                        "could not be told from, expected --threshold 0")
+    check_threshold(args.threshold, labels)
+
+
+def check_threshold(threshold: float, labels: list[str]) -> None:
+    """UserError where answers below the threshold could not be told from those of a label."""
+    if threshold > 0 and UNDECIDED in labels:
+        raise UserError(f"threshold {threshold}: there is a label {UNDECIDED!r}, which answers below the threshold could not be "
+                        "told from, expected a threshold of 0")
+
+
+def is_decided(probability: float, threshold: float) -> bool:
+    """Whether an answer is not below the threshold, by its probability as it is shown: rounded to DECIMALS."""
+    return round(probability, DECIMALS) >= threshold
 
 
 def check_decided(name):
     """UserError where a label of an index has the name that stands for no label: no threshold could be used with it."""
     if name == UNDECIDED:
         raise UserError(f"label {name!r}: is what answers below --threshold are called, expected another name")
+
+
+def input_path(args) -> str:
+    """The path of the texts to label, or what messages call standard input."""
+    return "standard input" if args.data_file == "-" else os.path.join(args.dataset_dir, args.data_file)
+
+
+def check_files(args, inputs: list[str]) -> Optional[int]:
+    """Check the output file and all texts, before a model is loaded. inputs: what else is read, and may not be written.
+
+    Returns the number of texts; None of standard input, where it is not known. UserError.
+    """
+    if args.output_file not in (None, "-"):
+        check_output(args.output_file, [input_path(args), *inputs], args.dataset_dir)
+    return None if args.data_file == "-" else count_texts(input_path(args))
+
+
+def label_texts(args, total: Optional[int], rows_of: Callable, rank: int = 0, ranks: int = 1) -> Iterator:
+    """Yield the rows of the texts that args name, chunk by chunk, with a progress bar.
+
+    total: of `check_files`. rows_of: function of (texts, progress bar or None) that returns their rows. Of several ranks each
+    takes the chunks whose number is `rank` modulo `ranks`.
+    """
+    with progress_bar(total, "Predicting", leave=True, disable=rank > 0) as progress:
+        for number, texts in enumerate(read_chunks(input_path(args), args.data_file == "-")):
+            if number % ranks == rank:
+                yield from rows_of(texts, progress if ranks == 1 else None)
+            if ranks > 1:
+                progress.update(len(texts))
 
 
 def count_texts(path):
@@ -117,15 +149,14 @@ def header(args):
 
 def make_rows(texts, probs, labels, args):
     """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]."""
-    for text, row, top in zip(texts, probs, top_labels(probs, labels, args.top_k)):
-        yield make_row(text, UNDECIDED if row.max() < args.threshold else top[0][0], top, args)
+    for text, top in zip(texts, top_labels(probs, labels, args.top_k)):
+        yield make_row(text, top, args)
 
 
 def answer_rows(answers, texts, args):
     """As `make_rows`, of search.Answer; jsonl also has the similarities, known and the nearest texts."""
     for text, answer in zip(texts, answers):
-        label = UNDECIDED if answer.probability < args.threshold else answer.label
-        row = make_row(text, label, [top[:2] for top in answer.top_k], args)
+        row = make_row(text, [top[:2] for top in answer.top_k], args)
         if args.output_format == "jsonl":
             row["similarity"], row["known"] = answer.similarity, answer.known
             for top, (_, _, similarity) in zip(row["top_k"], answer.top_k):
@@ -134,8 +165,9 @@ def answer_rows(answers, texts, args):
         yield row
 
 
-def make_row(text, label, top, args):
-    """The row of a text that is written with this label. top: list of (label, probability), best first."""
+def make_row(text, top, args):
+    """The row of a text. top: list of (label, probability), best first; below --threshold the text is UNDECIDED."""
+    label = top[0][0] if is_decided(top[0][1], args.threshold) else UNDECIDED
     if args.output_format == "jsonl":
         return {"text": text, "label": label, "probability": top[0][1],
                 "top_k": [{"label": name, "probability": value} for name, value in top]}
