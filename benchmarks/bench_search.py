@@ -14,7 +14,7 @@ import numpy as np
 
 from textcls.retrieval.changes import NewRows, add_texts, memory_index, new_header, remove_label, rows_of_texts, write_index
 from textcls.retrieval.index import open_index
-from textcls.retrieval.search import nearest
+from textcls.retrieval.nearest import WantedType, nearest
 
 REPEATS = 50
 
@@ -82,7 +82,8 @@ def bench_hnsw(folder, generator):
     labels = [(str(number), []) for number in range(50)]
     rows = NewRows(vectors, generator.integers(0, 50, count), ["文"] * count, [(np.array([1]), np.array([1]))] * count)
     start = time.perf_counter()
-    write_index(folder, memory_index(new_header("bench", dimension, "texts", labels), rows), hnsw=(16, 64))
+    index = memory_index(new_header("bench", dimension, "texts", labels), rows)
+    write_index(folder, index, WantedType("hnsw", {"connectivity": 16, "expansion": 64}))
     seconds, index = time.perf_counter() - start, open_index(folder)
     exact = nearest(index, queries, 10, exact=True)[1]
     found = []

@@ -26,9 +26,8 @@ from textcls.retrieval.changes import label_rows, memory_index, new_header, rows
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.fitting import fit
 from textcls.retrieval.index import CORPORA, DTYPES, label_word
+from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.runtime.predictions import check_decided
-
-MOST_EXACT = 100_000  # rows; beyond, --hnsw auto means HNSW
 
 
 def precision(text):
@@ -57,9 +56,7 @@ def parse_arguments():
                              "auto: the best on dev")
     parser.add_argument("--index_dir", default="./index", help="where the index goes")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors in the index")
-    parser.add_argument("--hnsw", choices=["auto", "on", "off"], default="auto", help=f"auto: beyond {MOST_EXACT} rows")
-    parser.add_argument("--hnsw_m", type=positive_int, default=16, help="HNSW: edges per row, 2 or more")
-    parser.add_argument("--hnsw_ef", type=positive_int, default=64, help="HNSW: rows looked at while one is added or searched")
+    add_type_options(parser)
     parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
@@ -67,10 +64,7 @@ def parse_arguments():
     parser.add_argument("--cpu_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
     for name in ("--use_tensorrt", "--enable_mkldnn", "--model_name_or_path", "--hnsw_max_elements"):
         parser.add_argument(name, help="accepted for old command lines, without effect")
-    args = parser.parse_args()
-    if args.hnsw_m < 2:
-        parser.error(f"--hnsw_m {args.hnsw_m}: expected 2 or more")
-    return args
+    return parser.parse_args()
 
 
 def read_data(args):
@@ -149,6 +143,7 @@ def choose(args, encoder, labels, rows, dev):
 
 def main():
     args = parse_arguments()
+    wanted = wanted_type(args)
     check_output_folder(args.index_dir, "--index_dir")
     vectors_path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
     if args.data_name:
@@ -162,17 +157,15 @@ def main():
     index = choose(args, encoder, labels, make_rows(corpora, encoder, labels, train), dev)
     if args.precision is not None and dev is not None and index.header["threshold"] is None:
         get_logger().warning(f"No threshold: no share of the dev texts has a precision of {args.precision}.")
-    num_rows = len(index.row_labels)
-    use_hnsw = args.hnsw == "on" or (args.hnsw == "auto" and num_rows > MOST_EXACT)
-    header = write_index(args.index_dir, index, (args.hnsw_m, args.hnsw_ef) if use_hnsw else None)
+    header = write_index(args.index_dir, index, wanted)
     if args.data_name:
         with complete_file(vectors_path, "wb") as file:
             vectors = index.segments[0].vectors  # of texts: without those of labels that have none, which no line is of
             np.save(file, vectors[:len(train[0])] if header["corpus"] == "texts" else vectors)
         get_logger().info(f"Vectors saved in {vectors_path}")
     threshold = f", threshold {header['threshold']['value']:.4f}" if header["threshold"] else ""
-    get_logger().info(f"Index saved in {args.index_dir}: corpus {header['corpus']}, {len(labels)} labels, {num_rows} rows"
-                      f"{threshold}")
+    get_logger().info(f"Index saved in {args.index_dir}: corpus {header['corpus']}, {len(labels)} labels, "
+                      f"{len(index.row_labels)} rows{threshold}")
 
 
 if __name__ == "__main__":

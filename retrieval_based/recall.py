@@ -23,7 +23,7 @@ from textcls.common.texts import LINE, TEXT
 from textcls.data.files import read_lines
 from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_texts
 from textcls.retrieval.encoder import open_encoder
-from textcls.retrieval.search import nearest
+from textcls.retrieval.nearest import nearest
 
 
 def parse_arguments():

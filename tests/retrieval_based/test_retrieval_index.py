@@ -15,6 +15,7 @@ import pytest
 
 from helpers import ROOT, assert_user_error, load_script, read_lines, run_here
 from textcls.common.errors import UserError
+from textcls.common.log import get_logger
 from textcls.retrieval.changes import (
     add_texts,
     label_texts,
@@ -29,6 +30,7 @@ from textcls.retrieval.changes import (
 from textcls.retrieval.fitting import auroc, fit
 from textcls.retrieval.index import open_index
 from textcls.retrieval.lexical import cosines, count_terms, idf_of_postings, weigh
+from textcls.retrieval.nearest import WantedType, nearest
 from textcls.retrieval.search import (
     chunks,
     fuse,
@@ -36,7 +38,6 @@ from textcls.retrieval.search import (
     label_similarities,
     lexical_nearest,
     make_answers,
-    nearest,
     search,
     vote,
 )
@@ -65,13 +66,13 @@ ENCODER = "0123456789abcdef"
 change = load_script("retrieval_based", "index")
 
 
-def make_index(folder, corpus="texts", dtype="float32", hnsw=None, encoder_id=ENCODER):
+def make_index(folder, corpus="texts", dtype="float32", encoder_id=ENCODER):
     header = new_header(encoder_id, SIZE, corpus, [(label, []) for label in LABELS], dtype)
     if corpus == "labels":
         rows = rows_of_texts(unit(np.random.default_rng(2), len(LABELS), SIZE), range(len(LABELS)), LABELS)
     else:
         rows = (rows_of_means if corpus == "means" else rows_of_texts)(VECTORS, IDS, TEXTS)
-    write_index(folder, memory_index(header, rows), hnsw)
+    write_index(folder, memory_index(header, rows))
     return open_index(folder)
 
 
@@ -157,29 +158,32 @@ def test_hnsw_finds_the_rows_of_exact_search_and_skips_removed_ones(tmp_path):
     vectors, labels = class_vectors(generator, ids), [(f"类{number}", []) for number in range(40)]
     rows = rows_of_texts(vectors, ids, [f"文{row % 97}" for row in range(3000)])
     index = memory_index(new_header("x", SIZE, "texts", labels), rows)
-    assert write_index(tmp_path, index, (16, 100))["hnsw"]["recall"] > 0.97
+    wanted = WantedType("hnsw", {"connectivity": 16, "expansion": 100})
+    assert write_index(tmp_path, index, wanted._replace(beyond=3000))["hnsw"] is None
+    assert write_index(tmp_path, index, wanted)["hnsw"]["recall"] > 0.97
     queries = class_vectors(generator, np.arange(40))
     for removed in (None, "类7"):
         if removed:
             remove_label(tmp_path, removed)
         opened = open_index(tmp_path)
-        assert opened.hnsw is not None
+        assert opened.approximate is not None
         exact, found = (nearest(opened, queries, 10, exact=exact)[1] for exact in (True, False))
         assert np.mean([np.isin(row, other).mean() for row, other in zip(exact, found)]) > 0.97
         assert removed is None or 7 not in ids[found]
 
 
-def test_hnsw_is_left_out_where_equal_rows_hide_the_others(tmp_path, caplog):
+def test_hnsw_is_left_out_where_equal_rows_hide_the_others(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(get_logger(), "propagate", True)
     generator = np.random.default_rng(6)
     vectors = unit(generator, 1200, 16)
     vectors[:600] = vectors[0]
     rows = rows_of_texts(vectors, np.arange(1200) % 5, ["文"] * 1200)
     header = new_header("x", 16, "texts", [(str(label), []) for label in range(5)])
-    header = write_index(tmp_path, memory_index(header, rows), (2, 1))
+    header = write_index(tmp_path, memory_index(header, rows), WantedType("hnsw", {"connectivity": 2, "expansion": 1}))
     index = open_index(tmp_path)
     exact, found = (nearest(index, vectors[595:640], 10, exact=exact)[0] for exact in (True, False))
-    assert (header["hnsw"] is None) == ("searched exactly" in caplog.text)
-    assert np.mean(found >= exact[:, -1:] - 1e-6) >= 0.99
+    assert header["hnsw"] is None and "this index is searched exactly" in caplog.text
+    np.testing.assert_array_equal(found, exact)
 
 
 def test_settings_fitted_on_dev_make_fusion_no_worse_and_keep_the_wanted_precision():

@@ -9,7 +9,8 @@ import pytest
 from helpers import ROOT, assert_user_error, load_script, read_lines, run, run_here, write_lines
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.index import open_index
-from textcls.retrieval.search import Found, label_probabilities, label_ranks, label_similarities, lexical_nearest, nearest, vote
+from textcls.retrieval.nearest import nearest
+from textcls.retrieval.search import Found, label_probabilities, label_ranks, label_similarities, lexical_nearest, vote
 
 build, change, evaluate, predict, recall, benchmark = [
     load_script("retrieval_based", name) for name in ("build_index", "index", "evaluate", "predict", "recall", "benchmark")]

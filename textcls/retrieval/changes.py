@@ -16,16 +16,14 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from textcls.common.errors import UserError
-from textcls.common.log import get_logger
 from textcls.common.outputs import complete_file
 from textcls.common.texts import LABEL
-from textcls.retrieval.index import FORMAT, MARKER, PARTS, Segment, assemble, label_word, open_hnsw, open_index
+from textcls.retrieval.index import FORMAT, MARKER, PARTS, Segment, assemble, label_word, open_index
 from textcls.retrieval.lexical import count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
-from textcls.retrieval.search import hnsw_recall
+from textcls.retrieval.nearest import TYPES, build_approximate
 from textcls.runtime.predictions import check_decided
 
 MOST_SEGMENTS, SMALL_ROWS = 16, 1000  # beyond so many segments, those of so few rows are joined
-HNSW_FACTORS, ENOUGH_RECALL = (1, 2, 2, 2, 2), 0.99  # HNSW's expansion is multiplied until recall@10 is enough
 BLOCK = 16384  # rows converted at a time
 
 
@@ -72,8 +70,8 @@ def new_header(encoder_id, dimension, corpus, labels, dtype="float32"):
     """
     labels = [{"id": number, "name": name, "texts": texts} for number, (name, texts) in enumerate(labels)]
     return {"format": FORMAT, "encoder_id": encoder_id, "dimension": dimension, "metric": "cosine", "dtype": dtype,
-            "corpus": corpus, "labels": labels, "next_id": len(labels), "segments": [], "hnsw": None,
-            "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0, "least_rows": 20},
+            "corpus": corpus, "labels": labels, "next_id": len(labels), "segments": [],
+            **dict.fromkeys(TYPES), "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0, "least_rows": 20},
             "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "threshold": None}
 
 
@@ -82,52 +80,16 @@ def memory_index(header, rows):
     return assemble("", header, (), [make_segment(rows, None)])
 
 
-def write_index(folder, index, hnsw=None):
-    """Write a `memory_index` into a folder, in place of what index may be there. hnsw: None, or its (connectivity, expansion).
+def write_index(folder, index, wanted=None):
+    """Write a `memory_index` into a folder, in place of what index may be there. wanted: of `wanted_type`.
 
-    Returns its index.json. An HNSW that finds too little is left out, which the log says.
+    Returns its index.json.
     """
     with changing(folder):
         header = {**index.header, "segments": [write_segment(folder, index.header["dtype"], index.segments[0])]}
-        if hnsw is not None:
-            entry = tune_hnsw(folder, index, header, write_hnsw(folder, index.segments[0], *hnsw))
-            get_logger().info(f"HNSW: recall@10 against exact search {entry['recall']:.4f}")
-            if entry["recall"] >= ENOUGH_RECALL:
-                header["hnsw"] = entry
-            else:
-                get_logger().warning(f"HNSW finds too few of the nearest rows, expected {ENOUGH_RECALL} or more: this index is "
-                                     "searched exactly; larger --hnsw_m and --hnsw_ef find more.")
+        if wanted is not None and len(index.row_labels) > wanted.beyond:
+            header[wanted.name] = build_approximate(folder, index, wanted)
         return write_header(folder, header)
-
-
-def write_hnsw(folder, segment, connectivity, expansion):
-    """Write the HNSW file of a Segment; returns its entry of index.json."""
-    try:
-        from usearch.index import Index
-    except ImportError:
-        raise UserError("the package usearch is missing, expected it for HNSW, or --hnsw off") from None
-
-    index = Index(ndim=segment.vectors.shape[1], metric="cos", dtype="i8", connectivity=connectivity, expansion_add=expansion,
-                  expansion_search=expansion)
-    for start in range(0, len(segment.vectors), BLOCK):
-        block = segment.block(start, start + BLOCK)
-        index.add(np.arange(start, start + len(block)), block)
-    name = f"hnsw-{secrets.token_hex(8)}.usearch"
-    path = os.path.join(folder, name)
-    index.save(path)
-    return {"file": name, "bytes": os.path.getsize(path), "rows": len(segment.vectors), "connectivity": connectivity,
-            "expansion": expansion}
-
-
-def tune_hnsw(folder, index, header, entry):
-    """Let HNSW look at more rows in a search until it finds what exact search does. Returns the entry of index.json."""
-    for factor in HNSW_FACTORS:
-        entry = {**entry, "expansion": entry["expansion"] * factor}
-        tried = {**header, "hnsw": entry}
-        entry["recall"] = hnsw_recall(assemble(folder, tried, (), index.segments, open_hnsw(folder, tried)))
-        if entry["recall"] >= ENOUGH_RECALL:
-            break
-    return entry
 
 
 def make_segment(rows, idf):
@@ -185,7 +147,7 @@ def write_header(folder, header):
     """The last step of a change: replace index.json, then delete what it does not name. Returns header."""
     with complete_file(os.path.join(folder, MARKER)) as file:
         file.write(json.dumps(header, ensure_ascii=False) + "\n")
-    used = {entry["folder"] for entry in header["segments"]} | {header["hnsw"]["file"] if header["hnsw"] else None}
+    used = {entry["folder"] for entry in header["segments"]} | {header[name]["file"] for name in TYPES if header[name]}
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if name.startswith(f".{MARKER}.") or (PARTS.match(name) and name not in used):

@@ -4,18 +4,8 @@ import numpy as np
 
 from textcls.common.probabilities import DECIMALS
 from textcls.retrieval.index import label_boosts
-from textcls.retrieval.search import (
-    NEAREST,
-    Found,
-    chunks,
-    fuse,
-    known_features,
-    known_probs,
-    lexical_nearest,
-    nearest,
-    sharpen,
-    vote,
-)
+from textcls.retrieval.nearest import nearest
+from textcls.retrieval.search import NEAREST, Found, chunks, fuse, known_features, known_probs, lexical_nearest, sharpen, vote
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)

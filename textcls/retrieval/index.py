@@ -3,10 +3,8 @@
 textcls/retrieval/changes.py writes and changes it; an opened index never changes.
 """
 
-import logging
 import os
 import re
-import threading
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -14,13 +12,13 @@ import numpy as np
 from textcls.common.errors import UserError
 from textcls.data.files import read_json
 from textcls.retrieval.lexical import Idf, Postings, idf_of_postings
+from textcls.retrieval.nearest import TYPES, Hnsw, open_approximate
 
 FORMAT = 3
 MARKER = "index.json"
 CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a training text, the mean of a label's texts
 DTYPES = ("float32", "float16", "int8")
-PARTS = re.compile(r"(segment-[0-9a-f]{16}|hnsw-[0-9a-f]{16}\.usearch)$")  # the names that may be deleted
-logger = logging.getLogger("textcls")
+PARTS = re.compile(rf"({'|'.join(['segment', *TYPES])})-[0-9a-f]{{16}}(\.\w+)?$")  # the names that may be deleted
 
 
 class Segment(NamedTuple):
@@ -54,13 +52,6 @@ class Segment(NamedTuple):
         return values if self.scales is None else values * self.scales[rows][..., None]
 
 
-class Hnsw(NamedTuple):
-    """Approximate neighbours in segment 0 (Malkov and Yashunin 2016, arXiv:1603.09320), by usearch."""
-
-    index: object  # usearch.index.Index of int8, a view of its file: what it finds is measured again by the segment's vectors
-    lock: threading.Lock  # usearch's searches share their scratch memory
-
-
 class SearchIndex(NamedTuple):
     """An opened index folder. Never changes."""
 
@@ -75,7 +66,7 @@ class SearchIndex(NamedTuple):
     mean: Optional[np.ndarray]  # float32 [dimension]: of all rows; None where the index was not opened to search
     centres: Optional[np.ndarray]  # float32 [num_labels, dimension]: labels' means less that of all, at unit length; 0: no rows
     idf: Idf
-    hnsw: Optional[Hnsw]
+    approximate: Optional[Hnsw]  # of nearest.TYPES, over segment 0
 
     def text(self, row):
         """The text of a row: of a mean, the one that is nearest to it."""
@@ -117,22 +108,24 @@ def index_stamp(folder):
 def open_index(folder, encoder_id=None, dimension=None, to_search=True):
     """Open an index folder; returns SearchIndex. encoder_id, dimension: of the encoder that it must be of, None: any.
 
-    to_search: False: who does not search needs neither usearch nor the labels' centres. UserError where there is none, it is
-    damaged or of another encoder.
+    to_search: False: who does not search needs neither an approximate index nor the labels' centres. UserError where there is no
+    index, it is damaged or of another encoder.
     """
     while True:
         stamp = index_stamp(folder)
         header = read_json(os.path.join(folder, MARKER))
+        for name in TYPES:
+            header.setdefault(name)  # an older index has no entry of a newer type
         check_header(header, os.path.join(folder, MARKER))
         check_encoder(folder, header, encoder_id, dimension)
         try:
             segments = [open_segment(folder, header, entry) for entry in header["segments"]]
-            hnsw = open_hnsw(folder, header) if to_search else None
+            approximate = open_approximate(folder, header, header["segments"][0]["rows"]) if to_search else None
             break
         except UserError:
             if index_stamp(folder) == stamp:
                 raise  # else it was replaced just now, and its files are gone
-    return assemble(folder, header, stamp, segments, hnsw, to_search)
+    return assemble(folder, header, stamp, segments, approximate, to_search)
 
 
 def check_encoder(folder, header, encoder_id=None, dimension=None):
@@ -145,7 +138,7 @@ def check_encoder(folder, header, encoder_id=None, dimension=None):
                         "encoder of the index")
 
 
-def assemble(folder, header, stamp, segments, hnsw=None, to_search=True):
+def assemble(folder, header, stamp, segments, approximate=None, to_search=True):
     """The SearchIndex of its parts."""
     positions = np.full(header["next_id"] + 1, -1, np.int32)
     for position, entry in enumerate(header["labels"]):
@@ -157,7 +150,7 @@ def assemble(folder, header, stamp, segments, hnsw=None, to_search=True):
     boosts = label_boosts(header, counts)
     mean, centres = label_centres(segments, positions, counts) if to_search else (None, None)
     idf = idf_of_postings(segments[0].postings, len(segments[0].label_ids))
-    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, hnsw)
+    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, approximate)
 
 
 def label_centres(segments, positions, counts):
@@ -196,13 +189,13 @@ def check_header(header, path):
             type(entry["id"]) is int and 0 <= entry["id"] < header["next_id"] and type(entry["name"]) is str
             and type(entry["texts"]) is list for entry in value),
         "segments": lambda value: value and all(PARTS.match(entry["folder"]) and _is_count(entry["rows"]) for entry in value),
-        "hnsw": lambda value: value is None or (PARTS.match(value["file"]) and all(
-            _is_count(value[name]) for name in ("bytes", "connectivity", "expansion"))),
         "vote": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and value["sharpness"] > 0
         and value["least_rows"] >= 0,
         "lexical": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
         "known": lambda value: value is None or (len(value["weights"]) == 2 and sum(value["weights"]) + value["offset"] < np.inf),
-        "threshold": lambda value: value is None or 0 <= value["value"] <= 1}
+        "threshold": lambda value: value is None or 0 <= value["value"] <= 1,
+        **{name: lambda value, kind=kind: value is None or (PARTS.match(value["file"]) and all(
+            _is_count(value[number]) for number in ("bytes", *kind.settings))) for name, kind in TYPES.items()}}
     for name, is_sound in checks.items():
         try:
             sound = is_sound(header[name])
@@ -261,26 +254,3 @@ def open_array(folder, name, dtype, shape):
     if values.dtype != dtype or values.shape != wanted or len(shape) != values.ndim:
         raise UserError(f"{path}: {values.dtype} {list(values.shape)}, expected {dtype} {list(wanted)}")
     return np.asarray(values)
-
-
-def open_hnsw(folder, header):
-    """The Hnsw of index.json, or None. UserError where its file is missing or damaged."""
-    if header["hnsw"] is None:
-        return None
-    try:
-        from usearch.index import Index
-    except ImportError:
-        logger.warning("The package usearch is missing: the index is searched exactly, which takes longer.")
-        return None
-    path, entry = os.path.join(folder, header["hnsw"]["file"]), header["hnsw"]
-    try:
-        if os.path.getsize(path) != entry["bytes"]:
-            raise ValueError(f"{os.path.getsize(path)} bytes, expected {entry['bytes']}")
-        index = Index(ndim=header["dimension"], metric="cos", dtype="i8", connectivity=entry["connectivity"],
-                      expansion_add=entry["expansion"], expansion_search=entry["expansion"])
-        index.view(path)
-        if len(index) != header["segments"][0]["rows"]:
-            raise ValueError(f"{len(index)} rows")
-    except Exception as error:  # the library raises RuntimeError and others
-        raise UserError(f"{path}: cannot be read ({error}), expected what retrieval_based/build_index.py wrote") from None
-    return Hnsw(index, threading.Lock())

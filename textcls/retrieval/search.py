@@ -8,14 +8,12 @@ from textcls.common.errors import UserError
 from textcls.common.probabilities import DECIMALS
 from textcls.retrieval.index import SearchIndex
 from textcls.retrieval.lexical import cosines, count_terms, weigh
+from textcls.retrieval.nearest import QUERIES, ROWS, nearest, select_top
 from textcls.runtime.predictions import check_threshold
 
-QUERIES, ROWS = 512, 32768  # of a block of similarities, 64 MiB
 LEAST_QUERIES = 16  # of a block, where there are very many labels
 CELLS = 1 << 22  # queries x labels that are scored at a time
-OVERSAMPLING = 2  # HNSW's vectors are int8: so many times the wanted rows are found and measured exactly
 NEAREST = 3  # rows by which a text counts as known
-SAME = 1e-6  # similarities that are closer count as equal: the order of sums in a matrix product changes the last bits
 
 
 class Answer(NamedTuple):
@@ -38,103 +36,7 @@ class Found(NamedTuple):
     lexical_rows: np.ndarray
 
 
-# ---- nearest rows
-
-
-def select_top(scores, k, least=-np.inf):
-    """The k largest of each row of scores above `least`, largest first, the lower column first among equals.
-
-    scores: float32 [num_rows, num_columns]. Returns (values float32, columns int64), [num_rows, k]; -inf and -1 fill up.
-    """
-    values = np.full((len(scores), k), -np.inf, np.float32)
-    columns = np.full((len(scores), k), -1, np.int64)
-    floor = np.full((len(scores), 1), least, np.float32)
-    if k < scores.shape[1]:
-        floor = np.maximum(floor, np.partition(scores, scores.shape[1] - k, axis=1)[:, -k, None] - SAME)
-    row, column = np.nonzero((scores >= floor) & (scores > least))
-    score = scores[row, column]
-    order = np.lexsort((column, -np.rint(score / SAME), row))
-    row, column, score = row[order], column[order], score[order]
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = place < k
-    values[row[kept], place[kept]], columns[row[kept], place[kept]] = score[kept], column[kept]
-    return values, columns
-
-
-def merge_top(parts, k):
-    """The k largest of several results of `select_top`."""
-    values, columns = (np.concatenate(arrays, axis=1) for arrays in zip(*parts))
-    order = np.lexsort((columns, -np.rint(values / SAME)), axis=1)[:, :k]
-    return np.take_along_axis(values, order, axis=1), np.take_along_axis(columns, order, axis=1)
-
-
-def segment_nearest(segment, row_labels, queries, k, excluded=None):
-    """The k nearest rows of a Segment by exact search: (similarities, rows) as of `select_top`.
-
-    row_labels: int32 [rows], -1: skip the row. queries: float32 [num_queries, dimension]. excluded: label whose rows are
-    skipped, per query, int [num_queries], or None.
-    """
-    removed = row_labels < 0
-    found = [[np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)]]
-    for start in range(0, len(row_labels), ROWS):
-        block, labels = segment.block(start, start + ROWS), row_labels[start:start + ROWS]
-        best = []
-        for first in range(0, len(queries), QUERIES):
-            scores = queries[first:first + QUERIES] @ block.T
-            if removed[start:start + ROWS].any():
-                scores[:, removed[start:start + ROWS]] = -np.inf
-            if excluded is not None:
-                scores[excluded[first:first + QUERIES, None] == labels] = -np.inf
-            best.append(select_top(scores, k))
-        values, columns = (np.concatenate(arrays) for arrays in zip(*best))
-        found.append((values, np.where(columns >= 0, columns + start, -1)))
-    return merge_top(found, k) if len(found) != 2 else found[1]
-
-
-def hnsw_nearest(index, queries, k):
-    """The k nearest rows of segment 0 by HNSW, their similarities exact; None where it finds too few that are not removed."""
-    segment, total = index.segments[0], len(index.segments[0].label_ids)
-    wanted = max(OVERSAMPLING * k, index.header["hnsw"]["expansion"])
-    while wanted < total:
-        with index.hnsw.lock:
-            index.hnsw.index.expansion_search = wanted
-            keys = np.asarray(index.hnsw.index.search(queries, wanted).keys).astype(np.int64)
-        if keys.size < len(queries) * wanted:
-            return None  # many equal rows, which its graph cannot all reach
-        keys = np.sort(keys.reshape(len(queries), wanted), axis=1)  # ties: the lower row first
-        scores = np.einsum("qd,qkd->qk", queries, segment.take(keys))
-        scores[index.row_labels[keys] < 0] = -np.inf
-        if (np.isfinite(scores).sum(axis=1) >= k).all():
-            values, places = select_top(scores, k)
-            return values, np.take_along_axis(keys, places, axis=1)
-        wanted *= 8
-    return None
-
-
-def hnsw_recall(index, k=10, samples=1000):
-    """Share of the k nearest rows of evenly spaced rows that HNSW finds, 0 to 1; of rows that are as near any will do."""
-    rows = np.arange(0, len(index.row_labels), -(-len(index.row_labels) // samples))
-    queries = index.take(rows)
-    exact, found = (nearest(index, queries, k, exact=exact)[0] for exact in (True, False))
-    return float(np.mean(found >= exact[:, -1:] - SAME))
-
-
-def nearest(index, queries, k, excluded=None, exact=False):
-    """The k nearest rows of an index that are not removed: (similarities float32, rows int64), [num_queries, k].
-
-    queries: float32 [num_queries, dimension], unit length. excluded: as of `segment_nearest`. exact: do without HNSW.
-    """
-    k = min(k, len(index.row_labels))
-    parts = []
-    for number, (segment, start, end) in enumerate(zip(index.segments, index.starts, index.starts[1:])):
-        found = None
-        if number == 0 and index.hnsw is not None and excluded is None and not exact:
-            blocks = [hnsw_nearest(index, queries[first:first + QUERIES], k) for first in range(0, len(queries), QUERIES)]
-            if all(block is not None for block in blocks):
-                found = [np.concatenate(arrays) for arrays in zip(*blocks)]
-        values, rows = found or segment_nearest(segment, index.row_labels[start:end], queries, k, excluded)
-        parts.append((values, np.where(rows >= 0, rows + start, -1)))
-    return merge_top(parts, k) if len(parts) > 1 else parts[0]
+# ---- rows near a text
 
 
 def lexical_nearest(index, texts, k, excluded=None):

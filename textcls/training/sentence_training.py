@@ -10,7 +10,7 @@ from textcls.data.tokens import TokenizedTexts, pad_batch, tokenize
 from textcls.models.inference import predict_logits
 from textcls.models.paddle_setup import paddle
 from textcls.models.sentence_model import unit_length
-from textcls.retrieval.search import select_top
+from textcls.retrieval.nearest import select_top
 from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
 
 from paddlenlp.trainer import TrainerCallback
