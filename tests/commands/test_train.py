@@ -545,7 +545,19 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
     os.remove(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="the model cannot be built"):
         load_model(str(folder))
+    for name, value in (("num_hidden_layers", 100000), ("hidden_dropout_prob", 5), ("vocab_size", 2.5), ("hidden_size", True)):
+        make_model(folder, **{name: value})
+        with pytest.raises(UserError, match=f"{name} in its config.json is {value}, expected a"):
+            load_model(str(folder))
+    make_model(folder, hidden_size=2**16, num_hidden_layers=99)
+    with pytest.raises(UserError, match="parameters, expected 10,000,000,000 at most"):
+        load_model(str(folder))
     make_model(folder)
+    for content in ([1.0], {3: paddle.ones([2])}):
+        paddle.save(content, str(folder / "model_state.pdparams"))
+        with pytest.raises(UserError, match="model_state.pdparams: holds no weights with names"):
+            load_model(str(folder))
+    os.remove(folder / "model_state.pdparams")
     (folder / "model.safetensors").write_bytes(b"half a file")
     with pytest.raises(UserError, match="model.safetensors: damaged"):
         load_model(str(folder))

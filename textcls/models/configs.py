@@ -11,6 +11,13 @@ from textcls.data.tokens import DEFAULT_LENGTH, SHORTEST_LENGTH
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS
 
 POOLINGS = ("cls", "mean", "pooler")
+# of a config.json: the largest whole numbers, and those that are shares or just numbers; beyond them a model cannot be built,
+# or takes all memory
+MOST = {"vocab_size": 10**7, "hidden_size": 2**16, "num_hidden_layers": 1000, "num_attention_heads": 1000,
+        "intermediate_size": 2**20, "max_position_embeddings": 2**20}
+SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+NUMBERS = ("layer_norm_eps", "initializer_range")
+MOST_PARAMETERS = 10**10
 
 
 class SentenceOptions(NamedTuple):
@@ -38,7 +45,23 @@ def read_config(folder):
     config = read_json(path)
     if "width_mult" in config:
         raise UserError(f"{folder}: a pruned model, which can only be deployed, expected the whole one it was made from")
+    check_numbers(config, folder)
     return config
+
+
+def check_numbers(config: dict, folder: str) -> None:
+    """UserError where a number in the config.json of a model folder cannot be. config: its content."""
+    for name, most in MOST.items():
+        if type(config.get(name, 1)) is not int or not 1 <= config.get(name, 1) <= most:
+            raise UserError(f"{folder}: {name} in its config.json is {config[name]!r}, expected a whole number, 1 to {most}")
+    for name, most in {**dict.fromkeys(SHARES, 1), **dict.fromkeys(NUMBERS, 1e38)}.items():
+        value = config.get(name)
+        if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= most):
+            raise UserError(f"{folder}: {name} in its config.json is {value!r}, expected a number, 0 to {most:g}")
+    size, inner = config.get("hidden_size", 1), config.get("intermediate_size", 1)
+    count = config.get("vocab_size", 1) * size + config.get("num_hidden_layers", 1) * (4 * size + 2 * inner) * size
+    if count > MOST_PARAMETERS:
+        raise UserError(f"{folder}: by its config.json the model has {count:,} parameters, expected {MOST_PARAMETERS:,} at most")
 
 
 def read_checkpoint_config(folder, maker):

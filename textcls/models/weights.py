@@ -36,7 +36,10 @@ def read_weights(path, model):
     from textcls.models.paddle_setup import paddle
 
     if path.endswith(WEIGHTS):
-        return {name: value for name, value in paddle.load(path, return_numpy=True).items() if isinstance(value, np.ndarray)}
+        state = paddle.load(path, return_numpy=True)
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise UserError(f"{path}: holds no weights with names, expected the state_dict of a model, as train.py saves it")
+        return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
     family = family_of(model)
     if family.huggingface_names is None:
         raise UserError(f"{path}: of a family whose weights are only read in PaddleNLP's form, expected {WEIGHTS}")
