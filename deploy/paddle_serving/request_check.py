@@ -11,7 +11,7 @@ from settings import NAME
 
 from textcls.common.texts import TEXT, has_lone_surrogate
 
-BAD_REQUEST, INTERNAL_ERROR = 51, 52  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
+BAD_REQUEST, INTERNAL_ERROR, BUSY = 51, 52, 53  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
 FAILED = "internal error, expected the cause in the server's log"
 KEYS = ("sentence", "top_k")
 HTTP_FIELDS = ("key", "value", "tensors", "logid", "clientip", "name", "method")  # of Paddle Serving's Request message
@@ -23,6 +23,7 @@ class Limits(NamedTuple):
     max_texts: int
     max_characters: int  # of one text
     max_bytes: int  # of a whole request
+    max_connections: int  # of HTTP; of gRPC: requests at once
     num_labels: int  # largest top_k
 
 

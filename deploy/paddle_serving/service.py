@@ -40,6 +40,8 @@ def parse_arguments():
     parser.add_argument("--max_texts", type=positive_int, default=1024, help="texts per request at most")
     parser.add_argument("--max_characters", type=positive_int, default=20000, help="characters per text at most")
     parser.add_argument("--max_bytes", type=positive_int, default=8 * 2**20, help="bytes per request at most")
+    parser.add_argument("--max_connections", type=positive_int, default=128,
+                        help="open HTTP connections, and gRPC requests at once; beyond: status 503, RESOURCE_EXHAUSTED")
     parser.add_argument("--log_dir", default="log", help="folder of the log files")
     return parser.parse_args()
 
@@ -132,7 +134,7 @@ def check_answer(servicer, messages, folder, limits):
                         "in the log, PipelineServingLogs/pipeline.log in --log_dir")
 
 
-def start_rpc(config, servicer, messages, max_bytes):
+def start_rpc(config, servicer, messages, limits):
     """A gRPC server that answers by a servicer, ready to be started. RuntimeError where the port is taken.
 
     Paddle Serving's own run_server binds all interfaces and takes 256 MB.
@@ -155,8 +157,8 @@ def start_rpc(config, servicer, messages, max_bytes):
     def answer(request, context):
         return request if isinstance(request, messages.Response) else servicer.inference(request, context)
 
-    server = grpc.server(futures.ThreadPoolExecutor(config["worker_num"]),
-                         options=[("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)])
+    server = grpc.server(futures.ThreadPoolExecutor(config["worker_num"]), maximum_concurrent_rpcs=limits.max_connections,
+                         options=[("grpc.max_receive_message_length", limits.max_bytes), ("grpc.so_reuseport", 0)])
     inference = grpc.unary_unary_rpc_method_handler(answer, parse, messages.Response.SerializeToString)
     service = messages.DESCRIPTOR.services_by_name["PipelineService"].full_name
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"inference": inference})])
@@ -184,8 +186,8 @@ def serve(config, servicer, messages, limits):
     """Listen until the process is told to end, then answer what has come, within DRAIN_SECONDS."""
     host, rpc_port, http_port = config["host"], config["rpc_port"], config["http_port"]
     try:
-        server = start_rpc(config, servicer, messages, limits.max_bytes)
-        gateway = start_gateway((host, http_port), f"/{NAME}/prediction", make_http_answer(servicer, messages), limits.max_bytes,
+        server = start_rpc(config, servicer, messages, limits)
+        gateway = start_gateway((host, http_port), f"/{NAME}/prediction", make_http_answer(servicer, messages), limits,
                                 config["worker_num"])
     except (OSError, RuntimeError) as error:  # taken since check_ports
         raise UserError(f"rpc_port {rpc_port} or http_port {http_port}: cannot be listened on ({error}), expected free ports"
@@ -214,7 +216,7 @@ def main():
         from paddle_serving_server.pipeline.proto import pipeline_service_pb2 as messages
         from steps import Classify, Request
 
-        limits = Limits(args.max_texts, args.max_characters, args.max_bytes, len(export.labels))
+        limits = Limits(args.max_texts, args.max_characters, args.max_bytes, args.max_connections, len(export.labels))
         last_step = Classify(Request(limits), export, tokenizer, args.batch_size)
         servicer = start_pipeline(pipeline, last_step, config, args.log_dir)
         check_answer(servicer, messages, folder, limits)

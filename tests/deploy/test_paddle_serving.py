@@ -1,11 +1,13 @@
 """deploy/paddle_serving: the real server in a network namespace of its own, both clients, refusals, starts that fail."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +29,8 @@ from textcls.common.errors import UserError
 
 sys.path.insert(0, str(ROOT / "deploy/paddle_serving"))
 import build_model
+import http_gateway
+import request_check
 import service as script
 import settings
 
@@ -411,6 +415,45 @@ def test_clients_say_what_is_wrong(inside, service, tmp_path, client):
         assert_user_error(process, *parts)
     row = json.loads(right.stdout)
     assert row["text"] == "头疼" and row["label"] == row["top_k"][0]["label"] and len(row["top_k"]) == 2, right.stderr
+
+
+def test_the_gateway_bounds_connections_time_and_bodies(monkeypatch):
+    """Slow, silent and large ones, each against its own limit; the gateway itself, with an answer that is known."""
+    monkeypatch.setattr(http_gateway, "BODY_SECONDS", 0.3)
+    limits = request_check.Limits(2, 10, max_bytes=100, max_connections=4, num_labels=11)
+    gateway = http_gateway.start_gateway(("127.0.0.1", 0), PATH, lambda *request: (200, {"err_no": 0}), limits, 1)
+    start, body = f"POST {PATH} HTTP/1.1\r\n", '{"key": ["sentence"], "value": ["a"]}'
+    good = f"{start}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    def connect():
+        return contextlib.closing(socket.create_connection(gateway.server_address, timeout=20))
+
+    with connect() as lasting:
+        for head, more, status, message in [
+                ("Content-Length: 50", b"", 408, "not there within 0.3 seconds, expected 50 bytes"),
+                ("Content-Length: 1000000000000", b" " * 10**6, 413, "1000000000000 bytes, expected at most 100"),
+                ("Transfer-Encoding: chunked", b"", 411, "expected the bytes of the request body")]:
+            with connect() as connection:
+                connection.sendall(f"{start}{head}\r\n\r\n".encode())
+                answer = connection.recv(10000).decode()
+                assert answer.startswith(f"HTTP/1.1 {status} ") and message in answer
+                connection.sendall(more)  # no reset, with which the answer could be lost
+        while gateway.connections > 1:
+            time.sleep(0.01)
+        with contextlib.ExitStack() as silent:
+            for _ in range(3):
+                silent.enter_context(connect())
+            with connect() as connection:
+                connection.sendall(good)
+                answer = connection.recv(10000)
+                assert answer.startswith(b"HTTP/1.1 503 ") and b'"err_no": 53, "err_msg": "too many connections' in answer
+            lasting.sendall(good)
+            assert lasting.recv(10000).startswith(b"HTTP/1.1 200 ")
+            for _ in range(http_gateway.MOST_REFUSING):
+                last = silent.enter_context(connect())
+            last = silent.enter_context(connect())
+            assert last.recv(100) == b"" and gateway.connections == 4 + http_gateway.MOST_REFUSING
+    gateway.drain(1)
 
 
 def test_host_ports_and_limits_can_be_chosen_and_ctrl_c_ends_it(inside, served, tmp_path):
