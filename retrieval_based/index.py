@@ -6,7 +6,8 @@
     python retrieval_based/index.py rename 疫苗接种 疫苗
     python retrieval_based/index.py remove 疫苗
 
-add     texts to a label, or a new label with its texts. describe: descriptions and synonyms of a label that is there.
+add     texts to a label, or a new label with its texts; those that it has already are not added again. describe: descriptions
+        and synonyms of a label that is there.
 Reads   params_path: the encoder of the index, where there are texts to encode.
 Writes  index_dir: a few new rows and index.json, which is replaced in one step. A server that has the index open sees the change.
 """
@@ -66,7 +67,8 @@ def read_new_texts(args):
 def make_change(args, texts, encoder_of):
     """Encode what is needed, then change the index. encoder_of: function that opens the encoder.
 
-    Returns (the new index.json, the seconds of the change itself). OutdatedIndex where another process was faster.
+    Returns (the new index.json, the texts that were there already, the seconds of the change itself). OutdatedIndex where another
+    process was faster.
     """
     index = open_index(args.index_dir, to_search=False)
     if args.change == "rename":
@@ -84,14 +86,14 @@ def make_change(args, texts, encoder_of):
         encoder = encoder_of()
         check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)
         vectors = encoder.encode(texts)
-    start = time.perf_counter()
+    start, there = time.perf_counter(), 0
     if args.change == "remove":
         header = remove_label(args.index_dir, args.label)
     elif args.change == "rename":
         header = rename_label(args.index_dir, args.label, args.new_name, vectors, index.header)
     else:
-        header = add_texts(args.index_dir, args.label, texts, vectors, args.change == "describe", index.header)
-    return header, time.perf_counter() - start
+        header, there = add_texts(args.index_dir, args.label, texts, vectors, args.change == "describe", index.header)
+    return header, there, time.perf_counter() - start
 
 
 def main():
@@ -103,10 +105,11 @@ def main():
                                                       max_seq_length=args.max_seq_length))
     while True:
         with contextlib.suppress(OutdatedIndex):
-            header, seconds = make_change(args, texts, encoder_of)
+            header, there, seconds = make_change(args, texts, encoder_of)
             break
     name = f"{args.label} -> {args.new_name}" if args.new_name else args.label
-    get_logger().info(f"Index {args.index_dir}: {args.change} {name}, {len(texts)} texts, {seconds * 1000:.1f} ms; "
+    known = f" ({there} of them there already)" if there else ""
+    get_logger().info(f"Index {args.index_dir}: {args.change} {name}, {len(texts)} texts{known}, {seconds * 1000:.1f} ms; "
                       f"{len(header['labels'])} labels now")
 
 

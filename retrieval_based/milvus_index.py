@@ -23,6 +23,7 @@ from textcls.data.files import read_label_words, read_lines
 from textcls.retrieval.changes import label_rows
 from textcls.retrieval.index import open_index
 from textcls.retrieval.milvus import (
+    INDEX_TYPES,
     MOST_NEIGHBOURS,
     Source,
     add_milvus_options,
@@ -39,6 +40,7 @@ from textcls.retrieval.milvus import (
     switch,
     write_version,
 )
+from textcls.retrieval.nearest import MOST_EXACT
 from textcls.runtime.exported import EMBEDDING, read_export
 
 BLOCK = 4096  # rows in memory at a time
@@ -55,8 +57,8 @@ def parse_arguments():
     parser.add_argument("--corpus_file", default="./data/label.txt",
                         help="what the rows of --vector_path are: a label.txt, or a file of lines <text><tab><label>")
     parser.add_argument("--model_dir", help="exported encoder that made --vector_path: its mark is stored, or compared")
-    parser.add_argument("--index_type", default="auto", choices=["auto", "FLAT", "HNSW", "AUTOINDEX"],
-                        help="how Milvus searches; auto: FLAT (exact) up to 100,000 rows, then HNSW; AUTOINDEX: as it likes")
+    parser.add_argument("--index_type", default="auto", choices=["auto", *INDEX_TYPES],
+                        help=f"how Milvus searches; auto: FLAT (exact), beyond {MOST_EXACT} rows HNSW; AUTOINDEX: as it likes")
     parser.add_argument("--keep", type=int, default=0, help="older versions that insert or drop leaves, to switch back to")
     parser.add_argument("--switch_to", help="collection to switch to; None: the newest older one")
     parser.add_argument("--all", action="store_true", help="drop: the current version and the name, too")

@@ -44,6 +44,18 @@ SERVER = f"""if True:  # Milvus Lite's own server, which knows no tokens, behind
     server.start()
     threading.Event().wait()"""
 
+INTERRUPTED = """if True:  # Ctrl-C after the server has taken the alias, before its answer is there
+    import runpy, sys
+    from textcls.retrieval import milvus
+
+    def interrupted(*arguments, switch=milvus.switch):
+        switch(*arguments)
+        raise KeyboardInterrupt
+
+    milvus.switch = interrupted
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")"""
+
 
 def milvus(name, *lines, cwd):
     """Run a script of retrieval_based/ once per command line (a list of words), in one process of Milvus's environment."""
@@ -131,6 +143,8 @@ def test_milvus_lite_finds_what_exact_search_finds_and_the_old_version_answers_a
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert succeed("run_system", queries[0], cwd=work) == [output]
+    assert subprocess.run([str(PYTHON), "-c", INTERRUPTED, ROOT / "retrieval_based/milvus_index.py"], cwd=work).returncode == 130
+    assert succeed("run_system", queries[0], cwd=work) == [output] and len(collections()) > 1
     lines, = succeed("milvus_index", [], cwd=work)  # without a word it inserts
     assert old in lines[2] and len(collections()) == 1
 

@@ -147,6 +147,12 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
     texts = ["打完疫苗能喝酒吗", "疫苗第二针隔多久打"]
     process = run("retrieval_based/index.py", "add", "疫苗接种", "--texts", *texts, *options)
     assert process.returncode == 0 and " ms; 12 labels now" in process.stderr, process.stderr
+    rows = len(open_index(folder).row_labels)
+    process = run_here(change.main, "add", "疫苗接种", "--texts", "打完疫苗能喝酒吗", "疫苗第三针隔多久打", *options)
+    assert process.returncode == 0 and "add 疫苗接种, 2 texts (1 of them there already), " in process.stderr, process.stderr
+    assert run_here(change.main, "add", "疫苗接种", "--texts", *texts, *options).returncode == 0  # nothing is new
+    index = open_index(folder)
+    assert len(index.row_labels) == rows + 1 and index.rows_per_label()[-1] == 3 + (index.header["corpus"] == "labels")
     for words in (["describe", "疫苗接种", "--texts", "预防针", *options], ["rename", "疫苗接种", "接种", *options]):
         process = run_here(change.main, *words)
         assert process.returncode == 0, process.stderr

@@ -209,8 +209,9 @@ def check_unchanged(index, seen, name):
 def add_texts(folder, name, texts, vectors, describes=False, seen=None):
     """Add texts (list of str, vectors float32 [num_texts, dimension] of unit length) to a label, which may be a new one.
 
-    describes: keep the texts as descriptions of the label, too. seen: the index.json that this was decided by; OutdatedIndex
-    where it does not hold any more. Returns the new index.json. UserError.
+    Texts that the label has already are not added again. describes: keep the texts as descriptions of the label, too. seen: the
+    index.json that this was decided by; OutdatedIndex where it does not hold any more. Returns (the new index.json, the number
+    of texts that were there). UserError.
     """
     check_new_label(name)
     with changing(folder):
@@ -224,13 +225,27 @@ def add_texts(folder, name, texts, vectors, describes=False, seen=None):
             header["next_id"] += 1
         if describes or header["corpus"] == "labels":
             entry["texts"] = list(dict.fromkeys([*entry["texts"], *(text for text in texts if text != label_word(name))]))
+        there = texts_of_label(index, entry)
+        new = [number for number, text in enumerate(texts) if text not in there]
+        header["labels"] = labels
+        if not new:
+            return write_header(folder, header), len(texts)
+        texts, vectors, there = [texts[number] for number in new], vectors[new], len(texts) - len(new)
         rows = rows_of_texts(vectors, [entry["id"]] * len(texts), texts)
         if header["corpus"] == "means":
+            entry["added"] = [*entry.get("added", []), *texts]
             rows = renew_mean(index, entry, rows_of_means(vectors, rows.label_ids, texts))
             if rows.label_ids[0] != entry["id"]:
                 entry["id"] = int(rows.label_ids[0])
                 header["next_id"] = entry["id"] + 1
-        return append_rows(index, {**header, "labels": labels}, rows)
+        return append_rows(index, header, rows), there
+
+
+def texts_of_label(index, entry):
+    """The texts of a label's rows: set of str. Of means, which hold no single texts, those added since the build."""
+    if index.header["corpus"] == "means":
+        return set(entry.get("added", []))
+    return {segment.text(row) for segment in index.segments for row in np.flatnonzero(segment.label_ids == entry["id"])}
 
 
 def renew_mean(index, entry, rows):

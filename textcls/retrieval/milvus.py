@@ -18,14 +18,14 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.options import positive_int
+from textcls.retrieval.nearest import MOST_EXACT
 
 MESSAGE_BYTES = 4 * 2**20  # of rows in one request: seconds of work; a server takes 64 MiB unless it is told otherwise
 MOST_BYTES = 65535  # of a text or label, as UTF-8; what Milvus allows
 MOST_QUERIES = 100  # in one request, so that a busy server answers in time
 MOST_HITS = 1600  # in one answer, so that even the longest texts stay below the 100 MiB that a server sends
 MOST_NEIGHBOURS = 16384  # of one query, as servers have it
-MOST_FLAT = 100_000  # rows that are searched exactly; beyond that HNSW
-HNSW = {"M": 16, "efConstruction": 200}
+INDEX_TYPES = {"FLAT": {}, "HNSW": {"M": 16, "efConstruction": 200}, "AUTOINDEX": {}}  # with their parameters
 LONG_WAIT = 3600  # seconds that building and loading an index may take
 CHECKED_ROWS, CHECKED_HITS = 100, 10  # the sample and the depth of the comparison with exact search
 VERSION = re.compile(r"_v\d{17}_[0-9a-f]{4}$")  # what follows the alias in the name of a collection: time and chance
@@ -246,7 +246,8 @@ def load(client, name):
 def write_version(client, alias, source, index_type="auto", progress=None):
     """Write a Source to a new collection, check it, and let the alias lead to it. Returns (Version, recall@10 of a sample).
 
-    progress: a progress bar to advance by the rows done, or None. UserError; then nothing has changed.
+    progress: a progress bar to advance by the rows done, or None. UserError; then the alias leads to a complete version, the one
+    before or, where the switch itself failed, perhaps the new one.
     """
     from pymilvus import DataType, MilvusClient
 
@@ -256,7 +257,7 @@ def write_version(client, alias, source, index_type="auto", progress=None):
     if not source.num_rows:
         raise UserError("no vectors to insert, expected an index with rows")
     if index_type == "auto":
-        index_type = "FLAT" if source.num_rows <= MOST_FLAT else "HNSW"
+        index_type = "FLAT" if source.num_rows <= MOST_EXACT else "HNSW"
     now = datetime.datetime.now(datetime.timezone.utc)
     name = f"{alias}_v{now:%Y%m%d%H%M%S}{now.microsecond // 1000:03}_{secrets.token_hex(2)}"
     schema = MilvusClient.create_schema(auto_id=False)
@@ -275,15 +276,15 @@ def write_version(client, alias, source, index_type="auto", progress=None):
                 progress.update(len(batch))
         client.flush(name, timeout=LONG_WAIT)
         index = MilvusClient.prepare_index_params()
-        index.add_index("vector", index_type=index_type, metric_type="COSINE", params=HNSW if index_type == "HNSW" else {})
+        index.add_index("vector", index_type=index_type, metric_type="COSINE", params=INDEX_TYPES[index_type])
         client.create_index(name, index, timeout=LONG_WAIT)
         client.load_collection(name, timeout=LONG_WAIT)
         recall = check_version(client, version, source)
-        switch(client, alias, version)
     except BaseException:  # Ctrl-C and SIGTERM too, which are no Exception
         with contextlib.suppress(Exception):  # what went wrong is to be said, not what followed from it
             client.drop_collection(name)
         raise
+    switch(client, alias, version)  # where this is interrupted nothing may be dropped: the server may have done it already
     return version, recall
 
 
