@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import ROOT
+from helpers import ROOT, read_lines
 from textcls.common import log
 from textcls.common.errors import Problems, UserError
 from textcls.common.outputs import check_outputs, complete_file, complete_folder
 from textcls.common.texts import LABEL, LINE
+from textcls.data.encodings import guess_encoding
 from textcls.data.files import check_splits, read_labelled, read_labels, read_texts
 from textcls.data.tokens import TokenizedTexts, pad_batch, sorted_batches
 
@@ -42,7 +43,13 @@ def test_reads_bom_crlf_and_a_last_line_without_end(tmp_path):
     ("好\t其他 \n", 1, "label '其他 ' is not in label.txt (did you mean '其他'?)", "one of its 2 labels"),
     (b"ok\t\xe7\x97\x85\xe5\x9b\xa0\n\xff\t1\n", 2, "invalid UTF-8 at byte 1", "UTF-8 text"),
     ("好\t病因\n".encode("gb18030"), 1, "invalid UTF-8", "iconv -f GB18030 -t UTF-8"),
+    ("頭疼怎麼辦\t病因\n".encode("big5"), 1, "invalid UTF-8", "iconv -f Big5 -t UTF-8"),
+    ("頭が痛い\t病因\n".encode("shift_jis"), 1, "invalid UTF-8", "iconv -f Shift_JIS -t UTF-8"),
+    ("頭が痛い\t病因\n".encode("euc-jp"), 1, "invalid UTF-8", "iconv -f EUC-JP -t UTF-8"),
+    ("déjà à Münster\t病因\n".encode("latin-1", "ignore"), 1, "invalid UTF-8", "UTF-8 text (save it again as UTF-8)"),
     ("好\t病因\n".encode("utf-16"), 1, "the file is UTF-16", "UTF-8"),
+    ("好\t病因\n".encode("utf-32"), 1, "the file is UTF-32", "UTF-8"),
+    (b"\0\0\xfe\xff" + "好".encode("utf-32-be"), 1, "the file is UTF-32", "UTF-8"),
     ("a\0b\t病因\n", 1, "NUL character", "text without control bytes"),
     ("", None, "file is empty", "at least one line"),
     (b"\xef\xbb\xbf", None, "file is empty", "at least one line"),
@@ -53,6 +60,17 @@ def test_reports_each_kind_of_wrong_row(tmp_path, content, line, wrong, expected
     place = f"{tmp_path / 'train.txt'}:{line}: " if line else f"{tmp_path / 'train.txt'}: "
     assert problems.lines[0].startswith(place + wrong)
     assert expected in problems.lines[0].split(", expected ")[1]
+
+
+def test_encodings_are_told_by_single_lines_and_by_the_whole_file(tmp_path):
+    texts = [line.split("\t")[0] for line in read_lines(ROOT / "data/train.txt")]
+    assert len(texts) > 900 and {guess_encoding(text.encode("gb18030")) for text in texts if not text.isascii()} == {"GB18030"}
+    assert {guess_encoding(text.encode()[:-1]) for text in texts if not text.isascii()} == {None}  # UTF-8, damaged
+    words = "\n".join(["腹痛", "感冒", "樣本", "診斷結果說明"])  # each by itself might be GB18030
+    (tmp_path / "label.txt").write_bytes(words.encode("big5"))
+    with pytest.raises(UserError) as error:
+        read_labels(tmp_path / "label.txt")
+    assert str(error.value).count("iconv -f Big5 -t UTF-8") == 4
 
 
 def test_a_missing_file_and_a_folder_are_reported(tmp_path):

@@ -5,6 +5,7 @@ import csv
 import datetime
 import io
 import json
+import re
 import zipfile
 
 import openpyxl
@@ -149,7 +150,7 @@ def test_unsound_rows_are_all_reported_and_nothing_is_written(table):
     ("问题,类别\n头疼,甲\n".encode() + b"\xff\xfe\n", "a.csv:3: invalid UTF-8 at byte 1"),
     ("Où est l'hôtel près d'ici,a\n".encode("cp1252"), "a.csv:1: invalid UTF-8 at byte 2"),
     (b"text,label\na\0b,x\n", "a.csv:2: NUL character"), (b"", "a.csv: file is empty"), (b" \n\n", "a.csv: no columns"),
-    ("頭痛怎麼辦請問腹脹是什麼引起的\n".encode("big5"), "a.csv:1: invalid UTF-8"),
+    ("頭痛怎麼辦請問腹脹是什麼引起的\n".encode("big5"), "UTF-8 text (convert it: iconv -f Big5"),
     (delimited([HEADER]).encode("utf-16")[:-1], "a.csv:1: the file is UTF-16"),
     (b"text,label\n", "a.csv: none of 0 rows is usable"), (b"PK\3\4", "a.csv: an Excel workbook by its content"),
 ])
@@ -176,12 +177,14 @@ def test_columns_are_found(table, header, options, chosen):
 @pytest.mark.parametrize("header, options, part", [
     ("a,b,label", (), "expected --text_column; the columns are 'a', 'b', 'label'"),
     ("a,b,c", (), "expected --text_column and --label_column; the columns are 'a', 'b', 'c'"),
-    ("text,content,label", (), "expected --text_column; the columns"), ("only", (), "expected --label_column; the columns"),
+    ("text,content,label", (), "expected --text_column; the columns"),
+    ("only", (), "a.csv:1: a single cell 'only', and no usual name"),
     ("text,label", ("--text_column", "txt"), "--text_column: there is no column 'txt' (did you mean 'text'?), expected one of "
                                              "'text', 'label'"),
     ("text,label", ("--label_column", "甲"), "--label_column: there is no column '甲', expected one of"),
-    ("text,label", ("--label_column", "text"), "or the same for both, expected different names"),
-    ("text,label,label", ("--label_column", "label"), "more than one column 'text' or 'label'"),
+    ("text,label,label", ("--label_column", "label"), "2 columns are called 'label', expected different"),
+    ("text,label,Label", (), "expected --label_column"), ("text,label,label", (), "2 columns are called 'label'"),
+    ("text,label,x", ("--label_column", "text"), "column 'text' for both texts and labels"),
     ("text,label", ("--sheet", "x"), "--sheet x: a.csv has no sheets"),
 ])
 def test_columns_that_are_not_found(table, header, options, part):
@@ -204,8 +207,51 @@ def test_workbook(table):
         ("甲", "1"), ("3", "1"), ("0.3", "TRUE"), ("2024-05-01", "x"), ("2024-05-01 10:30:00", "x"), ("一 二", "x"), ("多", "x")])
     assert process.stderr == "warning: a.xlsx:10: no label, expected one label\n"
     assert "(tidied): 1\n" in process.stdout and "line breaks (replaced by one blank): 1\n" in process.stdout
+    process = table("a.xlsx", rows, "--overwrite", "--label_column", "类别")
+    assert "a.xlsx: the header is row 3; above it, and left out: '说明'\n" in process.stdout
+    assert len(saved(process, table.folder)) == 7
+    rows[2] = ("编号", "客服问", "类", "日期")
     process = table("a.xlsx", rows, "--overwrite")
-    assert_user_error(process, "a.xlsx: the header does not tell which column is which", "the columns are '说明'")
+    assert_user_error(process, "a.xlsx:1: a single cell '说明', and no usual name of a column in row 3, expected the")
+
+
+def test_a_title_above_the_header_of_a_text_file(table):
+    for name, title in (("a.csv", "说明"), ("b.csv", "说明,"), ("c.tsv", "说明")):
+        content = title + "\n" + delimited([HEADER, *ROWS], "\t" if name == "c.tsv" else ",")
+        process = table(name, content, "--overwrite")
+        assert saved(process, table.folder) == sorted(ROWS) and f"{name}: the header is row 2; above it, and" in process.stdout
+
+
+def test_merged_cells_give_their_value_to_all_rows(table):
+    """Down a column only: a cell across both columns is a heading amid the rows, and no label."""
+    workbook = openpyxl.Workbook()
+    for row in [("客服问题",), HEADER, ("甲", "a"), ("乙",), ("丙",), (), ("第二部分",), ("丁", "b"), ("戊",)]:
+        workbook.active.append(row)
+    for area in ("A1:B1", "B3:B5", "A7:B7", "B8:B20"):
+        workbook.active.merge_cells(area)
+    workbook.save(table.folder / "a.xlsx")
+    process = table("a.xlsx")
+    assert saved(process, table.folder) == [("丁", "b"), ("丙", "a"), ("乙", "a"), ("戊", "b"), ("甲", "a")]
+    assert "a.xlsx: cells that got the value of the merged cell they are part of: 3\n" in process.stdout
+    assert process.stderr == "warning: a.xlsx:7: no label, expected one label\n"
+
+
+def test_formulas(table):
+    """Excel keeps a formula's value beside it; other programs may not. An empty text is a value, too."""
+    workbook = openpyxl.Workbook()
+    for row in [HEADER, ("甲", "=D2"), ("乙", "=D3"), ("丙", "x"), ("'=1", "x")]:
+        workbook.active.append(row)
+    workbook.active["A5"].data_type = "s"
+    workbook.save(table.folder / "a.xlsx")
+    table.refuse("a.xlsx", None, "a.xlsx:2: a formula without a value, expected the workbook opened and saved in Excel",
+                 "a.xlsx:3: a formula", "2 problems found.")
+    with zipfile.ZipFile(table.folder / "a.xlsx") as old, zipfile.ZipFile(table.folder / "b.xlsx", "w") as new:
+        for name in old.namelist():
+            content = re.sub(rb'<c r="B2"([^>]*)>(<f>D2</f>)<v ?/>', rb'<c r="B2" t="str"\1>\2<v>y</v>', old.read(name))
+            new.writestr(name, re.sub(rb'<c r="B3"([^>]*)>(<f>D3</f>)<v ?/>', rb'<c r="B3" t="str"\1>\2<v></v>', content))
+    process = table("b.xlsx")
+    assert saved(process, table.folder) == [("'=1", "x"), ("丙", "x"), ("甲", "y")]
+    assert saved(process, table.folder, "data.txt") == [("乙",)]
 
 
 def test_sheets(table):

@@ -1,15 +1,18 @@
 """Data files: read, checked, compared, written."""
 
 import array
-import contextlib
 import difflib
 import json
+import os
 
 import numpy as np
 
 from textcls.common.errors import MAX_REPORTED, Problems, UserError
 from textcls.common.outputs import complete_file
 from textcls.common.texts import LABEL, LINE, TEXT
+from textcls.data.encodings import bom_encoding, guess_encoding
+
+SAMPLE = 1 << 16  # bytes of a file whose encoding is guessed
 
 
 def read_lines(path, problems, stream=None):
@@ -28,8 +31,8 @@ def read_lines(path, problems, stream=None):
     with lines:
         for number, line in enumerate(lines, 1):
             if number == 1:
-                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    return problems.add(path, 1, "the file is UTF-16", "UTF-8 (save it again as UTF-8)")
+                if encoding := bom_encoding(line):
+                    return problems.add(path, 1, f"the file is {encoding}", "UTF-8 (save it again as UTF-8)")
                 line = line[3:] if line.startswith(b"\xef\xbb\xbf") else line
                 if not line:
                     break  # nothing but a BOM
@@ -42,17 +45,20 @@ def read_lines(path, problems, stream=None):
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
-                hint = " (convert it: iconv -f GB18030 -t UTF-8)" if _decodes(line, "gb18030") else ""
-                problems.add(path, number, f"invalid UTF-8 at byte {error.start + 1}", f"UTF-8 text{hint}")
+                hint = _encoding_hint(path if stream is None else None, line) if problems.count < MAX_REPORTED else ""
+                problems.add(path, number, f"invalid UTF-8 at byte {error.start + 1}", f"UTF-8 text ({hint})")
     if not found:
         problems.add(path, None, "file is empty", "at least one line")
 
 
-def _decodes(line, encoding):
-    with contextlib.suppress(UnicodeDecodeError):
-        line.decode(encoding)
-        return True
-    return False
+def _encoding_hint(path, line):
+    """How to make UTF-8 of a file that has a line (bytes) which is none. path: None for a stream."""
+    start = b""
+    if path is not None and os.path.isfile(path):  # a pipe cannot be read twice
+        with open(path, "rb") as file:
+            start = file.read(SAMPLE)
+    encoding = guess_encoding(start) or guess_encoding(line)  # other lines may be UTF-8, which is in no other encoding
+    return f"convert it: iconv -f {encoding} -t UTF-8" if encoding else "save it again as UTF-8"
 
 
 def read_labels(path, problems=None):

@@ -1,14 +1,16 @@
 """From rows of text and label to a data folder: what data/doccano.py and data/table.py share. Needs no Paddle.
 
-A row is a tuple (place, text, label). place: the first two arguments of Problems.add, (path, line) or (path with row, None);
-text and label: as they stand in the file, to be checked here.
+A row is a tuple (place, text, label); text and label: as they stand in the file, to be checked here.
 """
 
+import argparse
 import contextlib
 import json
 import os
 import random
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO, NoReturn, Optional
 
 from textcls.common.errors import Problems, UserError
 from textcls.common.outputs import DATA_FILES, check_output_folder, complete_file
@@ -16,10 +18,12 @@ from textcls.common.texts import LABEL, TEXT
 from textcls.data.files import read_labels, read_lines
 
 SPLITS = DATA_FILES[:3]  # train.txt, dev.txt, test.txt
+Place = tuple[str, Optional[int]]  # the first two arguments of Problems.add: (path, line) or (path with row, None)
+Row = tuple[Place, object, object]
 BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # a tab, and all that str.splitlines() splits at
 
 
-def add_split_options(parser, source):
+def add_split_options(parser: argparse.ArgumentParser, source: str) -> None:
     """Add the options of the split and of the output; source: what the input file is called in the help."""
     parser.add_argument("--save_dir", default="./data", help="Folder for the files written.")
     parser.add_argument("--splits", type=float, nargs="+", default=[0.8, 0.1, 0.1], metavar="SHARE",
@@ -30,7 +34,7 @@ def add_split_options(parser, source):
     parser.add_argument("--overwrite", action="store_true", help="Replace files that exist in save_dir.")
 
 
-def check_shares(shares):
+def check_shares(shares: Sequence[float]) -> None:
     """UserError where --splits are no shares of a whole."""
     wrong = ("too many numbers" if len(shares) > 3 else
              "a number is out of range" if not all(0 <= share <= 1 for share in shares) or shares[0] == 0 else
@@ -43,12 +47,12 @@ def check_shares(shares):
 # ---------------------------------------------------------------- reading and checking rows
 
 
-def read_json_rows(path, problems, stream=None):
+def read_json_rows(path: str, problems: Problems, stream: Optional[BinaryIO] = None) -> Iterator[tuple[Place, object]]:
     """Yield (place, value) for each JSON value of a file that has one per line, or one array of them.
 
     stream: a binary stream to read instead of opening `path`.
     """
-    lines = dict(read_lines(path, problems, stream))  # number -> line
+    lines: dict[Optional[int], str] = dict(read_lines(path, problems, stream))  # number -> line
     if next(filter(str.strip, lines.values()), "").lstrip().startswith("["):
         # Without its unsound lines, which are reported already, an array would be no JSON.
         lines = {} if problems.count else {None: "\n".join(lines.values())}
@@ -67,50 +71,54 @@ def read_json_rows(path, problems, stream=None):
             yield from (((f"{path}: row {index}", None), row) for index, row in enumerate(value, 1))
 
 
-def _refuse_constant(name):
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name}, which JSON has not")
 
 
-def check_row(text, label, labels, one_label):
+def check_row(text: object, label: object, labels: Optional[Sequence[str]], one_label: str) -> tuple[str, list[str]]:
     """Return (tidy text, list of labels) of a row; labels: those allowed, or None. Raises ValueError(wrong, expected)."""
     if not isinstance(text, str):
         raise ValueError(f"the text is a JSON {type(text).__name__}", "a string")
-    text = tidy_text(text)
-    if problem := TEXT.problem(text):
+    tidy = tidy_text(text)
+    if problem := TEXT.problem(tidy):
         raise ValueError(f"text: {problem}", TEXT.expected)
     found = [] if label is None or label == "" else [label] if isinstance(label, str) else label
     if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
         spans = isinstance(found, list) and any(isinstance(label, (list, dict)) for label in found)
         wrong = "spans of sequence labelling" if spans else "not strings"
         raise ValueError(f"the labels are {wrong}", f"text classification: {one_label}")
-    for label in found:
-        if problem := LABEL.problem(label):
-            raise ValueError(f"label {label!r}: {problem}", LABEL.expected)
-        if labels is not None and label not in labels:
-            raise ValueError(f"label {label!r} is not in --label_file", f"one of its {len(labels)} labels")
-    return text, list(dict.fromkeys(found))
+    for name in found:
+        if problem := LABEL.problem(name):
+            raise ValueError(f"label {name!r}: {problem}", LABEL.expected)
+        if labels is not None and name not in labels:
+            raise ValueError(f"label {name!r} is not in --label_file", f"one of its {len(labels)} labels")
+    return tidy, list(dict.fromkeys(found))
 
 
-def tidy_text(text):
+def tidy_text(text: str) -> str:
     """A text as one line of a file can hold it: a blank for its tabs and line breaks, no byte order mark at its ends."""
     joined = BREAKS.sub(" ", text)
     return (text if joined == text else joined.strip()).strip("\ufeff")
 
 
-def collect_texts(path, rows, labels, one_label, problems):
+def collect_texts(path: str, rows: Iterable[Row], labels: Optional[Sequence[str]], one_label: str,
+                  problems: Problems) -> tuple[dict[str, str], list[str]]:
     """Check the rows of the file `path`; prints the warnings about single rows and, unless there are problems, their numbers.
 
     labels: those allowed, or None; one_label: in the messages, what a row should have as its label.
     Returns (texts: dict text -> label, unlabelled: list of texts), both in the order of the file, each text once.
     """
-    places, texts, unlabelled, conflicts = {}, {}, {}, set()
+    places: dict[str, Place] = {}  # of the first row of a text
+    texts: dict[str, str] = {}
+    unlabelled: dict[str, None] = {}
+    conflicts = set()
     none, several, different = kinds = Problems(), Problems(), Problems()
     count = repeated = joined = 0
-    for place, text, label in rows:
+    for place, value, label in rows:
         count += 1
-        joined += isinstance(text, str) and BREAKS.search(text) is not None
+        joined += isinstance(value, str) and BREAKS.search(value) is not None
         try:
-            text, found = check_row(text, label, labels, one_label)
+            text, found = check_row(value, label, labels, one_label)
         except ValueError as error:
             problems.add(*place, *error.args)
             continue
@@ -147,7 +155,7 @@ def collect_texts(path, rows, labels, one_label, problems):
 # ---------------------------------------------------------------- the split
 
 
-def share_out(count, shares, given):
+def share_out(count: int, shares: Sequence[float], given: Sequence[int]) -> list[int]:
     """Numbers of rows (at least 1 each) that a class of `count` rows gives to the splits; given: those given so far."""
     numbers = [max(1, int(count * share + 1e-9)) for share in shares]
     while sum(numbers) > count:
@@ -160,13 +168,14 @@ def share_out(count, shares, given):
     return numbers
 
 
-def split_texts(texts, labels, shares, seed, problems):
+def split_texts(texts: dict[str, str], labels: Sequence[str], shares: Sequence[float], seed: int,
+                problems: Problems) -> list[list[tuple[str, str]]]:
     """Split {text: label} by `shares`, stratified; returns one shuffled list of (text, label) per share."""
     rng = random.Random(str(seed))  # as an int, -3 would be the same seed as 3
-    by_label = {label: [] for label in labels}
+    by_label: dict[str, list[tuple[str, str]]] = {label: [] for label in labels}
     for text, label in texts.items():
         by_label[label].append((text, label))
-    splits = [[] for _ in shares]
+    splits: list[list[tuple[str, str]]] = [[] for _ in shares]
     for label, rows in by_label.items():
         if len(rows) >= len(shares):
             numbers = share_out(len(rows), shares, list(map(len, splits)))
@@ -186,7 +195,7 @@ def split_texts(texts, labels, shares, seed, problems):
 # ---------------------------------------------------------------- the files
 
 
-def check_files(args, path, names, problems):
+def check_files(args: argparse.Namespace, path: str, names: Iterable[str], problems: Problems) -> None:
     """Add to `problems` what must not be replaced by the files `names`, and warn of files that do not belong to this split."""
     inputs = {os.path.realpath(name) for name in (path, args.label_file) if name}
     for name in DATA_FILES:
@@ -202,7 +211,7 @@ def check_files(args, path, names, problems):
             problems.add(path, None, "the file exists", "--overwrite, or another --save_dir")
 
 
-def write_files(save_dir, outputs):
+def write_files(save_dir: str, outputs: dict[str, list[str]]) -> None:
     """Write {name: list of lines}: all files in full under temporary names, then all get their final names."""
     try:
         with contextlib.ExitStack() as stack:
@@ -217,7 +226,7 @@ def write_files(save_dir, outputs):
         print(f"Save {len(lines)} {kind} to {os.path.join(save_dir, name)}.")
 
 
-def make_data_folder(args, path, rows, one_label, problems):
+def make_data_folder(args: argparse.Namespace, path: str, rows: Iterable[Row], one_label: str, problems: Problems) -> None:
     """Check, split and save the rows of the file `path`, which its reader yields, adding to `problems` what it cannot read.
 
     args: the options of add_split_options; one_label: as in collect_texts. Raises UserError.

@@ -1,0 +1,295 @@
+"""Tables of texts and labels, one reader per kind of file: delimited text, workbooks, JSON, Label Studio. Needs no Paddle."""
+
+import csv
+import difflib
+import io
+import os
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Callable, NamedTuple, Optional
+
+import openpyxl
+
+from textcls.common.errors import Problems, UserError
+from textcls.data.encodings import bom_encoding, guess_encoding
+from textcls.data.files import read_lines
+from textcls.data.splitting import BREAKS, Place, read_json_rows
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+STUDIO_EXTRAS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")  # in each row of JSON-MIN
+EXCEL_ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A")
+UNCOMPUTED = "\0formula"  # stands for the value of a formula that no program has computed
+OLE_START = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # of old and of encrypted Office files
+SAVE_AS = "saved as .xlsx (in Excel or WPS: Save As, Excel Workbook)"
+
+
+class Table(NamedTuple):
+    """A table whose columns of texts and of labels are to be chosen."""
+
+    texts: list[str]  # the columns that may hold the texts
+    labels: list[str]  # those that may hold the labels
+    rows: Iterable[tuple[Place, dict[str, object]]]  # column -> cell, see `shown`
+
+
+def read_table(path: str, sheet: Optional[str], known: Collection[Optional[str]], problems: Problems) -> Table:
+    """Open a table; its rows are read as they are asked for. What is wrong with rows is added to `problems`.
+
+    sheet: of a workbook, None for the first one that is visible. known: usual names of columns, in lower case, and those that are
+    wanted. UserError where the file is no table that a reader here knows.
+    """
+    ending = find_ending(path, sheet)
+    if ending in OBJECT_ENDINGS:
+        return read_objects(path, problems)
+    rows = READERS[ending](path, sheet, problems)
+    header = find_header(path, rows, known)
+    columns = [name for name in header if name]
+    return Table(columns, columns, ((place, dict(zip(header, cells))) for place, cells in rows))
+
+
+def find_header(path: str, rows: Iterator[tuple[Place, Sequence]], known: Collection[Optional[str]]) -> list[str]:
+    """Take the header from an iterator of rows. Returns the columns' names, "" for a column without one.
+
+    It is the first row; where that has a single cell, a title, it is the next row with several, if one of them is a known name.
+    """
+    titles: list[tuple[Place, list[str]]] = []
+    for place, cells in rows:
+        header = [BREAKS.sub(" ", str(shown(name))).strip() for name in cells]
+        names = [name for name in header if name]
+        if len(names) > 1:
+            break
+        titles.append((place, names))
+    else:
+        return titles[0][1] if titles else []
+    if titles and not any(name in known or name.lower() in known for name in names):
+        raise UserError(f"{path}:{titles[0][0][1]}: a single cell {titles[0][1][0]!r}, and no usual name of a column in row "
+                        f"{place[1]}, expected the header as the first row, or --text_column and --label_column")
+    if titles:
+        print(f"{path}: the header is row {place[1]}; above it, and left out: {titles[0][1][0]!r}")
+    return header
+
+
+def shown(value: object) -> object:
+    """A cell as text, nearly as Excel shows it: 1 for 1.0, 2024-05-01 for a date, TRUE, no text for an empty cell.
+
+    Lists and objects from JSON stay as they are: check_row judges them; only JSON-MIN's several choices become a list.
+    """
+    if isinstance(value, str):
+        return value.replace("_x000D_", "\r")  # how a workbook writes this character
+    if isinstance(value, (list, dict)):
+        return value["choices"] if isinstance(value, dict) and "choices" in value else value
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    return "" if value is None else re.sub(" 00:00:00$", "", str(value))
+
+
+def check_name(name: str, names: Sequence[str], wrong: str) -> None:
+    """UserError if `name` is not among `names`."""
+    if name not in names:
+        close = difflib.get_close_matches(name, names, 1, 0.5)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"{wrong} {name!r}{hint}, expected one of {', '.join(map(repr, names))}")
+
+
+# ---------------------------------------------------------------- what kind of file it is
+
+
+def find_ending(path: str, sheet: Optional[str]) -> str:
+    """Ending of the file's name in lower case. Raises UserError where no reader here can read the file."""
+    ending = Path(path).suffix.lower()
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: file not found, expected a table ({', '.join(ENDINGS)})")
+    with open(path, "rb") as file:
+        start = file.read(8)
+        locked = "EncryptedPackage".encode("utf-16-le") in file.read() if start == OLE_START else False
+    is_workbook = READERS.get(ending) is read_workbook
+    if locked:
+        raise UserError(f"{path}: a workbook with a password, expected one without, {SAVE_AS}")
+    if start == OLE_START or ending in (".xls", ".xlsb"):
+        raise UserError(f"{path}: an Excel workbook of another format, expected {SAVE_AS}")
+    if ending not in ENDINGS:
+        raise UserError(f"{path}: no table by its name, expected one that ends in {', '.join(ENDINGS)}")
+    if start.startswith(b"PK\3\4") and not is_workbook:
+        raise UserError(f"{path}: an Excel workbook by its content, expected its name to end in .xlsx")
+    if sheet and not is_workbook:
+        raise UserError(f"--sheet {sheet}: {path} has no sheets, expected a workbook (.xlsx)")
+    return ending
+
+
+def read_utf8(path: str) -> BinaryIO:
+    """Content of a text file as a binary stream in UTF-8; prints a line where it was converted.
+
+    What is neither UTF-8 nor UTF-16, UTF-32 or GB18030 stays as it is: read_lines reports it by line.
+    """
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        encoding = bom_encoding(content) or guess_encoding(content)
+        try:
+            text = content.decode(encoding) if encoding in ("UTF-16", "UTF-32", "GB18030") else ""
+        except UnicodeDecodeError:
+            text = ""
+        if not text:
+            return io.BytesIO(content)
+        print(f"{path}: {encoding}, converted to UTF-8")
+    return io.BytesIO((text if "\n" in text else text.replace("\r", "\n")).encode())  # old Macs end lines with CR
+
+
+# ---------------------------------------------------------------- readers of cells: each yields (place, cells), the header first
+
+
+def read_delimited(path: str, sheet: Optional[str], problems: Problems) -> Iterator[tuple[Place, list[str]]]:
+    """Rows of a text file with a delimiter."""
+    # CR amidst a line is in a text, but csv would end the row there: another line break stands for it
+    lines = [line.replace("\r", "\v") + "\n" for _, line in read_lines(path, problems, read_utf8(path))]
+    problems.report()  # quotes would not match without the unsound lines
+    header = next(filter(str.strip, lines), "")
+    usual = "," if Path(path).suffix.lower() == ".csv" else "\t"
+    delimiter = next((mark for mark in (usual, *DELIMITERS) if mark in header), usual)
+    if delimiter != usual:
+        print(f"{path}: the header's delimiter is a {DELIMITERS[delimiter]}")
+    csv.field_size_limit(sys.maxsize)
+    reader, width = csv.reader(lines, delimiter=delimiter, strict=True), None
+    while reader.line_num < len(lines):
+        number = reader.line_num + 1  # where the row begins: cells may have line breaks
+        try:
+            cells = next(reader)
+        except csv.Error as error:
+            problems.add(path, number, f"the cells cannot be told apart ({error})", 'closed quotes, doubled inside of cells: ""')
+            continue
+        if any(map(str.strip, cells[1:])):  # else it may be a title above the header
+            width = width or len(cells)
+        if delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+            problems.add(path, number, "a quote at the beginning of a cell is closed in a row below", 'quotes in quotes: """')
+            continue
+        if any(map(str.strip, cells[width or len(cells):])):
+            wrong = f"{len(cells)} cells where the header has {width}"
+            problems.add(path, number, wrong, f"quotes around cells that contain a {DELIMITERS[delimiter]}")
+        elif any(map(str.strip, cells)):
+            yield (path, number), cells
+
+
+def read_workbook(path: str, name: Optional[str], problems: Problems) -> Iterator[tuple[Place, list[object]]]:
+    """Rows of a sheet of an .xlsx workbook; name: of the sheet, or None for the first visible one."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # what is rare and costs time and memory is done where need be
+            parts = [archive.read(part) for part in archive.namelist() if part.startswith("xl/worksheets/")]
+        has_merged, has_formulas = (any(re.search(tag, part) for part in parts) for tag in (b"mergeCell ", b"[<:]f[ />]"))
+        workbook = open_workbook(path, read_only=not has_merged, data_only=True)
+        sheets = {sheet.title: sheet for sheet in workbook.worksheets}
+        visible = [title for title, sheet in sheets.items() if sheet.sheet_state == "visible"]
+        if name is not None:
+            check_name(name, list(sheets), f"--sheet: {path} has no sheet")
+        elif len(visible) > 1:
+            print(f"{path}: the sheet read is {visible[0]!r}, the first of {len(visible)}")
+        sheet = sheets[name or visible[0]]
+        formulas = open_workbook(path, read_only=not has_merged)[sheet.title].iter_rows() if has_formulas else None
+        merged = {(area.min_row, area.min_col): area.max_row for area in sheet.merged_cells.ranges} if has_merged else {}
+        for number, values in fill_merged(path, sheet_rows(sheet.iter_rows(), formulas), merged):
+            yield (path, number), values
+    except UserError:
+        raise
+    except Exception as error:  # openpyxl checks little: a damaged file may end in any error
+        raise UserError(f"{path}: no sound Excel workbook ({error}), expected one that Excel opens, {SAVE_AS}") from None
+
+
+def open_workbook(path: str, read_only: bool, data_only: bool = False) -> openpyxl.Workbook:
+    """An openpyxl workbook. read_only: in little memory, but without merged cells; data_only: values, no formulas."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # styles and other things that do not matter here
+        workbook = openpyxl.load_workbook(path, read_only=read_only, data_only=data_only)
+    for sheet in workbook.worksheets if read_only else ():
+        sheet.reset_dimensions()  # some programs write wrong ones
+    return workbook
+
+
+def sheet_rows(rows: Iterable[tuple], formulas: Optional[Iterator[tuple]]) -> Iterator[tuple[int, list[object]]]:
+    """Yield (number from 1, values) for each row of a sheet that is not blank; UNCOMPUTED where a formula has no value.
+
+    rows: of openpyxl's cells; formulas: the same cells with their formulas, None where there are none.
+    """
+    for number, cells in enumerate(rows, 1):
+        values = [cell.value for cell in cells]
+        for index, formula in enumerate(next(formulas) if formulas else ()):
+            # "str" is the type of an empty text that was computed
+            if formula.data_type == "f" and values[index] is None and cells[index].data_type != "str":
+                values[index] = UNCOMPUTED
+        if any(str(value).strip() for value in values if value is not None):
+            yield number, values
+
+
+def fill_merged(path: str, rows: Iterable[tuple[int, list[object]]],
+                merged: dict[tuple[int, int], int]) -> Iterator[tuple[int, list[object]]]:
+    """Yield the rows of `sheet_rows`, with a merged cell's value in all of its rows, in its first column.
+
+    merged: {(first row, first column): last row}, from 1. The first row, a title or the header, gives nothing to rows below.
+    """
+    areas: dict[int, tuple[int, object]] = {}  # column -> (last row, value) of its last merged cell
+    filled = 0
+    for position, (number, values) in enumerate(rows):
+        for column, value in enumerate(values if merged and position else ()):
+            if (number, column + 1) in merged:
+                areas[column] = merged[number, column + 1], value
+            elif column in areas and number <= areas[column][0]:
+                values[column], filled = areas[column][1], filled + 1
+        yield number, values
+    if filled:
+        print(f"{path}: cells that got the value of the merged cell they are part of: {filled}")
+
+
+# ---------------------------------------------------------------- readers of objects
+
+
+def read_objects(path: str, problems: Problems) -> Table:
+    """The Table of a JSON file: objects or Label Studio's tasks."""
+    rows = []
+    for place, value in read_json_rows(path, problems, read_utf8(path)):
+        if isinstance(value, dict):
+            rows.append((place, value))
+        else:
+            problems.add(*place, f"a JSON {type(value).__name__}", "an object with a text and a label")
+    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    if {"data", "annotations"} <= set(columns):
+        print(f"{path}: an export of Label Studio")
+        return read_tasks(path, rows, problems)
+    if "annotation_id" in columns:  # JSON-MIN
+        columns = [name for name in columns if name not in STUDIO_EXTRAS]
+    return Table(columns, columns, rows)
+
+
+def read_tasks(path: str, tasks: list[tuple[Place, dict]], problems: Problems) -> Table:
+    """The Table of Label Studio's tasks: its data, and under each control's name what the annotators chose."""
+    rows: list[tuple[Place, dict, dict]] = []
+    columns: dict[str, object] = {}
+    controls: dict[str, list] = {}
+    for place, task in tasks:
+        try:
+            chosen: dict[str, list] = {}
+            for annotation in task["annotations"]:
+                for result in [] if annotation.get("was_cancelled") else annotation["result"]:
+                    if "choices" in result["value"]:
+                        chosen.setdefault(result["from_name"], []).extend(result["value"]["choices"])
+            columns.update(task["data"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            problems.add(*place, "no task as Label Studio exports it", "an object with data and annotations")
+        else:
+            controls.update(chosen)
+            rows.append((place, task["data"], chosen))
+    problems.report()
+    if not controls:
+        raise UserError(f"{path}: no annotation has choices, expected a project of text classification (Choices)")
+    unlabelled: dict[str, object] = dict.fromkeys(controls, [])
+    return Table(list(columns), list(controls), [(place, {**data, **unlabelled, **chosen}) for place, data, chosen in rows])
+
+
+# the ending of a file's name -> its reader of cells
+READERS: dict[str, Callable[[str, Optional[str], Problems], Iterator[tuple[Place, Sequence]]]] = {
+    ".csv": read_delimited, ".tsv": read_delimited, ".txt": read_delimited, ".xlsx": read_workbook, ".xlsm": read_workbook}
+OBJECT_ENDINGS = (".jsonl", ".json")
+ENDINGS = (*READERS, *OBJECT_ENDINGS)
