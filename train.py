@@ -22,11 +22,12 @@ import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
-from textcls.models.checkpoints import check_length, check_vocabulary, load_model, load_tokenizer, make_encoder, rust_tokenizer
-from textcls.models.configs import choose_length, config_path, read_checkpoint_labels, read_prompt
+from textcls.models.checkpoints import load_model
+from textcls.models.configs import check_length, choose_length, config_path, read_checkpoint_labels, read_prompt
 from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels
 from textcls.models.paddle_setup import paddle
+from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.training.losses import ClassificationLoss
 from textcls.training.resume import (
     TrainArguments,

@@ -28,9 +28,10 @@ from textcls.common.options import make_parser, positive_int, seed_number
 from textcls.common.outputs import check_output_folder, complete_file
 from textcls.data.files import read_json, read_labelled, read_labels, write_rows
 from textcls.data.tokens import tokenize
-from textcls.models.checkpoints import WEIGHTS, load_checkpoint
+from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
+from textcls.models.weights import WEIGHTS
 from textcls.training.scoring import score
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -65,10 +65,11 @@ def make_nano(folder):
 
 def load(args, pooling):
     """The model in training mode, its tokenizer and an optimizer."""
-    from textcls.models.checkpoints import load_model, load_tokenizer
+    from textcls.models.checkpoints import load_model
     from textcls.models.configs import SentenceOptions
     from textcls.models.device import select_device
     from textcls.models.paddle_setup import paddle
+    from textcls.models.tokenizers import load_tokenizer
 
     select_device("cpu")
     paddle.seed(1)
@@ -112,8 +113,9 @@ def time_earlier(args, texts, label_ids, labels):
 
 def time_new(args, texts, label_ids, labels):
     """Seconds in which SentenceTrainer's steps train on all pairs once, tokenizing included."""
-    from textcls.models.checkpoints import Checkpoint, make_encoder, rust_tokenizer
+    from textcls.models.checkpoints import Checkpoint
     from textcls.models.paddle_setup import paddle
+    from textcls.models.tokenizers import make_encoder, rust_tokenizer
     from textcls.training.resume import TrainArguments
     from textcls.training.sentence_training import SentenceTrainer, tokenize_labels
 

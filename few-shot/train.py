@@ -28,10 +28,11 @@ from textcls.common.outputs import complete_file, complete_folder
 from textcls.data.files import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
 from textcls.data.prompts import parse_template, tokenize_words
 from textcls.export.deployment import remove_older, write_deployment
-from textcls.models.checkpoints import load_checkpoint, load_tokenizer
+from textcls.models.checkpoints import load_checkpoint
 from textcls.models.configs import config_path, read_prompt
 from textcls.models.device import select_device
 from textcls.models.paddle_setup import paddle
+from textcls.models.tokenizers import load_tokenizer
 from textcls.training.prompt_runs import (
     NO_ROWS,
     Member,

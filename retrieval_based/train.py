@@ -24,18 +24,11 @@ from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.data.files import check_splits, read_json, read_label_words, read_labelled
 from textcls.data.tokens import DEFAULT_LENGTH
-from textcls.models.checkpoints import (
-    Checkpoint,
-    check_length,
-    check_vocabulary,
-    load_model,
-    load_tokenizer,
-    make_encoder,
-    rust_tokenizer,
-)
-from textcls.models.configs import POOLINGS, SentenceOptions, choose_length, config_path, read_sentence_options
+from textcls.models.checkpoints import Checkpoint, load_model
+from textcls.models.configs import POOLINGS, SentenceOptions, check_length, choose_length, config_path, read_sentence_options
 from textcls.models.device import select_device
 from textcls.models.paddle_setup import paddle
+from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.retrieval.encoder import encoder_folder
 from textcls.training.resume import (
     TrainArguments,

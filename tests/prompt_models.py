@@ -9,10 +9,11 @@ from helpers import ROOT, load_script, make_model, read_lines, run_here, write_b
 from textcls.data.files import read_labels
 from textcls.data.prompts import compile_template, parse_template
 from textcls.data.tokens import pad_batch
-from textcls.models.checkpoints import load_model, load_tokenizer, make_encoder, rust_tokenizer
+from textcls.models.checkpoints import load_model
 from textcls.models.device import select_device
 from textcls.models.paddle_setup import paddle
 from textcls.models.prompt_model import make_prompt_model
+from textcls.models.tokenizers import load_tokenizer, make_encoder, rust_tokenizer
 
 DATA = ROOT / "data"
 WORDS = ["费用", "原因"]

@@ -17,9 +17,10 @@ from textcls.analysis.attributions import attribute_tokens, explain_batches, int
 from textcls.analysis.faithfulness import measure_faithfulness
 from textcls.analysis.words import join_words, locate_tokens, split_words
 from textcls.data.tokens import tokenize
-from textcls.models.checkpoints import Checkpoint, load_checkpoint, load_model, load_tokenizer, make_encoder, rust_tokenizer
+from textcls.models.checkpoints import Checkpoint, load_checkpoint, load_model
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
+from textcls.models.tokenizers import load_tokenizer, make_encoder, rust_tokenizer
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")

@@ -38,9 +38,10 @@ from textcls.common.texts import TEXT
 from textcls.data.files import read_labels
 from textcls.data.prompts import parse_template
 from textcls.data.tokens import tokenize
-from textcls.models.checkpoints import load_checkpoint, load_tokenizer
+from textcls.models.checkpoints import load_checkpoint
 from textcls.models.inference import predict_logits, predict_probs
 from textcls.models.paddle_setup import paddle
+from textcls.models.tokenizers import load_tokenizer
 from textcls.runtime.predictor import Predictor
 from textcls.training.prompt_training import collate_masked
 

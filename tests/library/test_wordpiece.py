@@ -87,7 +87,7 @@ def test_kuake_qic(tmp_path, minilm):
 
 
 def test_settings_that_cannot_be_reproduced_are_refused_and_said(tmp_path, capsys):
-    from textcls.models.checkpoints import make_encoder, rust_tokenizer
+    from textcls.models.tokenizers import make_encoder, rust_tokenizer
 
     tokenizer = ernie(ROOT / "data/vocab.txt")
     tokenizer.truncation_side = "left"

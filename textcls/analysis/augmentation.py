@@ -37,7 +37,8 @@ from textcls.common.options import positive_int
 from textcls.common.outputs import complete_file
 from textcls.common.texts import LINE
 from textcls.data.tokens import pad_batch, sorted_batches
-from textcls.models.checkpoints import check_vocabulary, load_model, load_tokenizer
+from textcls.models.checkpoints import load_model
+from textcls.models.tokenizers import check_vocabulary, load_tokenizer
 
 STRATEGIES = ("substitute", "insert", "delete", "swap")
 AUG_TYPES = ("synonym", "homonym", "mlm", "custom")

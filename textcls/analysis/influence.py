@@ -17,9 +17,9 @@ from textcls.common.log import get_logger, progress_bar
 from textcls.common.outputs import complete_file
 from textcls.common.probabilities import softmax
 from textcls.data.tokens import tokenize
-from textcls.models.checkpoints import WEIGHTS
 from textcls.models.configs import config_path
 from textcls.models.inference import predict_features
+from textcls.models.weights import WEIGHTS
 
 METHODS = {  # how sent_interpret.py may compare texts: method -> its similarities, the default first
     "feature_similarity": ("cos", "dot", "euc"), "gradient_similarity": ("cos", "dot"), "representer": ("dot",)}

@@ -197,7 +197,7 @@ def read_json(path):
         raise UserError(f"{path}: file not found, expected a JSON file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected a JSON object") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}), expected a JSON object") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a JSON {type(content).__name__}, expected an object")

@@ -48,7 +48,8 @@ def find_family(config):
     """The Family that the content of a config.json names, or that of the older model_config.json; OTHER for any other."""
     if "model_type" in config:
         return FAMILIES.get(str(config["model_type"]), OTHER)
-    name = (config.get("architectures") or [config.get("init_class") or ""])[0]
+    names = config.get("architectures") or config.get("init_class")
+    name = str(names[0] if isinstance(names, list) else names)
     return next((family for family in FAMILIES.values() if name.startswith((f"{family.classes}For", f"{family.classes}Model"))),
                 OTHER)
 

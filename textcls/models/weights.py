@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
@@ -10,13 +12,16 @@ from textcls.common.log import get_logger
 from textcls.models.families import family_of
 from textcls.models.huggingface import read_huggingface
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedModel
+
 WEIGHTS, HUGGING_FACE_WEIGHTS = "model_state.pdparams", "model.safetensors"
 MOST_NAMES = 8  # parameters named in a line of the log
 HEADS = ("classifier.", "projection.")  # what a pretrained model lacks, or has in another size
 
 
-def find_weights(folder):
-    """Path of the folder's weights, or None; UserError where they are in a form that is not read."""
+def find_weights(folder: str) -> Optional[str]:
+    """Find the folder's weights; None without any. UserError where they are in a form that is not read."""
     files = sorted(os.listdir(folder))
     for name in (WEIGHTS, HUGGING_FACE_WEIGHTS):
         if name in files:
@@ -31,23 +36,25 @@ def find_weights(folder):
     return None
 
 
-def read_weights(path, model):
-    """The weights in a file under the names of PaddleNLP's model: {name: array}."""
+def read_weights(path: str, model: "PretrainedModel") -> dict[str, np.ndarray]:
+    """Read the weights in a file, under the names of PaddleNLP's model. UserError."""
     from textcls.models.paddle_setup import paddle
 
     if path.endswith(WEIGHTS):
         state = paddle.load(path, return_numpy=True)
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise UserError(f"{path}: holds no weights with names, expected the state_dict of a model, as train.py saves it")
-        return {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+        return {name: value for name, value in state.items()
+                if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.number)}
     family = family_of(model)
     if family.huggingface_names is None:
         raise UserError(f"{path}: of a family whose weights are only read in PaddleNLP's form, expected {WEIGHTS}")
     return read_huggingface(path, family.huggingface_names, model)
 
 
-def set_weights(model, weights, path, strict=False, ignore_mismatched_sizes=False):
-    """Give a model its weights, {name: array}, and say which of its parameters start at random and which weights are not used.
+def set_weights(model: "PretrainedModel", weights: dict[str, np.ndarray], path: str, strict: bool = False,
+                ignore_mismatched_sizes: bool = False) -> None:
+    """Give a model its weights, and say which of its parameters start at random and which weights are not used.
 
     The names may lack the model's prefix ("bert."), as a BertModel is saved. strict, ignore_mismatched_sizes: as of
     `load_model`. UserError where the weights, or their shapes, are not the model's.
@@ -81,13 +88,13 @@ def set_weights(model, weights, path, strict=False, ignore_mismatched_sizes=Fals
         get_logger().info(f"{path}: not used are {_list(unused)}.")
 
 
-def check_weights(model, path):
-    """UserError if the weights file is not just the model's."""
+def check_weights(model: "PretrainedModel", path: str) -> None:
+    """Raise UserError if the weights file is not just the model's."""
     saved, own = read_weights(path, model), model.state_dict()
     _refuse(path, set(own).difference(saved), set(saved).difference(own), model)
 
 
-def _refuse(path, lacking, unused, model):
+def _refuse(path: str, lacking: Collection[str], unused: Collection[str], model: "PretrainedModel") -> None:
     kind = ("classifier made by train.py" if hasattr(model, "classifier") else "masked LM with its head (cls.*)"
             if hasattr(model, "cls") else "sentence encoder made by retrieval_based/train.py")
     for names, what in ((lacking, "lacks"), (unused, "has besides the model's own")):
@@ -96,14 +103,14 @@ def _refuse(path, lacking, unused, model):
                             f"{kind}, and the config.json that belongs to them")
 
 
-def _list(names):
+def _list(names: Collection[str]) -> str:
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return ", ".join(sorted(names)[:MOST_NAMES]) + more
 
 
 @contextlib.contextmanager
-def without_drawing():
-    """Meanwhile layers are built with zeros: drawing random values, only to replace them, takes most of the time of loading."""
+def without_drawing() -> Iterator[None]:
+    """Build layers with zeros in the block: drawing random values, only to replace them, takes most of the time of loading."""
     from paddle.nn.initializer import Constant, Initializer
     from paddlenlp.transformers.model_utils import no_init_weights
 

@@ -7,8 +7,8 @@ from textcls.common.errors import is_main_rank
 from textcls.common.log import get_logger
 from textcls.data.tokens import model_inputs
 from textcls.export.deployment import input_names, input_spec, write_deployment
-from textcls.models.checkpoints import WEIGHTS
 from textcls.models.paddle_setup import PADDLE_3, paddle
+from textcls.models.weights import WEIGHTS
 from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
 
 from paddlenlp.trainer import trainer_compress

@@ -17,12 +17,13 @@ from textcls.common.outputs import STAGING, complete_file, complete_folder
 from textcls.data.files import read_json
 from textcls.data.prompts import compile_template
 from textcls.data.tokens import tokenize
-from textcls.models.checkpoints import Checkpoint, check_length, load_checkpoint, load_model, make_encoder, rust_tokenizer
-from textcls.models.configs import config_path
+from textcls.models.checkpoints import Checkpoint, load_checkpoint, load_model
+from textcls.models.configs import check_length, config_path
 from textcls.models.families import count_positions
 from textcls.models.inference import predict_logits
 from textcls.models.paddle_setup import paddle
 from textcls.models.prompt_model import make_prompt_model
+from textcls.models.tokenizers import make_encoder, rust_tokenizer
 from textcls.training.losses import SoftLabelLoss
 from textcls.training.prompt_training import PromptTrainer, SaveBest, pretrain
 from textcls.training.resume import (
