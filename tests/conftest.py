@@ -23,6 +23,7 @@ from helpers import (
     write_binary_data,
     write_lines,
 )
+from textcls.common.log import get_logger
 from textcls.models.families import FAMILIES
 from textcls.models.paddle_setup import paddle
 from textcls.models.wordpiece import build_rust_tokenizer
@@ -36,6 +37,14 @@ def pytest_collection_modifyitems(items):
     """The longest files first, so that the workers of `make test` end together; the tests of a file keep their order."""
     order = {f"test_{name}.py": position for position, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture
+def suite_log(caplog):
+    """pytest's caplog with what the suite's own logger says, which does not hand it on to others."""
+    get_logger().addHandler(caplog.handler)
+    yield caplog
+    get_logger().removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

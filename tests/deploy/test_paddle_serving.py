@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -393,8 +394,9 @@ def readme_commands():
 def test_readme_command(inside, service, command):
     if not shutil.which(command.split()[0]) and command.startswith("curl "):
         pytest.skip("the command curl is missing")
-    python = re.sub("^python ", f"{server_python('paddle-serving')} ", command)
-    process = subprocess.run([*inside, "sh", "-c", python], cwd=SERVING, encoding="utf-8", capture_output=True, timeout=60)
+    python = f"{shlex.quote(str(server_python('paddle-serving')))} "
+    process = subprocess.run([*inside, "sh", "-c", re.sub("^python ", python, command)], cwd=SERVING, encoding="utf-8",
+                             capture_output=True, timeout=60)
     assert process.returncode == 0, process.stderr
     assert "label" in process.stdout and any(label in process.stdout for label in LABELS)
 

@@ -51,7 +51,7 @@ def export(encoder, encoder_export, tmp_path_factory):
 def server(export):
     """(port, log) of a server."""
     log = export.parent / "log"
-    process, port = start(export, log, "--max_texts", 100, "--max_text_length", 100)
+    process, port = start(export, log, "--index_dir", export / "index", "--max_texts", 100, "--max_text_length", 100)
     yield port, log
     stop(process)
 

@@ -144,24 +144,15 @@ def assert_agree(model, weights, config, ids=IDS):
             np.testing.assert_allclose(*both, atol=1e-4, rtol=0)
 
 
-@pytest.fixture
-def log(caplog):
-    from textcls.common.log import get_logger
-
-    get_logger().addHandler(caplog.handler)
-    yield caplog
-    get_logger().removeHandler(caplog.handler)
-
-
 @pytest.mark.parametrize("family", CONFIGS)
-def test_classifier_has_the_logits_of_transformers(tmp_path, family, log):
+def test_classifier_has_the_logits_of_transformers(tmp_path, family, suite_log):
     from textcls.models.checkpoints import load_model
 
     weights = random_weights(CONFIGS[family])
     np.testing.assert_allclose(forward(weights, CONFIGS[family], IDS)[1], LOGITS[family], atol=1e-5)
     model = load_model(write_folder(tmp_path / "model", CONFIGS[family], weights), num_labels=3)
     np.testing.assert_allclose(run(model)[1], LOGITS[family], atol=1e-4)
-    assert "RANDOM" not in log.text and "not used" not in log.text
+    assert "RANDOM" not in suite_log.text and "not used" not in suite_log.text
     model.save_pretrained(str(tmp_path / "saved"))  # in PaddleNLP's form, as train.py does
     np.testing.assert_allclose(run(load_model(str(tmp_path / "saved"), strict=True, num_labels=3))[1], LOGITS[family], atol=1e-4)
 
@@ -187,7 +178,7 @@ def test_16_bits_old_names_and_activations(tmp_path, family, kind, old_names, ac
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", CONFIGS)
-def test_masked_lm_has_its_head(tmp_path, family, tied, log):
+def test_masked_lm_has_its_head(tmp_path, family, tied, suite_log):
     from textcls.models.checkpoints import load_model
 
     config = {**CONFIGS[family], "tie_word_embeddings": tied}
@@ -198,29 +189,29 @@ def test_masked_lm_has_its_head(tmp_path, family, tied, log):
         weights["cls.predictions.decoder.bias"] = weights["cls.predictions.bias"]
     model = load_model(write_folder(tmp_path / "model", config, weights, "F32"), head="MaskedLM")
     assert_agree(model, weights, config)
-    assert "RANDOM" not in log.text and "not used are cls.seq_relationship.bias." in log.text
+    assert "RANDOM" not in suite_log.text and "not used are cls.seq_relationship.bias." in suite_log.text
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_an_encoder_alone_gets_a_new_head_and_the_log_says_so(tmp_path, family, log):
+def test_an_encoder_alone_gets_a_new_head_and_the_log_says_so(tmp_path, family, suite_log):
     from textcls.models.checkpoints import load_model
 
     weights = random_weights(CONFIGS[family], None, prefix=False)  # as BertModel and ErnieModel are saved
     model = load_model(write_folder(tmp_path / "model", CONFIGS[family], weights), num_labels=5)
     assert_agree(model, weights, CONFIGS[family])
-    assert "has nothing for classifier.bias, classifier.weight: they start from RANDOM weights." in log.text
-    assert "pooler" not in log.text and "not used" not in log.text
+    assert "has nothing for classifier.bias, classifier.weight: they start from RANDOM weights." in suite_log.text
+    assert "pooler" not in suite_log.text and "not used" not in suite_log.text
     assert 0.01 < model.classifier.weight.numpy().std() < 0.03 and not model.classifier.bias.numpy().any()
 
 
-def test_a_masked_lm_as_a_start_says_what_is_new_and_what_is_left_over(tmp_path, log):
+def test_a_masked_lm_as_a_start_says_what_is_new_and_what_is_left_over(tmp_path, suite_log):
     from textcls.models.checkpoints import load_model
 
     weights = random_weights(ERNIE, "cls")
     without_pooler = {name: value for name, value in weights.items() if "pooler" not in name}
     model = load_model(write_folder(tmp_path / "model", ERNIE, without_pooler), num_labels=2)
     np.testing.assert_allclose(run(model)[0][IDS != 0], forward(weights, ERNIE, IDS)[0][IDS != 0], atol=1e-4)
-    new, unused = [record.getMessage() for record in log.records if record.name == "textcls"]
+    new, unused = [record.getMessage() for record in suite_log.records if record.name == "textcls"]
     assert "for classifier.bias, classifier.weight, ernie.pooler.dense.bias, ernie.pooler.dense.weight: they" in new
     assert "not used are cls.predictions.decoder.bias, cls.predictions.layer_norm.bias" in unused
     assert model.base_model.pooler.dense.weight.numpy().std() > 0.01

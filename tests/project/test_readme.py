@@ -4,6 +4,7 @@ Commands stand in blocks of `bash`, or of `shell` where they need a running serv
 the repository, in which its commands run in order, as they stand but for CHANGES.
 """
 
+import ast
 import json
 import os
 import re
@@ -30,11 +31,13 @@ SKIPPED = ("make ", "pip ", "python -m venv", "python3.9 -m venv", "source ", "u
 NEEDS_GPU = {  # run as it stands: the message that a machine without GPU gives
     'python infer.py --device "gpu" --device_id 0 --use_fp16': "--device gpu: this onnxruntime is a CPU build"}
 HERE = None
-ELSEWHERE = {  # how a command begins -> the test that runs its script with its options
+ZERO_SHOT = "test_zero_shot_answers_by_the_label_words_alone test_the_quick_start_command_runs_as_published"
+REPEATS = "test_repeats_make_a_table_and_pretraining_goes_first"
+ELSEWHERE = {  # how a command begins -> the tests of a file that run its script with its options
     "python train.py --model_name_or_path ernie-3.0-medium-zh":
-        "test_train.py::test_a_checkpoint_has_labels_length_tokenizer_and_learned_something",
-    "python train.py options.json --metric_for_best_model": "test_train.py::test_imbalance_options_reach_the_loss",
-    "python train.py options.json --num_train_epochs": HERE,  # so that the file as it stands there is read
+        "test_train.py::test_a_checkpoint_has_labels_length_tokenizer_and_learned_something test_two_processes_train_and_agree",
+    "python train.py options.json --output_dir checkpoint_balanced": "test_train.py::test_imbalance_options_reach_the_loss",
+    "python train.py options.json --output_dir checkpoint_7": HERE,  # so that the file as it stands there is read
     "python train.py options.json --resume_from_checkpoint":
         "test_train.py::test_killed_while_saving_and_resumed_ends_as_if_never_interrupted",
     "python train.py options.json": "test_train.py::test_options_from_json_and_random_weights_are_said",
@@ -48,7 +51,7 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
     "python analysis/evaluate.py --device": "test_evaluate.py::test_bad_cases_are_the_wrong_dev_texts",
     "python analysis/evaluate.py --dataset_dir": "test_evaluate.py::test_report_is_complete_and_self_contained",
     "python analysis/report.py": "test_report.py::test_the_page_joins_all_parts",
-    "python analysis/word_interpret.py": "test_word_interpret.py::test_the_three_outputs",
+    "python analysis/word_interpret.py": "test_word_interpret.py::test_the_three_outputs test_wrong_input_writes_nothing",
     "python analysis/sent_interpret.py": "test_sent_interpret.py::test_other_methods_use_the_cache",
     "python analysis/sparse.py --dataset_dir data --params_path ./checkpoint --annotate":
         "test_sparse.py::test_annotate_finds_the_classes_that_train_lacks",
@@ -61,10 +64,11 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
     "python infer.py --perf": "test_predictor.py::test_perf_prints_accuracy_and_speed",
     "python server.py --export_dir ../../export --use_quantize": "test_simple_serving.py::test_int8",
     "python server.py --export_dir ../../export --host":
-        "test_simple_serving.py::test_everything_but_health_and_docs_needs_the_token",
+        "test_simple_serving.py::test_everything_but_health_and_docs_needs_the_token test_refusals_at_the_start",
     "python server.py": "test_simple_serving.py::test_client_agrees_with_predict",
     "python server.py --export_dir ../../output": "test_search_serving.py::test_answers_are_those_of_the_predictor",
-    "python client.py --num_nearest": "test_search_serving.py::test_all_labels_at_most_and_blocks_of_the_client",
+    "python client.py --num_nearest":
+        "test_search_serving.py::test_all_labels_at_most_and_blocks_of_the_client test_below_the_threshold_is_undecided",
     """curl -X POST http://127.0.0.1:8189/predict -H "Content-Type: application/json" -d '{"data": {"text": ["头疼怎么办"]}, """
     '"parameters": {"top_k": 1, "num_nearest"': "test_search_serving.py::test_below_the_threshold_is_undecided",
     "python client.py": "test_simple_serving.py::test_client_agrees_with_predict",
@@ -78,20 +82,18 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
                     "test_triton_serving.py::test_the_encoder_gives_the_vectors_of_its_export"),
     "curl -s": "test_triton_serving.py::test_health_metadata_and_metrics",
     "python service.py": "test_paddle_serving.py::test_clients_say_what_predict_says",
-    "python rpc_client.py": "test_paddle_serving.py::test_readme_command",
-    "python http_client.py": "test_paddle_serving.py::test_readme_command",
+    **dict.fromkeys(("python rpc_client.py", "python http_client.py"),
+                    "test_paddle_serving.py::test_readme_command test_clients_say_what_predict_says"),
     "curl http://127.0.0.1:9878/": "test_paddle_serving.py::test_readme_command",
     "python few-shot/train.py --data_dir ./data/ --output_dir ./checkpoints/":
-        "test_few_shot.py::test_the_benchmark_command_runs_as_published",
-    "python few-shot/train.py --data_dir ./data/ --output_dir ./zero_shot/":
-        "test_few_shot.py::test_zero_shot_answers_by_the_label_words_alone",
+        f"test_few_shot.py::test_the_benchmark_command_runs_as_published {REPEATS}",
+    "python few-shot/train.py --data_dir ./data/ --output_dir ./zero_shot/": f"test_few_shot.py::{ZERO_SHOT}",
     "python few-shot/train.py --data_dir ./data/ --output_dir ./several/":
-        "test_few_shot.py::test_several_prompts_are_distilled_into_one_model",
+        f"test_few_shot.py::test_several_prompts_are_distilled_into_one_model {REPEATS}",
     **{f"python few-shot/train.py --data_dir ./data/ --output_dir ./{folder}/":
-        "test_few_shot.py::test_repeats_make_a_table_and_pretraining_goes_first" for folder in ("adapted", "repeated")},
-    "python few-shot/train.py --model_name_or_path ./checkpoints/":
-        "test_few_shot.py::test_zero_shot_answers_by_the_label_words_alone",
-    "python few-shot/train.py --model_name_or_path zh_bert": "test_few_shot.py::test_zero_shot_answers_by_the_label_words_alone",
+        f"test_few_shot.py::{REPEATS} test_several_prompts_are_distilled_into_one_model" for folder in ("adapted", "repeated")},
+    "python few-shot/train.py --model_name_or_path ./checkpoints/": f"test_few_shot.py::{ZERO_SHOT}",
+    "python few-shot/train.py --model_name_or_path zh_bert": f"test_few_shot.py::{ZERO_SHOT}",
     "python few-shot/benchmark.py": "test_few_shot.py::test_the_benchmark_measures_and_does_not_measure_again",
     "python few-shot/infer.py": "test_few_shot.py::test_the_benchmark_command_runs_as_published",
     **{f"{start} retrieval_based/train.py": f"test_retrieval_train.py::{test}" for start, test in {
@@ -116,8 +118,10 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
     **{f".venv-milvus/bin/python retrieval_based/{command}": f"test_milvus.py::{test}" for command, test in {
         "milvus_index.py": "test_a_server_with_a_token_answers_while_versions_are_switched",
         "milvus_index.py --vector_path": "test_a_file_of_vectors_larger_than_a_message_and_the_words_of_labels",
-        "run_system.py": "test_milvus_lite_finds_what_exact_search_finds_and_the_old_version_answers_after_a_kill"}.items()},
-    "python deploy/simple_serving/": "test_search_serving.py::test_answers_are_those_of_the_predictor",
+        "run_system.py": "test_milvus_lite_finds_what_exact_search_finds_and_the_old_version_answers_after_a_kill "
+                         "test_a_server_with_a_token_answers_while_versions_are_switched"}.items()},
+    "python deploy/simple_serving/":
+        "test_search_serving.py::test_answers_are_those_of_the_predictor test_below_the_threshold_is_undecided",
     "python analysis/evaluate.py --dataset_dir data --params_path ./checkpoints/":
         "test_few_shot.py::test_every_script_of_analysis_takes_a_prompt_model",
     "python analysis/report.py --dataset_dir data --params_path ./checkpoints/":
@@ -128,8 +132,8 @@ ELSEWHERE = {  # how a command begins -> the test that runs its script with its 
         "test_few_shot.py::test_checkpoint_predict_onnx_and_int8_agree_on_a_thousand_texts",
     "python deploy/predictor/infer.py --model_path_prefix checkpoints/export/model":
         "test_predictor.py::test_int8_quantizes_and_is_cached"}
-NOT_TRIED = {"--gpus",  # needs GPUs
-             "--data_dir", "--data_file", "--dataset_dir", "--unlabeled_file"}  # the values here are the defaults
+NOT_TRIED = {"gpus",  # needs GPUs
+             "data_dir", "data_file", "dataset_dir", "unlabeled_file"}  # the values here are the defaults
 
 
 def read(path):
@@ -154,7 +158,7 @@ def commands(document):
 
 
 def elsewhere(command):
-    """The test that runs a command, by the longest beginning that ELSEWHERE knows; None: it is run here."""
+    """The tests that run a command, by the longest beginning that ELSEWHERE knows; None: it is run here."""
     return ELSEWHERE.get(max((start for start in ELSEWHERE if command.startswith(start)), key=len, default=None))
 
 RUN_HERE = [pytest.param(document, command, marks=[needs_paddle_2] if "paddle_serving" in document else [])
@@ -200,17 +204,42 @@ def test_what_development_names_exists():
             assert f"`textcls/{path.parent.name}/{path.name}`" in read(name), f"{name}: {path} is missing"
 
 
+def given_options(path, test):
+    """The options that a test gives, with the functions, fixtures and constants that it uses: `--option` in a string, the key
+    of a dictionary, or the keyword of a call. Set of str."""
+    definitions = {}
+    for file in (*ROOT.glob("tests/*.py"), *path.parent.glob("*.py"), path):  # later definitions win
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            targets = getattr(node, "targets", [])
+            definitions.update((name.id, node) for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
+            if isinstance(node, ast.FunctionDef):
+                definitions[node.name] = node
+    assert test in definitions, f"{path}: {test} is missing"
+    options, names = set(), [test]
+    while names:
+        for node in ast.walk(definitions.pop(names.pop(), ast.Pass())):
+            if isinstance(node, ast.Name):
+                names.append(node.id)
+            elif isinstance(node, ast.arg):
+                names.append(node.arg)
+            elif isinstance(node, ast.keyword):
+                options.add(node.arg)
+            elif isinstance(node, ast.Dict):
+                options.update(key.value for key in node.keys if isinstance(key, ast.Constant))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                options.update(re.findall(r"--(\w+)", node.value))
+    return options
+
+
 @pytest.mark.parametrize("command", dict.fromkeys(command for document in DOCUMENTS for command in commands(document)
                                                   if elsewhere(command)))
 def test_commands_of_other_tests_are_run_there(command):
-    """The test exists, and the command's options stand in its file or in helpers.py."""
-    file, name = elsewhere(command).split("::")
+    """The tests exist, and together they give the command's options."""
+    file, names = elsewhere(command).split("::")
     [path] = ROOT.glob(f"tests/*/{file}")
-    code = path.read_text(encoding="utf-8")
-    assert re.search(rf"^def {name}\(", code, re.MULTILINE)
-    code += read("tests/helpers.py")
-    for option in set(re.findall(r"(?<= )--\w+", command)) - NOT_TRIED:
-        assert re.search(rf"\b{option[2:]}\b", code), f"{file} never gives {option}"
+    given = set().union(*(given_options(path, name) for name in names.split()))
+    missing = set(re.findall(r"(?<= --)\w+", command)) - given - NOT_TRIED
+    assert not missing, f"{file}: {names} never give {missing}"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pytest
 
 from helpers import ROOT, assert_user_error, load_script, read_lines, run_here
 from textcls.common.errors import UserError
-from textcls.common.log import get_logger
 from textcls.retrieval.changes import (
     add_texts,
     label_texts,
@@ -172,8 +171,7 @@ def test_hnsw_finds_the_rows_of_exact_search_and_skips_removed_ones(tmp_path):
         assert removed is None or 7 not in ids[found]
 
 
-def test_hnsw_is_left_out_where_equal_rows_hide_the_others(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(get_logger(), "propagate", True)
+def test_hnsw_is_left_out_where_equal_rows_hide_the_others(tmp_path, suite_log):
     generator = np.random.default_rng(6)
     vectors = unit(generator, 1200, 16)
     vectors[:600] = vectors[0]
@@ -182,7 +180,7 @@ def test_hnsw_is_left_out_where_equal_rows_hide_the_others(tmp_path, caplog, mon
     header = write_index(tmp_path, memory_index(header, rows), WantedType("hnsw", {"connectivity": 2, "expansion": 1}))
     index = open_index(tmp_path)
     exact, found = (nearest(index, vectors[595:640], 10, exact=exact)[0] for exact in (True, False))
-    assert header["hnsw"] is None and "this index is searched exactly" in caplog.text
+    assert header["hnsw"] is None and "this index is searched exactly" in suite_log.text
     np.testing.assert_array_equal(found, exact)
 
 
