@@ -13,6 +13,7 @@ only used for the table at the end.
 """
 
 import copy
+import functools
 import glob
 import json
 import os
@@ -44,7 +45,7 @@ from textcls.training.trainer import (
     plain_library_errors,
     remove_folder,
 )
-from utils import pad_batch, read_json, read_labelled, sorted_batches, tokenize
+from utils import pad_batch, read_json, read_labelled, run_by_length, sorted_batches, tokenize
 
 from paddlenlp.trainer import CompressionArguments
 
@@ -199,23 +200,22 @@ def complete_deployment(prefix, unpruned):
         json.dump(deploy, file, indent=2)
 
 
-def measure(graphs, tokens, pad_id, batch_size):
+def measure(graphs, tokens, checkpoint, batch_size):
     """Accuracy, macro-F1 and CPU milliseconds per text of exported graphs.
 
-    graphs: {name: prefix}; tokens: TokenizedTexts with labels. Times are the best of rounds that take turns: other
-    programs on the machine only ever add to them.
+    graphs: {name: prefix}; tokens: TokenizedTexts with labels; checkpoint: that the graphs were made of. Times are the best of
+    rounds that take turns: other programs on the machine only ever add to them.
     """
     threads = int(os.environ.get("OMP_NUM_THREADS", 1))
     predictors = {name: open_graph(prefix, threads) for name, prefix in graphs.items()}
-    batches = [(indices, pad_batch([tokens[index]["input_ids"] for index in indices], pad_id))
-               for indices in sorted_batches(tokens.lengths, batch_size)]
     results = {}
     for name, predictor in predictors.items():
-        logits = np.concatenate([run_graph(predictor, batch) for _, batch in batches])
-        label_ids = tokens.labels[np.concatenate([indices for indices, _ in batches])]
-        metrics = compute_metrics(SimpleNamespace(predictions=logits, label_ids=label_ids))
+        logits = run_by_length(functools.partial(run_graph, predictor), tokens, batch_size, checkpoint.pad_id,
+                               len(checkpoint.labels))
+        metrics = compute_metrics(SimpleNamespace(predictions=logits, label_ids=tokens.labels))
         results[name] = {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"], "time": float("inf")}
-    chosen = [batch for _, batch in batches[::max(1, len(tokens) // TIMED_TEXTS)]]  # spread over all lengths
+    chosen = sorted_batches(tokens.lengths, batch_size)[::max(1, len(tokens) // TIMED_TEXTS)]  # spread over all lengths
+    chosen = [pad_batch([tokens[index]["input_ids"] for index in indices], checkpoint.pad_id) for indices in chosen]
     for _ in range(TIMED_ROUNDS):
         for name, predictor in predictors.items():
             start = time.perf_counter()
@@ -313,7 +313,7 @@ def main():
         if is_main_rank():
             graphs = collect_graphs(staging)
             get_logger().info(f"Measuring {len(graphs)} models on the dev rows ...")
-            results = measure(graphs, dev_tokens, checkpoint.pad_id, args.per_device_eval_batch_size)
+            results = measure(graphs, dev_tokens, checkpoint, args.per_device_eval_batch_size)
             table = make_table(graphs, results, parameters)
             publish(graphs, staging, args.output_dir)
             print(table)

@@ -15,4 +15,13 @@ from textcls.data.files import (  # noqa: F401
     read_texts,
     write_rows,
 )
-from textcls.data.tokens import DEFAULT_LENGTH, SHORTEST_LENGTH, TokenizedTexts, model_inputs, pad_batch, sorted_batches, tokenize  # noqa: F401
+from textcls.data.tokens import (  # noqa: F401
+    DEFAULT_LENGTH,
+    SHORTEST_LENGTH,
+    TokenizedTexts,
+    model_inputs,
+    pad_batch,
+    run_by_length,
+    sorted_batches,
+    tokenize,
+)

@@ -11,7 +11,7 @@ from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, RequestError, che
 from settings import NAME
 
 from textcls.common.probabilities import softmax, top_labels
-from textcls.data.tokens import model_inputs, pad_batch, sorted_batches
+from textcls.data.tokens import TokenizedTexts, model_inputs, run_by_length
 
 logger = logging.getLogger(NAME)
 
@@ -60,18 +60,20 @@ class Classify(pipeline.Op):
         return {"rows": rows}, False, None, ""
 
     def process(self, feed_batch, typical_logid=0):
-        """{"probs": float32 [texts, classes]}, NaN where the model failed. Batches are of like length."""
-        rows = feed_batch[0]["rows"]
-        probs = np.full((len(rows), len(self.export.labels)), np.nan, np.float32)
+        """{"probs": float32 [texts, classes]}, NaN where the model failed."""
+        rows, size = feed_batch[0]["rows"], len(self.export.labels)
         try:
-            for indices in sorted_batches([len(row) for row in rows], self.texts_per_batch):
-                batch = pad_batch([rows[index] for index in indices], self.export.pad_id)
-                [logits] = self.client.predict(feed=model_inputs(batch, self.export.input_names), fetch=self.client.fetch_names_,
-                                               batch=True).values()
-                probs[indices] = softmax(logits)
+            logits = run_by_length(self.run_model, TokenizedTexts.from_rows(rows), self.texts_per_batch, self.export.pad_id, size)
+            return {"probs": softmax(logits)}, 0, ""
         except Exception:
             logger.exception("the model failed")
-        return {"probs": probs}, 0, ""
+            return {"probs": np.full((len(rows), size), np.nan, np.float32)}, 0, ""
+
+    def run_model(self, batch):
+        """int64 [batch, length] -> logits, float32 [batch, classes]."""
+        [logits] = self.client.predict(feed=model_inputs(batch, self.export.input_names), fetch=self.client.fetch_names_,
+                                       batch=True).values()
+        return logits
 
     def postprocess(self, input_dicts, fetch_data, data_id=0, log_id=0):
         """{"label": JSON list of str, "confidence": JSON list of numbers}; lists of lists for requests with top_k."""

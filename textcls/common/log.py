@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+from typing import Protocol
 
 LEAST_SILENT, MOST_SILENT = 2, 30  # seconds between two lines of progress
 
@@ -55,6 +56,13 @@ def progress_bar(total, description, unit="texts", leave=False, disable=False):
 
         return tqdm(total=total, desc=description, unit=f" {unit}", delay=2, leave=leave, disable=disable)
     return PlainProgress(total, description, unit)
+
+
+class Progress(Protocol):
+    """What `progress_bar` gives, as far as those need it who only advance it."""
+
+    def update(self, count: int, /) -> object:
+        ...
 
 
 class PlainProgress:

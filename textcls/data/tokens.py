@@ -1,10 +1,13 @@
 """Tokenized texts and batches: what is done with texts before a model sees them."""
 
 import array
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
-from textcls.common.log import progress_bar
+from textcls.common.log import Progress, progress_bar
 
 TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
 SHORTEST_LENGTH, DEFAULT_LENGTH = 3, 128  # tokens: the least max_seq_length, and what it is where nobody says
@@ -16,33 +19,40 @@ class TokenizedTexts:
     ids: int32 [num_tokens]; offsets: int64 [num_texts + 1]; labels: int64 [num_texts] or None.
     """
 
-    def __init__(self, ids, offsets, labels=None):
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, labels: Optional[np.ndarray] = None):
         self.ids, self.offsets, self.labels = ids, offsets, labels
         self.lengths = np.diff(offsets)  # int64 [num_texts], special tokens included
 
-    def __len__(self):
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[int]]) -> "TokenizedTexts":
+        """Pack texts that a tokenizer has turned into rows of ids."""
+        offsets = np.cumsum([0, *map(len, rows)])
+        return cls(np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1]), offsets)
+
+    def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """{"input_ids": int32 [length], "labels": int64 scalar (where there are labels)}"""
         item = {"input_ids": self.ids[self.offsets[index]:self.offsets[index + 1]]}
         if self.labels is not None:
             item["labels"] = self.labels[index]
         return item
 
-    def select(self, indices):
+    def select(self, indices: np.ndarray) -> "TokenizedTexts":
         """The texts with these indices, in this order. indices: int [num_selected]. Returns TokenizedTexts."""
         lengths = self.lengths[indices]
         ids = [self.ids[self.offsets[index]:self.offsets[index + 1]] for index in indices]
         return TokenizedTexts(np.concatenate(ids) if ids else self.ids[:0], np.concatenate([[0], np.cumsum(lengths)]),
                               None if self.labels is None else self.labels[indices])
 
-    def longest_first(self):
+    def longest_first(self) -> "TokenizedTexts":
         """The same texts by falling length, so that batches in this order are of like length. Returns TokenizedTexts."""
         return self.select(np.argsort(-self.lengths, kind="stable"))
 
 
-def tokenize(texts, encode, labels=None, description="Tokenizing"):
+def tokenize(texts: Sequence[str], encode: Callable[[Sequence[str]], Sequence[Sequence[int]]],
+             labels: Optional[np.ndarray] = None, description: str = "Tokenizing") -> TokenizedTexts:
     """Tokenize a list of str with an encoder of `make_encoder`; returns TokenizedTexts."""
     ids, lengths = array.array("i"), array.array("q", [0])
     with progress_bar(len(texts), description) as progress:
@@ -55,7 +65,7 @@ def tokenize(texts, encode, labels=None, description="Tokenizing"):
     return TokenizedTexts(np.frombuffer(ids, np.int32), np.cumsum(np.frombuffer(lengths, np.int64)), labels)
 
 
-def pad_batch(rows, pad_id):
+def pad_batch(rows: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
     """Pad a list of id sequences to the longest of them: int64 [len(rows), longest]."""
     batch = np.full((len(rows), max(map(len, rows))), pad_id, dtype=np.int64)
     for index, row in enumerate(rows):
@@ -63,12 +73,31 @@ def pad_batch(rows, pad_id):
     return batch
 
 
-def sorted_batches(lengths, batch_size):
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
     """Indices of the texts in batches of like length, longest first (so that too large a batch fails at once)."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def model_inputs(input_ids, names):
+def run_by_length(run: Callable[[np.ndarray], np.ndarray], tokens: TokenizedTexts, batch_size: int, pad_id: int, size: int, *,
+                  map_batches: Callable[[Callable, Iterable], Iterable] = map, progress: Optional[Progress] = None) -> np.ndarray:
+    """Run a model over tokenized texts in batches of like length; returns float32 [num_texts, size] in the order of the texts.
+
+    run: function of a padded batch, int64 [batch, length], that returns float32 [batch, size]: Paddle, ONNX Runtime or Paddle
+    Serving. map_batches: like `map`, but it may run several batches at a time. progress: to advance by the texts done, or None.
+    """
+    answers = np.empty((len(tokens), size), np.float32)
+
+    def run_batch(indices):
+        answers[indices] = run(pad_batch([tokens[index]["input_ids"] for index in indices], pad_id))
+        if progress is not None:
+            progress.update(len(indices))
+
+    for _ in map_batches(run_batch, sorted_batches(tokens.lengths, batch_size)):
+        pass  # until the last batch is done, or an error of one is raised here
+    return answers
+
+
+def model_inputs(input_ids: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
     """What a graph with these inputs is fed: {name: int64 [num_texts, length]}; all but input_ids are zeros (one segment)."""
     return {name: input_ids if name == "input_ids" else np.zeros_like(input_ids) for name in names}

@@ -2,17 +2,24 @@
 
 import os
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
 from textcls.common.errors import UserError
-from textcls.common.log import progress_bar
+from textcls.common.log import Progress, progress_bar
 from textcls.common.probabilities import softmax
-from textcls.data.tokens import pad_batch, sorted_batches
+from textcls.data.tokens import TokenizedTexts, run_by_length
+
+if TYPE_CHECKING:
+    from textcls.models.checkpoints import Checkpoint
+
+    import paddle
 
 
-def map_batches(run, batches):
+def map_batches(run: Callable, batches: Iterable) -> Iterator:
     """Yield run(batch) of each batch, in order. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and
     layer norm use one thread only, whatever OMP_NUM_THREADS says."""
     from threadpoolctl import threadpool_limits
@@ -33,35 +40,31 @@ def map_batches(run, batches):
             yield from pool.map(run, batches)
 
 
-def predict_logits(checkpoint, tokens, batch_size, progress=None, after_batch=None):
-    """Run the classifier over TokenizedTexts; returns logits float32 [num_texts, num_classes] in input order, or of a sentence
-    encoder its vectors [num_texts, embedding_size].
-
-    Batches are formed by length. progress: of `progress_bar`, to advance by the texts done, or None.
-    after_batch: called with the indices (int64 [batch]) of the texts that the calling thread has just run, or None.
+def predict_logits(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: int,
+                   progress: Optional[Progress] = None) -> np.ndarray:
+    """Run the classifier over tokenized texts; returns logits float32 [num_texts, num_classes] in input order, or of a sentence
+    encoder its vectors [num_texts, embedding_size]. progress: to advance by the texts done, or None. UserError.
     """
+    size = getattr(checkpoint.model, "embedding_size", len(checkpoint.labels))
+    return _run_model(checkpoint.model, checkpoint.pad_id, tokens, batch_size, size, progress)
+
+
+def _run_model(model: Callable[["paddle.Tensor"], "paddle.Tensor"], pad_id, tokens, batch_size, size, progress):
     from textcls.models.paddle_setup import paddle
 
-    logits = np.empty((len(tokens), getattr(checkpoint.model, "embedding_size", len(checkpoint.labels))), dtype=np.float32)
-
-    def run(indices):
-        rows = [tokens[index]["input_ids"] for index in indices]
+    def run(batch):
         with paddle.no_grad():
-            logits[indices] = checkpoint.model(paddle.to_tensor(pad_batch(rows, checkpoint.pad_id))).numpy()
-        if after_batch is not None:
-            after_batch(indices)
-        if progress is not None:
-            progress.update(len(indices))
+            return model(paddle.to_tensor(batch)).numpy()
 
-    for _ in map_batches(run, sorted_batches(tokens.lengths, batch_size)):
-        pass
-    if not np.isfinite(logits).all():
+    answers = run_by_length(run, tokens, batch_size, pad_id, size, map_batches=map_batches, progress=progress)
+    if not np.isfinite(answers).all():
         raise UserError("the model's answers are not numbers, expected a model whose training did not diverge")
-    return logits
+    return answers
 
 
-def predict_probs(checkpoint, tokens, batch_size, description=None, progress=None):
-    """Run the classifier over TokenizedTexts; returns probabilities float32 [num_texts, num_classes], rows sum to 1.
+def predict_probs(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: int, description: Optional[str] = None,
+                  progress: Optional[Progress] = None) -> np.ndarray:
+    """Run the classifier over tokenized texts; returns probabilities float32 [num_texts, num_classes], rows sum to 1.
 
     description: what a progress bar of this run is called, or None; progress: an open bar to advance instead, or None.
     """
@@ -71,25 +74,28 @@ def predict_probs(checkpoint, tokens, batch_size, description=None, progress=Non
         return softmax(predict_logits(checkpoint, tokens, batch_size, progress))
 
 
-def predict_features(checkpoint, tokens, batch_size, progress=None):
-    """Run the classifier over TokenizedTexts and keep what its last layer, `classifier`, is given.
+def predict_features(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: int,
+                     progress: Optional[Progress] = None) -> tuple[np.ndarray, np.ndarray]:
+    """Run the classifier over tokenized texts and keep what its last layer, `classifier`, is given.
 
     Returns (features float32 [num_texts, hidden_size], logits float32 [num_texts, num_classes]) in input order; logits are
     features @ classifier.weight + classifier.bias. batch_size, progress: as of `predict_logits`.
     """
-    classifier = checkpoint.model.classifier
-    features = np.empty((len(tokens), classifier.weight.shape[0]), dtype=np.float32)
-    last = threading.local()  # each thread's last batch: they share the model
+    from textcls.models.paddle_setup import paddle
+
+    classifier, last = checkpoint.model.classifier, threading.local()  # each thread's last batch: they share the model
+    hidden_size, num_classes = classifier.weight.shape
 
     def keep(layer, inputs):
-        last.batch = inputs[0]
+        last.features = inputs[0]
 
-    def store(indices):
-        features[indices] = last.batch.numpy()
+    def run(batch):
+        logits = checkpoint.model(batch)
+        return paddle.concat([last.features, logits], axis=1)
 
     hook = classifier.register_forward_pre_hook(keep)
     try:
-        logits = predict_logits(checkpoint, tokens, batch_size, progress, after_batch=store)
+        answers = _run_model(run, checkpoint.pad_id, tokens, batch_size, hidden_size + num_classes, progress)
     finally:
         hook.remove()
-    return features, logits
+    return answers[:, :hidden_size], answers[:, hidden_size:]

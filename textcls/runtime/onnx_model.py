@@ -1,15 +1,14 @@
 """An exported model run by ONNX Runtime: texts in, logits or vectors out. Needs no Paddle."""
 
+import functools
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from textcls.common.errors import UserError
 from textcls.common.options import check_device
 from textcls.common.texts import check_texts
-from textcls.data.tokens import model_inputs, pad_batch, sorted_batches
+from textcls.data.tokens import TokenizedTexts, model_inputs, pad_batch, run_by_length
 from textcls.runtime.converted import open_fp16, open_int8
 from textcls.runtime.exported import check_length, read_tokenizer
 from textcls.runtime.onnx_session import open_session
@@ -70,28 +69,17 @@ class OnnxModel:
 
     def run_batch(self, rows):
         """The same for rows that are run as one batch, in the calling thread."""
-        return self._run_batch(self._session, rows)
+        return _run_batch(self._session, pad_batch(rows, self.export.pad_id))
 
     def run_both(self, session, rows):
         """What fp32 and another session answer: two arrays as of `run`."""
         return self._run(open_session(self.export.onnx_path, self.export.onnx_path, "cpu"), rows), self._run(session, rows)
 
-    def _run_batch(self, session, rows):
-        batch = pad_batch(rows, self.export.pad_id)
-        return session.run(None, model_inputs(batch, [item.name for item in session.get_inputs()]))[0]
-
     def _run(self, session, rows, progress=None):
-        answers = np.empty((len(rows), self.export.output_size), np.float32)
-
-        def run(indices):
-            answers[indices] = self._run_batch(session, [rows[index] for index in indices])
-            if progress is not None:
-                progress.update(len(indices))
-
         # a few texts are shared out between the threads, too
-        size = max(1, min(self.batch_size, -(-len(rows) // self.num_threads)))
-        list(self._pool.map(run, sorted_batches([len(row) for row in rows], size)))
-        return answers
+        batch_size = max(1, min(self.batch_size, -(-len(rows) // self.num_threads)))
+        return run_by_length(functools.partial(_run_batch, session), TokenizedTexts.from_rows(rows), batch_size,
+                             self.export.pad_id, self.export.output_size, map_batches=self._pool.map, progress=progress)
 
     def _check_session(self):
         """UserError where the model does not belong to the folder's other files."""
@@ -103,3 +91,7 @@ class OnnxModel:
         if size != self.export.output_size:
             where = "label.txt" if self.export.labels else "deploy.json"
             raise UserError(f"{path}: it has {size} {what}, expected the {self.export.output_size} of {where}")
+
+
+def _run_batch(session, batch):
+    return session.run(None, model_inputs(batch, [item.name for item in session.get_inputs()]))[0]
