@@ -101,7 +101,7 @@ def main():
     texts = read_new_texts(args)
     if not os.access(args.index_dir, os.W_OK) and os.path.isdir(args.index_dir):
         raise UserError(f"{args.index_dir}: cannot be written, expected a writable folder")
-    encoder_of = functools.cache(lambda: open_encoder(args.params_path, args.device, batch_size=args.batch_size,
+    encoder_of = functools.cache(lambda: open_encoder(args.params_path, device=args.device, batch_size=args.batch_size,
                                                       max_seq_length=args.max_seq_length))
     while True:
         with contextlib.suppress(OutdatedIndex):

@@ -28,6 +28,7 @@ from textcls.runtime.predictions import (
     open_output,
     write_rows,
 )
+from textcls.runtime.quantize import find_dtype
 
 
 def parse_arguments():
@@ -66,8 +67,8 @@ def print_pairs(path, encoder):
 
 def main():
     args = parse_arguments()
-    options = {"device": args.device, "quantize": args.use_quantize, "batch_size": args.batch_size,
-               "max_seq_length": args.max_seq_length, "num_threads": args.num_threads}
+    options = {"device": args.device, "dtype": find_dtype(args.use_quantize, use_fp16=False), "num_threads": args.num_threads,
+               "batch_size": args.batch_size, "max_seq_length": args.max_seq_length}
     if args.text_pair_file:
         return print_pairs(args.text_pair_file, open_encoder(args.params_path, **options))
     total = check_files(args, [args.params_path, args.index_dir])

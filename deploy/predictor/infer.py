@@ -32,6 +32,7 @@ from textcls.runtime.predictions import (
     open_output,
     write_rows,
 )
+from textcls.runtime.quantize import find_dtype
 
 REPEATS, LONGEST = 5, 60.0  # --perf: runs after the warm-up, and seconds after which no further run is started
 logger = logging.getLogger("predictor")
@@ -77,14 +78,14 @@ def load_predictor(args):
         raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/predictor/requirements.txt`"
                         ) from None
     logger.info(">>> [InferBackend] Creating Engine ...")
-    dev_path = os.path.join(args.dataset_dir, "dev.txt")
+    dev_path, dtype = os.path.join(args.dataset_dir, "dev.txt"), find_dtype(args.use_quantize, args.use_fp16)
     predictor = Predictor(
-        args.model_path_prefix, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
-        args.batch_size, args.max_seq_length, dev_path if os.path.isfile(dev_path) else None, args.allow_accuracy_drop)
+        args.model_path_prefix, device=args.device, device_id=args.device_id, dtype=dtype, num_threads=args.num_threads,
+        batch_size=args.batch_size, max_seq_length=args.max_seq_length,
+        calibration_file=dev_path if os.path.isfile(dev_path) else None, allow_accuracy_drop=args.allow_accuracy_drop)
     logger.info(f">>> [InferBackend] Use {args.device.upper()} to inference ...")
-    for used, name in ((args.use_fp16, "FP16"), (args.use_quantize, "INT8")):
-        if used:
-            logger.info(f">>> [InferBackend] Use {name} to inference ...")
+    if dtype != "fp32":
+        logger.info(f">>> [InferBackend] Use {dtype.upper()} to inference ...")
     logger.info(">>> [InferBackend] Engine Created ...")
     label_path = find_label_file(args)
     if os.path.isfile(label_path):

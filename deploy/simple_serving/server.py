@@ -27,14 +27,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from textcls.common.errors import UserError, run_script
-from textcls.common.options import (
-    add_device_options,
-    check_calibration,
-    check_device,
-    make_parser,
-    positive_int,
-    refuse_calibration,
-)
+from textcls.common.options import add_device_options, check_calibration, make_parser, positive_int, refuse_calibration
 from textcls.runtime.exported import read_export
 
 try:
@@ -46,6 +39,7 @@ try:
     from textcls.retrieval.predictor import SearchPredictor
     from textcls.runtime.onnx_model import count_threads
     from textcls.runtime.predictor import Predictor
+    from textcls.runtime.quantize import check_device, find_dtype
 except ImportError as missing:
     print(f"the package {missing.name} is missing, expected `pip install -r deploy/simple_serving/requirements.txt`",
           file=sys.stderr)
@@ -224,20 +218,18 @@ class Server(uvicorn.Server):
 
 def open_model(args):
     """The Kind of the model that --export_dir names: a classifier, or an encoder with the index that it searches. UserError."""
+    dtype = find_dtype(args.use_quantize, args.use_fp16)
+    check_device(args.device, dtype)
+    options = {"device": args.device, "device_id": args.device_id, "dtype": dtype, "num_threads": args.num_threads}
     if not read_export(args.export_dir, output=None).labels:
         refuse_calibration(args)
-        check_device(args.device, args.use_quantize, args.use_fp16)
         folder = args.export_dir if os.path.isdir(args.export_dir) else os.path.dirname(args.export_dir)
-        predictor = SearchPredictor(folder, args.index_dir or os.path.join(folder, "index"), device=args.device,
-                                    quantize=args.use_quantize, num_threads=args.num_threads, use_fp16=args.use_fp16,
-                                    device_id=args.device_id)
-        return search(predictor)
+        return search(SearchPredictor(folder, args.index_dir or os.path.join(folder, "index"), **options))
     if args.index_dir:
         raise UserError(f"--index_dir {args.index_dir}: {args.export_dir} is a classifier, which searches nothing, expected a "
                         "sentence encoder that retrieval_based/export_model.py wrote")
-    return classifier(Predictor(
-        args.export_dir, args.device, args.use_quantize, args.use_fp16, args.device_id, args.num_threads,
-        calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop))
+    return classifier(Predictor(args.export_dir, **options, calibration_file=args.calibration_file,
+                                allow_accuracy_drop=args.allow_accuracy_drop))
 
 
 def warm_up(kind, args, batch_size, slots):

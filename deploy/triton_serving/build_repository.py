@@ -21,15 +21,9 @@ from string import Template
 
 from textcls.common import probabilities, texts
 from textcls.common.errors import UserError, run_script
-from textcls.common.options import (
-    add_device_options,
-    check_calibration,
-    check_device,
-    make_parser,
-    positive_int,
-    refuse_calibration,
-)
+from textcls.common.options import add_device_options, check_calibration, make_parser, positive_int, refuse_calibration
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
+from textcls.runtime.quantize import SCHEMES, check_device, find_dtype
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CONFIGS = Path(HERE) / "configs"
@@ -62,7 +56,7 @@ def parse_arguments():
     return args
 
 
-def load_model(args):
+def load_model(args, dtype):
     """Check the export and take the model out of it: (exported.Export, onnxruntime.InferenceSession, ONNX path or bytes).
 
     Sets args.instance_count where it is None. UserError.
@@ -76,18 +70,16 @@ def load_model(args):
         raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`"
                         ) from None
     export = read_export(args.export_dir, output=None)
+    converts_here = SCHEMES[dtype].device == "gpu"  # as the machine that builds need not have one
+    opened = "fp32" if converts_here else dtype
     if export.labels:
-        predictor = Predictor(args.export_dir, quantize=args.use_quantize, calibration_file=args.calibration_file,
+        predictor = Predictor(args.export_dir, dtype=opened, calibration_file=args.calibration_file,
                               allow_accuracy_drop=args.allow_accuracy_drop)
     else:
         refuse_calibration(args)
-        predictor = load_exported(export, quantize=args.use_quantize)
+        predictor = load_exported(export, dtype=opened)
     args.instance_count = args.instance_count or (predictor.num_threads if args.device == "cpu" else 1)
-    model = predictor.onnx_model
-    if args.use_fp16:  # converted here, as the machine that builds need not have a GPU
-        from textcls.runtime.onnx_conversion import to_fp16
-
-        model = to_fp16(model)
+    model = SCHEMES[dtype].convert(predictor.onnx_model) if converts_here else predictor.onnx_model
     name = f"{args.export_dir} in 16-bit floats" if args.use_fp16 else args.export_dir
     session = open_session(model, name, "cpu")
     for item in session.get_inputs() + session.get_outputs():
@@ -167,15 +159,15 @@ def main():
     args = parse_arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
-    check_device(args.device, args.use_quantize, args.use_fp16)
+    dtype = find_dtype(args.use_quantize, args.use_fp16)
+    check_device(args.device, dtype)
     check_replaceable(args.model_repository)
-    export, session, model = load_model(args)
+    export, session, model = load_model(args, dtype)
     with complete_folder(args.model_repository, MARKER) as folder:
         write_repository(folder, args, export, session, model)
-    precision = "INT8" if args.use_quantize else "fp16" if args.use_fp16 else "fp32"
     answers = f"{len(export.labels)} labels" if export.labels else f"vectors of {export.output_size} numbers"
     print(f"Model repository saved in {args.model_repository}: {answers}, {export.max_seq_length} tokens, "
-          f"{precision} on {args.device}, batches of up to {args.max_batch_size}.", file=sys.stderr)
+          f"{'INT8' if dtype == 'int8' else dtype} on {args.device}, batches of up to {args.max_batch_size}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

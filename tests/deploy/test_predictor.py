@@ -20,6 +20,7 @@ from textcls.common.texts import TEXT, TEXT_PATTERN
 from textcls.data.tokens import model_inputs, pad_batch
 from textcls.runtime.converted import converted_path
 from textcls.runtime.predictor import Predictor
+from textcls.runtime.quantize import SCHEMES, to_fp16, to_int8
 
 sys.path.insert(0, str(ROOT / "deploy/predictor"))
 import infer as script
@@ -190,7 +191,7 @@ def test_several_threads_share_a_predictor(exported):
         np.testing.assert_array_equal(probs, expected[index])
 
 
-def test_int8_quantizes_and_is_cached(copy):
+def test_int8_quantizes_and_is_cached(copy, monkeypatch):
     options = ["--use_quantize", "--output_file", "-", "--output_format", "tsv"]
     first = infer(copy, *options)
     assert first.returncode == 0, first.stderr
@@ -212,6 +213,10 @@ def test_int8_quantizes_and_is_cached(copy):
     change_classifier(copy / "old.onnx", copy / "float32.onnx")
     fourth = infer(copy, *options)  # another model: the old cache is not used for it
     assert "Quantizing" in fourth.stderr and fourth.stdout != first.stdout
+    monkeypatch.setitem(SCHEMES, "int8", SCHEMES["int8"]._replace(version=2))  # as a suite whose quantizing has changed
+    assert "Quantizing" in infer(copy, *options).stderr and "Quantizing" not in infer(copy, *options).stderr
+    assert [name for name in os.listdir(copy) if ".int8-" in name] == [
+        os.path.basename(converted_path(str(copy / "float32.onnx"), "int8"))]  # those of before are gone
     assert not [name for name in os.listdir(copy) if name.endswith(".part")]
 
 
@@ -231,12 +236,10 @@ def change_classifier(path, output):
 
 
 def test_int8_that_loses_accuracy_is_refused_unless_allowed(copy, tmp_path):
-    from textcls.runtime.onnx_conversion import to_int8
-
     change_classifier(copy / "float32.onnx", tmp_path / "wrong.onnx")
     cache = converted_path(str(copy / "float32.onnx"), "int8")
     with open(cache, "wb") as file:  # sound, but not compared with fp32 yet
-        file.write(to_int8(str(tmp_path / "wrong.onnx"))[0])
+        file.write(to_int8(str(tmp_path / "wrong.onnx")))
     for _ in range(2):  # the second time the figures come from the cache
         assert_user_error(infer(copy, "--use_quantize"), "--use_quantize: INT8 costs", "points of accuracy, expected at most 0.5")
     process = infer(copy, "--use_quantize", "--allow_accuracy_drop")
@@ -252,8 +255,6 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(copy):
 
 def test_fp16_conversion_keeps_types_and_answers(exported):
     import onnxruntime
-
-    from textcls.runtime.onnx_conversion import to_fp16
 
     model = to_fp16(str(exported / "float32.onnx"))
     assert len(model) < 0.55 * os.path.getsize(exported / "float32.onnx")

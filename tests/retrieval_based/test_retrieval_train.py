@@ -276,7 +276,7 @@ def check_export(folder, output):
     process = run_here(export_script.main, "--params_path", folder / "model_state.pdparams", "--output_path", output,
                        "--output_emb_size", 0, "--model_name_or_path", "rocketqa-zh-dureader-query-encoder")
     assert process.returncode == 0 and "Largest vector difference" in process.stderr, process.stderr
-    exported, checkpoint = open_encoder(output, num_threads=1), open_encoder(folder, "cpu")
+    exported, checkpoint = open_encoder(output, num_threads=1), open_encoder(folder, device="cpu")
     assert exported[:3] == checkpoint[:3] == (load_sentence_encoder(folder).encoder_id, 32, 384)
     vectors = exported.encode(SOME)
     assert vectors.dtype == np.float32 and vectors.shape == (len(SOME), 32)
@@ -285,10 +285,10 @@ def check_export(folder, output):
     np.testing.assert_allclose(vectors[:7], exported.encode_batch(SOME[:7]), atol=1e-5)
     np.testing.assert_allclose(vectors[:7], checkpoint.encode_batch(SOME[:7]), atol=1e-5)
     assert exported.encode([]).shape == (0, 32)
-    small = open_encoder(output, quantize=True, num_threads=1).encode(SOME)
+    small = open_encoder(output, dtype="int8", num_threads=1).encode(SOME)
     assert (small * vectors).sum(axis=1).mean() > 0.98
     for wrong, message in ((lambda: load_checkpoint(folder), "retrieval_based/"), (lambda: read_export(output), "a classifier"),
-                           (lambda: open_encoder(folder, quantize=True), "is a checkpoint"),
+                           (lambda: open_encoder(folder, dtype="int8"), "is a checkpoint"),
                            (lambda: open_encoder(ROOT / "data"), "model_state.pdparams is missing")):
         with pytest.raises(UserError, match=message):
             wrong()

@@ -102,7 +102,8 @@ def add_encoder_options(parser):
 
 
 def add_device_options(parser, with_calibration_file=True):
-    """Add the options of the scripts that run an exported ONNX model, or prepare it to be run. Check them by `check_device`."""
+    """Add the options of the scripts that run an exported ONNX model, or prepare it to be run. What --use_fp16 and --use_quantize
+    say is translated by find_dtype of textcls/runtime/quantize.py."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--device_id", type=int, default=0, help="number of the GPU")
     parser.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
@@ -111,16 +112,6 @@ def add_device_options(parser, with_calibration_file=True):
         parser.add_argument("--calibration_file", help="labelled texts on which INT8 is compared with fp32")
     parser.add_argument("--allow_accuracy_drop", action="store_true",
                         help="use INT8 even where it costs more than 0.5 points of accuracy on labelled texts")
-
-
-def check_device(device, quantize, use_fp16):
-    """UserError where a precision does not belong to a device."""
-    if device not in ("cpu", "gpu"):
-        raise UserError(f"--device {device}: unknown device, expected cpu or gpu")
-    if quantize and device == "gpu":
-        raise UserError("--use_quantize: INT8 is for the CPU, expected --device cpu, or --use_fp16 on a GPU")
-    if use_fp16 and device == "cpu":
-        raise UserError("--use_fp16: a CPU is not faster with it, expected --device gpu, or --use_quantize on a CPU")
 
 
 def check_calibration(parser, args):

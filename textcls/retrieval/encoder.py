@@ -7,13 +7,18 @@
 
 import logging
 import os
-from typing import Callable, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
 import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.texts import check_texts
-from textcls.runtime.exported import EMBEDDING, PROBES, read_export
+from textcls.runtime.exported import EMBEDDING, PROBES, Export, read_export
+from textcls.runtime.quantize import SCHEMES
+
+if TYPE_CHECKING:
+    from textcls.runtime.converted import AnswerBoth
+    from textcls.runtime.onnx_model import OnnxModel
 
 CHUNK = 8192  # texts whose tokens are in memory at a time; batches by length are formed within a chunk
 LEAST_COSINE = 0.98  # of the vectors of INT8 and fp32, on average
@@ -31,25 +36,28 @@ class TextEncoder(NamedTuple):
     encode_batch: Callable  # all texts as one batch, in the calling thread: for callers with threads of their own
 
 
-def open_encoder(path, device=None, quantize=False, batch_size=32, max_seq_length=None, num_threads=None, use_fp16=False,
-                 device_id=0):
+def open_encoder(path: str, *, device: Optional[str] = None, device_id: int = 0, dtype: str = "fp32",
+                 num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None) -> TextEncoder:
     """Open a sentence encoder.
 
     path: the folder of retrieval_based/export_model.py, or a checkpoint of retrieval_based/train.py. device: cpu, gpu, ...;
-    None: for a checkpoint as of `select_device`, else the CPU. quantize: INT8 weights (of an exported one). batch_size: texts
-    per batch at most. max_seq_length: tokens; None: as in training. num_threads: of an exported one on the CPU; None: one per
-    usable core; a checkpoint goes by OMP_NUM_THREADS. use_fp16, device_id: of an exported one on a GPU. Returns a TextEncoder.
-    Raises UserError.
+    None: for a checkpoint as of `select_device`, else the CPU. device_id, dtype: of an exported one, as of the Predictor.
+    num_threads: of an exported one on the CPU; None: one per usable core; a checkpoint goes by OMP_NUM_THREADS. batch_size: texts
+    per batch at most. max_seq_length: tokens; None: as in training. Raises UserError.
     """
     path = encoder_folder(path)
     if not os.path.isdir(path):
         raise UserError(f"{path}: no such folder, expected what train.py or export_model.py in retrieval_based/ wrote")
     if os.path.isfile(os.path.join(path, "deploy.json")):
-        return _open_exported(path, device or "cpu", quantize, batch_size, max_seq_length, num_threads,
-                              use_fp16, device_id)
-    if quantize or use_fp16:
-        raise UserError(f"--use_{'quantize' if quantize else 'fp16'}: {path} is a checkpoint, expected what "
-                        "retrieval_based/export_model.py makes of it")
+        export = read_export(path, output=EMBEDDING)
+        model = load_exported(export, device=device or "cpu", device_id=device_id, dtype=dtype, num_threads=num_threads,
+                              batch_size=batch_size, max_seq_length=max_seq_length)
+        return TextEncoder(export.encoder_id, export.output_size, model.max_seq_length,
+                           in_chunks(lambda texts, progress: model.run(model.tokenize(texts), progress), export.output_size),
+                           lambda texts: model.run_batch(model.tokenize(texts)))
+    if dtype != "fp32":
+        raise UserError(f"{SCHEMES[dtype].option}: {path} is a checkpoint, expected what retrieval_based/export_model.py makes "
+                        "of it")
     return _open_checkpoint(path, device, batch_size, max_seq_length)
 
 
@@ -62,31 +70,24 @@ def encoder_folder(path):
     return os.path.dirname(path) or "." if is_old else path
 
 
-def load_exported(export, device="cpu", quantize=False, batch_size=32, max_seq_length=None, num_threads=None, use_fp16=False,
-                  device_id=0):
-    """The OnnxModel of an Export of a sentence encoder; its INT8 form is compared with fp32. UserError."""
+def load_exported(export: Export, *, device: str = "cpu", device_id: int = 0, dtype: str = "fp32",
+                  num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None) -> "OnnxModel":
+    """Load an exported sentence encoder; in INT8 its vectors are compared with fp32. Options: of OnnxModel. UserError."""
+    from textcls.runtime.converted import Comparison
     from textcls.runtime.onnx_model import OnnxModel
 
-    model = OnnxModel(export, device, use_fp16, device_id, num_threads, batch_size, max_seq_length, quantize)
-    if quantize:
-        def compare(session):
-            exact, guessed = model.run_both(session, model.tokenize(PROBES))
-            return {"cosine": f"{(exact * guessed).sum(axis=1).mean():.4f}"}
-
-        model.use_int8("probes", compare, check_cosine)
-    return model
+    return OnnxModel(export, Comparison("probes", compare_vectors, check_cosine), device=device, device_id=device_id, dtype=dtype,
+                     num_threads=num_threads, batch_size=batch_size, max_seq_length=max_seq_length)
 
 
-def _open_exported(path, *options):
-    export = read_export(path, output=EMBEDDING)
-    model = load_exported(export, *options)
-    return TextEncoder(export.encoder_id, export.output_size, model.max_seq_length,
-                       in_chunks(lambda texts, progress: model.run(model.tokenize(texts), progress), export.output_size),
-                       lambda texts: model.run_batch(model.tokenize(texts)))
+def compare_vectors(answer_both: "AnswerBoth") -> dict[str, str]:
+    """Compare the vectors of a converted encoder with those of fp32."""
+    exact, converted = answer_both(PROBES)
+    return {"cosine": f"{(exact * converted).sum(axis=1).mean():.4f}"}
 
 
-def check_cosine(figures):
-    """UserError where the vectors of INT8 are too far from those of fp32. figures: a dict of str."""
+def check_cosine(figures: dict[str, str]) -> None:
+    """Log what `compare_vectors` found. UserError where the vectors of INT8 are too far from those of fp32."""
     cosine = float(figures["cosine"])
     logger.info(f"INT8 on {len(PROBES)} texts: mean cosine with fp32 {cosine:.4f}")
     if not cosine >= LEAST_COSINE:

@@ -1,107 +1,104 @@
-"""The INT8 and FP16 forms of an exported ONNX model: made once, kept beside it, INT8 compared with fp32.
+"""Opens a model in one of the schemes of textcls/runtime/quantize.py: converted once, kept beside it, INT8 compared with fp32."""
 
-What converts is textcls/runtime/onnx_conversion.py, which needs the package onnx; a form that is there is used without it.
-"""
-
+import contextlib
+import glob
 import logging
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Optional, Union
+
+import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.outputs import complete_file
 from textcls.runtime.exported import sha256
 from textcls.runtime.onnx_session import open_session
+from textcls.runtime.quantize import SCHEMES, with_metadata
 
-LARGEST_SIZE = 0.4  # share of the fp32 file, above which an INT8 file is remarked on
+if TYPE_CHECKING:
+    import onnxruntime
+
+# of a list of str: what fp32 and the converted model answer, float32 [num_texts, output_size] each
+AnswerBoth = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 logger = logging.getLogger("predictor")
 
 
-def short_hash(path):
-    """The first 12 hexadecimal digits of a file's SHA-256."""
+class Comparison(NamedTuple):
+    """How a converted model is compared with fp32, and when it is refused."""
+
+    texts_id: Optional[str]  # stands for the texts, so that nothing is compared twice on the same ones; None: there are none
+    compare: Callable[[AnswerBoth], dict[str, str]]  # what it returns is kept in the model
+    check: Callable[[dict[str, str]], None]  # UserError where that costs too much; it is empty where nothing was ever compared
+
+
+def short_hash(path: str) -> str:
+    """The first 12 hexadecimal digits of a file's SHA-256. UserError."""
     return sha256(path)[:12]
 
 
-def converted_path(onnx_path, kind):
-    """Where the converted form of a model is kept: beside it, under a name that changes with its content."""
-    return f"{onnx_path[:-len('.onnx')]}.{kind}-{short_hash(onnx_path)}.onnx"
+def converted_path(onnx_path: str, dtype: str) -> str:
+    """Where a converted model is kept: beside the exported one, under a name that changes with that one and with the scheme."""
+    return f"{_stem(onnx_path, dtype)}v{SCHEMES[dtype].version}-{short_hash(onnx_path)}.onnx"
 
 
-def keep_model(path, model):
-    """Write a converted model, if its folder can be written. model: bytes."""
+def _stem(onnx_path, dtype):
+    return f"{onnx_path[:-len('.onnx')]}.{dtype}-"
+
+
+def open_model(onnx_path: str, dtype: str, device: str, device_id: int, comparison: Comparison,
+               answer_both: Callable[["onnxruntime.InferenceSession", list[str]], tuple[np.ndarray, np.ndarray]]
+               ) -> tuple["onnxruntime.InferenceSession", Union[str, bytes]]:
+    """Open an exported model in the scheme dtype, a name of SCHEMES.
+
+    comparison: for a scheme that is compared. answer_both: function of a session and texts, see AnswerBoth. Returns the
+    session and what it runs: a path, or bytes where the converted model could not be kept. UserError.
+    """
+    scheme = SCHEMES[dtype]
+    if scheme.convert is None:
+        return open_session(onnx_path, onnx_path, device, device_id), onnx_path
+    path = converted_path(onnx_path, dtype)
+    session, model = open_kept(path, device, device_id), None
+    if session is None:
+        if device == "gpu":
+            open_session(onnx_path, onnx_path, device, device_id)  # refused before the work
+        model = scheme.convert(onnx_path)
+        session = open_session(model, path, device, device_id)
+    figures = session.get_modelmeta().custom_metadata_map  # of an earlier comparison
+    if scheme.is_compared and comparison.texts_id and figures.get("calibration") != comparison.texts_id:
+        figures = {"calibration": comparison.texts_id, **comparison.compare(lambda texts: answer_both(session, texts))}
+        try:
+            model = with_metadata(model or path, figures)
+        except UserError as error:  # the package onnx is missing: the model was converted elsewhere
+            logger.warning(f"The comparison is not kept: {error}")
+    if model is not None:
+        keep_model(onnx_path, dtype, path, model)
+    if scheme.is_compared:
+        comparison.check(figures)
+    return session, path if os.path.isfile(path) else model
+
+
+def open_kept(path: str, device: str, device_id: int) -> Optional["onnxruntime.InferenceSession"]:
+    """The session of a converted model that was kept; None where there is none, or one that cannot be read. UserError."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        return open_session(path, path, device, device_id)
+    except UserError as error:
+        if device == "gpu":  # which may be what is wrong
+            raise
+        logger.warning(f"{error}: converting again.")
+        return None
+
+
+def keep_model(onnx_path: str, dtype: str, path: str, model: bytes) -> None:
+    """Write a converted model, if its folder can be written, and remove those of older models and schemes."""
     try:
         with complete_file(path, "wb") as file:
             file.write(model)
     except (UserError, OSError) as error:
         logger.warning(f"warning: the converted model is not kept, every start will convert again: {error}")
-
-
-def open_fp16(onnx_path, device_id):
-    """Open the FP16 form on a GPU. Returns (onnxruntime.InferenceSession, its path, or its bytes where it could not be kept).
-
-    UserError.
-    """
-    path = converted_path(onnx_path, "fp16")
-    model = path
-    if not os.path.isfile(path):
-        from textcls.runtime.onnx_conversion import to_fp16
-
-        open_session(onnx_path, onnx_path, "gpu", device_id)  # refused before the work
-        model = to_fp16(onnx_path)
-        keep_model(path, model)
-    return open_session(model, path, "gpu", device_id), path if os.path.isfile(path) else model
-
-
-def open_int8(onnx_path, calibration, compare, check):
-    """Open the INT8 form, converted where it is not there; compared with fp32 where that was not done on these texts yet.
-
-    calibration: stands for the texts to compare on, or None. compare: function of the session that returns a dict of str, which
-    is kept in the model. check: function of such a dict, empty where nothing was ever compared, that raises UserError where INT8
-    costs too much. Returns (onnxruntime.InferenceSession, its path, or its bytes where it could not be kept). UserError.
-    """
-    path = converted_path(onnx_path, "int8")
-    session, model = open_kept(path), None
-    if session is None:
-        model = convert_to_int8(onnx_path)
-        session = open_session(model, path, "cpu")
-    figures = session.get_modelmeta().custom_metadata_map  # of an earlier comparison
-    if calibration and figures.get("calibration") != calibration:
-        figures = {"calibration": calibration, **compare(session)}
-        model = with_figures(model or path, figures)
-    if model is not None:
-        keep_model(path, model)
-    check(figures)
-    return session, path if os.path.isfile(path) else model
-
-
-def open_kept(path):
-    """The session of an INT8 model that was kept; None where there is none, or one that cannot be read."""
-    if not os.path.isfile(path):
-        return None
-    try:
-        return open_session(path, path, "cpu")
-    except UserError as error:
-        logger.warning(f"{error}: converting again.")
-        return None
-
-
-def convert_to_int8(onnx_path):
-    """Quantize a model and say what came of it. Returns bytes."""
-    from textcls.runtime.onnx_conversion import to_int8
-
-    logger.info("Quantizing the model to INT8 ...")
-    model, counts = to_int8(onnx_path)
-    share = len(model) / os.path.getsize(onnx_path)
-    logger.info(f"INT8: {counts['MatMulInteger']} of {counts['all']} matrix products in integers, {share:.2f} of the size of "
-                "fp32")
-    if share > LARGEST_SIZE:
-        logger.warning(f"INT8 has more than {LARGEST_SIZE} of the size of fp32: most of this model is not matrices.")
-    return model
-
-
-def with_figures(model, figures):
-    """The model (a path or bytes) as bytes, with figures in its metadata; None where the package onnx is missing."""
-    try:
-        from textcls.runtime.onnx_conversion import with_metadata
-    except UserError as error:  # a model that was converted elsewhere
-        logger.warning(f"The comparison is not kept: {error}")
-        return None
-    return with_metadata(model, figures)
+        return
+    for other in glob.glob(f"{glob.escape(_stem(onnx_path, dtype))}*.onnx"):
+        if other != path:
+            with contextlib.suppress(OSError):
+                os.remove(other)

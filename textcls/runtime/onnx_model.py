@@ -3,38 +3,46 @@
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Optional
+
+import numpy as np
 
 from textcls.common.errors import UserError
-from textcls.common.options import check_device
+from textcls.common.log import Progress
 from textcls.common.texts import check_texts
 from textcls.data.tokens import TokenizedTexts, model_inputs, pad_batch, run_by_length
-from textcls.runtime.converted import open_fp16, open_int8
-from textcls.runtime.exported import check_length, read_tokenizer
+from textcls.runtime.converted import Comparison, open_model
+from textcls.runtime.exported import Export, check_length, read_tokenizer
 from textcls.runtime.onnx_session import open_session
+from textcls.runtime.quantize import check_device
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 logger = logging.getLogger("predictor")
 
 
-def count_threads(device, num_threads=None):
+def count_threads(device: str, num_threads: Optional[int] = None) -> int:
     """How many threads run batches. num_threads: as many on a CPU; None: one per usable core."""
     if device == "gpu":
         return 1  # batches queue up on the GPU
-    return num_threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    return num_threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class OnnxModel:
     """A model with its tokenizer. Safe to call from several threads, which share its num_threads threads.
 
-    export: an exported.Export. device: "cpu" or "gpu"; use_fp16: 16-bit floats (GPU only). num_threads: threads that run batches
-    on a CPU; None: one per usable core. batch_size: texts per batch at most. max_seq_length: tokens; None: as in training.
-    quantize: `use_int8` follows, so that nothing is opened before. onnx_model: the model that runs, a path, or bytes where its
-    converted form could not be kept. Raises UserError.
+    comparison: what is done with a model in INT8 before it is used. device: "cpu" or "gpu", the one numbered device_id. dtype: a
+    scheme of textcls/runtime/quantize.py. num_threads: threads that run batches on a CPU; None: one per usable core. batch_size:
+    texts per batch at most. max_seq_length: tokens; None: as in training. onnx_model: the model that runs, a path, or bytes where
+    its converted form could not be kept. Raises UserError.
     """
 
-    def __init__(self, export, device="cpu", use_fp16=False, device_id=0, num_threads=None, batch_size=32, max_seq_length=None,
-                 quantize=False):
-        check_device(device, quantize, use_fp16)
+    def __init__(self, export: Export, comparison: Comparison, *, device: str = "cpu", device_id: int = 0, dtype: str = "fp32",
+                 num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None):
+        check_device(device, dtype)
         self.export, self.batch_size, self.num_threads = export, batch_size, count_threads(device, num_threads)
         self.max_seq_length = export.max_seq_length if max_seq_length is None else max_seq_length
         check_length(self.max_seq_length, export)
@@ -43,37 +51,27 @@ class OnnxModel:
         self._tokenizer = read_tokenizer(export)
         self._tokenizer.enable_truncation(self.max_seq_length)
         self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="predictor")
-        self.onnx_model = export.onnx_path
-        if use_fp16:
-            self._session, self.onnx_model = open_fp16(self.onnx_model, device_id)
-        elif not quantize:
-            self._session = open_session(self.onnx_model, self.onnx_model, device, device_id)
-        if not quantize:
-            self._check_session()
-
-    def use_int8(self, calibration, compare, check):
-        """Run the INT8 form from now on. The options and errors are those of `open_int8`."""
-        self._session, self.onnx_model = open_int8(self.export.onnx_path, calibration, compare, check)
+        self._session, self.onnx_model = open_model(export.onnx_path, dtype, device, device_id, comparison, self._answer_both)
         self._check_session()
 
-    def tokenize(self, texts):
-        """Token ids of texts (list of str): list of lists of int, special tokens included, cut to max_seq_length.
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, special tokens included, cut to max_seq_length.
 
         TypeError where texts are not str, ValueError where one is no text (blank, with NUL, with half a surrogate pair).
         """
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(check_texts(texts))]
 
-    def run(self, rows, progress=None):
+    def run(self, rows: Sequence[Sequence[int]], progress: Optional[Progress] = None) -> np.ndarray:
         """float32 [num_texts, output_size] of rows of token ids, in their order. progress: a bar to advance, or None."""
         return self._run(self._session, rows, progress)
 
-    def run_batch(self, rows):
+    def run_batch(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """The same for rows that are run as one batch, in the calling thread."""
         return _run_batch(self._session, pad_batch(rows, self.export.pad_id))
 
-    def run_both(self, session, rows):
-        """What fp32 and another session answer: two arrays as of `run`."""
-        return self._run(open_session(self.export.onnx_path, self.export.onnx_path, "cpu"), rows), self._run(session, rows)
+    def _answer_both(self, session, texts):
+        rows, exact = self.tokenize(texts), open_session(self.export.onnx_path, self.export.onnx_path, "cpu")
+        return self._run(exact, rows), self._run(session, rows)
 
     def _run(self, session, rows, progress=None):
         # a few texts are shared out between the threads, too
@@ -81,7 +79,7 @@ class OnnxModel:
         return run_by_length(functools.partial(_run_batch, session), TokenizedTexts.from_rows(rows), batch_size,
                              self.export.pad_id, self.export.output_size, map_batches=self._pool.map, progress=progress)
 
-    def _check_session(self):
+    def _check_session(self) -> None:
         """UserError where the model does not belong to the folder's other files."""
         path, outputs = self.export.onnx_path, self._session.get_outputs()
         inputs = {item.name for item in self._session.get_inputs()}
@@ -93,5 +91,5 @@ class OnnxModel:
             raise UserError(f"{path}: it has {size} {what}, expected the {self.export.output_size} of {where}")
 
 
-def _run_batch(session, batch):
+def _run_batch(session: "onnxruntime.InferenceSession", batch: np.ndarray) -> np.ndarray:
     return session.run(None, model_inputs(batch, [item.name for item in session.get_inputs()]))[0]
