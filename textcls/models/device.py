@@ -1,10 +1,12 @@
 """The device that a script runs on."""
 
+from typing import Optional
+
 from textcls.common.errors import UserError, is_main_rank
 from textcls.common.log import get_logger
 
 
-def select_device(device):
+def select_device(device: Optional[str]) -> str:
     """Select and return the Paddle device.
 
     device: "cpu", "gpu", "gpu:1", "xpu", "npu" or None (the GPU if Paddle sees one, else the CPU, saying so).

@@ -1,10 +1,16 @@
 """The model families that can be trained and deployed: everything that differs between them, in one table."""
 
 import types
-from typing import Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from textcls.models.huggingface import BERT_NAMES
 from textcls.models.wordpiece import build_rust_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from paddle import Tensor
+    from paddlenlp.transformers import PretrainedModel
 
 
 class Family(NamedTuple):
@@ -12,17 +18,18 @@ class Family(NamedTuple):
 
     classes: str  # PaddleNLP's model classes begin with it: <classes>ForSequenceClassification, <classes>ForMaskedLM
     tokenizer: str  # PaddleNLP's tokenizer class
-    build_rust_tokenizer: Optional[Callable] = None  # makes its Rust twin; None: PaddleNLP's own does the work
-    input_names: tuple = ("input_ids", "token_type_ids")  # of the exported graph
+    build_rust_tokenizer: Optional[Callable[..., "Tokenizer"]] = None  # makes its Rust twin; None: PaddleNLP's own does the work
+    input_names: tuple[str, ...] = ("input_ids", "token_type_ids")  # of the exported graph
     first_position: int = 0  # number of a text's first position: so many tokens fewer fit than there are embeddings
-    huggingface_names: Optional[dict] = None  # as BERT_NAMES; None: model.safetensors cannot be read
+    huggingface_names: Optional[dict[str, str]] = None  # as BERT_NAMES; None: model.safetensors cannot be read
     has_epsilon: bool = False  # its layer norms take config.layer_norm_eps (which PaddleNLP's ERNIE does not by itself)
-    forward: Optional[Callable] = None  # takes the place of the model's own
+    forward: Optional[Callable[..., Any]] = None  # takes the place of the model's own
     is_multilingual: bool = False
 
 
-def _ernie_m_forward(self, input_ids, attention_mask=None, **inputs):
-    """ERNIE-M's forward with the mask of its padding.
+def _ernie_m_forward(self: "PretrainedModel", input_ids: "Tensor", attention_mask: Optional["Tensor"] = None,
+                     **inputs: Any) -> Any:
+    """Run ERNIE-M with the mask of its padding.
 
     PaddleNLP 2.8.1's own default masks id 0, which is [CLS], and attends to the padding (id 1), so that logits depend on
     the batch a text is in. Can go when ErnieMModel compares with pad_token_id.
@@ -44,8 +51,8 @@ FAMILIES = {
 OTHER = Family("", "AutoTokenizer")  # as PaddleNLP's Auto classes take it, in PaddleNLP's own form only
 
 
-def find_family(config):
-    """The Family that the content of a config.json names, or that of the older model_config.json; OTHER for any other."""
+def find_family(config: dict[str, Any]) -> Family:
+    """Find the family that the content of a config.json names, or of the older model_config.json; OTHER for any other."""
     if "model_type" in config:
         return FAMILIES.get(str(config["model_type"]), OTHER)
     names = config.get("architectures") or config.get("init_class")
@@ -54,19 +61,19 @@ def find_family(config):
                 OTHER)
 
 
-def family_of(model):
-    """The Family of a PaddleNLP model."""
+def family_of(model: "PretrainedModel") -> Family:
+    """Find the family of a model."""
     return FAMILIES.get(model.config.model_type, OTHER)
 
 
-def count_positions(model):
-    """How many tokens a model can take at most, special tokens included."""
+def count_positions(model: "PretrainedModel") -> int:
+    """Count the tokens that a model can take at most, special tokens included."""
     positions = getattr(model.config, "max_position_embeddings", None) or 512
     return positions - family_of(model).first_position
 
 
-def prepare(model):
-    """Give a PaddleNLP model what its family needs and PaddleNLP leaves out; returns it in eval mode."""
+def prepare(model: "PretrainedModel") -> "PretrainedModel":
+    """Give a model what its family needs and PaddleNLP leaves out; returns it in eval mode."""
     from textcls.models.paddle_setup import paddle
 
     family = family_of(model)

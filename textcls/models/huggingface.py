@@ -6,10 +6,15 @@ and writes the result beside the original.
 
 import json
 import struct
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
 from textcls.common.errors import UserError
+
+if TYPE_CHECKING:
+    from paddle import Tensor
+    from paddlenlp.transformers import PretrainedModel
 
 # Parts of a parameter's name in transformers' BERT and ERNIE -> in PaddleNLP's, replaced in this order.
 BERT_NAMES = {
@@ -33,7 +38,7 @@ BERT_NAMES = {
 TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 
 
-def read_huggingface(path, names, model):
+def read_huggingface(path: str, names: dict[str, str], model: "PretrainedModel") -> dict[str, np.ndarray]:
     """Read a model.safetensors for a PaddleNLP model.
 
     names: {part of a name there: part of the name in PaddleNLP}. Matrices of linear layers are transposed: [out, in] there,
@@ -52,8 +57,8 @@ def read_huggingface(path, names, model):
     return weights
 
 
-def read_safetensors(path):
-    """All floating-point tensors of a safetensors file: {name: float32 array}. UserError for a damaged file.
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+    """Read all floating-point tensors of a safetensors file: {name: float32 array}. UserError for a damaged file.
 
     The file: length of the header (8 bytes), header (JSON: type, shape and place of each tensor), the tensors' bytes. The
     package safetensors checks it; it cannot give bfloat16 to NumPy, which has no such type, so the bytes are read here.
@@ -66,8 +71,8 @@ def read_safetensors(path):
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}), expected the weights as transformers saves them") from None
     content = np.memmap(path, np.uint8, mode="r")
-    start = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.loads(bytes(content[8:start]))
+    start = 8 + struct.unpack("<Q", content[:8].tobytes())[0]
+    header = json.loads(content[8:start].tobytes())
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
@@ -78,19 +83,19 @@ def read_safetensors(path):
     return tensors
 
 
-def _to_float32(content, dtype):
-    """The bytes of a tensor as float32 [size]; None for integers, such as the buffer of position ids."""
+def _to_float32(content: np.ndarray, dtype: str) -> Optional[np.ndarray]:
+    """Turn the bytes of a tensor into float32 [size]; None for integers, such as the buffer of position ids."""
     if dtype == "BF16":  # the upper half of a float32
         return (content.view("<u2").astype(np.uint32) << 16).view(np.float32)
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
     return content.view(kinds[dtype]).astype(np.float32) if dtype in kinds else None
 
 
-def name_activations():
+def name_activations() -> None:
     """Let Paddle know transformers' names of the GELU computed with tanh, for models whose hidden_act is one of them."""
     from textcls.models.paddle_setup import paddle
 
-    def gelu(x, name=None):
+    def gelu(x: "Tensor", name: Optional[str] = None) -> "Tensor":
         return paddle.nn.functional.gelu(x, approximate=True)
 
     for name in TANH_GELUS:
