@@ -1,22 +1,20 @@
 """What the two clients know of service.py's requests and answers."""
 
 import json
+from argparse import Namespace
+from typing import Union
 
 from textcls.common.errors import UserError
-from textcls.runtime.client import label_lines
+from textcls.runtime.client import Top
 
 
-def make_block(text, top):
-    return [f"data: {text}", *label_lines(top)]
-
-
-def make_request(args, texts):
-    """(keys, values) of a request: list of str, list of a list of str and the str of --top_k."""
+def make_request(args: Namespace, texts: list[str]) -> tuple[list[str], list[Union[list[str], str]]]:
+    """Make the keys and values of a request."""
     return ["sentence", "top_k"], [texts, str(args.top_k)]
 
 
-def read_answer(args, texts, number, message, answer):
-    """Per text the list of (label, confidence). number, message: err_no and err_msg; answer: dict of str. UserError."""
+def read_answer(args: Namespace, texts: list[str], number: int, message: str, answer: dict[str, str]) -> list[Top]:
+    """Read what an answer says of each text. number, message: its err_no and err_msg. UserError."""
     if number != 0:
         raise UserError(f"{args.url}: request refused (err_no {number}): {message}")
     try:

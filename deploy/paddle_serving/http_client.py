@@ -10,7 +10,7 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 
 import json
 
-from answers import make_block, make_request, read_answer
+from answers import make_request, read_answer
 
 from textcls.common.errors import UserError, run_script
 from textcls.runtime.client import make_client_parser, post_json, run_client
@@ -35,7 +35,7 @@ def make_ask(args):
 
 def main():
     parser = make_client_parser(__doc__, "http://127.0.0.1:9878/seq_cls/prediction", batch_size=100)
-    run_client(parser, make_ask, make_block)
+    run_client(parser, make_ask)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 
-from answers import make_block, make_request, read_answer
+from answers import make_request, read_answer
 
 from textcls.common.errors import UserError, run_script
 from textcls.runtime.client import make_client_parser, run_client
@@ -54,7 +54,7 @@ def make_ask(args):
 
 
 def main():
-    run_client(make_client_parser(__doc__, "127.0.0.1:18090", batch_size=100), make_ask, make_block)
+    run_client(make_client_parser(__doc__, "127.0.0.1:18090", batch_size=100), make_ask)
 
 
 if __name__ == "__main__":

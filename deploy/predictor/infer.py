@@ -16,7 +16,6 @@ import argparse
 import logging
 import os
 import statistics
-import sys
 import time
 
 from textcls.common.errors import Problems, UserError, run_script
@@ -30,6 +29,7 @@ from textcls.runtime.predictions import (
     label_texts,
     make_rows,
     open_output,
+    open_stdout,
     write_rows,
 )
 from textcls.runtime.quantize import find_dtype
@@ -96,15 +96,13 @@ def load_predictor(args):
 
 def print_blocks(rows, top_k):
     """Print rows of jsonl as blocks: the text, its labels, a line of dashes. With top_k above 1, also probabilities."""
-    if sys.stdout is None:
-        raise UserError("standard output is closed, expected somewhere to write to, or --output_file")
-    sys.stdout.reconfigure(encoding="utf-8")
+    output = open_stdout()
     for row in rows:
         if top_k == 1:
             labels = row["label"]
         else:
             labels = ", ".join(f"{top['label']} ({top['probability']:.6f})" for top in row["top_k"])
-        print(f"input data: {row['text']}\nlabels: {labels}\n{'-' * 29}")
+        print(f"input data: {row['text']}\nlabels: {labels}\n{'-' * 29}", file=output)
 
 
 def label_file(args, total):

@@ -14,24 +14,15 @@ import json
 from http.client import responses
 
 from textcls.common.errors import UserError, run_script
-from textcls.common.options import positive_int, probability_or_auto
+from textcls.common.options import positive_int, probability_or_auto, read_token_file
 from textcls.runtime.client import make_client_parser, post_json, run_client
 
 EXPECTED = "the address of a running server.py"
 
 
-def read_token(path):
-    """The token in the server's token file. UserError."""
-    with open(path, encoding="latin-1") as file:
-        token = file.read().strip()
-    if not token.isascii() or len(token.split()) != 1:
-        raise UserError(f"{path}: holds no token, expected the one line of the server's token file")
-    return token
-
-
 def make_ask(args):
     """The function that `run_client` wants."""
-    headers = {"Authorization": f"Bearer {read_token(args.token_file)}"} if args.token_file else {}
+    headers = {"Authorization": f"Bearer {read_token_file(args.token_file)}"} if args.token_file else {}
 
     wanted = {name: getattr(args, name) for name in ("top_k", "num_nearest", "threshold")}
     parameters = {name: value for name, value in wanted.items() if value is not None}

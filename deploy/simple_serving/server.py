@@ -27,7 +27,14 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from textcls.common.errors import UserError, run_script
-from textcls.common.options import add_device_options, check_calibration, make_parser, positive_int, refuse_calibration
+from textcls.common.options import (
+    add_device_options,
+    check_calibration,
+    make_parser,
+    positive_int,
+    read_token_file,
+    refuse_calibration,
+)
 from textcls.runtime.exported import read_export
 
 try:
@@ -98,20 +105,6 @@ def set_up_logging():
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("serving", "predictor"):
         logging.getLogger(name).setLevel(logging.INFO)
-
-
-def read_token(path):
-    """The token in a file of one line. UserError."""
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="ascii") as file:
-            token = file.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}), expected a file with the token in one line of ASCII") from None
-    if len(token) < 16 or any(not "!" <= char <= "~" for char in token):
-        raise UserError(f"{path}: holds no token, expected one line of 16 or more visible ASCII characters")
-    return token
 
 
 def listen(host, port):
@@ -250,7 +243,7 @@ def make_server(args):
 def main():
     args = parse_arguments()
     set_up_logging()
-    token = read_token(args.token_file)
+    token = read_token_file(args.token_file, shortest=16) if args.token_file is not None else None
     kind, num_threads = open_model(args), count_threads(args.device, args.num_threads)
     batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
     slots = num_threads + 1  # one batch more than cores: it is ready when another ends

@@ -1,21 +1,21 @@
 """What the two clients know of the model that build_repository.py makes: its name, blocks, messages."""
 
+from argparse import Namespace
+from functools import partial
+
 from textcls.common.errors import UserError
-from textcls.runtime.client import label_lines
+from textcls.runtime.client import make_block
 
 MODEL = "seqcls"  # the ensemble
 EXPECTED = "the address of a running server, and a longer --timeout or a smaller --batch_size where it is busy"
+make_block = partial(make_block, name="text")
 
 
-def make_block(text, top):
-    return [f"text: {text}", *label_lines(top)]
-
-
-def refused(args, reason):
-    """The UserError where the server answered with an error."""
+def refused(args: Namespace, reason: str) -> UserError:
+    """Make the error where the server answered with one."""
     return UserError(f"{args.url}: refused ({reason}), expected what deploy/triton_serving/README.md says")
 
 
-def no_table(args, texts):
-    """The UserError where an answer is not that of MODEL."""
+def no_table(args: Namespace, texts: list[str]) -> UserError:
+    """Make the error where an answer is not that of MODEL."""
     return UserError(f"{args.url}: not an answer of {MODEL}, expected label and confidence of {len(texts)} texts")

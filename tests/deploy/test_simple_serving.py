@@ -363,7 +363,7 @@ def test_refusals_at_the_start(server, exported, tmp_path):
         f"127.0.0.1:{server[1]}: cannot listen there": ["--export_dir", exported, "--port", server[1]],
         "192.0.2.1:8189: cannot listen there": ["--export_dir", exported, "--host", "192.0.2.1"],
         "127.0.0.1:70000: cannot listen there": ["--export_dir", exported, "--port", 70000],
-        "none: cannot be read": ["--export_dir", exported, "--token_file", tmp_path / "none"],
+        "none: No such file": ["--export_dir", exported, "--token_file", tmp_path / "none"],
         "short: holds no token": ["--export_dir", exported, "--token_file", tmp_path / "short"],
         "/none: no such folder or model": ["--export_dir", "/none"],
         "--host: empty": ["--export_dir", exported, "--host", ""],
@@ -377,7 +377,7 @@ def test_refusals_at_the_start(server, exported, tmp_path):
 
 
 def test_refusals_of_the_client(server):
-    url = ["--url", f"http://127.0.0.1:{server[1]}"]
+    url = ["--url", f"127.0.0.1:{server[1]}/"]  # http:// is added
     nobody, many, blank, neither, not_utf8, lines = run_all(
         PYTHON, CLIENT, ["头疼", "--url", "http://127.0.0.1:1"], ["头疼", "--top_k", 50, *url], ["好", " ", *url], url,
         [*url, os.fsdecode(b"\xff")], (["--data_file", "-", *url], "好\n\n"))

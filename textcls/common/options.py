@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import re
 from typing import Union
 
 from textcls.common.errors import UserError
@@ -32,6 +33,15 @@ def probability_or_auto(text: str) -> Union[float, str]:
         return text if text == "auto" else probability(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or auto") from None
+
+
+def read_token_file(path: str, shortest: int = 1) -> str:
+    """Read the token of a --token_file, one line of at least `shortest` visible ASCII characters. UserError, OSError."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        token = file.read().strip()
+    if len(token) < shortest or not re.fullmatch("[!-~]+", token):
+        raise UserError(f"{path}: holds no token, expected one line of {shortest} or more visible ASCII characters")
+    return token
 
 
 def seed_number(text):

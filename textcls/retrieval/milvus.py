@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from textcls.common.errors import UserError
-from textcls.common.options import positive_int
+from textcls.common.options import positive_int, read_token_file
 from textcls.retrieval.nearest import MOST_EXACT
 
 MESSAGE_BYTES = 4 * 2**20  # of rows in one request: seconds of work; a server takes 64 MiB unless it is told otherwise
@@ -88,13 +88,9 @@ def add_milvus_options(parser):
 
 def read_token(args):
     """The token that the options of `add_milvus_options` name, or that of the environment, or "". UserError."""
-    if not args.milvus_token_file:
-        return args.milvus_token or os.environ.get("MILVUS_TOKEN", "")
-    with open(args.milvus_token_file, encoding="utf-8", errors="replace") as file:
-        token = file.read().strip()
-    if len(token.split()) != 1 or not token.isascii():
-        raise UserError(f"{args.milvus_token_file}: holds no token, expected one line, USER:PASSWORD or a key")
-    return token
+    if args.milvus_token_file:
+        return read_token_file(args.milvus_token_file)
+    return args.milvus_token or os.environ.get("MILVUS_TOKEN", "")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Callable, Optional
+from typing import Callable, Optional, TextIO
 
 from textcls.common.errors import Problems, UserError
 from textcls.common.log import progress_bar
@@ -121,15 +121,20 @@ def read_chunks(path, from_stdin=False):
     problems.report()
 
 
+def open_stdout(**options: str) -> TextIO:
+    """Return standard output, in UTF-8 whatever the terminal's encoding is. options: of `reconfigure`. UserError."""
+    if sys.stdout is None:
+        raise UserError("standard output is closed, expected somewhere to write to")
+    sys.stdout.reconfigure(encoding="utf-8", **options)
+    return sys.stdout
+
+
 @contextlib.contextmanager
 def open_output(args):
     """The text stream that args.output_file names (-: standard output), the header already written."""
     first = header(args)
     if args.output_file == "-":
-        if sys.stdout is None:
-            raise UserError("standard output is closed, expected somewhere to write to, or a file as --output_file")
-        sys.stdout.reconfigure(encoding="utf-8", newline="")
-        stream = contextlib.nullcontext(sys.stdout)
+        stream = contextlib.nullcontext(open_stdout(newline=""))
     else:
         stream = complete_file(args.output_file, newline="")
     with stream as output:
