@@ -32,8 +32,9 @@ REQUIREMENTS := $(if $(filter 1,$(GPU)),requirements$(STACK).txt,requirements$(S
 RUN := $(VENV)/bin/python
 # what other environments are made with: without a Python on the path, the one of uv
 BASE := $(or $(FOUND),$(RUN))
-# the constraints also hold for the packages that pip builds; both settings are pip's own
-pip_with = PIP_CONSTRAINT=$(CURDIR)/$(1) PIP_USE_PEP517=1 $(2)/bin/python -m pip --disable-pip-version-check
+# the constraints also hold for the packages that pip builds; both settings are pip's own. The path is relative, since pip
+# takes one with a blank for two
+pip_with = PIP_CONSTRAINT=$(1) PIP_USE_PEP517=1 $(2)/bin/python -m pip --disable-pip-version-check
 PIP := $(call pip_with,constraints$(STACK).txt,$(VENV))
 
 .PHONY: help setup setup-test demo test lint bench bench-serving clean

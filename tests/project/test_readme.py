@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -263,7 +264,7 @@ def clone(tmp_path_factory):
 
 
 def run_command(command, folder):
-    command = re.sub(r"^python ", f"{sys.executable} ", command)
+    command = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", command)
     return subprocess.run(["sh", "-c", command], cwd=folder, encoding="utf-8", capture_output=True, timeout=600,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # the tests run two at a time
 
