@@ -18,7 +18,7 @@ import shlex
 import numpy as np
 
 from textcls.analysis.duplicates import find_conflicts
-from textcls.analysis.influence import cached_features
+from textcls.analysis.features import cached_features
 from textcls.analysis.label_errors import (
     check_folds,
     combine,

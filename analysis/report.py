@@ -16,7 +16,8 @@ import numpy as np
 from textcls.analysis.attributions import STEPS, interpret
 from textcls.analysis.duplicates import find_conflicts
 from textcls.analysis.evaluation_report import score_splits, train_baseline, write_report
-from textcls.analysis.influence import cached_features, find_influences, sparse_scores
+from textcls.analysis.features import cached_features, sparse_scores
+from textcls.analysis.influence import find_influences
 from textcls.analysis.label_errors import find_label_errors
 from textcls.analysis.words import make_segments
 from textcls.common.errors import UserError, run_script
@@ -68,7 +69,7 @@ def explain_cases(checkpoint, args, cases, train, train_outputs, outputs):
     texts = [case["text"] for case in cases]
     explained = interpret(checkpoint, texts, args.interpreter, args.batch_size, seed=args.seed)
     found = find_influences(checkpoint.labels, train, train_outputs, texts, outputs, NUM_NEAREST)
-    return [{**case, "segments": make_segments(case["text"], answer["words"]), "nearest": rows["positive"]}
+    return [{**case, "segments": make_segments(case["text"], answer.words), "nearest": rows["positive"]}
             for case, answer, rows in zip(cases, explained, found)]
 
 

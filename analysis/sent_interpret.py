@@ -15,7 +15,8 @@ Writes  interpret_result_file: a block of lines per text; jsonl_file: {"text", "
 import json
 import os
 
-from textcls.analysis.influence import METHODS, cached_features, extract_features, find_influences
+from textcls.analysis.features import cached_features, extract_features
+from textcls.analysis.influence import METHODS, find_influences
 from textcls.analysis.texts_to_explain import read_rows
 from textcls.common.errors import run_script
 from textcls.common.log import get_logger

@@ -26,7 +26,7 @@ import numpy as np
 
 from textcls.analysis.augmentation import STRATEGIES, add_variant_options, augment, load_source
 from textcls.analysis.duplicates import comparison_key
-from textcls.analysis.influence import cached_features, nearest_rows, normalize, sparse_scores
+from textcls.analysis.features import cached_features, nearest_rows, normalize, sparse_scores
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import (

@@ -53,18 +53,18 @@ def print_table(rows, results, labels, count):
     sys.stdout.reconfigure(encoding="utf-8")
     print("Label\tPrediction\tProbability\tKey words\tText")
     for row, result in zip(rows, results):
-        words = [result["words"][index] for index in find_key_words(result["words"], count)]
-        print(row.label or "-", labels[result["prediction"]], f"{result['probability']:.4f}",
-              " ".join(f"{word}({value:+.3f})" for word, _, _, value in words), row.text, sep="\t")
+        words = [result.words[index] for index in find_key_words(result.words, count)]
+        print(row.label or "-", labels[result.prediction], f"{result.probability:.4f}",
+              " ".join(f"{word.text}({word.attribution:+.3f})" for word in words), row.text, sep="\t")
 
 
 def write_jsonl(path, rows, results, labels):
     """Write one JSON object per text."""
     with complete_file(path, newline="\n") as output:
         for row, result in zip(rows, results):
-            words = [[*word[:3], None if word[3] is None else round(word[3], 6)] for word in result["words"]]
-            output.write(json.dumps({"text": row.text, "label": row.label, "prediction": labels[result["prediction"]],
-                                     "probability": round(result["probability"], 6), "words": words}, ensure_ascii=False) + "\n")
+            words = [[*word[:3], None if word.attribution is None else round(word.attribution, 6)] for word in result.words]
+            output.write(json.dumps({"text": row.text, "label": row.label, "prediction": labels[result.prediction],
+                                     "probability": round(result.probability, 6), "words": words}, ensure_ascii=False) + "\n")
 
 
 def main():

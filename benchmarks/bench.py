@@ -259,7 +259,8 @@ def searching(job):
     import numpy as np
 
     import textcls.models.paddle_setup  # noqa: F401  it sets the process up
-    from textcls.analysis.influence import METHODS, influence_scores, nearest_rows
+    from textcls.analysis.features import nearest_rows
+    from textcls.analysis.influence import METHODS, influence_scores
     random_state, classes, seconds = np.random.default_rng(SEED), 11, {}
     weights = random_state.normal(size=(job["hidden_size"], classes)).astype(np.float32) / 4
     train, texts = (np.tanh(random_state.normal(size=(count, job["hidden_size"]))).astype(np.float32)

@@ -15,7 +15,7 @@ import tempfile
 
 import numpy as np
 
-from textcls.analysis.influence import extract_features
+from textcls.analysis.features import extract_features
 from textcls.analysis.label_errors import (
     combine,
     out_of_fold,

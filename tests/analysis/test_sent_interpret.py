@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 
 from analysis import sent_interpret
 from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
-from textcls.analysis.influence import cached_features, extract_features, fit_representer, influence_scores, nearest_rows
+from textcls.analysis.features import cached_features, extract_features, nearest_rows
+from textcls.analysis.influence import fit_representer, influence_scores
 from textcls.analysis.trustai_setup import import_trustai
 from textcls.common.probabilities import softmax
 from textcls.data.tokens import pad_batch

@@ -107,16 +107,16 @@ def test_every_method_on_every_model(name, request):
         results = interpret(checkpoint, texts, method, steps=10)
         values = attribute_tokens(checkpoint, rows, probs.argmax(axis=1), method, steps=10)
         for text, row, result, own in zip(texts, probs, results, values):
-            assert (result["prediction"], result["probability"]) == (row.argmax(), pytest.approx(row.max(), abs=1e-6))
-            assert "".join(word for word, *_ in result["words"]) == text
+            assert (result.prediction, result.probability) == (row.argmax(), pytest.approx(row.max(), abs=1e-6))
+            assert "".join(word for word, *_ in result.words) == text
             assert len(own) == len(checkpoint.encode([text])[0])
             if text != "\x01":  # no token at all
                 assert np.abs(own[1:-1]).max() > 0
-                assert sum(word[3] or 0 for word in result["words"]) == pytest.approx(own[1:-1].sum(), rel=1e-6, abs=1e-9)
-        assert results[2]["words"][0][3] is not None and results[2]["words"][-1][3] is None  # beyond max_seq_length
+                assert sum(word[3] or 0 for word in result.words) == pytest.approx(own[1:-1].sum(), rel=1e-6, abs=1e-9)
+        assert results[2].words[0][3] is not None and results[2].words[-1][3] is None  # beyond max_seq_length
     assert [parameter.stop_gradient for parameter in checkpoint.model.parameters()] == before
     assert predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 32).argmax(axis=1).tolist() == [
-        result["prediction"] for result in results]
+        result.prediction for result in results]
 
 
 def test_integrated_gradients_add_up_to_the_change_of_probability(trained):

@@ -416,12 +416,12 @@ def test_words_are_explained_without_those_of_the_prompt(prompted):
     for method in ("ig", "lime", "gradshap", "attention"):
         values = attribute_tokens(checkpoint, rows, probs.argmax(axis=1), method, steps=10)
         for text, row, result, own in zip(texts, probs, interpret(checkpoint, texts, method, steps=10), values):
-            assert (result["prediction"], result["probability"]) == (row.argmax(), pytest.approx(row.max(), abs=1e-5))
-            assert "".join(word for word, *_ in result["words"]) == text
+            assert (result.prediction, result.probability) == (row.argmax(), pytest.approx(row.max(), abs=1e-5))
+            assert "".join(word for word, *_ in result.words) == text
             of_text = own[checkpoint.num_before:-checkpoint.num_after]
             assert np.abs(of_text).max() > 0
-            assert sum(word[3] or 0 for word in result["words"]) == pytest.approx(of_text.sum(), rel=1e-5, abs=1e-8)
-        assert result["words"][-1][3] is None  # beyond max_seq_length
+            assert sum(word[3] or 0 for word in result.words) == pytest.approx(of_text.sum(), rel=1e-5, abs=1e-8)
+        assert result.words[-1][3] is None  # beyond max_seq_length
     embedding = next(layer for name, layer in checkpoint.model.named_sublayers() if name.endswith("word_embeddings"))
     hook = embedding.register_forward_post_hook(lambda layer, inputs, output: output * 0)
     baseline = predict_probs(checkpoint, tokens, 8)

@@ -2,30 +2,45 @@
 
 import contextlib
 import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
 import numpy as np
 
 from textcls.analysis.gradients import integrated_gradients
-from textcls.analysis.trustai_setup import import_trustai, interpreted_model, prepare_interpretdl
-from textcls.analysis.words import join_words, locate_tokens, split_words
+from textcls.analysis.trustai_setup import InterpretedModel, import_trustai, interpreted_model, prepare_interpretdl
+from textcls.analysis.words import Word, join_words, locate_tokens, split_words
 from textcls.common.errors import UserError
 from textcls.common.log import progress_bar
 from textcls.common.probabilities import softmax
 from textcls.data.tokens import TokenizedTexts, pad_batch, sorted_batches, tokenize
+from textcls.models.checkpoints import Checkpoint
 from textcls.models.inference import predict_probs
 
+if TYPE_CHECKING:
+    from paddle import Tensor
+    from paddle.nn import Layer
+
 STEPS = {"ig": 50, "lime": 500, "gradshap": 20, "attention": 1}
+Explain = Callable[["Tensor", np.ndarray], list]  # token ids int64 [batch, longest], classes int64 [batch] -> TrustAI's results
 
 
-def interpret(checkpoint, texts, interpreter="ig", batch_size=32, steps=None, seed=3):
-    """Explain the model's own prediction for each text.
+class Explanation(NamedTuple):
+    """Why the model predicts what it predicts for a text."""
 
-    checkpoint: of `load_checkpoint`; texts: list of str; interpreter: ig, lime, gradshap or attention; batch_size: how many
-    texts, pairs of a text and a step, or copies are run at once; steps: see word_interpret.py --steps, None takes STEPS. Leaves
-    the model as it was.
-    Returns a list of dicts in the order of the texts: {"prediction": class id, "probability": 0 to 1, "words": [(word, start,
-    end, attribution), ...]}. A positive attribution speaks for the predicted class; its unit is probability for ig, gradshap
-    and lime; attention is a share, never negative. It is None for words that max_seq_length cuts off. Raises UserError.
+    prediction: int  # class id
+    probability: float  # of the prediction, 0 to 1
+    words: list[Word]
+
+
+def interpret(checkpoint: Checkpoint, texts: list[str], interpreter: str = "ig", batch_size: int = 32,
+              steps: Optional[int] = None, seed: int = 3) -> list[Explanation]:
+    """Explain the model's own prediction for each text, in the order of the texts; the model stays as it was.
+
+    interpreter: ig, lime, gradshap or attention; batch_size: how many texts, pairs of a text and a step, or copies are run at
+    once; steps: see word_interpret.py --steps, None takes STEPS.
+    A positive attribution speaks for the predicted class; its unit is probability for ig, gradshap and lime; attention is a
+    share, never negative. Raises UserError.
     """
     located = [locate_tokens(checkpoint, text) for text in texts]
     tokens = tokenize(texts, checkpoint.encode)
@@ -33,13 +48,14 @@ def interpret(checkpoint, texts, interpreter="ig", batch_size=32, steps=None, se
     classes = probs.argmax(axis=1)
     values = attribute_tokens(checkpoint, [ids for ids, _, _ in located], classes, interpreter, batch_size, steps, seed)
     of_text = slice(checkpoint.num_before, -checkpoint.num_after)
-    return [{"prediction": int(label), "probability": float(row[label]),
-             "words": join_words(text, split_words(text), offsets, attributions[of_text], is_cut)}
+    return [Explanation(int(label), float(row[label]),
+                        join_words(text, split_words(text), offsets, attributions[of_text], is_cut))
             for text, label, row, (_, offsets, is_cut), attributions in zip(texts, classes, probs, located, values)]
 
 
-def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32, steps=None, seed=3):
-    """Attributions of all tokens, special ones and a prompt's included, to the probability of a class.
+def attribute_tokens(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], classes: np.ndarray, interpreter: str = "ig",
+                     batch_size: int = 32, steps: Optional[int] = None, seed: int = 3) -> list[np.ndarray]:
+    """Attribute the probability of a class to all tokens, special ones and a prompt's included.
 
     rows: lists of token ids; classes: int64 [num_texts]; the rest as of `interpret`.
     Returns a list of float64 [num_tokens]. All methods but ig are TrustAI's:
@@ -66,14 +82,12 @@ def attribute_tokens(checkpoint, rows, classes, interpreter="ig", batch_size=32,
     return [softmax(row[None] / checkpoint.model.config.num_attention_heads)[0] for row in scores]
 
 
-def explain_batches(checkpoint, rows, classes, batch_size, explain):
-    """Attributions by a TrustAI method: a list of float64 [num_tokens], in the order of rows.
-
-    explain: function of (token ids, a tensor int64 [batch, longest]; classes int64 [batch]) that returns TrustAI's results.
-    """
+def explain_batches(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], classes: np.ndarray, batch_size: int,
+                    explain: Explain) -> list[np.ndarray]:
+    """Attribute by a TrustAI method: returns a list of float64 [num_tokens], in the order of rows."""
     from textcls.models.paddle_setup import paddle
 
-    values = [None] * len(rows)
+    values = [np.empty(0)] * len(rows)
     with progress_bar(len(rows), "Interpreting") as progress:
         for batch in sorted_batches([len(row) for row in rows], batch_size):
             input_ids = paddle.to_tensor(pad_batch([rows[index] for index in batch], checkpoint.pad_id))
@@ -83,8 +97,8 @@ def explain_batches(checkpoint, rows, classes, batch_size, explain):
     return values
 
 
-def make_lime(checkpoint, model, batch_size, steps, seed):
-    """The `explain` of `explain_batches` for LIME, one text at a time."""
+def make_lime(checkpoint: Checkpoint, model: InterpretedModel, batch_size: int, steps: int, seed: int) -> Explain:
+    """Return the `explain` of `explain_batches` for LIME, one text at a time."""
     lime_class, unknown = import_trustai().LIMEInterpreter, checkpoint.tokenizer.unk_token_id
 
     def explain(input_ids, classes):
@@ -96,8 +110,9 @@ def make_lime(checkpoint, model, batch_size, steps, seed):
     return explain
 
 
-def predict_copies(checkpoint, batch_size, original, inputs):
-    """LIME's model: the changed copies of one text -> (classes, probabilities float32 [num_copies, num_classes]).
+def predict_copies(checkpoint: Checkpoint, batch_size: int, original: np.ndarray,
+                   inputs: tuple["Tensor"]) -> tuple[np.ndarray, np.ndarray]:
+    """Predict the changed copies of one text for LIME: classes, probabilities float32 [num_copies, num_classes].
 
     original: int64 [num_tokens]; inputs: a tuple of one tensor int64 [num_copies, num_tokens]. Equal copies, of which a short
     text has many, are run once.
@@ -111,8 +126,8 @@ def predict_copies(checkpoint, batch_size, original, inputs):
     return probs.argmax(axis=1), probs
 
 
-def make_gradshap(model, steps, seed):
-    """The `explain` of `explain_batches` for GradShap. UserError where it does not run."""
+def make_gradshap(model: InterpretedModel, steps: int, seed: int) -> Explain:
+    """Return the `explain` of `explain_batches` for GradShap. UserError where it does not run."""
     from textcls.models.paddle_setup import paddle
 
     prepare_interpretdl()
@@ -129,8 +144,8 @@ def make_gradshap(model, steps, seed):
     return explain
 
 
-def make_attention(checkpoint, model):
-    """The `explain` of `explain_batches` for the attention of the last layer."""
+def make_attention(checkpoint: Checkpoint, model: InterpretedModel) -> Explain:
+    """Return the `explain` of `explain_batches` for the attention of the last layer."""
     from textcls.models.paddle_setup import paddle
 
     trustai = import_trustai()
@@ -147,9 +162,11 @@ def make_attention(checkpoint, model):
 
 
 @contextlib.contextmanager
-def mask_asks(model, input_ids):
-    """Context in which, in a prompt model's last layer, the first mask asks in the place of [CLS], whose attention TrustAI takes.
-    The model's answer stays the same: it reads the masks' states, which do not depend on what [CLS] asks there."""
+def mask_asks(model: "Layer", input_ids: "Tensor") -> Iterator[None]:
+    """Let, in a prompt model's last layer, the first mask ask in the place of [CLS], whose attention TrustAI takes.
+
+    The model's answer stays the same: it reads the masks' states, which do not depend on what [CLS] asks there.
+    """
     from textcls.models.paddle_setup import paddle
 
     if getattr(model.config, "prompt", None) is None:

@@ -26,7 +26,9 @@ import random
 import re
 import urllib.request
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Callable, Optional, Union
 
 import numpy as np
 
@@ -46,6 +48,8 @@ SHIPPED = {"synonym": "synonyms.json", "homonym": "homonyms.json"}  # in data/
 MAX_VARIANTS = 1000  # of a text: no text has so many that still say the same
 ROUNDS = 5  # tries for a text that has fewer variants than asked
 CHUNK = 8192  # texts worked on at once: bounds memory, and lets the masked LM form batches of like length
+Place = tuple[str, int, str]  # text before, number of characters to fill in, text after
+Source = Union[dict[str, list[str]], "MaskedLM"]  # what new words are taken from: a dictionary {word: [word, ...]}, or a model
 CHINESE = re.compile("[\u4e00-\u9fff]+")
 TIMEOUT = 10  # seconds without an answer from the host of the dictionaries
 
@@ -98,13 +102,14 @@ def proportion(text: str) -> float:
 class StopWords(frozenset):
     """Words that stay as they are, and everything without a letter or digit."""
 
-    def __contains__(self, word):
-        return super().__contains__(word) or not any(character.isalnum() for character in word)
+    def __contains__(self, word: object) -> bool:
+        return super().__contains__(word) or not any(character.isalnum() for character in str(word))
 
 
-def augment(texts, strategy="substitute", aug_type="synonym", create_n=2, aug_percent=0.1, seed=3, custom_file_path=None,
-            mlm_model=None, batch_size=32, exclude=(), source=None):
-    """Make up to create_n variants of each text. texts: list of str. Returns a list of lists of str, one per text.
+def augment(texts: list[str], strategy: str = "substitute", aug_type: str = "synonym", create_n: int = 2,
+            aug_percent: float = 0.1, seed: int = 3, custom_file_path: Optional[str] = None, mlm_model: Optional[str] = None,
+            batch_size: int = 32, exclude: Iterable[str] = (), source: Optional[Source] = None) -> list[list[str]]:
+    """Make up to create_n variants of each text. Returns a list per text.
 
     No variant equals, by `comparison_key`, a given text, another variant or one of `exclude` (texts). A text for which
     nothing new can be made has an empty list. The same arguments give the same result, whatever batch_size.
@@ -124,7 +129,7 @@ def augment(texts, strategy="substitute", aug_type="synonym", create_n=2, aug_pe
     with seeded(seed), progress_bar(len(texts), "Augmenting") as progress:
         proposer = Proposer(texts, names, make_operators(dictionary, aug_percent), source, batch_size)
         for start in range(0, len(texts), CHUNK):
-            rows = range(start, min(start + CHUNK, len(texts)))
+            rows: Sequence[int] = range(start, min(start + CHUNK, len(texts)))
             for _ in range(ROUNDS):
                 left = run_round(rows, proposer, collected)
                 progress.update(len(rows) - len(left))
@@ -137,15 +142,16 @@ def augment(texts, strategy="substitute", aug_type="synonym", create_n=2, aug_pe
 class Variants:
     """The variants accepted so far: of[row] is the list of text `row`."""
 
-    def __init__(self, texts, exclude, create_n):
-        self.of, self.create_n = [[] for _ in texts], create_n
+    def __init__(self, texts: list[str], exclude: Iterable[str], create_n: int) -> None:
+        self.of: list[list[str]] = [[] for _ in texts]
+        self.create_n = create_n
         self.taken = {comparison_key(text) for text in itertools.chain(texts, exclude)}
 
-    def missing(self, row):
-        """How many variants a text still lacks."""
+    def missing(self, row: int) -> int:
+        """Count the variants that a text still lacks."""
         return self.create_n - len(self.of[row])
 
-    def accept(self, row, candidate):
+    def accept(self, row: int, candidate: str) -> None:
         """Keep a candidate that is new, where the text still lacks one."""
         key = comparison_key(candidate)
         if self.missing(row) and candidate.strip() and key not in self.taken:
@@ -156,17 +162,18 @@ class Variants:
 class Proposer:
     """Makes candidates of texts: at once with dataaug's operators, or as places that the masked LM fills in later, in batches."""
 
-    def __init__(self, texts, names, operators, source, batch_size):
+    def __init__(self, texts: list[str], names: tuple[str, ...], operators: dict, source: Source, batch_size: int) -> None:
         self.texts, self.names, self.operators, self.source, self.batch_size = texts, names, operators, source, batch_size
         self.turns = itertools.cycle(names)
-        self.places = {}  # (row, name) -> places of the text that the masked LM has not filled in yet
+        self.places: dict[tuple[int, str], list[Place]] = {}  # (row, name) -> not filled in yet
 
-    def propose(self, row, count):
+    def propose(self, row: int, count: int) -> tuple[list[str], list[Place]]:
         """Ask the strategies whose turn it is for `count` candidates of a text.
 
-        Returns (candidates: list of str, places for `fill`); both are empty where a text has nothing that could change.
+        Returns (candidates, places for `fill`); both are empty where a text has nothing that could change.
         """
-        candidates, places = [], []
+        candidates: list[str] = []
+        places: list[Place] = []
         for name, share in Counter(itertools.islice(self.turns, count)).items():
             operator = self.operators[name]
             if isinstance(self.source, MaskedLM) and name in ("substitute", "insert"):
@@ -179,15 +186,16 @@ class Proposer:
                 candidates += operator.augment(self.texts[row])[0]
         return candidates, places
 
-    def fill(self, places):
-        """The texts of places with words of the masked LM filled in: list of str."""
-        return self.source.fill(places, self.batch_size) if places else []
+    def fill(self, places: list[Place]) -> list[str]:
+        """Fill words of the masked LM into places: the texts that result."""
+        return self.source.fill(places, self.batch_size) if isinstance(self.source, MaskedLM) else []
 
-    def forget_places(self):
+    def forget_places(self) -> None:
+        """Forget the places of the texts so far, which are done."""
         self.places = {}
 
 
-def run_round(rows, proposer, collected):
+def run_round(rows: Iterable[int], proposer: Proposer, collected: Variants) -> list[int]:
     """Try once to give each text the variants that it lacks. Returns the rows that lack some and may get them in another try."""
     waiting, hopeful = [], []  # (row, place) for the masked LM; rows that had something to change
     for row in rows:
@@ -204,7 +212,7 @@ def run_round(rows, proposer, collected):
 
 
 @contextlib.contextmanager
-def seeded(seed):
+def seeded(seed: int) -> Iterator[None]:
     """Seed the two global generators that dataaug draws from, and put their states back afterwards."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
@@ -216,8 +224,8 @@ def seeded(seed):
         np.random.set_state(states[1])
 
 
-def make_operators(dictionary, aug_percent):
-    """One dataaug augmenter per strategy. dictionary: {word: [word, ...]} for substitute and insert."""
+def make_operators(dictionary: dict[str, list[str]], aug_percent: float) -> dict:
+    """Make one dataaug augmenter per strategy. dictionary: {word: [word, ...]} for substitute and insert."""
     import jieba
 
     from textcls.models.paddle_setup import paddle  # noqa: F401  before paddlenlp
@@ -250,16 +258,17 @@ def make_operators(dictionary, aug_percent):
     return operators
 
 
-def at_least_one(get_aug_n):
-    """dataaug's number of words to change, but one where it says none and there is a word."""
+def at_least_one(get_aug_n: Callable[[int, int], int]) -> Callable[[int, int], int]:
+    """Change dataaug's number of words to change: one where it says none and there is a word."""
     return lambda size, words: min(words, max(1, get_aug_n(size, words)))
 
 
 # ---------------------------------------------------------------- where new words come from
 
 
-def load_source(strategy, aug_type, custom_file_path=None, mlm_model=None):
-    """What `augment` takes new words from: a dictionary {word: [word, ...]}, a MaskedLM, or {} where none is needed.
+def load_source(strategy: str, aug_type: str, custom_file_path: Optional[str] = None,
+                mlm_model: Optional[str] = None) -> Source:
+    """Load what `augment` takes new words from: a dictionary {word: [word, ...]}, a MaskedLM, or {} where none is needed.
 
     mlm_model: folder of a masked LM (config.json, vocab.txt, model_state.pdparams or model.safetensors) or a built-in name.
     UserError where it cannot be had, or where the options do not fit together.
@@ -279,13 +288,13 @@ def load_source(strategy, aug_type, custom_file_path=None, mlm_model=None):
     return read_dictionary(custom_file_path)
 
 
-def shipped(aug_type):
-    """Path, from the current folder, of the dictionary that comes with the project."""
+def shipped(aug_type: str) -> str:
+    """Return the path, from the current folder, of the dictionary that comes with the project."""
     return os.path.relpath(Path(__file__).resolve().parents[2] / "data" / SHIPPED[aug_type])
 
 
-def find_dictionary(aug_type):
-    """Path of PaddleNLP's own dictionary for "synonym" or "homonym", downloaded if need be; UserError if that fails."""
+def find_dictionary(aug_type: str) -> str:
+    """Find PaddleNLP's own dictionary for "synonym" or "homonym", downloaded if need be: its path. UserError if that fails."""
     from textcls.models.paddle_setup import paddle  # noqa: F401  before paddlenlp
 
     from paddlenlp.utils.env import DATA_HOME
@@ -313,8 +322,8 @@ def find_dictionary(aug_type):
     return os.path.join(folder, name)
 
 
-def read_downloaded(path):
-    """PaddleNLP's dictionary without what is no use, and without QUESTION_WORDS: {word: [word, ...]}."""
+def read_downloaded(path: str) -> dict[str, list[str]]:
+    """Read PaddleNLP's dictionary without what is no use, and without QUESTION_WORDS: {word: [word, ...]}."""
     with open(path, encoding="utf-8") as file:
         entries = json.load(file)
     entries = {word: [other for other in others if isinstance(other, str) and other.strip() and other != word]
@@ -322,7 +331,7 @@ def read_downloaded(path):
     return {word: others for word, others in entries.items() if others}
 
 
-def read_dictionary(path):
+def read_dictionary(path: str) -> dict[str, list[str]]:
     """Read a JSON dictionary {word: [word, ...]}; the words may not be empty nor hold tabs or line breaks.
 
     Returns it without entries that name the word itself. UserError naming all lines that are wrong.
@@ -341,7 +350,7 @@ def read_dictionary(path):
     if not content.lstrip().startswith("{") or not pairs:
         problems.add(path, 1, "not an object with words", "{word: [word, ...]}")
         pairs = []
-    dictionary = {}
+    dictionary: dict[str, list[str]] = {}
     for word, others in pairs:
         wrong = f"{word!r} a second time" if word in dictionary else entry_problem(word, others)
         if wrong:
@@ -354,8 +363,8 @@ def read_dictionary(path):
     return {word: others for word, others in dictionary.items() if others}
 
 
-def entry_problem(word, others):
-    """What is wrong with an entry of a dictionary, in words; None where it is sound."""
+def entry_problem(word: str, others: object) -> Optional[str]:
+    """Say what is wrong with an entry of a dictionary; None where it is sound."""
     if not is_word(word):
         return "an empty word, or one with a tab or line break"
     if not isinstance(others, list):
@@ -366,7 +375,8 @@ def entry_problem(word, others):
     return f"{word!r} has {json.dumps(bad[0], ensure_ascii=False)[:40]} in its list" if bad else None
 
 
-def is_word(value):
+def is_word(value: object) -> bool:
+    """Tell whether a dictionary's value may be a word."""
     return isinstance(value, str) and LINE.problem(value) is None
 
 
@@ -379,7 +389,7 @@ class MaskedLM:
     it is predicted on its own; words that are not wholly Chinese stay.
     """
 
-    def __init__(self, name_or_path):
+    def __init__(self, name_or_path: str) -> None:
         """name_or_path: as mlm_model of `load_source`; runs on the device that was selected. UserError if it cannot be had."""
         from textcls.models.paddle_setup import paddle
 
@@ -403,13 +413,13 @@ class MaskedLM:
         self.impossible = paddle.to_tensor(penalties)
         self.max_length = self.model.config.max_position_embeddings
 
-    def find_places(self, operator, text, name):
-        """The places of a text where `name` ("substitute" or "insert") may put a word, in random order.
+    def find_places(self, operator, text: str, name: str) -> list[Place]:
+        """Find the places of a text where `name` ("substitute" or "insert") may put a word, in random order.
 
-        Each is (text before, number of characters to fill in, text after). operator: gives dataaug's words and choice of them.
+        operator: gives dataaug's words and choice of them.
         """
         words = operator.tokenizer.cut(text.strip())
-        places = []
+        places: list[Place] = []
         for index in operator._skip_stop_word_tokens(words):
             if CHINESE.fullmatch(words[index]):
                 before, after, word = "".join(words[:index]), "".join(words[index + 1:]), words[index]
@@ -418,10 +428,10 @@ class MaskedLM:
         random.shuffle(places)
         return places
 
-    def fill(self, places, batch_size):
-        """The texts of a list of places, of `find_places`, with their most probable characters; "" for one that is too long.
+    def fill(self, places: list[Place], batch_size: int) -> list[str]:
+        """Fill the most probable characters into places, of `find_places`: the texts that result, "" for one that is too long.
 
-        Returns a list of str. The answers do not depend on batch_size.
+        The answers do not depend on batch_size.
         """
         mask, mask_id = self.tokenizer.mask_token, self.tokenizer.mask_token_id
         rows = [np.array(self.tokenizer(before + mask * count + after)["input_ids"]) for before, count, after in places]
@@ -437,8 +447,8 @@ class MaskedLM:
                 progress.update(len(batch))
         return texts
 
-    def predict(self, rows):
-        """The most probable characters of all [MASK]s of a batch, row by row: list of str. rows: int64 arrays of token ids."""
+    def predict(self, rows: list[np.ndarray]) -> list[str]:
+        """Predict the characters of all [MASK]s of a batch, row by row. rows: int64 arrays of token ids."""
         from textcls.models.paddle_setup import paddle
 
         input_ids = pad_batch(rows, self.tokenizer.pad_token_id)

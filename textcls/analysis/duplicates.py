@@ -11,23 +11,23 @@ NO_MATTER = re.compile(r"[^\w+\-.<>=≤≥±]|_|(?<!\d)\.|\.(?!\d)|(?<=[^\W\d])-
 BLOCK = 256  # texts compared with all others at once: bounds memory
 
 
-def comparison_key(text):
-    """What texts have in common that differ only in width, case, blanks, punctuation or most symbols. Returns str, never empty.
+def comparison_key(text: str) -> str:
+    """Reduce a text to what it shares with texts that differ only in width, case, blanks, punctuation or most symbols.
 
-    Kept is what makes another statement of the same words: + - < > = ≤ ≥ ±, the point of 5.6 and the hyphen of 3-5.
+    Never empty. Kept is what makes another statement of the same words: + - < > = ≤ ≥ ±, the point of 5.6 and the hyphen of 3-5.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return NO_MATTER.sub("", folded) or folded
 
 
-def find_conflicts(texts, label_ids, threshold=0.8):
-    """Groups of like texts with different labels: a list of (similarity, list of row indices), most similar first.
+def find_conflicts(texts: list[str], label_ids: np.ndarray, threshold: float = 0.8) -> list[tuple[float, list[int]]]:
+    """Find groups of like texts with different labels: (similarity, row indices) of each, most similar first.
 
     Similarity 1.0 here means equal after `comparison_key`; such a group has all rows of that text. The others are pairs:
     for each distinct text its most similar one with another label, if the cosine of their character 1-2-gram TF-IDF vectors is
     at least threshold (above 0, up to 1). label_ids: int64 [num_texts]; of equal texts the first one's label is compared.
     """
-    rows = {}
+    rows: dict[str, list[int]] = {}
     for index, text in enumerate(texts):
         rows.setdefault(comparison_key(text), []).append(index)
     conflicts = [(1.0, group) for group in rows.values() if len(set(label_ids[group].tolist())) > 1]
@@ -37,8 +37,8 @@ def find_conflicts(texts, label_ids, threshold=0.8):
     return sorted(conflicts, key=lambda conflict: (-conflict[0], conflict[1]))
 
 
-def _near_pairs(keys, labels, threshold):
-    """(cosine, index, index), once for each pair of keys with different labels of which one is the nearest such of the other.
+def _near_pairs(keys: list[str], labels: np.ndarray, threshold: float) -> list[tuple[float, int, int]]:
+    """Find each pair of keys with different labels of which one is the nearest such of the other: (cosine, index, index).
 
     Prefix filtering (Bayardo et al. 2007, "Scaling up all pairs similarity search"): with the n-grams of every text sorted
     from rare to common, two texts can only reach the threshold if they share one before the point where the rest of either
@@ -55,7 +55,8 @@ def _near_pairs(keys, labels, threshold):
         rest = np.cumsum(vectors.data[start:end][::-1] ** 2)[::-1]  # squared length of what comes from here on
         prefixes.data[start:end] = rest >= (threshold - 1e-4) ** 2  # 1e-4: rounding
     prefixes.eliminate_zeros()
-    columns, found = prefixes.T.tocsr(), {}
+    columns = prefixes.T.tocsr()
+    found: dict[int, tuple[float, int]] = {}  # key -> cosine and index of its most similar one
     with progress_bar(len(keys), "Comparing texts") as progress:
         for start in range(0, len(keys), BLOCK):
             candidates = (prefixes[start:start + BLOCK] @ columns).tocoo()

@@ -2,16 +2,19 @@
 
 import numpy as np
 
-from textcls.analysis.words import find_key_words
+from textcls.analysis.attributions import Explanation
+from textcls.analysis.words import Word, find_key_words
 from textcls.common.log import get_logger
 from textcls.data.tokens import tokenize
+from textcls.models.checkpoints import Checkpoint
 from textcls.models.inference import predict_probs
 
 RANDOM_DRAWS = 5
 
 
-def measure_faithfulness(checkpoint, texts, results, count, batch_size=32, seed=3):
-    """Comprehensiveness and sufficiency (ERASER, DeYoung et al. 2020, arXiv:1911.03429) of the key words.
+def measure_faithfulness(checkpoint: Checkpoint, texts: list[str], results: list[Explanation], count: int,
+                         batch_size: int = 32, seed: int = 3) -> dict[str, float]:
+    """Measure comprehensiveness and sufficiency (ERASER, DeYoung et al. 2020, arXiv:1911.03429) of the key words.
 
     Comprehensiveness: how much the probability of the prediction falls when the `count` key words are deleted (higher is
     better); sufficiency: how much when all others are (lower is better). random_*: the same for as many random words, mean of
@@ -21,15 +24,15 @@ def measure_faithfulness(checkpoint, texts, results, count, batch_size=32, seed=
     generator = np.random.RandomState(seed)
     variants, classes = [], []
     for text, result in zip(texts, results):
-        words = result["words"]
-        seen = {index for index, word in enumerate(words) if word[3] is not None}
+        words = result.words
+        seen = {index for index, word in enumerate(words) if word.attribution is not None}
         if len(seen) <= count:
             continue
         chosen = [set(find_key_words(words, count))]
         chosen += [set(generator.permutation(sorted(seen))[:count].tolist()) for _ in range(RANDOM_DRAWS)]
         variants += [keep_words(text, words, seen)]
         variants += [keep_words(text, words, kept) for choice in chosen for kept in (seen - choice, choice)]
-        classes.append(result["prediction"])
+        classes.append(result.prediction)
     if not classes:
         return {"texts": 0}
     tokens = tokenize(variants, checkpoint.encode)
@@ -45,8 +48,8 @@ def measure_faithfulness(checkpoint, texts, results, count, batch_size=32, seed=
     return summary
 
 
-def keep_words(text, words, kept):
-    """The text with only the words whose indices are in `kept`, and the blanks between words."""
+def keep_words(text: str, words: list[Word], kept: set[int]) -> str:
+    """Return the text with only the words whose indices are in `kept`, and the blanks between words."""
     parts, position = [], 0
     for index, (word, start, end, _) in enumerate(words):
         parts += [text[position:start], word if index in kept else ""]
@@ -54,7 +57,8 @@ def keep_words(text, words, kept):
     return "".join(parts).strip()
 
 
-def log_faithfulness(summary, interpreter, count):
+def log_faithfulness(summary: dict[str, float], interpreter: str, count: int) -> None:
+    """Log what `measure_faithfulness` returned for the `count` key words of an interpreter."""
     info = get_logger().info
     if not summary["texts"]:
         get_logger().warning(f"No faithfulness: no text has more than {count} words, expected a smaller --key_words_num.")

@@ -3,22 +3,29 @@
 import contextlib
 import functools
 import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from textcls.common.log import progress_bar
 from textcls.data.tokens import pad_batch
+from textcls.models.checkpoints import Checkpoint
 from textcls.models.inference import map_batches
 
+if TYPE_CHECKING:
+    from paddle import Tensor
+    from paddle.nn import Layer
 
-def find_word_embeddings(model):
-    """The embedding layer of the tokens of an ERNIE, BERT or ERNIE-M."""
+
+def find_word_embeddings(model: "Layer") -> "Layer":
+    """Find the embedding layer of the tokens of an ERNIE, BERT or ERNIE-M."""
     return next(layer for name, layer in model.named_sublayers() if name.endswith("word_embeddings"))
 
 
 @contextlib.contextmanager
-def only_first_position(model):
-    """Context in which the last layer computes only the position of [CLS], all that a classifier without a prompt reads."""
+def only_first_position(model: "Layer") -> Iterator[None]:
+    """Let the last layer compute only the position of [CLS], all that a classifier without a prompt reads."""
     if getattr(model.config, "prompt", None) is not None:
         yield
         return
@@ -30,15 +37,15 @@ def only_first_position(model):
         object.__delattr__(last, "forward")
 
 
-def _encode_first(layer, values, src_mask=None, **_):
+def _encode_first(layer: "Layer", values: "Tensor", src_mask: "Tensor" = None, **_) -> "Tensor":
     first = values[:, :1]
     first = layer.norm1(first + layer.self_attn(first, values, values, src_mask))
     return layer.norm2(first + layer.linear2(layer.activation(layer.linear1(first))))
 
 
 @contextlib.contextmanager
-def without_weight_gradients(model):
-    """Context in which a backward pass computes no gradients of the model's weights, only those that lead to its input.
+def without_weight_gradients(model: "Layer") -> Iterator[None]:
+    """Let a backward pass compute no gradients of the model's weights, only those that lead to its input.
 
     Layer norms are written out meanwhile: on a CPU, Paddle 2.6.2's own gives a wrong gradient of its input where its weight needs
     none (integrated gradients then missed the probability by 7 % however many steps), and a slow one in any case. That can go
@@ -61,15 +68,16 @@ def without_weight_gradients(model):
             parameter.stop_gradient = stop_gradient
 
 
-def _normalize(norm, values):
+def _normalize(norm: "Layer", values: "Tensor") -> "Tensor":
     from textcls.models.paddle_setup import paddle
 
     centred = values - values.mean(axis=-1, keepdim=True)
     return centred * paddle.rsqrt((centred * centred).mean(axis=-1, keepdim=True) + norm._epsilon) * norm.weight + norm.bias
 
 
-def integrated_gradients(checkpoint, rows, classes, batch_size, steps):
-    """Integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) from word embeddings of zero, by the trapezoidal rule.
+def integrated_gradients(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], classes: np.ndarray, batch_size: int,
+                         steps: int) -> list[np.ndarray]:
+    """Integrate gradients (Sundararajan et al. 2017, arXiv:1703.01365) from word embeddings of zero, by the trapezoidal rule.
 
     rows: lists of token ids; classes: int64 [num_texts]; batch_size: how many pairs of a text and a step are run at once.
     Returns a list of float64 [num_tokens], in the order of rows; its sum is the probability of the class less that of the

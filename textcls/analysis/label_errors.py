@@ -1,12 +1,13 @@
 """Which training labels are probably wrong: models that have not seen a row judge its label, and rows are ranked by that."""
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from textcls.training.baseline import baseline_probs
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE_C = 3.0  # less than evaluate.py's 10: the labels are noisy
 BASELINE_MIN_DF = 2  # an n-gram of one row says nothing about others
+Predict = Callable[[str, list[str], np.ndarray, list[str]], np.ndarray]  # description, training texts, training label ids, texts
 REPRESENTER_L2 = 0.1  # strong, so that the layer cannot learn wrong labels by heart
 
 
@@ -37,14 +39,14 @@ class Suspects(NamedTuple):
     estimated: int  # how many labels are wrong by cleanlab's estimate
 
 
-def split_folds(texts, label_ids, folds, seed):
-    """Fold of each row: int64 [num_rows], 0 to folds - 1. Every class is spread evenly, also one with few rows.
+def split_folds(texts: list[str], label_ids: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Give each row a fold: int64 [num_rows], 0 to folds - 1. Every class is spread evenly, also one with few rows.
 
     Equal texts share a fold, or each would vouch for the other's label. UserError where the rows are too few.
     """
     from sklearn.model_selection import StratifiedKFold
 
-    groups = {}
+    groups: dict[str, int] = {}
     group_of = np.array([groups.setdefault(comparison_key(text), len(groups)) for text in texts])
     first_ids = label_ids[np.unique(group_of, return_index=True)[1]]
     check_folds(first_ids, folds)
@@ -57,10 +59,11 @@ def split_folds(texts, label_ids, folds, seed):
     return fold_of[group_of]
 
 
-def out_of_fold(predict, texts, label_ids, num_classes, fold_of, bar=True):
-    """Probabilities float32 [num_rows, num_classes] of every row by a model of the other folds' rows.
+def out_of_fold(predict: Predict, texts: list[str], label_ids: np.ndarray, num_classes: int, fold_of: np.ndarray,
+                bar: bool = True) -> np.ndarray:
+    """Judge every row by a model of the other folds' rows: probabilities float32 [num_rows, num_classes].
 
-    predict: function of (description, training texts, training label ids, texts), returns float32 [num_texts, num_classes].
+    predict: returns float32 [num_texts, num_classes]; fold_of: of `split_folds`.
     bar: show progress here, where `predict` does not log it.
     """
     probs = np.zeros((len(texts), num_classes), np.float32)
@@ -74,15 +77,15 @@ def out_of_fold(predict, texts, label_ids, num_classes, fold_of, bar=True):
     return probs
 
 
-def predict_tfidf(num_classes):
-    """The `predict` of `out_of_fold` that needs no Paddle."""
+def predict_tfidf(num_classes: int) -> Predict:
+    """Return the `predict` of `out_of_fold` that needs no Paddle."""
     def predict(description, train_texts, train_ids, texts):
         return baseline_probs(train_texts, train_ids, texts, num_classes, BASELINE_C, BASELINE_MIN_DF)
     return predict
 
 
-def predict_finetuned(args, labels, device):
-    """The `predict` of `out_of_fold` that runs train.py. args: as of this script; labels: list of str."""
+def predict_finetuned(args: argparse.Namespace, labels: list[str], device: str) -> Predict:
+    """Return the `predict` of `out_of_fold` that runs train.py. args: of dirty.py."""
     def predict(description, train_texts, train_ids, texts):
         with tempfile.TemporaryDirectory(prefix="dirty-") as folder:
             train_checkpoint(args, device, labels, train_texts, train_ids, folder, description)
@@ -92,8 +95,12 @@ def predict_finetuned(args, labels, device):
     return predict
 
 
-def train_checkpoint(args, device, labels, texts, label_ids, folder, description):
-    """Run train.py on these rows; the model is saved in folder/checkpoint. UserError with its message where it fails."""
+def train_checkpoint(args: argparse.Namespace, device: str, labels: list[str], texts: list[str], label_ids: np.ndarray,
+                     folder: str, description: str) -> None:
+    """Run train.py on these rows; the model is saved in folder/checkpoint. args: of dirty.py.
+
+    UserError with its message where it fails.
+    """
     train_file = os.path.join(folder, "train.txt")
     write_rows(train_file, texts, [labels[label_id] for label_id in label_ids])
     command = [sys.executable, str(ROOT / "train.py"), "--data_dir", args.dataset_dir, "--train_file", train_file,
@@ -110,27 +117,28 @@ def train_checkpoint(args, device, labels, texts, label_ids, folder, description
         raise UserError(f"{description}: train.py ended with code {process.returncode}\n" + "\n".join(said[-10:]))
 
 
-def combine(first, second, label_ids):
-    """Geometric mean of two models' out-of-fold probabilities, with the weight of 0, 0.1, ... 1 that fits the labels best.
+def combine(first: np.ndarray, second: np.ndarray, label_ids: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mix two models' out-of-fold probabilities: geometric mean, with the weight of 0, 0.1, ... 1 that fits the labels best.
 
     Logarithmic opinion pool: the better of two models gets more say, without knowing which labels are wrong. first, second: float
     [num_rows, num_classes]; label_ids: int64 [num_rows]. Returns (float64 [num_rows, num_classes], the second's weight).
     """
-    logs, best = [np.log(np.maximum(probs.astype(np.float64), 1e-6)) for probs in (first, second)], None
-    for weight in np.arange(11) / 10:
-        probs = softmax((1 - weight) * logs[0] + weight * logs[1])
-        fit = np.log(probs[np.arange(len(probs)), label_ids]).mean()
-        if best is None or fit > best[0]:
-            best = fit, probs, weight
-    return best[1:]
+    logs = [np.log(np.maximum(probs.astype(np.float64), 1e-6)) for probs in (first, second)]
+
+    def mix(weight: float) -> np.ndarray:
+        return softmax((1 - weight) * logs[0] + weight * logs[1])
+
+    weights = [step / 10 for step in range(11)]
+    weight = max(weights, key=lambda weight: np.log(mix(weight)[np.arange(len(label_ids)), label_ids]).mean())
+    return mix(weight), weight
 
 
-def rank_suspects(label_ids, probs, method="self_confidence"):
+def rank_suspects(label_ids: np.ndarray, probs: np.ndarray, method: str = "self_confidence") -> Suspects:
     """Rank rows by the probability that a model which has not seen them gives to another label than theirs.
 
     label_ids: int64 [num_rows]; probs: float [num_rows, num_classes], out of fold. The score is 1 - cleanlab's label quality
     (Northcutt et al. 2021, arXiv:1911.00068). The only row of a class cannot be judged, since no model knows the class:
-    it counts as right. Returns Suspects.
+    it counts as right.
     """
     from cleanlab.count import num_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -144,8 +152,8 @@ def rank_suspects(label_ids, probs, method="self_confidence"):
                     int(num_label_issues(label_ids, probs)))
 
 
-def representer_probs(features, label_ids, num_classes):
-    """Probabilities of the last layer refitted to the gold labels: float64 [num_rows, num_classes].
+def representer_probs(features: np.ndarray, label_ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """Refit the last layer to the gold labels, and return its probabilities: float64 [num_rows, num_classes].
 
     A row's representer point at its own class is (1 - this probability of its label) / (2 * l2 * num_rows): ranking by the one
     is ranking by the other. features: float32 [num_rows, hidden_size], of a model trained on these rows.
@@ -154,15 +162,15 @@ def representer_probs(features, label_ids, num_classes):
     return softmax(features @ weights[:-1] + weights[-1])
 
 
-def find_label_errors(texts, label_ids, num_classes, folds=5, seed=3):
-    """Suspects of (list of str, int64 [num_rows]) by TF-IDF folds; UserError where the rows are too few for it."""
+def find_label_errors(texts: list[str], label_ids: np.ndarray, num_classes: int, folds: int = 5, seed: int = 3) -> Suspects:
+    """Rank rows by TF-IDF folds; label_ids: int64 [num_rows]. UserError where the rows are too few for it."""
     fold_of = split_folds(texts, label_ids, folds, seed)
     probs = out_of_fold(predict_tfidf(num_classes), texts, label_ids, num_classes, fold_of)
     return rank_suspects(label_ids, probs)
 
 
-def check_folds(label_ids, folds):
-    """UserError where the rows cannot be split into so many folds, or say nothing about labels."""
+def check_folds(label_ids: np.ndarray, folds: int) -> None:
+    """Raise UserError where the rows cannot be split into so many folds, or say nothing about labels."""
     counts = np.bincount(label_ids)
     if (counts > 0).sum() < 2:
         raise UserError("the training rows are all of one class, expected at least two")
@@ -170,7 +178,7 @@ def check_folds(label_ids, folds):
         raise UserError(f"--folds {folds}: the largest class has {counts.max()} different texts, expected no more folds")
 
 
-def plant(label_ids, num_classes, noise, seed):
+def plant(label_ids: np.ndarray, num_classes: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Give round(noise * num_rows) rows another class, all others being equally likely.
 
     Returns (label ids int64 [num_rows], indices of the changed rows int64 [num_planted]).

@@ -2,23 +2,26 @@
 
 from pathlib import Path
 
+from textcls.analysis.attributions import Explanation
+from textcls.analysis.texts_to_explain import Row
 from textcls.analysis.words import find_key_words, make_segments
 
 TEMPLATES = Path(__file__).resolve().parent
 
 
-def render(template, **content):
-    """A template filled in, as a str. Texts are escaped."""
+def render(template: str, **content) -> str:
+    """Fill a template in; texts are escaped."""
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     return environment.get_template(template).render(**content)
 
 
-def make_page(rows, results, labels, count, **about):
-    """word_interpret.py's page, as a str. rows: of `read_rows`; results: of `interpret`; about: interpreter, params_path."""
-    cases = [{"label": row.label, "prediction": labels[result["prediction"]], "probability": result["probability"],
-              "segments": make_segments(row.text, result["words"]),
-              "key_words": [result["words"][index] for index in find_key_words(result["words"], count)]}
+def make_page(rows: list[Row], results: list[Explanation], labels: list[str], count: int, *, interpreter: str,
+              params_path: str) -> str:
+    """Make word_interpret.py's page, with `count` key words of each text. results: of the rows, by `interpret`."""
+    cases = [{"label": row.label, "prediction": labels[result.prediction], "probability": result.probability,
+              "segments": make_segments(row.text, result.words),
+              "key_words": [result.words[index] for index in find_key_words(result.words, count)]}
              for row, result in zip(rows, results)]
-    return render("word_interpret_template.html", cases=cases, about=about)
+    return render("word_interpret_template.html", cases=cases, interpreter=interpreter, params_path=params_path)

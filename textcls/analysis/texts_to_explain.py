@@ -3,6 +3,7 @@
 import os
 from typing import NamedTuple, Optional
 
+from textcls.common.errors import Problems
 from textcls.common.texts import TEXT
 from textcls.data.files import read_lines
 
@@ -10,11 +11,13 @@ HEADERS = ("Text\tLabel", "text\tlabel")  # how bad_case.txt and predict.py's ou
 
 
 class Row(NamedTuple):
+    """A text to explain."""
+
     text: str
     label: Optional[str]  # None where the file has no label
 
 
-def read_rows(path, labels, problems):
+def read_rows(path: str, labels: list[str], problems: Problems) -> list[Row]:
     """Read texts of one to three tab-separated columns: text, label, prediction. Returns a list of Row, at least one.
 
     A header as evaluate.py and predict.py write it is skipped, and then the file may have the columns of these, too

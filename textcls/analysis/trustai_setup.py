@@ -9,14 +9,20 @@ import importlib
 import io
 import sys
 import types
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from textcls.analysis.gradients import find_word_embeddings, without_weight_gradients
 from textcls.common.errors import UserError
 from textcls.models.paddle_setup import quiet_import
 
+if TYPE_CHECKING:
+    from paddle import Tensor
+    from paddle.nn import Layer
+
 
 @functools.cache
-def import_trustai():
+def import_trustai() -> types.ModuleType:
     """Import and return `trustai.interpretation`.
 
     - paddle.fluid: TrustAI takes `matmul(alpha=)` and `where` from paddle.fluid.layers, which Paddle 2.5 removed
@@ -32,7 +38,8 @@ def import_trustai():
         return alpha * paddle.matmul(x, y, transpose_x, transpose_y)
 
     fluid, layers = types.ModuleType("paddle.fluid"), types.ModuleType("paddle.fluid.layers")
-    fluid.layers, layers.matmul, layers.where = layers, matmul, paddle.nonzero
+    vars(fluid).update(layers=layers)
+    vars(layers).update(matmul=matmul, where=paddle.nonzero)
     stand_ins = {"paddle.fluid": fluid, "paddle.fluid.layers": layers}
     sys.modules.update(stand_ins)
     try:
@@ -46,12 +53,12 @@ def import_trustai():
             del sys.modules[name]
     lime = importlib.import_module("trustai.interpretation.token_level.method.lime")
     ridge = lime.Ridge
-    lime.Ridge = lambda normalize=None, **options: ridge(**options)
+    vars(lime)["Ridge"] = lambda normalize=None, **options: ridge(**options)
     return interpretation
 
 
 @functools.cache
-def prepare_interpretdl():
+def prepare_interpretdl() -> None:
     """Make interpretdl ready for TrustAI's GradShap; UserError where it is not installed.
 
     - Its import prints "Warning: Paddle should be installed before using some Interpreters." on standard output: one of its
@@ -80,17 +87,17 @@ class InterpretedModel:
       embeddings, too (whose gradient is None: TypeError). They are left out. Can go when interpretdl compares the last word.
     """
 
-    def __init__(self, model, embedding):
+    def __init__(self, model: "Layer", embedding: "Layer") -> None:
         self.model, self.embedding, self.ernie = model, embedding, model.base_model
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str):
         return getattr(self.model, name)
 
-    def named_sublayers(self):
+    def named_sublayers(self) -> list[tuple[str, "Layer"]]:
         inner = set(map(id, self.embedding.sublayers()))
         return [(name, layer) for name, layer in self.model.named_sublayers() if id(layer) not in inner]
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs: "Tensor") -> "Tensor":
         def retain(layer, inputs, output):
             if not output.stop_gradient:
                 output.retain_grads()
@@ -103,8 +110,8 @@ class InterpretedModel:
 
 
 @contextlib.contextmanager
-def interpreted_model(model):
-    """Context: an InterpretedModel of a PaddleNLP sequence classifier, whose own state comes back at the end.
+def interpreted_model(model: "Layer") -> Iterator[InterpretedModel]:
+    """Give an InterpretedModel of a PaddleNLP sequence classifier, whose own state comes back at the end.
 
     Meanwhile gradients reach back to the output of `word_embeddings` and no further, since TrustAI's methods ask for no more
     and would otherwise fill a table of [vocab_size, hidden_size] at every step and add up gradients of the parameters.

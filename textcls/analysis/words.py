@@ -6,11 +6,16 @@ Offsets count Python characters (code points) of the original text; an end is ex
 import functools
 import logging
 import re
+import types
 import unicodedata
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import numpy as np
 
 from textcls.common.errors import UserError
+
+if TYPE_CHECKING:
+    from textcls.models.checkpoints import Checkpoint
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af\u3005\u3007"
 # Punctuation that no word holds, in whatever script: brackets, quotes, ends of sentences, everything full-width.
@@ -20,8 +25,17 @@ RUNS = re.compile(f"(?P<chinese>[A-Za-z0-9]*[{HAN}]+(?:[A-Za-z0-9]+[{HAN}]+)*(?:
                   f"|[{SEPARATORS}]+|[^\\s{HAN}{SEPARATORS}]+")
 
 
+class Word(NamedTuple):
+    """A word of a text and what it counts."""
+
+    text: str
+    start: int
+    end: int
+    attribution: Optional[float]  # None where the model has not seen the word, beyond max_seq_length
+
+
 @functools.cache
-def _jieba():
+def _jieba() -> types.ModuleType:
     import warnings
 
     with warnings.catch_warnings():
@@ -32,8 +46,8 @@ def _jieba():
     return jieba
 
 
-def split_words(text):
-    """The words of a text: list of (word, start, end), in order, with nothing but blanks between them.
+def split_words(text: str) -> list[tuple[str, int, int]]:
+    """Split a text into words: (word, start, end) of each, in order, with nothing but blanks between them.
 
     Chinese is segmented by jieba, other scripts by blanks; punctuation at the edges of a word is a word of its own.
     """
@@ -49,8 +63,8 @@ def split_words(text):
     return words
 
 
-def locate_tokens(checkpoint, text):
-    """Where the tokens that the model sees stand in the text.
+def locate_tokens(checkpoint: "Checkpoint", text: str) -> tuple[list[int], list[tuple[int, int]], bool]:
+    """Find where the tokens that the model sees stand in the text.
 
     Returns (input_ids: list of int with the special tokens and the prompt's, offsets: [(start, end)] of the others, is_cut:
     whether the text goes on after the last of them). Raises UserError for a text that cannot be traced.
@@ -71,8 +85,8 @@ def locate_tokens(checkpoint, text):
     return ids, offsets[:len(ids) - 2], len(offsets) > len(ids) - 2
 
 
-def _sentencepiece_offsets(tokenizer, text):
-    """Offsets of all tokens of an ERNIE-M tokenizer: [(start, end)].
+def _sentencepiece_offsets(tokenizer, text: str) -> list[tuple[int, int]]:
+    """Find the offsets of all tokens of an ERNIE-M tokenizer: [(start, end)].
 
     From SentencePiece itself: PaddleNLP 2.8.1's get_offset_mapping searches the tokens in a text normalized its own way and
     raises ValueError where SentencePiece normalizes otherwise. Can go when PaddleNLP asks SentencePiece.
@@ -97,11 +111,11 @@ def _sentencepiece_offsets(tokenizer, text):
     return offsets
 
 
-def join_words(text, words, offsets, attributions, is_cut=False):
+def join_words(text: str, words: list[tuple[str, int, int]], offsets: list[tuple[int, int]], attributions: np.ndarray,
+               is_cut: bool = False) -> list[Word]:
     """Sum the attributions of tokens to words. A token across several words is shared between them by its characters.
 
     words: of `split_words`; offsets, is_cut: of `locate_tokens`; attributions: float [num_tokens], without special tokens.
-    Returns a list of (word, start, end, attribution); attribution is None for words that the model has not seen.
     """
     sums = np.zeros(len(words))
     owner = np.full(len(text) + 1, -1)  # word of each character
@@ -114,25 +128,22 @@ def join_words(text, words, offsets, attributions, is_cut=False):
             owners = np.array([max(0, sum(first <= start for _, first, _ in words) - 1)])
         np.add.at(sums, owners, attribution / max(1, len(owners)))
     seen = max((end for _, end in offsets), default=0) if is_cut else len(text)
-    return [(word, start, end, float(value) if start < seen else None) for (word, start, end), value in zip(words, sums)]
+    return [Word(word, start, end, float(value) if start < seen else None) for (word, start, end), value in zip(words, sums)]
 
 
-def find_key_words(words, count):
-    """Indices of the `count` words that speak most for the prediction, first the strongest; words cut off are none.
-
-    words: of `join_words`.
-    """
-    seen = [index for index, word in enumerate(words) if word[3] is not None]
-    return sorted(seen, key=lambda index: -words[index][3])[:count]
+def find_key_words(words: list[Word], count: int) -> list[int]:
+    """Return the indices of the `count` words that speak most for the prediction, the strongest first; words cut off are none."""
+    values = [(-word.attribution, index) for index, word in enumerate(words) if word.attribution is not None]
+    return [index for _, index in sorted(values)[:count]]
 
 
-def make_segments(text, words):
-    """What the macro `shaded` of words_macros.html shows: dicts of blanks (before the word), word, value and shade (-1 to 1).
+def make_segments(text: str, words: list[Word]) -> list[dict]:
+    """Make what the macro `shaded` of words_macros.html shows: dicts of blanks (before the word), word, value, shade (-1 to 1).
 
-    words: of `join_words`. The shades of a text are its attributions by the strongest of them.
+    The shades of a text are its attributions by the strongest of them.
     """
     position, segments = 0, []
-    strongest = max((abs(value) for *_, value in words if value), default=0) or 1  # all zero: nothing is shaded
+    strongest = max((abs(value) for *_, value in words if value), default=0.0) or 1.0  # all zero: nothing is shaded
     for word, start, end, value in words:
         segments.append({"blanks": text[position:start], "word": word, "value": value,
                          "shade": 0 if value is None else value / strongest})
