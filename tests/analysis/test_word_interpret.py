@@ -229,7 +229,7 @@ def test_wrong_input_writes_nothing(checkpoint, tmp_path, monkeypatch):
     write_lines(bad, ["Text\tLabel\tPrediction", "看牙\t没有这个", "", "看牙\t其他\t其他\t多余"])
     common = (word_interpret.main, "--dataset_dir", DATA, "--params_path", checkpoint, "--interpret_input_file", bad)
     process = run_here(*common, "--html_file", tmp_path / "out.html", "--output_file", tmp_path / "out.jsonl")
-    assert_user_error(process, f"{bad}:2: label '没有这个' is not one of the model's", f"{bad}:3: empty line",
+    assert_user_error(process, f"{bad}:2: label '没有这个' is not one of the model's", f"{bad}:3: text: empty or blank",
                       "3 problems found.")
     write_lines(bad, ["看牙"])
     process = run_here(*common, "--html_file", bad, "--output_file", tmp_path / "out.jsonl")
