@@ -118,7 +118,8 @@ def classifier(predictor):
 
 
 def search(predictor):
-    """The Kind of a SearchPredictor. Each batch looks whether the index has changed, so that a new label is answered at once."""
+    """The Kind of a SearchPredictor. Each batch looks whether the index has changed; one opens the new index, and
+    the others go on with the old one until it is there."""
     class Parameters(Strict):
         top_k: WholeNumber = Field(1, ge=1, le=MOST_LABELS, description="where the index has fewer labels: all of them")
         num_nearest: WholeNumber = Field(0, ge=0, le=MOST_NEAREST, description="how many of the nearest texts to give as reasons")
@@ -126,7 +127,7 @@ def search(predictor):
             0.0, description=f"a text of less confidence is labelled {UNDECIDED!r}; auto: the threshold that the index holds")
 
     def run(texts, wanted):
-        predictor.reload()
+        predictor.reload(wait=False)
         return predictor.batch_answer(texts, *(max(getattr(parameters, name) for parameters in wanted)
                                                for name in ("top_k", "num_nearest")))
 

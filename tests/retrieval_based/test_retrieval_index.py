@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pytest
 
 from helpers import ROOT, assert_user_error, load_script, read_lines, run_here
 from textcls.common.errors import UserError
+from textcls.retrieval import predictor
 from textcls.retrieval.changes import (
     add_texts,
     label_texts,
@@ -335,6 +337,31 @@ def test_who_has_an_index_open_keeps_it_whatever_becomes_of_the_folder(tmp_path)
     make_index(tmp_path, "means")
     assert make_answers(index, QUERIES, TEXTS[:40], 3, 2) == before
     assert len(os.listdir(tmp_path)) == 3  # index.json, .lock and one segment
+
+
+def test_while_a_changed_index_is_opened_the_old_one_answers(tmp_path, monkeypatch):
+    make_index(tmp_path)
+    started, go_on = threading.Event(), threading.Event()
+    encoder = SimpleNamespace(encode_batch=lambda texts: VECTORS[:len(texts)], encoder_id=ENCODER, dimension=SIZE)
+    monkeypatch.setattr(predictor, "open_encoder", lambda *arguments, **options: encoder)
+    search_predictor = predictor.SearchPredictor("export", tmp_path)
+
+    def open_slowly(*arguments):
+        started.set()
+        assert go_on.wait(60)
+        return open_index(*arguments)
+
+    monkeypatch.setattr(predictor, "open_index", open_slowly)
+    add_texts(tmp_path, "新", ["新的"], VECTORS[:1])
+    opening = threading.Thread(target=search_predictor.reload)
+    opening.start()
+    try:
+        assert started.wait(60) and not search_predictor.reload(wait=False)
+        assert len(search_predictor.batch_answer(TEXTS[:1], top_k=50)[0].top_k) == len(LABELS)
+    finally:
+        go_on.set()
+        opening.join()
+    assert len(search_predictor.batch_answer(TEXTS[:1], top_k=50)[0].top_k) == len(LABELS) + 1
 
 
 def test_a_build_killed_at_any_moment_leaves_an_index_that_opens(tmp_path):

@@ -45,21 +45,27 @@ class SearchPredictor:
         """As `answer`, but all texts as one batch, in the calling thread: for callers with threads of their own."""
         return make_answers(self.index, self.encoder.encode_batch(texts), texts, top_k, num_nearest)
 
-    def reload(self):
-        """Open the index anew where it has changed; returns whether. What cannot be opened is logged, and the old one stays."""
-        with self._lock:  # who comes while another opens it is answered by the new one, too
+    def reload(self, wait: bool = True) -> bool:
+        """Open the index anew where it has changed; returns whether. Meanwhile the old one answers.
+
+        What cannot be opened is logged, and the old one stays. wait: for another thread that is opening it at the moment.
+        """
+        if not self._lock.acquire(blocking=wait):
+            return False
+        try:
             index = self.index
-            try:
-                stamp = index_stamp(index.folder)
-                if stamp == index.stamp or (stamp == self._tried and time.monotonic() < self._retry_at):
-                    return False
-                self._tried, self._retry_at = stamp, time.monotonic() + RETRY_SECONDS
-                self.index = open_index(index.folder, self.encoder.encoder_id, self.encoder.dimension)
-            except UserError as error:
-                if str(error) != self._problem:
-                    logger.error(f"The new index is not taken, the old one goes on: {error}")
-                self._problem = str(error)
+            stamp = index_stamp(index.folder)
+            if stamp == index.stamp or (stamp == self._tried and time.monotonic() < self._retry_at):
                 return False
-            self._problem = None
-            logger.info(f"Index reloaded: {len(self.index.labels)} labels")
-            return True
+            self._tried, self._retry_at = stamp, time.monotonic() + RETRY_SECONDS
+            self.index = open_index(index.folder, self.encoder.encoder_id, self.encoder.dimension)
+        except UserError as error:
+            if str(error) != self._problem:
+                logger.error(f"The new index is not taken, the old one goes on: {error}")
+            self._problem = str(error)
+            return False
+        finally:
+            self._lock.release()
+        self._problem = None
+        logger.info(f"Index reloaded: {len(self.index.labels)} labels")
+        return True
