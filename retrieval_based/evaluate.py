@@ -8,8 +8,8 @@ Reads   dataset_dir/dev.txt or --test_file (`<text><tab><label>`), params_path (
 Prints  recall@1,5,10,20,50: share of texts whose label is among the first labels, which are ordered by probability, then by
         the cosine of their nearest row; MRR: mean of 1 / place of the label; accuracy and macro F1; accuracy by how many texts
         stand for a label in the index; with a threshold the share of undecided texts and the precision of the others.
-Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong text per line. Of a recall result a line is added to result.tsv, and
-        recall@k goes as far as its lines per text.
+Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong text per line. Of a recall result a line is added to result.tsv
+        beside it, and recall@k goes as far as its lines per text.
 """
 
 import os
@@ -65,7 +65,7 @@ def log_recalls(ranks, counts=RECALLS):
 
 
 def evaluate_recall_file(args):
-    """Recall of a file that recall.py wrote; one more line of result.tsv."""
+    """Recall of a file that recall.py wrote; one more line of result.tsv beside it."""
     problems = Problems()
     right = [line.partition("\t")[2] for _, line in read_lines(args.similar_text_pair, problems)]
     rows = [(number, line.split("\t")) for number, line in read_lines(args.recall_result_file, problems)]
@@ -83,9 +83,11 @@ def evaluate_recall_file(args):
         recalled = [columns[1] for _, columns in rows[place * each:(place + 1) * each]]
         ranks.append(recalled.index(label) + 1 if label in recalled else np.inf)
     log_recalls(np.array(ranks), counts)
-    with open("result.tsv", "a", encoding="utf-8") as file:
+    path = os.path.join(os.path.dirname(args.recall_result_file), "result.tsv")
+    with open(path, "a", encoding="utf-8") as file:
         columns = [time.strftime("%Y%m%d-%H%M%S"), *(f"{np.mean(np.array(ranks) <= k) * 100:.3f}" for k in counts)]
         file.write("\t".join(columns) + "\n")
+    get_logger().info(f"Line added to {path}")
 
 
 def read_data(args, labels):
@@ -97,6 +99,8 @@ def read_data(args, labels):
     known = labels + ([args.unknown_label] if args.unknown_label else [])
     texts, label_ids = read_labelled(path, known, problems, args.index_dir)
     problems.report()
+    if args.unknown_label and not (label_ids == len(labels)).any():
+        get_logger().warning(f"--unknown_label {args.unknown_label}: no text of {path} has this label, expected some that have.")
     return path, texts, label_ids
 
 

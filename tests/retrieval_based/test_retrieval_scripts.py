@@ -105,6 +105,9 @@ def test_evaluation_is_that_of_the_formulas(built, encoder_export, data, tmp_pat
     process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", tmp_path,
                        "--test_file", "test.txt", cwd=tmp_path)
     assert_user_error(process, "test.txt:121: label '别的' is not in")
+    process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", data,
+                       "--unknown_label", "别的", cwd=tmp_path)
+    assert f"--unknown_label 别的: no text of {data}/dev.txt has this label" in process.stderr and process.returncode == 0
     rows = Found(*nearest(index, vectors, 50), *lexical_nearest(index, texts, 50))
     for weight, similarities, found, settings in ((0, rows.similarities, rows.rows, index.header["vote"]),
                                                   (1, rows.lexical_similarities, rows.lexical_rows, index.header["lexical"])):
@@ -188,7 +191,8 @@ def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path
     assert [row[0] for row in rows] == [text for text, _ in pairs for _ in range(5)]
     share = np.mean([label in [row[1] for row in rows[5 * place:5 * place + 5]] for place, (_, label) in enumerate(pairs)])
     words = ["--similar_text_pair", data / "dev.txt", "--recall_result_file", tmp_path / "recall_result_file", "--recall_num"]
-    process = run_here(evaluate.main, *words, "5", cwd=tmp_path)
+    process = run_here(evaluate.main, *words, "5", cwd=data)
+    assert not (data / "result.tsv").exists()
     assert f"recall@5={share * 100:.3f}" in process.stderr and 0 < share < 1
     assert read_lines(tmp_path / "result.tsv")[0].split("\t")[2] == f"{share * 100:.3f}"
     assert "recall@10" not in process.stderr
