@@ -21,7 +21,7 @@ import numpy as np
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import make_parser, positive_int, seed_number
-from textcls.common.outputs import complete_file
+from textcls.common.outputs import check_output_folder, complete_file
 from textcls.data.files import draw_shots, read_label_words, read_labelled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +114,7 @@ def main():
     labels, rows = read_rows(args.data_dir)
     if args.leave_out > len(labels) - 2:
         raise UserError(f"--leave_out {args.leave_out}: of {len(labels)} labels, expected to leave two or more")
+    check_output_folder(args.output_dir, "--output_dir", {"the data folder": args.data_dir})
     os.makedirs(args.output_dir, exist_ok=True)
     results = []
     for seed in args.seeds:

@@ -25,7 +25,7 @@ from textcls.data.files import check_splits, read_label_words, read_labelled, re
 from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_means, rows_of_texts, write_index
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.fitting import fit
-from textcls.retrieval.index import CORPORA, DTYPES, label_word
+from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.runtime.predictions import check_decided
 
@@ -144,7 +144,8 @@ def choose(args, encoder, labels, rows, dev):
 def main():
     args = parse_arguments()
     wanted = wanted_type(args)
-    check_output_folder(args.index_dir, "--index_dir")
+    inputs = {"the encoder": args.params_path, "the data folder": args.data_dir}
+    check_output_folder(args.index_dir, "--index_dir", inputs, MARKER)
     vectors_path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
     if args.data_name:
         check_output(vectors_path, [], args.data_dir)
