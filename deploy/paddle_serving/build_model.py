@@ -11,6 +11,7 @@ Writes  output_dir, complete or not at all: model.pdmodel and model.pdiparams, s
 import json
 import os
 import shutil
+from argparse import Namespace
 
 from settings import MARKER
 
@@ -18,25 +19,25 @@ from textcls.common.errors import UserError, run_script
 from textcls.common.options import make_parser
 from textcls.common.outputs import check_output_folder, complete_folder
 from textcls.data.files import read_json
-from textcls.runtime.exported import read_export, sha256
+from textcls.runtime.exported import Export, read_export, sha256
 
 INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--export_dir", default="../../export", help="exported folder")
     parser.add_argument("--output_dir", default="serving_server", help="folder to write; config.yml names it as model_config")
     return parser.parse_args()
 
 
-def variable(kind, name, type_number, shape):
-    """One input (kind feed) or output (kind fetch) in the text form of Paddle Serving's GeneralModelConfig."""
+def variable(kind: str, name: str, type_number: int, shape: list[int]) -> str:
+    """Describe an input (kind feed) or output (kind fetch) in the text form of Paddle Serving's GeneralModelConfig."""
     lines = [f'  name: "{name}"', f'  alias_name: "{name}"', "  is_lod_tensor: false", f"  {kind}_type: {type_number}"]
     return "\n".join([f"{kind}_var {{", *lines, *(f"  shape: {size}" for size in shape), "}\n"])
 
 
-def write_model(export, folder):
+def write_model(export: Export, folder: str) -> None:
     """Write the files of an Export into a folder.
 
     The graph always gets the same name: Paddle Serving takes any .pdmodel that it finds, even one of an earlier run.

@@ -9,17 +9,18 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 """
 
 import json
+from argparse import Namespace
 
 from answers import make_request, read_answer
 
 from textcls.common.errors import UserError, run_script
-from textcls.runtime.client import make_client_parser, post_json, run_client
+from textcls.runtime.client import Ask, make_client_parser, post_json, run_client
 
 EXPECTED = "the address of a running service.py, or a longer --timeout"
 
 
-def make_ask(args):
-    """The function that `run_client` wants, by HTTP."""
+def make_ask(args: Namespace) -> Ask:
+    """Make the function that `run_client` wants, by HTTP."""
     def ask(texts):
         keys, values = make_request(args, texts)
         _, content = post_json(args, {"key": keys, "value": values}, EXPECTED)  # a refusal has the same form

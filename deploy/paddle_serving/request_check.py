@@ -5,7 +5,7 @@ Texts are parsed as JSON and never evaluated. RequestError names the field that 
 
 import itertools
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from settings import NAME
 
@@ -31,19 +31,16 @@ class RequestError(Exception):
     """The request cannot be answered as it is; the message is for the client."""
 
 
-def parse_json(text):
-    """json.loads, but for whole numbers of many digits, which Python would take minutes to convert. ValueError."""
+def parse_json(text: str) -> Any:
+    """Read JSON; whole numbers of many digits, which Python would take minutes to convert, become floats. ValueError."""
     try:
         return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def check_request(keys, values, has_tensors, limits):
-    """Read the keys and values (lists of str) of a request.
-
-    Returns (texts: list of str, top_k: int, or None where the request does not ask for it). Raises RequestError.
-    """
+def check_request(keys: list[str], values: list[str], has_tensors: bool, limits: Limits) -> tuple[list[str], Optional[int]]:
+    """Read the texts and top_k of a request, None where it does not ask for it. RequestError."""
     if has_tensors:
         raise RequestError("tensors: not accepted, expected the texts in key and value")
     if len(keys) != len(values):
@@ -59,8 +56,8 @@ def check_request(keys, values, has_tensors, limits):
     return read_texts(request["sentence"], limits), read_top_k(request["top_k"], limits) if "top_k" in request else None
 
 
-def read_texts(value, limits):
-    """The texts of the value of `sentence`: a JSON list of texts, else the value itself is the one text. RequestError."""
+def read_texts(value: str, limits: Limits) -> list[str]:
+    """Read the texts of the value of `sentence`: a JSON list of texts, else the value itself is the one text. RequestError."""
     texts = None
     if value.lstrip().startswith("["):
         try:
@@ -79,8 +76,8 @@ def read_texts(value, limits):
     return texts
 
 
-def check_text(field, text, limits):
-    """RequestError where a text (any JSON value) is none or is too long."""
+def check_text(field: str, text: Any, limits: Limits) -> None:
+    """Raise RequestError where a JSON value is no text, or too long."""
     if not isinstance(text, str):
         raise RequestError(f"{field}: {describe(text)}, expected a text")
     if len(text) > limits.max_characters:
@@ -89,24 +86,23 @@ def check_text(field, text, limits):
         raise RequestError(f"{field}: {problem}, expected {TEXT.expected}")
 
 
-def check_unicode(field, text):
-    """RequestError where protobuf could not take a text."""
+def check_unicode(field: str, text: str) -> None:
+    """Raise RequestError where protobuf could not take a text."""
     if has_lone_surrogate(text):
         raise RequestError(f"{field}: a lone surrogate, expected Unicode text")
 
 
-def read_top_k(value, limits):
-    """The number of labels per text that the value of `top_k` asks for. RequestError."""
+def read_top_k(value: str, limits: Limits) -> int:
+    """Read the number of labels per text that the value of `top_k` asks for. RequestError."""
     if not (value.isascii() and value.isdecimal() and len(value) < 9 and 1 <= int(value) <= limits.num_labels):
         raise RequestError(f"top_k: {shorten(value)}, expected a whole number, 1 to {limits.num_labels}")
     return int(value)
 
 
-def read_http_body(body):
-    """Read the JSON body (bytes) of an HTTP request.
+def read_http_body(body: bytes) -> tuple[list[str], list[str], bool, int]:
+    """Read the JSON body of an HTTP request: its keys, its values as gRPC has them, whether it has tensors, and its logid.
 
-    Returns (keys: list of str, values: list of str as gRPC has them, has_tensors: bool, logid: int). Lists and numbers may
-    stand among the values as they are; they become their JSON text. Raises RequestError.
+    Lists and numbers may stand among the values as they are; they become their JSON text. RequestError.
     """
     try:
         request = parse_json(body.decode("utf-8"))
@@ -137,8 +133,8 @@ def read_http_body(body):
     return request["key"], values, request.get("tensors") not in (None, []), logid
 
 
-def as_text(field, key, value):
-    """A value (any JSON value) as gRPC has it, a str: lists, and the number of top_k, become their JSON text. RequestError."""
+def as_text(field: str, key: Optional[str], value: Any) -> str:
+    """Return a JSON value as gRPC has it: lists, and the number of top_k, become their JSON text. RequestError."""
     if isinstance(value, str):
         check_unicode(field, value)
         return value
@@ -147,13 +143,13 @@ def as_text(field, key, value):
     raise RequestError(f"{field}: {describe(value)}, expected a text or a list of texts")
 
 
-def describe(value):
-    """The kind of a JSON value, in words."""
+def describe(value: Any) -> str:
+    """Say in words what kind of JSON value this is."""
     kinds = {str: "a text", bool: "true or false", type(None): "null", list: "a list", dict: "an object"}
     return kinds.get(type(value), "a number")
 
 
-def shorten(text, length=40):
-    """A client's own word in a message: quoted, cut, without lone surrogates and control characters."""
+def shorten(text: str, length: int = 40) -> str:
+    """Make a client's own word fit for a message: quoted, cut, without lone surrogates and control characters."""
     text = text if len(text) <= length else text[:length] + "..."
     return json.dumps(text.encode("utf-8", "replace").decode("utf-8"), ensure_ascii=False)

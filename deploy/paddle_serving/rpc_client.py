@@ -12,17 +12,19 @@ import importlib.util
 import json
 import os
 import sys
+from argparse import Namespace
+from types import ModuleType
 
 from answers import make_request, read_answer
 
 from textcls.common.errors import UserError, run_script
-from textcls.runtime.client import make_client_parser, run_client
+from textcls.runtime.client import Ask, make_client_parser, run_client
 
 METHOD = "/baidu.paddle_serving.pipeline_serving.PipelineService/inference"
 
 
-def import_messages():
-    """Paddle Serving's messages, without importing its package, which loads Paddle and makes folders for logs. UserError."""
+def import_messages() -> ModuleType:
+    """Import Paddle Serving's messages without its package, which loads Paddle and makes folders for logs. UserError."""
     package = importlib.util.find_spec("paddle_serving_server")
     if package is None:
         raise UserError("paddle_serving_server is missing, expected the environment of service.py (README.md, section 1)")
@@ -32,8 +34,8 @@ def import_messages():
     return pipeline_service_pb2
 
 
-def make_ask(args):
-    """The function that `run_client` wants, by gRPC."""
+def make_ask(args: Namespace) -> Ask:
+    """Make the function that `run_client` wants, by gRPC."""
     messages = import_messages()
     import grpc
 

@@ -15,9 +15,13 @@ import logging
 import os
 import signal
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from concurrent import futures
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from http_gateway import start_gateway
+from http_gateway import Answer, start_gateway
 from request_check import BAD_REQUEST, Limits
 from settings import NAME, check_device, check_ports, read_config, read_model
 
@@ -25,12 +29,17 @@ from textcls.common.errors import UserError, run_script
 from textcls.common.options import make_parser, positive_int
 from textcls.runtime.exported import read_tokenizer
 
+if TYPE_CHECKING:
+    import grpc
+    from paddle_serving_server.pipeline.pipeline_server import PipelineServicer
+    from steps import Classify
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DRAIN_SECONDS = 10  # at the end, for requests in work
 logger = logging.getLogger(NAME)
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--config", default="config.yml", help="settings: ports, device, threads")
     parser.add_argument("--host", help="address to listen on; None: as in the config")
@@ -50,7 +59,7 @@ def parse_arguments():
 
 
 @contextlib.contextmanager
-def output_to(log_dir):
+def output_to(log_dir: str) -> Iterator[int]:
     """Send all that the process prints, C++ included, to log_dir/start.log: Paddle lists each step of its graph optimization.
 
     Yields the file descriptor of standard error as it was.
@@ -73,7 +82,7 @@ def output_to(log_dir):
             os.dup2(before[number - 1], number)
 
 
-def import_pipeline(log_dir, stderr):
+def import_pipeline(log_dir: str, stderr: int) -> ModuleType:
     """Import Paddle Serving, its logs and ProcessInfo.json in log_dir; returns its module `pipeline`. UserError."""
     os.environ["SERVING_LOG_PATH"] = os.environ["SERVING_HOME"] = os.path.abspath(log_dir)
     # Paddle takes SIGTERM over, Paddle Serving SIGINT: they wait until both are taken back
@@ -96,13 +105,13 @@ def import_pipeline(log_dir, stderr):
     return pipeline
 
 
-def end_at_once(log_dir, stderr):
+def end_at_once(log_dir: str, stderr: int) -> None:
     """End the process with exit code 2, whichever of its threads is running. stderr: file descriptor."""
     os.write(stderr, f"Paddle Serving cannot start, expected what {log_dir}/start.log says to be mended\n".encode())
     os._exit(2)
 
 
-def start_pipeline(pipeline, last_step, config, log_dir):
+def start_pipeline(pipeline: ModuleType, last_step: "Classify", config: dict[str, Any], log_dir: str) -> "PipelineServicer":
     """Load the model and start the pipeline. Returns Paddle Serving's servicer: its inference(request, None) answers.
 
     UserError; the cause is then in the logs.
@@ -125,8 +134,8 @@ def start_pipeline(pipeline, last_step, config, log_dir):
                         "mended") from None
 
 
-def check_answer(servicer, messages, folder, limits):
-    """UserError where the pipeline cannot answer a request: the model does not fit the other files, or cannot run."""
+def check_answer(servicer: "PipelineServicer", messages: ModuleType, folder: str, limits: Limits) -> None:
+    """Raise UserError where the pipeline cannot answer a request: the model does not fit the other files, or cannot run."""
     texts = ["疼" * limits.max_characters, "头"][:limits.max_texts]  # of all positions that there can be, and one that is padded
     response = servicer.inference(messages.Request(key=["sentence"], value=[json.dumps(texts)]), None)
     if response.err_no != 0:
@@ -134,8 +143,8 @@ def check_answer(servicer, messages, folder, limits):
                         "in the log, PipelineServingLogs/pipeline.log in --log_dir")
 
 
-def start_rpc(config, servicer, messages, limits):
-    """A gRPC server that answers by a servicer, ready to be started. RuntimeError where the port is taken.
+def start_rpc(config: dict[str, Any], servicer: "PipelineServicer", messages: ModuleType, limits: Limits) -> "grpc.Server":
+    """Make a gRPC server that answers by a servicer, ready to be started. RuntimeError where the port is taken.
 
     Paddle Serving's own run_server binds all interfaces and takes 256 MB.
     """
@@ -166,8 +175,8 @@ def start_rpc(config, servicer, messages, limits):
     return server
 
 
-def make_http_answer(servicer, messages):
-    """The function that the HTTP gateway answers with: (keys, values, has_tensors, logid) -> (HTTP status, dict)."""
+def make_http_answer(servicer: "PipelineServicer", messages: ModuleType) -> Answer:
+    """Make the function that the HTTP gateway answers with: (keys, values, has_tensors, logid) -> (HTTP status, dict)."""
     def answer(keys, values, has_tensors, logid):
         request = messages.Request(key=keys, value=values, tensors=[messages.Tensor()] if has_tensors else [], logid=logid)
         response = servicer.inference(request, None)
@@ -177,12 +186,12 @@ def make_http_answer(servicer, messages):
     return answer
 
 
-def url_host(host):
-    """A host as it stands in addresses: IPv6 in brackets."""
+def url_host(host: str) -> str:
+    """Return a host as it stands in addresses: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
-def serve(config, servicer, messages, limits):
+def serve(config: dict[str, Any], servicer: "PipelineServicer", messages: ModuleType, limits: Limits) -> None:
     """Listen until the process is told to end, then answer what has come, within DRAIN_SECONDS."""
     host, rpc_port, http_port = config["host"], config["rpc_port"], config["http_port"]
     try:

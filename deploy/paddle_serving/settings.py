@@ -2,10 +2,12 @@
 
 import os
 import socket
+from argparse import Namespace
+from typing import Any
 
 from textcls.common.errors import UserError
 from textcls.data.files import read_json
-from textcls.runtime.exported import read_export, sha256
+from textcls.runtime.exported import Export, read_export, sha256
 
 MARKER = "serving_server_conf.prototxt"  # in a folder that build_model.py made, and what Paddle Serving reads first
 NAME = "seq_cls"  # of the service and of its only step
@@ -15,10 +17,10 @@ CONFIG = {"host": str, "rpc_port": int, "http_port": int, "worker_num": int, "op
 MAY_BE_ZERO = ("device_type", "thread_num")
 
 
-def read_config(args):
+def read_config(args: Namespace) -> dict[str, Any]:
     """Read and check the file args.config; args.host, args.rpc_port and args.http_port take the place of its values.
 
-    Returns it as a dict, the path of model_config absolute, thread_num filled in. UserError.
+    Returns it with the path of model_config absolute, thread_num filled in. UserError.
     """
     try:
         import yaml
@@ -45,8 +47,8 @@ def read_config(args):
     return config
 
 
-def check_settings(settings, expected, place):
-    """UserError where settings (as YAML has them) are not of the names and types that expected has."""
+def check_settings(settings: Any, expected: dict[str, Any], place: str) -> None:
+    """Raise UserError where settings (as YAML has them) are not of the names and types that expected has."""
     if not isinstance(settings, dict):
         raise UserError(f"{place}: {settings!r}, expected {', '.join(expected)}")
     for name in settings:
@@ -62,8 +64,8 @@ def check_settings(settings, expected, place):
             raise UserError(f"{place}: {name} is {value}, expected {0 if name in MAY_BE_ZERO else 1} or more")
 
 
-def read_model(folder):
-    """The Export of a folder that build_model.py wrote. UserError; Paddle ends with a segmentation fault on a damaged graph."""
+def read_model(folder: str) -> Export:
+    """Read a folder that build_model.py wrote. UserError; Paddle ends with a segmentation fault on a damaged graph."""
     if not os.path.isfile(os.path.join(folder, MARKER)):
         raise UserError(f"{folder}: {MARKER} is missing, expected the folder (model_config) that "
                         "`python build_model.py --export_dir ../../export` makes")
@@ -75,8 +77,8 @@ def read_model(folder):
     return export
 
 
-def check_ports(config):
-    """UserError where the host cannot be listened on or one of the ports is taken."""
+def check_ports(config: dict[str, Any]) -> None:
+    """Raise UserError where the host cannot be listened on or one of the ports is taken."""
     host = config["host"]
     for name in ("rpc_port", "http_port"):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -90,8 +92,8 @@ def check_ports(config):
                                 "machine") from None
 
 
-def check_device(config):
-    """UserError where the settings ask for a GPU that is not there."""
+def check_device(config: dict[str, Any]) -> None:
+    """Raise UserError where the settings ask for a GPU that is not there."""
     local = config["op"][NAME]["local_service_conf"]
     if local["device_type"] == 0:
         if local["devices"]:

@@ -7,11 +7,13 @@ import logging
 
 import numpy as np
 from paddle_serving_server import pipeline
-from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, RequestError, check_request
+from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, Limits, RequestError, check_request
 from settings import NAME
+from tokenizers import Tokenizer
 
 from textcls.common.probabilities import softmax, top_labels
 from textcls.data.tokens import TokenizedTexts, model_inputs, run_by_length
+from textcls.runtime.exported import Export
 
 logger = logging.getLogger(NAME)
 
@@ -19,7 +21,7 @@ logger = logging.getLogger(NAME)
 class Request(pipeline.RequestOp):
     """Paddle Serving's own step unpickles what clients send as tensors, and answers with its exceptions."""
 
-    def __init__(self, limits):
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
         self.limits = limits
 
@@ -33,9 +35,9 @@ class Request(pipeline.RequestOp):
 
 
 class Classify(pipeline.Op):
-    """Texts to labels. export: the Export that is served; tokenizer: tokenizers.Tokenizer; texts_per_batch: of the model."""
+    """Label texts. export: what is served; texts_per_batch: of the model."""
 
-    def __init__(self, request_step, export, tokenizer, texts_per_batch):
+    def __init__(self, request_step: Request, export: Export, tokenizer: Tokenizer, texts_per_batch: int) -> None:
         super().__init__(name=NAME, input_ops=[request_step])
         self.export, self.tokenizer, self.texts_per_batch = export, tokenizer, texts_per_batch
 
@@ -69,8 +71,8 @@ class Classify(pipeline.Op):
             logger.exception("the model failed")
             return {"probs": np.full((len(rows), size), np.nan, np.float32)}, 0, ""
 
-    def run_model(self, batch):
-        """int64 [batch, length] -> logits, float32 [batch, classes]."""
+    def run_model(self, batch: np.ndarray) -> np.ndarray:
+        """Run a batch, int64 [batch, length]. Returns the logits, float32 [batch, classes]."""
         [logits] = self.client.predict(feed=model_inputs(batch, self.export.input_names), fetch=self.client.fetch_names_,
                                        batch=True).values()
         return logits

@@ -17,8 +17,10 @@ import logging
 import os
 import statistics
 import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Optional
 
-from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.errors import Problems, needs_packages, run_script
 from textcls.common.options import add_device_options, find_label_file, make_parser, positive_int
 from textcls.data.files import compare_labels, read_labelled, read_labels
 from textcls.runtime.predictions import (
@@ -34,11 +36,14 @@ from textcls.runtime.predictions import (
 )
 from textcls.runtime.quantize import find_dtype
 
+if TYPE_CHECKING:
+    from textcls.runtime.predictor import Predictor
+
 REPEATS, LONGEST = 5, 60.0  # --perf: runs after the warm-up, and seconds after which no further run is started
 logger = logging.getLogger("predictor")
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--model_path_prefix", default="../../export/float32", help="exported folder, or prefix in it")
     add_device_options(parser, with_calibration_file=False)  # that is dataset_dir/dev.txt
@@ -59,8 +64,8 @@ def parse_arguments():
     return args
 
 
-def set_up_logging():
-    """Messages of the predictor go to standard error as they are."""
+def set_up_logging() -> None:
+    """Send messages of the predictor to standard error as they are."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
@@ -68,15 +73,12 @@ def set_up_logging():
     logger.propagate = False  # the quantizer gives the root logger a handler of its own
 
 
-def load_predictor(args):
+def load_predictor(args: argparse.Namespace) -> "Predictor":
     """Load the model and check the options that depend on it."""
     if args.num_threads:
         os.environ.setdefault("RAYON_NUM_THREADS", str(args.num_threads))  # threads of the tokenizer
-    try:
+    with needs_packages("deploy/predictor/requirements.txt"):
         from textcls.runtime.predictor import Predictor
-    except ImportError as error:
-        raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/predictor/requirements.txt`"
-                        ) from None
     logger.info(">>> [InferBackend] Creating Engine ...")
     dev_path, dtype = os.path.join(args.dataset_dir, "dev.txt"), find_dtype(args.use_quantize, args.use_fp16)
     predictor = Predictor(
@@ -94,7 +96,7 @@ def load_predictor(args):
     return predictor
 
 
-def print_blocks(rows, top_k):
+def print_blocks(rows: Iterable[dict], top_k: int) -> None:
     """Print rows of jsonl as blocks: the text, its labels, a line of dashes. With top_k above 1, also probabilities."""
     output = open_stdout()
     for row in rows:
@@ -105,7 +107,7 @@ def print_blocks(rows, top_k):
         print(f"input data: {row['text']}\nlabels: {labels}\n{'-' * 29}", file=output)
 
 
-def label_file(args, total):
+def label_file(args: argparse.Namespace, total: Optional[int]) -> None:
     """Label the texts that args name. total: their number, None where it is not known."""
     predictor = load_predictor(args)
     row_args = args if args.output_file else argparse.Namespace(**{**vars(args), "output_format": "jsonl"})
@@ -122,7 +124,7 @@ def label_file(args, total):
         logger.info(f"Prediction results save in {args.output_file}.")
 
 
-def measure(args):
+def measure(args: argparse.Namespace) -> None:
     """Print accuracy and speed, text in and label out, on a labelled file."""
     path = os.path.join(args.dataset_dir, f"{args.perf_dataset}.txt")
     predictor, problems = load_predictor(args), Problems()

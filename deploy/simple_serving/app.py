@@ -6,16 +6,17 @@ import logging
 import re
 import secrets
 import time
-from typing import Annotated, Union
+from argparse import Namespace
+from typing import Annotated, Any, Callable, Optional, Union
 
 import anyio
-from batching import QueueFull
-from fastapi import Depends, Request
+from batching import MicroBatcher, QueueFull
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
-from kinds import Conflict, Status, Strict
+from kinds import Conflict, Figure, Kind, Status, Strict
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
@@ -61,15 +62,15 @@ REFUSALS = {code: {"model": Refused, "description": meaning} for code, meaning i
     (422, "a field is wrong"), (500, "the model failed"), (503, "too many texts are waiting; come back later"))}
 
 
-def check_text(text):
-    """For pydantic: the text itself. PydanticCustomError where it is none."""
+def check_text(text: str) -> str:
+    """Return a text as it is, for pydantic. PydanticCustomError where it is none."""
     if problem := TEXT.problem(text):
         raise PydanticCustomError("no_text", f"{problem}, expected {TEXT.expected}")
     return text
 
 
-def request_schemas(kind, limits):
-    """The classes of the two requests, with the limits in them: (of /predict, of /taskflow/cls)."""
+def request_schemas(kind: Kind, limits: Namespace) -> tuple[type[BaseModel], type[BaseModel]]:
+    """Make the classes of the two requests, of /predict and of /taskflow/cls, with the limits in them."""
     Parameters = kind.Parameters
     schema = {"minLength": 1, "pattern": TEXT_PATTERN}
     one_text = Annotated[str, Field(max_length=limits.max_text_length, json_schema_extra=schema), AfterValidator(check_text)]
@@ -99,7 +100,7 @@ def request_schemas(kind, limits):
 class Metrics:
     """What /metrics shows, for Prometheus."""
 
-    def __init__(self, waiting, figures):
+    def __init__(self, waiting: Callable[[], int], figures: dict[str, Figure]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("serving_requests", "Requests answered", ["path", "status"], registry=self.registry)
         self.seconds = Histogram("serving_request_seconds", "Time from the request to its answer", ["path"], buckets=SECONDS,
@@ -112,20 +113,21 @@ class Metrics:
             Gauge(f"serving_{name}", meaning, registry=self.registry).set_function(figure)
 
 
-def json_response(content, status=200, headers=None):
+def json_response(content: dict[str, Any], status: int = 200, headers: Optional[dict[str, str]] = None) -> Response:
     body = json.dumps(content, ensure_ascii=False).encode()
     return Response(body, status, headers, "application/json")
 
 
-def refuse(status, message, field="", headers=None):
+def refuse(status: int, message: str, field: str = "", headers: Optional[dict[str, str]] = None) -> Response:
     return json_response({"errors": [{"field": field, "message": message}]}, status, headers)
 
 
-def make_app(batcher, kind, limits, token, state):
-    """The ASGI application.
+def make_app(batcher: MicroBatcher, kind: Kind, limits: Namespace, token: Optional[str],
+             is_draining: Callable[[], bool]) -> "Guard":
+    """Make the ASGI application.
 
-    batcher: a MicroBatcher of kind.run; its on_batch is set here. kind: a kinds.Kind. limits: with max_texts, max_text_length
-    (characters) and max_body_bytes. token: str, or None: no authorization. state: with draining (bool).
+    batcher: one of kind.run; its on_batch is set here. limits: with max_texts, max_text_length (characters), max_body_bytes and
+    body_seconds. token: None: no authorization. is_draining: whether the server is shutting down.
     """
     app = FastAPIOffline(title="Text classification", version="1", redoc_url=None, redirect_slashes=False, static_url=STATIC,
                          separate_input_output_schemas=False,
@@ -134,19 +136,19 @@ def make_app(batcher, kind, limits, token, state):
     batcher.on_batch = metrics.batches.observe
     bearer = [Depends(HTTPBearer(auto_error=False))] if token else []  # for the OpenAPI page; `Guard` checks
     add_predictions(app, batcher, kind, limits, bearer, metrics)
-    add_health(app, batcher, kind, state)
+    add_health(app, batcher, kind, is_draining)
     add_metrics(app, kind, bearer, metrics)
     add_refusals(app)
     known = {route.path for route in app.routes if hasattr(route, "path")}
-    return Guard(app, known, limits, token, state, metrics)
+    return Guard(app, known, limits, token, is_draining, metrics)
 
 
-def add_predictions(app, batcher, kind, limits, bearer, metrics):
+def add_predictions(app: FastAPI, batcher: MicroBatcher, kind: Kind, limits: Namespace, bearer: list, metrics: Metrics) -> None:
     """Add /predict and /taskflow/cls."""
     PredictRequest, TaskflowRequest = request_schemas(kind, limits)
 
     async def answer(texts, parameters):
-        """Per text its answer: list of dict."""
+        """Return per text its answer, a dict."""
         items = await batcher(texts, parameters)
         metrics.texts.inc(len(texts))
         return kind.answer(items, parameters)
@@ -167,13 +169,13 @@ def add_predictions(app, batcher, kind, limits, bearer, metrics):
                                          for text, best in zip(texts, answers)]})
 
 
-async def refresh(kind):
+async def refresh(kind: Kind) -> None:
     """Let the figures of a Kind be those of now."""
     if kind.refresh:
         await anyio.to_thread.run_sync(kind.refresh)
 
 
-def add_health(app, batcher, kind, state):
+def add_health(app: FastAPI, batcher: MicroBatcher, kind: Kind, is_draining: Callable[[], bool]) -> None:
     """Add the two routes of HEALTH."""
     @app.get("/health/live", response_model=Status)
     async def live():
@@ -183,7 +185,7 @@ def add_health(app, batcher, kind, state):
     @app.get("/health/ready", response_model=kind.Status, responses={503: {"model": Refused}})
     async def ready():
         """Requests are welcome: not while the server is shutting down or its queue is full."""
-        if state.draining:
+        if is_draining():
             return refuse(503, "shutting down")
         if batcher.waiting >= batcher.max_queue:
             return refuse(503, "the queue is full")
@@ -191,7 +193,7 @@ def add_health(app, batcher, kind, state):
         return json_response({"status": "ready", **{name: figure() for name, (_, figure) in kind.figures.items()}})
 
 
-def add_metrics(app, kind, bearer, metrics):
+def add_metrics(app: FastAPI, kind: Kind, bearer: list, metrics: Metrics) -> None:
     """Add /metrics."""
     @app.get("/metrics", dependencies=bearer, responses={200: {"content": {"text/plain": {}}}, 401: REFUSALS[401]},
              response_class=Response)
@@ -201,7 +203,7 @@ def add_metrics(app, kind, bearer, metrics):
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def add_refusals(app):
+def add_refusals(app: FastAPI) -> None:
     """Give all errors the form of Refused."""
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error):
@@ -239,8 +241,9 @@ class Guard:
     client has gone is dropped: server.Protocol cancels the scope that is put into scope["state"] here.
     """
 
-    def __init__(self, app, known, limits, token, state, metrics):
-        self.app, self.known, self.limits, self.state, self.metrics = app, known, limits, state, metrics
+    def __init__(self, app: FastAPI, known: set[str], limits: Namespace, token: Optional[str], is_draining: Callable[[], bool],
+                 metrics: Metrics) -> None:
+        self.app, self.known, self.limits, self.is_draining, self.metrics = app, known, limits, is_draining, metrics
         self.token = token.encode() if token else None
 
     async def __call__(self, scope, receive, send):
@@ -254,7 +257,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = [(b"x-request-id", request_id.encode())] + [(b"connection", b"close")] * self.state.draining
+                extra = [(b"x-request-id", request_id.encode())] + [(b"connection", b"close")] * self.is_draining()
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
             await send(message)
 
@@ -278,8 +281,8 @@ class Guard:
                 "request_id": request_id, "client": (scope.get("client") or ["-"])[0], "method": scope["method"],
                 "path": path, "status": status, "ms": round(seconds * 1000, 2)}})
 
-    async def check(self, scope, headers, receive):
-        """(the refusal as a response, None) or (None, the whole body).
+    async def check(self, scope, headers, receive) -> tuple[Optional[Response], Optional[bytes]]:
+        """Read the body. Returns it, or the response that refuses the request.
 
         What is refused is read to its end, too, within reason: where a connection is closed on a client that still sends, the
         client sees a reset and not the answer.
@@ -312,18 +315,18 @@ class Guard:
         return refusal, bytes(body)
 
 
-def needs_token(path):
+def needs_token(path: str) -> bool:
     """Whether a path is for those who have the token: all are, but for OPEN and what the page /docs loads."""
     return path not in OPEN and not path.startswith(f"{STATIC}/")
 
 
-def given_token(headers):
-    """The token that a request brings, b"" without one. headers: dict of bytes."""
+def given_token(headers: dict[bytes, bytes]) -> bytes:
+    """Return the token that a request brings, b"" without one."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     return token if scheme.lower() == b"bearer" else b""
 
 
-def is_utf8(body):
+def is_utf8(body: bytearray) -> bool:
     """Whether bytes are UTF-8 without NUL, which JSON has not, but UTF-16 has."""
     try:
         body.decode("utf-8")
@@ -333,7 +336,7 @@ def is_utf8(body):
 
 
 def replay(body, receive):
-    """An ASGI receive function that gives the body that was read, then what the server says further."""
+    """Make an ASGI receive function that gives the body that was read, then what the server says further."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message():

@@ -3,6 +3,8 @@
 import asyncio
 import heapq
 import threading
+from collections.abc import Sequence
+from typing import Any, Callable
 
 
 class QueueFull(Exception):
@@ -21,7 +23,8 @@ class MicroBatcher:
     wait. on_batch: called with the size of each batch, in the event loop's thread.
     """
 
-    def __init__(self, run, batch_size, slots, max_queue, on_batch=lambda size: None):
+    def __init__(self, run: Callable[[list[str], list[Any]], Sequence], batch_size: int, slots: int, max_queue: int,
+                 on_batch: Callable[[int], None] = lambda size: None) -> None:
         self._run, self.on_batch = run, on_batch
         self.batch_size, self.max_queue = batch_size, max_queue
         self._waiting = {}  # in the order of arrival: number of the text -> (text, its place in the request, _Request)
@@ -30,12 +33,12 @@ class MicroBatcher:
             threading.Thread(target=self._work, name=f"batch-{number}", daemon=True).start()
 
     @property
-    def waiting(self):
+    def waiting(self) -> int:
         """Number of texts that wait for a batch."""
         return len(self._waiting)
 
-    async def __call__(self, texts, wanted):
-        """The items of a list of str, in its order: a list. wanted: handed to `run`. Raises QueueFull, and what `run` raises.
+    async def __call__(self, texts: list[str], wanted: Any) -> list:
+        """Return the items of the texts, in their order. wanted: handed to `run`. Raises QueueFull, and what `run` raises.
 
         What has not begun by then is dropped where this is cancelled, or one batch of the request has failed.
         """

@@ -11,19 +11,19 @@ Prints  a block per text: the text, its labels, a line of dashes; or with --outp
 """
 
 import json
+from argparse import Namespace
 from http.client import responses
 
 from textcls.common.errors import UserError, run_script
 from textcls.common.options import positive_int, probability_or_auto, read_token_file
-from textcls.runtime.client import make_client_parser, post_json, run_client
+from textcls.runtime.client import Ask, make_client_parser, post_json, run_client
 
 EXPECTED = "the address of a running server.py"
 
 
-def make_ask(args):
-    """The function that `run_client` wants."""
+def make_ask(args: Namespace) -> Ask:
+    """Make the function that `run_client` wants; it returns per text the server's answer, a dict."""
     headers = {"Authorization": f"Bearer {read_token_file(args.token_file)}"} if args.token_file else {}
-
     wanted = {name: getattr(args, name) for name in ("top_k", "num_nearest", "threshold")}
     parameters = {name: value for name, value in wanted.items() if value is not None}
 
@@ -44,16 +44,16 @@ def make_ask(args):
     return ask
 
 
-def read_reason(status, content):
-    """What a refusal says, in one line. content: bytes."""
+def read_reason(status: int, content: bytes) -> str:
+    """Return what a refusal says, in one line."""
     try:
         return "; ".join(f"{item['field']}: {item['message']}".lstrip(": ") for item in json.loads(content)["errors"])
     except (ValueError, KeyError, TypeError):  # not from our server
         return responses.get(status, "unknown")
 
 
-def make_block(text, result):
-    """The lines of a block. result: the server's answer, a dict."""
+def make_block(text: str, result: dict) -> list[str]:
+    """Make the lines of a block. result: the server's answer."""
     best, *others = result["top_k"]
     labels = [{**best, "label": result["label"]}, *others]  # the text may be undecided
     lines = [f"data: {text}", "label: " + ", ".join(f"{top['label']} ({top['confidence']:.6f})" for top in labels)]
@@ -62,8 +62,8 @@ def make_block(text, result):
     return lines + [f"near: {near['text']} ({near['label']}, {near['similarity']:.6f})" for near in result.get("nearest", [])]
 
 
-def make_row(text, result):
-    """The JSON object of a text."""
+def make_row(text: str, result: dict) -> dict:
+    """Make the JSON object of a text."""
     return {"text": text, **result}
 
 

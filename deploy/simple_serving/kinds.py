@@ -2,7 +2,8 @@
 of them, what they answer, and how that is described.
 """
 
-from typing import Annotated, Literal, NamedTuple, Union
+from collections.abc import Sequence
+from typing import Annotated, Any, Callable, Literal, NamedTuple, Optional, Union
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
@@ -10,8 +11,11 @@ from pydantic_core import PydanticCustomError
 
 from textcls.common.errors import UserError
 from textcls.common.probabilities import top_labels
+from textcls.retrieval.predictor import SearchPredictor
+from textcls.retrieval.search import Answer as SearchAnswer
 from textcls.retrieval.search import find_threshold
 from textcls.runtime.predictions import UNDECIDED, is_decided
+from textcls.runtime.predictor import Predictor
 
 MOST_LABELS, MOST_NEAREST = 50, 20  # per text that a search gives; its labels come and go, so the first is none of the index
 
@@ -26,8 +30,8 @@ class Strict(BaseModel):
 WholeNumber = Annotated[int, BeforeValidator(lambda value: int(value) if type(value) is float and value.is_integer() else value)]
 
 
-def check_threshold(value, check):
-    """For pydantic: what `check` makes of a threshold. PydanticCustomError, one for both kinds that it may be of."""
+def check_threshold(value: Any, check: Callable[[Any], Union[float, str]]) -> Union[float, str]:
+    """Return what `check` makes of a threshold, for pydantic. PydanticCustomError, one for both kinds that it may be of."""
     try:
         return check(value)
     except ValidationError:
@@ -83,24 +87,27 @@ class Conflict(Exception):
     """A parameter that does not go with the index as it is now: (field, message)."""
 
 
+Figure = tuple[str, Callable[[], float]]  # what a number means, and how to find it
+
+
 class Kind(NamedTuple):
     """A model, and what is particular to its kind."""
 
-    predictor: object  # Predictor or SearchPredictor
+    predictor: Union[Predictor, SearchPredictor]
     max_seq_length: int  # tokens
-    run: callable  # function of (list of str, list of their Parameters): an item per text; called in several threads
-    answer: callable  # function of (items, Parameters): list of dict, a TextAnswer or FoundAnswer each. Conflict
-    Parameters: type  # of a request
-    example: dict  # of these
-    Predicted: type  # the whole answer
-    Status: type  # of /health/ready
-    figures: dict = {}  # for it and /metrics: name -> (meaning, function that returns a number)
-    refresh: callable = None  # to be called before these; may take a moment
-    refusals: dict = {}  # further ones of /predict: status code -> meaning
+    run: Callable[[list[str], list[Any]], Sequence]  # of texts and their Parameters: an item per text; called in several threads
+    answer: Callable[[list, Any], list[dict]]  # of items and Parameters: a TextAnswer or FoundAnswer each. Conflict
+    Parameters: type[BaseModel]  # of a request
+    example: dict[str, int]  # of these
+    Predicted: type[BaseModel]  # the whole answer
+    Status: type[Status]  # of /health/ready
+    figures: dict[str, Figure] = {}  # for it and /metrics
+    refresh: Optional[Callable[[], object]] = None  # to be called before these; may take a moment
+    refusals: dict[int, str] = {}  # further ones of /predict: status code -> meaning
 
 
-def classifier(predictor):
-    """The Kind of a Predictor."""
+def classifier(predictor: Predictor) -> Kind:
+    """Make the Kind of a Predictor."""
     labels = predictor.labels
 
     class Parameters(Strict):
@@ -117,9 +124,9 @@ def classifier(predictor):
     return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))}, Predicted, Status)
 
 
-def search(predictor):
-    """The Kind of a SearchPredictor. Each batch looks whether the index has changed; one opens the new index, and
-    the others go on with the old one until it is there."""
+def search(predictor: SearchPredictor) -> Kind:
+    """Make the Kind of a SearchPredictor. Each batch looks whether the index has changed; one opens the new index, and the others
+    go on with the old one until it is there."""
     class Parameters(Strict):
         top_k: WholeNumber = Field(1, ge=1, le=MOST_LABELS, description="where the index has fewer labels: all of them")
         num_nearest: WholeNumber = Field(0, ge=0, le=MOST_NEAREST, description="how many of the nearest texts to give as reasons")
@@ -147,8 +154,8 @@ def search(predictor):
                 SearchStatus, figures, predictor.reload, {409: "the index as it is now cannot answer this"})
 
 
-def make_answer(found, parameters, threshold):
-    """A FoundAnswer as a dict. found: search_predictor.Answer."""
+def make_answer(found: SearchAnswer, parameters: Any, threshold: float) -> dict[str, Any]:
+    """Make a FoundAnswer as a dict."""
     top = [{"label": label, "confidence": probability, "similarity": similarity}
            for label, probability, similarity in found.top_k[:parameters.top_k]]
     answer = {**top[0], "known": found.known, "top_k": top}

@@ -13,6 +13,7 @@ Writes  a JSON object per event and request to standard error. SIGTERM or Ctrl-C
         it has accepted, and ends with code 0; a second one ends it at once.
 """
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -21,12 +22,11 @@ import os
 import re
 import signal
 import socket
-import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
-from textcls.common.errors import UserError, run_script
+from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.common.options import (
     add_device_options,
     check_calibration,
@@ -37,21 +37,17 @@ from textcls.common.options import (
 )
 from textcls.runtime.exported import read_export
 
-try:
+with needs_packages("deploy/simple_serving/requirements.txt"):
     import uvicorn
     from app import make_app
-    from kinds import classifier, search
+    from batching import MicroBatcher
+    from kinds import Kind, classifier, search
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     from textcls.retrieval.predictor import SearchPredictor
     from textcls.runtime.onnx_model import count_threads
     from textcls.runtime.predictor import Predictor
     from textcls.runtime.quantize import check_device, find_dtype
-except ImportError as missing:
-    print(f"the package {missing.name} is missing, expected `pip install -r deploy/simple_serving/requirements.txt`",
-          file=sys.stderr)
-    sys.exit(2)
-from batching import MicroBatcher
 
 BACKLOG, HEAD_SECONDS, KEEP_ALIVE_SECONDS = 2048, 10, 65
 MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests
@@ -60,7 +56,7 @@ QUIET_SECONDS = 1.0  # when shutting down, for requests that are on their way
 logger = logging.getLogger("serving")
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--export_dir", default="../../export", help="exported folder")
     parser.add_argument("--index_dir", help="index of a sentence encoder; None: the folder index in export_dir")
@@ -99,7 +95,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def set_up_logging():
+def set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -107,8 +103,8 @@ def set_up_logging():
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def listen(host, port):
-    """A listening socket. UserError where there can be none."""
+def listen(host: str, port: int) -> socket.socket:
+    """Make a listening socket. UserError where there can be none."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -177,7 +173,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; ends without losing a request. state: one attribute, draining."""
+    """uvicorn's server; ends without losing a request. draining: whether it is about to end."""
 
     draining = False
 
@@ -209,8 +205,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def open_model(args):
-    """The Kind of the model that --export_dir names: a classifier, or an encoder with the index that it searches. UserError."""
+def open_model(args: argparse.Namespace) -> Kind:
+    """Open the model that --export_dir names: a classifier, or an encoder with the index that it searches. UserError."""
     dtype = find_dtype(args.use_quantize, args.use_fp16)
     check_device(args.device, dtype)
     options = {"device": args.device, "device_id": args.device_id, "dtype": dtype, "num_threads": args.num_threads}
@@ -225,15 +221,15 @@ def open_model(args):
                                 allow_accuracy_drop=args.allow_accuracy_drop))
 
 
-def warm_up(kind, args, batch_size, slots):
+def warm_up(kind: Kind, args: argparse.Namespace, batch_size: int, slots: int) -> None:
     """Run the largest batches that can come, on all threads: memory is laid out once, nothing is slow later."""
     texts = ["暖" * args.max_text_length] + ["暖" * min(args.max_text_length, kind.max_seq_length)] * (batch_size - 1)
     with ThreadPoolExecutor(slots) as pool:
         list(pool.map(kind.run, [texts] * slots * 4, [[kind.Parameters()] * batch_size] * slots * 4))
 
 
-def make_server(args):
-    """The uvicorn server, still without its application."""
+def make_server(args: argparse.Namespace) -> Server:
+    """Make the server, still without its application."""
     return Server(uvicorn.Config(
         None, http=Protocol, log_config=None, access_log=False, lifespan="off", server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=args.drain_seconds,
@@ -252,7 +248,7 @@ def main():
     listening = listen(args.host, args.port)
     batcher = MicroBatcher(kind.run, batch_size, slots, args.max_queue)
     server = make_server(args)
-    server.config.app = make_app(batcher, kind, args, token, server)
+    server.config.app = make_app(batcher, kind, args, token, lambda: server.draining)
     if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
     host = f"[{args.host}]" if ":" in args.host else args.host

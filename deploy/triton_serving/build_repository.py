@@ -16,14 +16,20 @@ import logging
 import os
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING, Union
 
 from textcls.common import probabilities, texts
-from textcls.common.errors import UserError, run_script
+from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.common.options import add_device_options, check_calibration, make_parser, positive_int, refuse_calibration
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
+from textcls.runtime.exported import Export, read_export
 from textcls.runtime.quantize import SCHEMES, check_device, find_dtype
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CONFIGS = Path(HERE) / "configs"
@@ -39,7 +45,7 @@ parameters { key: "inter_op_thread_count", value: { string_value: "1" } }"""
 logger = logging.getLogger("predictor")
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--export_dir", default="../../export", help="exported folder, or prefix of the model in it")
     parser.add_argument("--model_repository", default=os.path.join(HERE, "models"), help="folder to write")
@@ -56,19 +62,15 @@ def parse_arguments():
     return args
 
 
-def load_model(args, dtype):
-    """Check the export and take the model out of it: (exported.Export, onnxruntime.InferenceSession, ONNX path or bytes).
+def load_model(args: Namespace, dtype: str) -> tuple[Export, "InferenceSession", Union[str, bytes]]:
+    """Check the export and take the model out of it, opened and as the path or the bytes of an ONNX model.
 
     Sets args.instance_count where it is None. UserError.
     """
-    try:
+    with needs_packages("deploy/triton_serving/requirements.txt"):
         from textcls.retrieval.encoder import load_exported
-        from textcls.runtime.exported import read_export
         from textcls.runtime.onnx_session import open_session
         from textcls.runtime.predictor import Predictor
-    except ImportError as error:
-        raise UserError(f"the package {error.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`"
-                        ) from None
     export = read_export(args.export_dir, output=None)
     converts_here = SCHEMES[dtype].device == "gpu"  # as the machine that builds need not have one
     opened = "fp32" if converts_here else dtype
@@ -88,8 +90,8 @@ def load_model(args, dtype):
     return export, session, model
 
 
-def make_configs(args, export, session):
-    """The config.pbtxt of all models, from the templates in configs/: dict of model name -> str.
+def make_configs(args: Namespace, export: Export, session: "InferenceSession") -> dict[str, str]:
+    """Fill the templates in configs/. Returns the config.pbtxt of each model, by its name.
 
     Names, types and dimensions are those of the ONNX model. Requests that wait are put together; the queue is bounded.
     """
@@ -112,7 +114,7 @@ def make_configs(args, export, session):
             for name, template in models.items()}
 
 
-def write_repository(folder, args, export, session, model):
+def write_repository(folder: str, args: Namespace, export: Export, session: "InferenceSession", model: Union[str, bytes]) -> None:
     """Fill an empty folder. model: path or bytes of the ONNX model."""
     configs = make_configs(args, export, session)
     for name, config in configs.items():
@@ -139,13 +141,13 @@ def write_repository(folder, args, export, session, model):
     write(os.path.join(folder, MARKER), json.dumps(made_of, ensure_ascii=False, indent=2).encode())
 
 
-def write(path, content):
+def write(path: str, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)
 
 
-def check_replaceable(path):
-    """UserError where a folder holds something that this script did not make."""
+def check_replaceable(path: str) -> None:
+    """Raise UserError where a folder holds something that this script did not make."""
     check_output_folder(path, "--model_repository")
     names = os.listdir(path) if os.path.isdir(path) else []
     found = {name for name in names if not name.startswith(STAGING)}  # which an earlier run leaves where it is killed

@@ -8,27 +8,23 @@ Reads   texts from the command line, or --data_file, one per line (-: standard i
 Prints  a block per text: text, label, confidence; or with --output_format jsonl a JSON object per text.
 """
 
-import sys
+from argparse import Namespace
 
 import numpy as np
 from seqcls import EXPECTED, MODEL, make_block, no_table, refused
 
-from textcls.common.errors import UserError, run_script
-from textcls.runtime.client import make_client_parser, run_client
+from textcls.common.errors import UserError, needs_packages, run_script
+from textcls.runtime.client import Ask, make_client_parser, run_client
 
-try:
+with needs_packages("deploy/triton_serving/requirements.txt"):
     from tritonclient.grpc import InferenceServerClient, InferInput
     from tritonclient.utils import InferenceServerException
-except ImportError as missing:
-    print(f"the package {missing.name} is missing, expected `pip install -r deploy/triton_serving/requirements.txt`, or "
-          "seqcls_http_client.py", file=sys.stderr)
-    sys.exit(2)
 
 SILENT = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.UNIMPLEMENTED")  # no Triton, or none in time
 
 
-def make_ask(args):
-    """The function that `run_client` wants, by gRPC."""
+def make_ask(args: Namespace) -> Ask:
+    """Make the function that `run_client` wants, by gRPC."""
     # a proxy of the environment would look for 127.0.0.1 on itself
     server = InferenceServerClient(args.url, channel_args=[("grpc.enable_http_proxy", 0)])
 

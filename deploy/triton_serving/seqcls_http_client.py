@@ -9,15 +9,16 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 """
 
 import json
+from argparse import Namespace
 
 from seqcls import EXPECTED, MODEL, make_block, no_table, refused
 
 from textcls.common.errors import UserError, run_script
-from textcls.runtime.client import make_client_parser, post_json, run_client
+from textcls.runtime.client import Ask, make_client_parser, post_json, run_client
 
 
-def make_ask(args):
-    """The function that `run_client` wants, by HTTP."""
+def make_ask(args: Namespace) -> Ask:
+    """Make the function that `run_client` wants, by HTTP."""
     def ask(texts):
         values = {"name": "INPUT", "datatype": "BYTES", "shape": [len(texts), 1], "data": texts}
         request = {"inputs": [values], "parameters": {"top_k": args.top_k}}
@@ -38,8 +39,8 @@ def make_ask(args):
     return ask
 
 
-def read_reason(status, content):
-    """What a refusal says. content: bytes."""
+def read_reason(status: int, content: bytes) -> str:
+    """Return what a refusal says."""
     try:
         return json.loads(content)["error"]
     except (ValueError, KeyError, TypeError):  # not from Triton

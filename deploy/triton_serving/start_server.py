@@ -23,6 +23,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from argparse import Namespace
 
 from textcls.common.errors import UserError, run_script
 from textcls.common.options import make_parser, positive_int
@@ -33,7 +34,7 @@ STACK_BYTES = 1 << 30  # of each of the server's threads, address space only
 PACKAGES = ("pytriton", "onnxruntime", "tokenizers", "numpy")
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--model_repository", default=os.path.join(HERE, "models"), help="folder that build_repository.py made")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine")
@@ -48,14 +49,14 @@ def parse_arguments():
     return args
 
 
-def check_repository(path):
-    """UserError where a folder is no repository that build_repository.py made."""
+def check_repository(path: str) -> None:
+    """Raise UserError where a folder is no repository that build_repository.py made."""
     if not os.path.isfile(os.path.join(path, "repository.json")):
         raise UserError(f"--model_repository {path}: no repository.json there, expected a folder that build_repository.py made")
 
 
-def find_address(args):
-    """The IPv4 address of --host, all that the server's HTTP part listens on. UserError, also where a port is taken there."""
+def find_address(args: Namespace) -> str:
+    """Find the IPv4 address of --host, all that the HTTP part listens on. UserError, also where a port is taken there."""
     try:
         address = socket.gethostbyname(args.host or "no name")  # the empty name would be all of the machine
     except (OSError, UnicodeError):
@@ -71,8 +72,8 @@ def find_address(args):
     return address
 
 
-def find_packages():
-    """Folder of the package pytriton. UserError where one of PACKAGES is missing."""
+def find_packages() -> str:
+    """Find the folder of the package pytriton. UserError where one of PACKAGES is missing."""
     specs = {name: importlib.util.find_spec(name) for name in PACKAGES}
     missing = [name.replace("pytriton", "nvidia-pytriton") for name, spec in specs.items() if spec is None]
     if missing:
@@ -81,7 +82,7 @@ def find_packages():
     return specs["pytriton"].submodule_search_locations[0]
 
 
-def make_backends(folder, server, environment):
+def make_backends(folder: str, server: str, environment: dict[str, str]) -> None:
     """Put the Python backend and the stand-in for the ONNX Runtime backend into `folder`. server: pytriton/tritonserver."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = os.path.join(server, "python_backend_stubs", version, "triton_python_backend_stub")
@@ -100,8 +101,8 @@ def make_backends(folder, server, environment):
                         "configure --enable-shared)")
 
 
-def server_command(args, address, server, backends):
-    """The command line; the Python backend's shared memory is named after the folder `backends`, so that it can be found."""
+def server_command(args: Namespace, address: str, server: str, backends: str) -> list[str]:
+    """Make the command line; the Python backend's shared memory is named after the folder `backends`, so that it can be found."""
     return [os.path.join(server, "bin", "tritonserver"), f"--model-repository={os.path.abspath(args.model_repository)}",
             f"--backend-directory={backends}", f"--http-address={address}", f"--http-port={args.http_port}",
             f"--grpc-address={address}", f"--grpc-port={args.grpc_port}", f"--metrics-address={address}",
@@ -110,7 +111,7 @@ def server_command(args, address, server, backends):
             f"--exit-timeout-secs={args.exit_seconds}", *args.server_options]
 
 
-def wait_for_end(process, address):
+def wait_for_end(process: "subprocess.Popen[bytes]", address: tuple[str, int]) -> int:
     """Wait until the server ends. Returns its exit code; 1 where it crashed before it listened on its HTTP address.
 
     Triton 2.51.0 now and then ends by SIGSEGV after a model that cannot be loaded, where it should end with code 1.
@@ -126,7 +127,7 @@ def wait_for_end(process, address):
     return 1
 
 
-def run_server(command, environment, address):
+def run_server(command: list[str], environment: dict[str, str], address: tuple[str, int]) -> int:
     """Run the server until it ends by itself or by SIGTERM or SIGINT, which it gets from here. Returns its exit code.
 
     address: (host, port) of its HTTP interface.

@@ -1,9 +1,11 @@
 """Errors that the user can mend: one at a time, or all problems of the files at once; and how a script ends."""
 
+import contextlib
 import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 MAX_REPORTED = 20  # problems printed in full; the rest are only counted
 
@@ -58,6 +60,16 @@ def exit_on_sigterm():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+
+
+@contextlib.contextmanager
+def needs_packages(requirements: str) -> Iterator[None]:
+    """End the process with code 2 where an import in the block fails. requirements: the file whose packages are needed."""
+    try:
+        yield
+    except ImportError as error:
+        print(f"the package {error.name} is missing, expected `pip install -r {requirements}`", file=sys.stderr)
+        sys.exit(2)
 
 
 class Problems:

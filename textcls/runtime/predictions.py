@@ -125,7 +125,7 @@ def open_stdout(**options: str) -> TextIO:
     """Return standard output, in UTF-8 whatever the terminal's encoding is. options: of `reconfigure`. UserError."""
     if sys.stdout is None:
         raise UserError("standard output is closed, expected somewhere to write to")
-    sys.stdout.reconfigure(encoding="utf-8", **options)
+    sys.stdout.reconfigure(encoding="utf-8", **options)  # type: ignore[union-attr]  # a TextIOWrapper in scripts
     return sys.stdout
 
 
