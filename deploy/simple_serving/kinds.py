@@ -125,8 +125,8 @@ def classifier(predictor: Predictor) -> Kind:
 
 
 def search(predictor: SearchPredictor) -> Kind:
-    """Make the Kind of a SearchPredictor. Each batch looks whether the index has changed; one opens the new index, and the others
-    go on with the old one until it is there."""
+    """Make the Kind of a SearchPredictor. Each batch looks whether the index has changed; one opens the new index, and the
+    others go on with the old one until it is there."""
     class Parameters(Strict):
         top_k: WholeNumber = Field(1, ge=1, le=MOST_LABELS, description="where the index has fewer labels: all of them")
         num_nearest: WholeNumber = Field(0, ge=0, le=MOST_NEAREST, description="how many of the nearest texts to give as reasons")
