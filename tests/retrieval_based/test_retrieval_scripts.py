@@ -243,8 +243,8 @@ def test_refusals(built, encoder_export, data, tmp_path):
     assert_user_error(run_here(build.main, *words), "label.txt: file not found", "train.txt:1: no tab")
     assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "expected a share between 0 and 1")
     assert_user_error(run_here(build.main, *words, "--hnsw_m", "1"), "--hnsw_m 1: expected 2 or more")
-    for folder, wrong in ((encoder_export, "is the encoder"), (data, "holds data.txt, a data file"), (tmp_path, "is the data folder"),
-                          (ROOT, "is the working folder")):
+    for folder, wrong in ((encoder_export, "is the encoder"), (data, "holds data.txt, a data file"),
+                          (tmp_path, "is the data folder"), (ROOT, "is the working folder")):
         assert_user_error(run_here(build.main, *words, "--index_dir", folder), f"--index_dir {folder}: {wrong}")
     assert not (data / "index.json").exists()
     for wrong in (["--index_dir", tmp_path / "train.txt/new"], ["--data_name", "x", "--output_dir", tmp_path / "train.txt"]):
