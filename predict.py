@@ -7,7 +7,8 @@
 
 Reads   dataset_dir/data.txt (one text per line), params_path (made by train.py).
 Writes  output_file in the order of the input. txt: header and `<text><tab><label>`; tsv and csv: label and probability of
-        the top_k classes in columns; jsonl: {"text", "label", "probability", "top_k": [{"label", "probability"}, ...]}.
+        the top_k classes in columns, xlsx: the same for Excel; jsonl: {"text", "label", "probability", "top_k": [{"label",
+        "probability"}, ...]}.
 """
 
 import contextlib
@@ -59,9 +60,9 @@ def main():
     args = parse_arguments()
     rank, ranks = int(os.environ.get("PADDLE_TRAINER_ID", 0)), int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
     from_stdin, to_stdout = args.data_file == "-", args.output_file == "-"
-    if ranks > 1 and (from_stdin or to_stdout):
-        raise UserError("--data_file - and --output_file - work in a single process, expected files under "
-                        "paddle.distributed.launch")
+    if ranks > 1 and (from_stdin or to_stdout or args.output_format == "xlsx"):
+        raise UserError("--data_file -, --output_file - and --output_format xlsx work in a single process, expected text files "
+                        "under paddle.distributed.launch")
     label_path = find_label_file(args)
     total = check_files(args, [label_path, args.params_path])
     select_device(args.device)

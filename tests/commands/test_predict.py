@@ -11,12 +11,14 @@ import sys
 import time
 
 import numpy as np
+import openpyxl
 import pytest
 
 from helpers import ROOT, assert_user_error, launch, read_lines, run, run_here, write_lines
 from predict import main
 from textcls.common.errors import UserError
 from textcls.data.files import compare_labels
+from textcls.data.tables import unescape
 from textcls.runtime.predictions import make_rows
 
 DATA = ROOT / "data"
@@ -90,6 +92,28 @@ def test_odd_texts_are_answered(checkpoint, tmp_path):
     with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows[1:]] == texts and all(row[1] in LABELS for row in rows[1:])
+
+
+def test_a_workbook_holds_texts_as_texts(checkpoint, tmp_path, monkeypatch):
+    """No text is a formula, a number or an error, and none is changed by what XML cannot hold."""
+    texts = ["=1+1", "=HYPERLINK(\"http://a.b\")", "+1", "-1", "@SUM(1)", "#N/A", "007", "1e5", "2024-05-01", "TRUE",
+             "  两边有空格  ", "a\rb", "\x01\x0b\x1f", "\ufffe", "_x0041_", "_x000D_", "😀", "<b>&amp;", "长" * 32767]
+    write_lines(tmp_path / "odd.txt", texts)
+    options = ["--dataset_dir", tmp_path, "--data_file", "odd.txt", "--output_format", "xlsx", "--top_k", 2]
+    predict(checkpoint, tmp_path / "out.xlsx", *options)
+    header, *rows = openpyxl.load_workbook(tmp_path / "out.xlsx")["answers"].iter_rows()
+    assert [cell.value for cell in header] == ["text", "label", "probability", "label_2", "probability_2"]
+    assert [unescape(row[0].value) for row in rows] == texts
+    for row in rows:
+        assert [cell.data_type for cell in row] == ["s", "s", "n", "s", "n"] and row[1].value in LABELS and 0 < row[2].value <= 1
+    write_lines(tmp_path / "odd.txt", ["好", "长" * 32768])
+    for output, message in ((tmp_path / "new.xlsx", "row 3: 32768 characters, expected at most 32767"),
+                            (tmp_path / "out.txt", "a name that ends in .xlsx"), ("-", "a name that ends in .xlsx")):
+        assert_user_error(run_here(main, "--params_path", checkpoint, "--output_file", output, *options), message)
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    process = run_here(main, "--params_path", checkpoint, "--output_file", tmp_path / "new.xlsx", *options)
+    assert_user_error(process, "the package openpyxl is missing, expected `pip install openpyxl`")
+    assert sorted(os.listdir(tmp_path)) == ["odd.txt", "out.xlsx"]
 
 
 def test_two_processes_write_one_ordered_file(checkpoint, tmp_path):

@@ -22,6 +22,7 @@ from textcls.data.splitting import BREAKS, Place, read_json_rows
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 STUDIO_EXTRAS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")  # in each row of JSON-MIN
 EXCEL_ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A")
+ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")  # how a workbook writes CR and what XML cannot hold
 UNCOMPUTED = "\0formula"  # stands for the value of a formula that no program has computed
 OLE_START = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # of old and of encrypted Office files
 SAVE_AS = "saved as .xlsx (in Excel or WPS: Save As, Excel Workbook)"
@@ -77,9 +78,7 @@ def shown(value: object) -> object:
 
     Lists and objects from JSON stay as they are: check_row judges them; only JSON-MIN's several choices become a list.
     """
-    if isinstance(value, str):
-        return value.replace("_x000D_", "\r")  # how a workbook writes this character
-    if isinstance(value, (list, dict)):
+    if isinstance(value, (str, list, dict)):
         return value["choices"] if isinstance(value, dict) and "choices" in value else value
     if isinstance(value, bool):
         return str(value).upper()
@@ -215,13 +214,18 @@ def sheet_rows(rows: Iterable[tuple], formulas: Optional[Iterator[tuple]]) -> It
     rows: of openpyxl's cells; formulas: the same cells with their formulas, None where there are none.
     """
     for number, cells in enumerate(rows, 1):
-        values = [cell.value for cell in cells]
+        values = [unescape(cell.value) for cell in cells]
         for index, formula in enumerate(next(formulas) if formulas else ()):
             # "str" is the type of an empty text that was computed
             if formula.data_type == "f" and values[index] is None and cells[index].data_type != "str":
                 values[index] = UNCOMPUTED
         if any(str(value).strip() for value in values if value is not None):
             yield number, values
+
+
+def unescape(value: object) -> object:
+    """The value of a cell, whose texts have some characters as _x000D_."""
+    return ESCAPE.sub(lambda match: chr(int(match[1], 16)), value) if isinstance(value, str) and "_x" in value else value
 
 
 def fill_merged(path: str, rows: Iterable[tuple[int, list[object]]],

@@ -15,6 +15,7 @@ from textcls.common.options import positive_int, probability, probability_or_aut
 from textcls.common.outputs import check_output, complete_file, is_stream
 from textcls.common.probabilities import DECIMALS, top_labels
 from textcls.data.files import read_texts
+from textcls.runtime.workbook import check_row_count, check_workbook, new_workbook
 
 CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
 UNDECIDED = "undecided"  # written where the highest probability is below --threshold
@@ -24,7 +25,7 @@ def add_output_options(parser, output_file, threshold_type=probability):
     """Add the options of the scripts that label a file of texts. output_file: the default."""
     parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
     parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
-    parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl"])
+    parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl", "xlsx"])
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
     auto = "; auto: the one that was found on dev.txt" if threshold_type is probability_or_auto else ""
     parser.add_argument("--threshold", type=threshold_type, default=0.0,
@@ -34,7 +35,7 @@ def add_output_options(parser, output_file, threshold_type=probability):
 def check_output_options(parser, args):
     """End with the parser's error where the options of `add_output_options` do not fit together."""
     if args.top_k > 1 and args.output_file and args.output_format == "txt":
-        parser.error("--top_k needs --output_format tsv, csv or jsonl: txt holds one label per text")
+        parser.error("--top_k needs --output_format tsv, csv, jsonl or xlsx: txt holds one label per text")
 
 
 def check_labels(args, labels):
@@ -74,7 +75,12 @@ def check_files(args, inputs: list[str]) -> Optional[int]:
     """
     if args.output_file not in (None, "-"):
         check_output(args.output_file, [input_path(args), *inputs], args.dataset_dir)
-    return None if args.data_file == "-" else count_texts(input_path(args))
+    if args.output_format == "xlsx":
+        check_workbook(args.output_file)
+    count = None if args.data_file == "-" else count_texts(input_path(args))
+    if count and args.output_format == "xlsx":
+        check_row_count(count + 1)
+    return count
 
 
 def label_texts(args, total: Optional[int], rows_of: Callable, rank: int = 0, ranks: int = 1) -> Iterator:
@@ -131,10 +137,12 @@ def open_stdout(**options: str) -> TextIO:
 
 @contextlib.contextmanager
 def open_output(args):
-    """The text stream that args.output_file names (-: standard output), the header already written."""
+    """What args.output_file names (-: standard output), a text stream or a Sheet, the header already written."""
     first = header(args)
     if args.output_file == "-":
         stream = contextlib.nullcontext(open_stdout(newline=""))
+    elif args.output_format == "xlsx":
+        stream = new_workbook(args.output_file)
     else:
         stream = complete_file(args.output_file, newline="")
     with stream as output:
@@ -143,7 +151,7 @@ def open_output(args):
 
 
 def header(args):
-    """The first line of txt, tsv and csv as columns; None for jsonl."""
+    """The first row of txt, tsv, csv and xlsx as columns; None for jsonl."""
     if args.output_format == "jsonl":
         return None
     columns = ["text", "label"] + (["probability"] if args.output_format != "txt" else [])
@@ -178,9 +186,10 @@ def make_row(text, top, args):
                 "top_k": [{"label": name, "probability": value} for name, value in top]}
     if args.output_format == "txt":
         return [text, label]
-    columns = [text, label, f"{top[0][1]:.6f}"]
+    number = float if args.output_format == "xlsx" else "{:.6f}".format
+    columns = [text, label, number(top[0][1])]
     for name, value in top[1:]:
-        columns += [name, f"{value:.6f}"]
+        columns += [name, number(value)]
     return columns
 
 
@@ -190,5 +199,7 @@ def write_rows(output, rows, args):
         output.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     elif args.output_format == "csv":
         csv.writer(output).writerows(rows)  # its CR LF also makes it quote texts with a lone CR
+    elif args.output_format == "xlsx":
+        output.writerows(rows)
     else:
         output.writelines("\t".join(row) + "\n" for row in rows)
