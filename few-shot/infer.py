@@ -11,7 +11,7 @@ Prints  for each text `input data: <text>`, `labels: <label>` and a line of dash
 import os
 
 from textcls.common.errors import Problems, run_script
-from textcls.common.options import add_device_options, check_calibration, make_parser, positive_int
+from textcls.common.options import add_device_options, add_obsolete_options, check_calibration, make_parser, positive_int
 from textcls.data.files import read_texts
 from textcls.runtime.predictor import Predictor
 from textcls.runtime.quantize import find_dtype
@@ -20,7 +20,7 @@ from textcls.runtime.quantize import find_dtype
 def parse_arguments():
     parser = make_parser(__doc__)
     parser.add_argument("--model_path_prefix", required=True, help="exported model, such as checkpoints/export/model")
-    parser.add_argument("--model_name", help="kept for old command lines: the export holds all that is needed")
+    add_obsolete_options(parser, "--model_name")
     parser.add_argument("--data_dir", default="./data/", help="folder with data.txt")
     parser.add_argument("--max_length", type=int, help="longest text with its prompt, in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=200, help="texts per batch")

@@ -83,8 +83,6 @@ class ModelArguments:
     pretrain_epochs: float = field(default=1.0, metadata={"help": "Times that it sees them."})
     calibrate: bool = field(default=True, metadata={"help": "Begin without a liking for certain labels: take off the mean logits "
                                                     "of data.txt, or else of the training texts."})
-    export_type: str = field(default="paddle", metadata={"help": "Kept for old command lines: both forms are always written.",
-                                                         "choices": ["paddle", "onnx"]})
 
 
 @dataclass
@@ -332,7 +330,8 @@ def save_encoder(checkpoint, folder):
 
 
 def main():
-    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, PromptTuningArguments), __doc__)
+    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, PromptTuningArguments), __doc__,
+                                                    ("--export_type",))
     if not (args.do_train or args.do_eval or args.do_predict or args.do_export):
         raise UserError(NEXT_STEPS)
     args.device = select_device(args.device)

@@ -13,7 +13,7 @@ Both forms are run and compared with the checkpoint before anything appears in o
 
 from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import make_parser
+from textcls.common.options import add_obsolete_options, make_parser
 from textcls.common.outputs import check_output_folder, complete_folder
 from textcls.export.deployment import remove_older, write_deployment
 from textcls.models.checkpoints import load_sentence_encoder
@@ -25,7 +25,7 @@ def parse_arguments():
     parser = make_parser(__doc__)
     parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by retrieval_based/train.py")
     parser.add_argument("--output_path", default="./output", help="folder for the exported encoder")
-    parser.add_argument("--model_name_or_path", help="kept for old command lines: the checkpoint says which model it is")
+    add_obsolete_options(parser, "--model_name_or_path")
     parser.add_argument("--output_emb_size", type=int, help="length of the vectors; None: that of the checkpoint")
     return parser.parse_args()
 

@@ -13,7 +13,7 @@ Writes  output_file in the order of the input, as predict.py of the suite does; 
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import add_encoder_options, make_parser, positive_int, probability_or_auto
+from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, positive_int, probability_or_auto
 from textcls.data.files import read_lines
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.predictor import SearchPredictor
@@ -42,8 +42,7 @@ def parse_arguments():
     add_encoder_options(parser)
     parser.add_argument("--num_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
     parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU, an export)")
-    for name in ("--output_emb_size", "--model_name_or_path", "--pad_to_max_seq_len"):
-        parser.add_argument(name, nargs="?", help="accepted for old command lines, without effect: the encoder knows")
+    add_obsolete_options(parser, "--output_emb_size", "--model_name_or_path", "--pad_to_max_seq_len")
     args = parser.parse_args()
     check_output_options(parser, args)
     if args.num_nearest < 0 or (args.num_nearest and args.output_format != "jsonl"):

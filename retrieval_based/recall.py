@@ -17,7 +17,7 @@ import numpy as np
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, make_parser, positive_int
+from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, positive_int
 from textcls.common.outputs import check_output, complete_file
 from textcls.common.texts import LINE, TEXT
 from textcls.data.files import read_lines
@@ -36,8 +36,7 @@ def parse_arguments():
     parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")
     parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text; of a smaller corpus all")
     add_encoder_options(parser)
-    for name in ("--output_emb_size", "--model_name_or_path", "--hnsw_m", "--hnsw_ef", "--hnsw_max_elements"):
-        parser.add_argument(name, help="accepted for old command lines, without effect: the encoder knows, and search is exact")
+    add_obsolete_options(parser, "--output_emb_size", "--model_name_or_path", "--hnsw_m", "--hnsw_ef", "--hnsw_max_elements")
     return parser.parse_args()
 
 

@@ -45,7 +45,8 @@ from textcls.training.resume import (
 from textcls.training.sentence_training import RECALLS, SentenceTrainer, metric_names, tokenize_labels
 from textcls.training.trainer import check_training_arguments, parse_dataclasses
 
-KEPT = "Kept for old command lines, without effect: "
+WITHOUT_EFFECT = ("--recall_result_dir", "--recall_result_file", "--evaluate_result", "--recall_num", "--hnsw_m", "--hnsw_ef",
+                  "--hnsw_max_elements")
 
 
 @dataclass
@@ -73,13 +74,6 @@ class DataArguments:
     corpus_file: Optional[str] = field(default=None, metadata={"help": "Label file; default: data_dir/label.txt."})
     max_seq_length: Optional[int] = field(default=None, metadata={
         "help": f"Longest text in tokens; longer texts are cut. Default: that of a trained model, else {DEFAULT_LENGTH}."})
-    recall_result_dir: Optional[str] = field(default=None, metadata={"help": KEPT + "recall.py writes what was recalled."})
-    recall_result_file: Optional[str] = field(default=None, metadata={"help": KEPT + "see --recall_result_dir."})
-    evaluate_result: Optional[str] = field(default=None, metadata={"help": KEPT + "eval_results.json in output_dir has it."})
-    recall_num: Optional[int] = field(default=None, metadata={"help": KEPT + "recall@1, 5, 10 and 20 are measured."})
-    hnsw_m: Optional[int] = field(default=None, metadata={"help": KEPT + "the search in the training is exact."})
-    hnsw_ef: Optional[int] = field(default=None, metadata={"help": KEPT + "see --hnsw_m."})
-    hnsw_max_elements: Optional[int] = field(default=None, metadata={"help": KEPT + "see --hnsw_m."})
 
 
 @dataclass
@@ -206,7 +200,7 @@ def check_resumed(resume_point, args, checkpoint, label_path, num_rows):
 
 
 def main():
-    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, SentenceArguments), __doc__)
+    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, SentenceArguments), __doc__, WITHOUT_EFFECT)
     args.device = select_device(args.device)
     check_arguments(model_args, data_args, args)
     resume_point = find_resume_point(args)

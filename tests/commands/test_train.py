@@ -96,6 +96,7 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     ({"save_strategy": "steps"}, ["save and eval strategy to match"]),
     ({"learning_rate": "fast"}, ["invalid float value: 'fast'"]),
     ({"no_such_option": "1"}, ["unknown option --no_such_option 1"]),
+    ({"hybrid_parallel_topo_order": "x"}, ["train.py: expected --hybrid_parallel_topo_order in ["]),
     ({"label_smoothing": "1.5"}, ["--label_smoothing 1.5: out of range"]),
     ({"per_device_train_batch_size": 0}, ["--per_device_train_batch_size 0"]),
     ({"fp16": ""}, ["--fp16 needs a GPU"]),

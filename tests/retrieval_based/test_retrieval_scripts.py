@@ -185,7 +185,9 @@ def test_recalled_lines_are_written_and_evaluated(encoder_export, data, tmp_path
     options = ["--params_path", old_path, "--similar_text_pair_file", data / "dev.txt", "--recall_num", "5",
                "--output_emb_size", "0", "--hnsw_m", "100", "--hnsw_ef", "100", "--batch_size", "64",
                "--max_seq_length", "60", "--recall_result_dir", tmp_path]
-    assert run_here(recall.main, "--corpus_file", data / "train.txt", *options).returncode == 0
+    process = run_here(recall.main, "--corpus_file", data / "train.txt", *options)
+    assert process.returncode == 0 and process.stderr.count("has no effect") == 3
+    assert "--hnsw_ef has no effect: this search is exact." in process.stderr
     rows = [line.split("\t") for line in read_lines(tmp_path / "recall_result_file")]
     pairs = [line.split("\t") for line in read_lines(data / "dev.txt")]
     assert [row[0] for row in rows] == [text for text, _ in pairs for _ in range(5)]

@@ -4,9 +4,22 @@ import argparse
 import os
 import platform
 import re
-from typing import Union
+from typing import Optional, Union
 
 from textcls.common.errors import UserError
+from textcls.common.log import get_logger
+
+# options of older command lines, still taken but without effect -> why
+OBSOLETE = {
+    "--model_name": "the export holds all that is needed",
+    "--model_name_or_path": "the encoder's folder says which model it is",
+    "--output_emb_size": "the encoder's folder says how long its vectors are",
+    "--pad_to_max_seq_len": "texts are padded to the longest of their batch",
+    "--use_tensorrt": "an export runs by ONNX Runtime", "--enable_mkldnn": "an export runs by ONNX Runtime",
+    "--export_type": "both forms are always written",
+    "--recall_result_dir": "recall.py writes what is recalled", "--recall_result_file": "recall.py writes what is recalled",
+    "--evaluate_result": "eval_results.json in output_dir has it", "--recall_num": "recall@1, 5, 10 and 20 are measured",
+    "--hnsw_m": "this search is exact", "--hnsw_ef": "this search is exact", "--hnsw_max_elements": "an index has no such limit"}
 
 
 def positive_int(text):
@@ -68,6 +81,23 @@ class ShowVersions(argparse.Action):
                 continue
         print(", ".join(versions))
         parser.exit()
+
+
+class Obsolete(argparse.Action):
+    """An option of OBSOLETE: takes a value or none, keeps nothing, and says so in the log where it is given."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object,
+                 option_string: Optional[str] = None) -> None:
+        get_logger().warning(f"{option_string} has no effect: {OBSOLETE[str(option_string)]}.")
+
+
+def add_obsolete_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Let a script take options of older command lines that have no effect. names: keys of OBSOLETE."""
+    for name in names:
+        parser.add_argument(name, action=Obsolete, help=f"without effect: {OBSOLETE[name]}")
 
 
 def add_version_option(parser):

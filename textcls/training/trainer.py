@@ -12,7 +12,7 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger, progress_bar, without_library_log
-from textcls.common.options import add_version_option
+from textcls.common.options import add_obsolete_options, add_version_option
 from textcls.common.outputs import STAGING, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import pad_batch
@@ -28,10 +28,10 @@ COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient
           "logging_steps", "eval_accumulation_steps")
 
 
-def parse_dataclasses(classes, description):
+def parse_dataclasses(classes, description, obsolete=()):
     """Read a script's options from the command line, or from a JSON file named first. Returns one object per class.
 
-    Raises UserError.
+    obsolete: options that are taken without effect, of OBSOLETE in textcls/common/options.py. Raises UserError.
     """
     script = os.path.basename(sys.argv[0])
 
@@ -40,6 +40,7 @@ def parse_dataclasses(classes, description):
 
     parser = PdArgumentParser(classes, allow_abbrev=False, description=description.splitlines()[0])
     add_version_option(parser)
+    add_obsolete_options(parser, *obsolete)
     parser.error = refuse  # instead of the usage of 150 options
     arguments = sys.argv[1:]
     if arguments and arguments[0].endswith(".json"):
@@ -52,7 +53,8 @@ def parse_dataclasses(classes, description):
         *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
                                                               look_for_args_file=False)
     except (ValueError, AssertionError) as error:  # from TrainingArguments' own checks
-        raise UserError(f"{script}: {error}") from None
+        condition = traceback.extract_tb(error.__traceback__)[-1].line or ""  # some of them say nothing else
+        raise UserError(f"{script}: {str(error) or condition.replace('assert self.', 'expected --')}") from None
     if unknown:
         refuse(f"unknown option {' '.join(unknown)}")
     return parsed
