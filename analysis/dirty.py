@@ -31,15 +31,7 @@ from textcls.analysis.label_errors import (
 )
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import (
-    add_cache_option,
-    add_model_options,
-    add_train_file_option,
-    find_label_file,
-    make_parser,
-    positive_int,
-    seed_number,
-)
+from textcls.common.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
 from textcls.common.outputs import check_outputs, complete_file
 from textcls.data.files import read_labelled, read_lines, write_rows
 from textcls.models.device import select_device
@@ -53,9 +45,7 @@ def parse_arguments():
     parser = make_parser(
         __doc__, epilog="With --fold_model finetune or both, options not listed here go to train.py (--learning_rate 5e-4 ...); "
         "its --do_eval reads dataset_dir/dev.txt. Names of data and output files are within dataset_dir.")
-    add_model_options(parser)
-    add_train_file_option(parser)
-    add_cache_option(parser)
+    add_model_options(parser, train_file=True, cache_dir=True)
     parser.add_argument("--method", choices=["confident", "representer"], default="confident",
                         help="confident: models that have not seen the row judge its label; representer: the checkpoint's last "
                              "layer is fitted again, and a row that it needs much force to fit is suspicious")

@@ -12,7 +12,7 @@ Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong dev text per line;
 from textcls.analysis.evaluation_report import score_splits, train_baseline, write_report
 from textcls.common.errors import run_script
 from textcls.common.log import get_logger
-from textcls.common.options import add_dev_file_option, add_model_options, add_train_file_option, find_label_file, make_parser
+from textcls.common.options import add_model_options, find_label_file, make_parser
 from textcls.common.outputs import check_output, check_output_folder, complete_file
 from textcls.data.tokens import tokenize
 from textcls.models.device import select_device
@@ -23,9 +23,7 @@ from textcls.training.scoring import find_bad_cases
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_model_options(parser)
-    add_train_file_option(parser)
-    add_dev_file_option(parser)
+    add_model_options(parser, train_file=True, dev_file=True)
     parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong dev texts go")
     parser.add_argument("--bad_case_confidence", action="store_true", help="add the column Confidence to bad_case_file")
     parser.add_argument("--report_dir", help="folder for metrics.json, pictures and report.html")

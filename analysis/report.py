@@ -22,15 +22,7 @@ from textcls.analysis.label_errors import find_label_errors
 from textcls.analysis.words import make_segments
 from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import (
-    add_cache_option,
-    add_dev_file_option,
-    add_model_options,
-    add_train_file_option,
-    make_parser,
-    positive_int,
-    seed_number,
-)
+from textcls.common.options import add_model_options, make_parser, positive_int, seed_number
 from textcls.common.outputs import check_output_folder
 from textcls.common.probabilities import softmax
 from textcls.models.device import select_device
@@ -43,10 +35,7 @@ NUM_NEAREST = 3  # training rows shown per text, and those whose similarity deci
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_model_options(parser)
-    add_train_file_option(parser)
-    add_dev_file_option(parser)
-    add_cache_option(parser)
+    add_model_options(parser, train_file=True, dev_file=True, cache_dir=True)
     parser.add_argument("--report_dir", default="report", help="folder of report.html")
     parser.add_argument("--interpreter", choices=list(STEPS), default="ig", help="how words are shaded, see word_interpret.py")
     parser.add_argument("--num_cases", type=positive_int, default=100,

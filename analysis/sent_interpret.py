@@ -20,15 +20,7 @@ from textcls.analysis.influence import METHODS, find_influences
 from textcls.analysis.texts_to_explain import read_rows
 from textcls.common.errors import run_script
 from textcls.common.log import get_logger
-from textcls.common.options import (
-    add_cache_option,
-    add_model_options,
-    add_train_file_option,
-    find_label_file,
-    make_parser,
-    positive_int,
-    seed_number,
-)
+from textcls.common.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
 from textcls.common.outputs import check_outputs, complete_file
 from textcls.data.files import read_labelled
 from textcls.models.device import select_device
@@ -37,9 +29,7 @@ from textcls.models.loading import load_with_data
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_model_options(parser)
-    add_train_file_option(parser)
-    add_cache_option(parser)
+    add_model_options(parser, train_file=True, cache_dir=True)
     parser.add_argument("--interpret_input_file", default="bad_case.txt", help="texts to explain")
     parser.add_argument("--interpret_result_file", default="sent_interpret.txt", help="where the blocks of text go")
     parser.add_argument("--jsonl_file", default="sent_interpret.jsonl", help="where the same goes as JSON, a line per text")

@@ -29,15 +29,7 @@ from textcls.analysis.duplicates import comparison_key
 from textcls.analysis.features import cached_features, nearest_rows, normalize, sparse_scores
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import (
-    add_cache_option,
-    add_model_options,
-    add_train_file_option,
-    find_label_file,
-    make_parser,
-    positive_int,
-    seed_number,
-)
+from textcls.common.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
 from textcls.common.outputs import check_outputs, complete_file
 from textcls.data.files import read_lines, read_texts
 from textcls.models.device import select_device
@@ -63,9 +55,7 @@ class Support(NamedTuple):
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    add_model_options(parser)
-    add_train_file_option(parser)
-    add_cache_option(parser)
+    add_model_options(parser, train_file=True, cache_dir=True)
     parser.add_argument("--dev_file", default="dev.txt", help="where sparse texts are looked for; better a held-out part of "
                         "the training data than the file that accuracy is reported on")
     parser.add_argument("--annotate", action="store_true", help="look for support in unlabeled_file, to be labelled by hand")

@@ -13,7 +13,6 @@ Writes  output_dir/seed-N/NAME/: data files, checkpoint and metrics.json of each
         output_dir/results.tsv and the same table on standard output.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
 from textcls.models.weights import WEIGHTS
+from textcls.runtime.exported import sha256
 from textcls.training.scoring import score
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -148,8 +148,7 @@ def check_options(args):
     files = [os.path.join(args.source_dir, name) for name in ("train.txt", "dev.txt", "label.txt")]
     files += [os.path.join(args.model_name_or_path, name) for name in ("config.json", "vocab.txt", WEIGHTS)]
     for name in filter(os.path.isfile, files):
-        with open(name, "rb") as file:
-            options[name] = hashlib.sha256(file.read()).hexdigest()
+        options[name] = sha256(name)
     if os.path.isfile(path) and read_json(path) != options:
         raise UserError(f"{path}: this folder was made with other options, data or another model, expected the same, or another "
                         "--output_dir")

@@ -28,7 +28,7 @@ from textcls.analysis.label_errors import (
     train_checkpoint,
 )
 from textcls.common.errors import Problems, UserError, run_script
-from textcls.common.options import add_model_options, add_train_file_option, make_parser, positive_int, seed_number
+from textcls.common.options import add_model_options, make_parser, positive_int, seed_number
 from textcls.data.files import read_labelled
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
@@ -39,8 +39,7 @@ METHODS = ("tfidf", "finetune", "both", "representer")
 
 def parse_arguments():
     parser = make_parser(__doc__, epilog="Options not listed here go to train.py.")
-    add_model_options(parser)
-    add_train_file_option(parser)
+    add_model_options(parser, train_file=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["tfidf"],
                         help="representer here trains a model on all rows, wrong labels included")
     parser.add_argument("--ranking", nargs="+", choices=["self_confidence", "normalized_margin"], default=["self_confidence"],

@@ -17,9 +17,9 @@ from textcls.common.log import get_logger, progress_bar
 from textcls.common.outputs import complete_file
 from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import Checkpoint
-from textcls.models.configs import config_path
 from textcls.models.inference import predict_features
 from textcls.models.weights import WEIGHTS
+from textcls.runtime.exported import sha256
 
 QUERIES = 256  # texts compared with all training rows at once: 100 MB of scores for 100,000 rows
 
@@ -57,15 +57,12 @@ def cached_features(checkpoint: Checkpoint, params_path: str, texts: list[str], 
 
 def features_key(checkpoint: Checkpoint, params_path: str, texts: list[str]) -> str:
     """Name a cached file: SHA-256 over everything that decides on the features of these texts."""
-    digest = hashlib.sha256(f"1 {checkpoint.max_seq_length} ".encode())
-    for name in (WEIGHTS, os.path.basename(config_path(params_path)), "vocab.txt", "tokenizer.json", "tokenizer_config.json",
+    digest = hashlib.sha256(f"2 {checkpoint.max_seq_length} ".encode())
+    for name in (WEIGHTS, "config.json", "model_config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
                  "sentencepiece.bpe.model"):
         path = os.path.join(params_path, name)
         if os.path.isfile(path):
-            digest.update(name.encode())
-            with open(path, "rb") as file:
-                for block in iter(lambda: file.read(1 << 20), b""):
-                    digest.update(block)
+            digest.update(f"{name} {sha256(path)} ".encode())
     for text in texts:
         digest.update(text.encode() + b"\n")
     return digest.hexdigest()[:32]

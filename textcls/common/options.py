@@ -112,26 +112,21 @@ def make_parser(doc, **options):
     return parser
 
 
-def add_train_file_option(parser):
-    parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
-
-
-def add_dev_file_option(parser):
-    parser.add_argument("--dev_file", default="dev.txt", help="development file in dataset_dir")
-
-
-def add_cache_option(parser):
-    parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for features of texts; "": keep none')
-
-
-def add_model_options(parser):
-    """Add the options of the scripts that run a trained model on the files of a data folder."""
+def add_model_options(parser: argparse.ArgumentParser, train_file: bool = False, dev_file: bool = False,
+                      cache_dir: bool = False) -> None:
+    """Add the options of the scripts that run a trained model on the files of a data folder, and those of the three asked for."""
     parser.add_argument("--device", help="cpu, gpu, gpu:N, xpu or npu; None: the GPU if there is one, else the CPU")
     parser.add_argument("--dataset_dir", default="./data", help="folder of the data files")
     parser.add_argument("--params_path", default="./checkpoint/", help="checkpoint made by train.py")
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
     parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the checkpoint")
+    if train_file:
+        parser.add_argument("--train_file", default="train.txt", help="training file in dataset_dir")
+    if dev_file:
+        parser.add_argument("--dev_file", default="dev.txt", help="development file in dataset_dir")
+    if cache_dir:
+        parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for features of texts; "": keep none')
 
 
 def add_encoder_options(parser):

@@ -3,7 +3,7 @@
 import array
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class TokenizedTexts:
         return self.select(np.argsort(-self.lengths, kind="stable"))
 
 
-def tokenize(texts: Sequence[str], encode: Callable[[Sequence[str]], Sequence[Sequence[int]]],
+def tokenize(texts: list[str], encode: Callable[[list[str]], Sequence[Sequence[int]]],
              labels: Optional[np.ndarray] = None, description: str = "Tokenizing") -> TokenizedTexts:
     """Tokenize a list of str with an encoder of `make_encoder`; returns TokenizedTexts."""
     ids, lengths = array.array("i"), array.array("q", [0])
@@ -65,7 +65,7 @@ def tokenize(texts: Sequence[str], encode: Callable[[Sequence[str]], Sequence[Se
     return TokenizedTexts(np.frombuffer(ids, np.int32), np.cumsum(np.frombuffer(lengths, np.int64)), labels)
 
 
-def pad_batch(rows: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
+def pad_batch(rows: Sequence[Union[Sequence[int], np.ndarray]], pad_id: int) -> np.ndarray:
     """Pad a list of id sequences to the longest of them: int64 [len(rows), longest]."""
     batch = np.full((len(rows), max(map(len, rows))), pad_id, dtype=np.int64)
     for index, row in enumerate(rows):
