@@ -95,7 +95,7 @@ def load_model(name_or_path: str, head: str = "SequenceClassification", strict: 
     return prepare(model)
 
 
-def _load_built_in(auto_model: type, name: str, ignore_mismatched_sizes: bool, config_changes: dict[str, Any],
+def _load_built_in(auto_model: "type[PretrainedModel]", name: str, ignore_mismatched_sizes: bool, config_changes: dict[str, Any],
                    sentence_options: Optional[SentenceOptions]) -> "PretrainedModel":
     with explain_download(name):
         model = auto_model.from_pretrained(name, ignore_mismatched_sizes=ignore_mismatched_sizes, **config_changes)
@@ -130,7 +130,7 @@ def _explain_building(folder: str) -> Iterator[None]:
                         "complete folder of an ERNIE, ERNIE-M or BERT model") from error
 
 
-def _load_other(auto_model: type, folder: str, path: Optional[str], ignore_mismatched_sizes: bool,
+def _load_other(auto_model: "type[PretrainedModel]", folder: str, path: Optional[str], ignore_mismatched_sizes: bool,
                 config_changes: dict[str, Any]) -> "PretrainedModel":
     """Load a model of a family that is not in FAMILIES, as PaddleNLP takes it: nobody has looked at what it needs."""
     if path != os.path.join(folder, WEIGHTS):

@@ -131,9 +131,9 @@ def read_checkpoint_labels(folder: str, config: dict[str, Any], label_path: Opti
         if not all(str(index).isdecimal() for index in config["id2label"]):
             raise UserError(f"{folder}: the keys of id2label in its config.json are not class ids, expected 0, 1, 2, ...")
         id2label = {int(index): label for index, label in config["id2label"].items()}
-        labels: list[str] = [id2label.get(index) for index in range(len(id2label))]
-        if not all(isinstance(label, str) for label in labels):
+        if not all(isinstance(id2label.get(index), str) for index in range(len(id2label))):
             raise UserError(f"{folder}: id2label in its config.json does not name every class, expected {{\"0\": label, ...}}")
+        labels = [id2label[index] for index in range(len(id2label))]
     elif os.path.isfile(saved_path) or (label_path and os.path.isfile(label_path)):
         labels = read_labels(saved_path if os.path.isfile(saved_path) else label_path)
         get_logger().warning(f"{folder}: its config names no labels; taking them from label.txt.")

@@ -15,12 +15,14 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Collection, Iterator
+from typing import Any, TextIO
 
 from textcls.common.log import make_formatter
 from textcls.common.outputs import STAGING
 
 
-def _prepare_process():
+def _prepare_process() -> None:
     """Set what Paddle (2.6.2, 3.3.1) needs before its first import; values that the user has set are left alone.
 
     - zlib: libpaddle.so exports its own zlib symbols; where Python's zlib is a shared extension, decompression then
@@ -36,7 +38,7 @@ def _prepare_process():
             ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)
     ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", 1))
     if "OMP_NUM_THREADS" not in (_launcher_environ() if "PADDLE_LOCAL_SIZE" in os.environ else os.environ):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
     with contextlib.suppress(OSError):
         with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
@@ -45,8 +47,8 @@ def _prepare_process():
             os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "7" if "avx512bw" in cpu else "5")
 
 
-def _launcher_environ():
-    """Environment that `paddle.distributed.launch` was started with: its own import of Paddle sets OMP_NUM_THREADS=1
+def _launcher_environ() -> Collection[str]:
+    """Names in the environment that `paddle.distributed.launch` was started with: its own import of Paddle sets OMP_NUM_THREADS=1
     for the ranks, which must not be mistaken for the user's choice."""
     try:
         with open(f"/proc/{os.getppid()}/environ", "rb") as environ:
@@ -60,32 +62,32 @@ class _WithoutNoise:
 
     noise = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS WISELY")
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO):
         self.stream, self.dropped = stream, False
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         if not (text.startswith(self.noise) or (self.dropped and text == "\n")):
             self.stream.write(text)
         self.dropped = text.startswith(self.noise)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
 @contextlib.contextmanager
-def quiet_import():
+def quiet_import() -> Iterator[None]:
     """Hide the warnings that importing Paddle and its packages prints on every start.
 
     Paddle 2.6.2 warns about OMP_NUM_THREADS > 1 (meant for OpenBLAS builds; the PyPI wheels use MKL), setuptools about
     distutils. Neither says anything a user could act on.
     """
-    with warnings.catch_warnings(), contextlib.redirect_stderr(_WithoutNoise(sys.stderr)):
+    with warnings.catch_warnings(), contextlib.redirect_stderr(_WithoutNoise(sys.stderr)):  # type: ignore[type-var]
         warnings.simplefilter("ignore")
         yield
 
 
 @contextlib.contextmanager
-def _kept_signals():
+def _kept_signals() -> Iterator[None]:
     """Put the process's own answers to SIGTERM and SIGHUP back, which Paddle takes over when it is imported."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers}
@@ -95,7 +97,7 @@ def _kept_signals():
             signal.signal(number, handler)
 
 
-def _import_paddlenlp():
+def _import_paddlenlp() -> None:
     """Import PaddleNLP without the parts that nothing here uses; leave it out where it is not installed.
 
     The `paddlenlp/__init__.py` of 2.8.1 imports everything (taskflow, datasets, servers ...): 3 s of CPU time more at
@@ -107,7 +109,7 @@ def _import_paddlenlp():
     if spec is None or "paddlenlp" in sys.modules:
         return
     package = sys.modules["paddlenlp"] = importlib.util.module_from_spec(spec)
-    package.__version__ = importlib.metadata.version("paddlenlp")
+    package.__version__ = importlib.metadata.version("paddlenlp")  # type: ignore[attr-defined]
     import paddlenlp.data
     import paddlenlp.version  # noqa: F401  which the Trainer logs
     from paddlenlp.utils.log import logger

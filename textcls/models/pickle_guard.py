@@ -2,6 +2,7 @@
 
 import functools
 import pickletools
+from typing import Any, Optional
 
 from textcls.common.errors import UserError
 from textcls.models.paddle_setup import paddle
@@ -16,13 +17,15 @@ PICKLE_GLOBALS = {
 PICKLE_STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 
 
-def check_pickle(path):
+def check_pickle(path: str) -> None:
     """Raise UserError unless unpickling the file could only build what Paddle itself writes (see PICKLE_GLOBALS).
 
     Reads the opcodes without running them. An import whose name is not spelled out right before it is refused too.
     """
     expected = "a file that paddle.save wrote; do not load files from sources you do not trust"
-    recent, memo, found = [], {}, None
+    found: Optional[str] = None
+    recent: list[Optional[str]] = []
+    memo: dict[object, Optional[str]] = {}
     try:
         with open(path, "rb") as file:
             for opcode, argument, _ in pickletools.genops(file):
@@ -35,7 +38,7 @@ def check_pickle(path):
                 if name in ("INST", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"):
                     found = name
                 elif name in ("GLOBAL", "STACK_GLOBAL"):
-                    reference = argument.split(" ", 1) if name == "GLOBAL" else recent[-2:]
+                    reference = str(argument).split(" ", 1) if name == "GLOBAL" else recent[-2:]
                     if tuple(reference) not in PICKLE_GLOBALS:
                         found = ".".join(str(part) for part in reference)
                 if found:
@@ -50,12 +53,12 @@ def check_pickle(path):
 
 
 @functools.cache
-def guard_paddle_load():
+def guard_paddle_load() -> None:
     """Make every `paddle.load`, PaddleNLP's own calls included, check the pickle before it is read."""
     load = paddle.load
 
     @functools.wraps(load)
-    def checked_load(path, **configs):
+    def checked_load(path: str, **configs: Any) -> Any:
         check_pickle(path)
         return load(path, **configs)
 

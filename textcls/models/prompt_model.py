@@ -1,12 +1,18 @@
 """A masked language model that classifies texts by what it would fill into a prompt's mask."""
 
 import functools
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
 from textcls.data.prompts import Prompt
 from textcls.models.families import prepare
 from textcls.models.paddle_setup import paddle
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig, PretrainedModel
+else:
+    PretrainedModel = object  # the library's class comes in by `prompt_class`
 
 
 class SoftEmbedding(paddle.nn.Layer):
@@ -15,7 +21,7 @@ class SoftEmbedding(paddle.nn.Layer):
     table: the layer of the vocabulary's embeddings. prompt: a Prompt with num_soft > 0.
     """
 
-    def __init__(self, table, prompt):
+    def __init__(self, table: paddle.nn.Embedding, prompt: Prompt):
         super().__init__()
         self.table = table
         self.size, hidden_size = table.weight.shape
@@ -24,11 +30,11 @@ class SoftEmbedding(paddle.nn.Layer):
         self.encoder = make_soft_encoder(prompt, hidden_size)
 
     @property
-    def weight(self):
+    def weight(self) -> paddle.Tensor:
         """float32 [vocab_size, hidden_size]"""
         return self.table.weight
 
-    def forward(self, input_ids):
+    def forward(self, input_ids: paddle.Tensor) -> paddle.Tensor:
         """int64 [...] -> float32 [..., hidden_size]"""
         is_soft = (input_ids >= self.size).unsqueeze(-1)
         known = self.table(paddle.clip(input_ids, max=self.size - 1))
@@ -39,19 +45,19 @@ class SoftEmbedding(paddle.nn.Layer):
 class LSTMEncoder(paddle.nn.Layer):
     """Soft tokens through a bidirectional LSTM and two linear layers, so that each depends on its neighbours."""
 
-    def __init__(self, hidden_size, size):
+    def __init__(self, hidden_size: int, size: int):
         super().__init__()
         self.lstm = paddle.nn.LSTM(hidden_size, size, num_layers=2, direction="bidirect")
         self.mlp = paddle.nn.Sequential(paddle.nn.Linear(2 * size, hidden_size), paddle.nn.Tanh(),
                                         paddle.nn.Linear(hidden_size, hidden_size))
 
-    def forward(self, vectors):
+    def forward(self, vectors: paddle.Tensor) -> paddle.Tensor:
         """float32 [1, num_vectors, hidden_size] -> the same shape"""
         return self.mlp(self.lstm(vectors)[0])
 
 
-def make_soft_encoder(prompt, hidden_size):
-    """What soft vectors go through, float32 [1, num_vectors, hidden_size] -> the same shape.
+def make_soft_encoder(prompt: Prompt, hidden_size: int) -> paddle.nn.Layer:
+    """Make what soft vectors go through, float32 [1, num_vectors, hidden_size] -> the same shape.
 
     The first dimension is for Paddle Inference 2.6.2, which ends with a segmentation fault (in its repeated_fc_relu_fuse_pass)
     where a graph's linear layers begin with a parameter of two dimensions.
@@ -67,7 +73,7 @@ def make_soft_encoder(prompt, hidden_size):
 class Prefix(paddle.nn.Layer):
     """Trained keys and values before those of each layer (prefix tuning: Li and Liang 2021, arXiv:2101.00190)."""
 
-    def __init__(self, prompt, config):
+    def __init__(self, prompt: Prompt, config: "PretrainedConfig"):
         super().__init__()
         self.shape = [prompt.prefix_length, config.num_hidden_layers, 2, config.num_attention_heads,
                       config.hidden_size // config.num_attention_heads]
@@ -78,16 +84,16 @@ class Prefix(paddle.nn.Layer):
         self.encoder = paddle.nn.Sequential(make_soft_encoder(prompt, config.hidden_size),
                                             paddle.nn.Linear(config.hidden_size, width)) if prompt.encoder else None
 
-    def forward(self, batch_size):
-        """The cache of each layer: list of (keys, values), float32 [batch, heads, prefix_length, head_size] both."""
+    def forward(self, batch_size: paddle.Tensor) -> list[tuple[paddle.Tensor, paddle.Tensor]]:
+        """Give the cache of each layer: (keys, values), float32 [batch, heads, prefix_length, head_size] both."""
         vectors = self.vectors if self.encoder is None else self.encoder(self.vectors.unsqueeze(0)).squeeze(0)
         layers = vectors.reshape(self.shape).transpose([1, 2, 3, 0, 4])  # (layers, 2, heads, prefix_length, head_size)
         length, count, _, heads, head_size = self.shape
-        return [tuple(layers[index, part].expand([batch_size, heads, length, head_size]) for part in (0, 1))
-                for index in range(count)]
+        wanted = [batch_size, heads, length, head_size]
+        return [(layers[index, 0].expand(wanted), layers[index, 1].expand(wanted)) for index in range(count)]
 
 
-class PromptClassifier:
+class PromptClassifier(PretrainedModel):
     """What makes a masked LM of PaddleNLP a classifier; see `prompt_class`.
 
     logits = classifier(features); features: the states at the masks after the masked LM's own transform.
@@ -96,7 +102,7 @@ class PromptClassifier:
     rest; the decoder of the masked LM is gone, but for the rows that `init_classifier` has taken from it.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: "PretrainedConfig"):
         super().__init__(config)
         self.prompt = prompt = Prompt(**config.prompt)
         head = self.cls.predictions
@@ -110,28 +116,28 @@ class PromptClassifier:
         self.classifier = paddle.nn.Linear(prompt.num_masks * config.hidden_size, config.num_labels)
         self.has_dropout_frozen = False
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> None:
         return None  # nothing is tied
 
-    def freeze(self, with_dropout=False):
+    def freeze(self, with_dropout: bool = False) -> None:
         """Train nothing but classifier, soft tokens and prefix from now on. with_dropout: drop nothing out, either."""
         own = {id(parameter) for parameter in self.prompt_parameters()}
         for parameter in self.parameters():
             parameter.stop_gradient = id(parameter) not in own
         self.has_dropout_frozen = with_dropout
 
-    def prompt_parameters(self):
-        """What is no part of the pretrained model: list of parameters."""
+    def prompt_parameters(self) -> list[paddle.Tensor]:
+        """List the parameters that are no part of the pretrained model."""
         return [parameter for name, parameter in self.named_parameters()
                 if name.startswith(("classifier.", "prefix.")) or ".word_embeddings.soft" in name
                 or ".word_embeddings.encoder" in name]
 
-    def train(self):
+    def train(self) -> None:
         super().train()
         if self.has_dropout_frozen:
             self.eval()
 
-    def forward(self, input_ids, token_type_ids=None):
+    def forward(self, input_ids: paddle.Tensor, token_type_ids: Optional[paddle.Tensor] = None) -> paddle.Tensor:
         """input_ids: int64 [batch, length], texts in the prompt; token_type_ids: zeros, or None, to which the prompt's
         own are added.
 
@@ -139,16 +145,16 @@ class PromptClassifier:
         """
         return self.classifier(self.encode(input_ids, token_type_ids))
 
-    def encode(self, input_ids, token_type_ids=None):
-        """float32 [batch, num_masks * hidden_size]: what the masked LM's transform makes of the masks' states."""
-        options = {}
+    def encode(self, input_ids: paddle.Tensor, token_type_ids: Optional[paddle.Tensor] = None) -> paddle.Tensor:
+        """Return what the masked LM's transform makes of the masks' states, float32 [batch, num_masks * hidden_size]."""
+        options: dict[str, Any] = {}
         if self.prompt.types is not None:
             types = self.find_types(input_ids)
             token_type_ids = types if token_type_ids is None else token_type_ids + types
         if token_type_ids is not None:
             options["token_type_ids"] = token_type_ids
         if self.prefix is not None:
-            options.update(self.prefix_options(input_ids))
+            options.update(self.prefix_options(self.prefix, input_ids))
         hidden = self.base_model(input_ids, **options)[0]  # (batch, length, hidden_size)
         is_mask = (input_ids == self.prompt.mask_id).astype("int64").unsqueeze(1)  # (batch, 1, length)
         if self.prompt.num_masks > 1:
@@ -158,18 +164,18 @@ class PromptClassifier:
         head = self.cls.predictions
         return head.layer_norm(head.activation(head.transform(states))).flatten(1)
 
-    def prefix_options(self, input_ids):
-        """What the encoder is given so that its layers see the prefix and the texts' positions begin at 0 as ever."""
+    def prefix_options(self, prefix: Prefix, input_ids: paddle.Tensor) -> dict[str, Any]:
+        """Make what the encoder is given so that its layers see the prefix and the texts' positions begin at 0 as ever."""
         ones = paddle.ones_like(input_ids)
         is_token = (input_ids != self.config.pad_token_id).astype("float32")
         # PaddleNLP 2.8.1's own mask takes the batch's size for a constant when a graph is traced
         seen = paddle.concat([paddle.ones_like(is_token[:, :1])] * self.prompt.prefix_length + [is_token], axis=1)
-        return {"past_key_values": self.prefix(paddle.shape(input_ids)[0]), "attention_mask": seen,
+        return {"past_key_values": prefix(paddle.shape(input_ids)[0]), "attention_mask": seen,
                 "position_ids": paddle.cumsum(ones, axis=1) - ones}
 
-    def find_types(self, input_ids):
-        """Token types of texts in the prompt: int64 [batch, length]."""
-        before, text, after = self.prompt.types
+    def find_types(self, input_ids: paddle.Tensor) -> paddle.Tensor:
+        """Find the token types of texts in the prompt: int64 [batch, length]."""
+        before, text, after = self.prompt.types or ([], 0, [])
         positions = paddle.cumsum(paddle.ones_like(input_ids), axis=1) - 1
         is_token = input_ids != self.config.pad_token_id
         to_end = is_token.astype("int64").sum(axis=1, keepdim=True) - positions  # 1 at the last token
@@ -182,16 +188,17 @@ class PromptClassifier:
 
 
 @functools.cache
-def prompt_class(masked_lm_class):
-    """The class of the prompt models made of a PaddleNLP class of masked LMs (ErnieForMaskedLM, BertForMaskedLM)."""
+def prompt_class(masked_lm_class: Any) -> type[PromptClassifier]:
+    """Make the class of the prompt models from a PaddleNLP class of masked LMs (ErnieForMaskedLM, BertForMaskedLM)."""
     name = masked_lm_class.__name__.replace("MaskedLM", "PromptClassification")
     return type(masked_lm_class)(name, (PromptClassifier, masked_lm_class), {})
 
 
-def make_prompt_model(masked_lm, prompt, word_ids, starts, labels):
+def make_prompt_model(masked_lm: "PretrainedModel", prompt: Prompt, word_ids: list[list[list[int]]],
+                      starts: list[Optional[int]], labels: list[str]) -> "PretrainedModel":
     """Make a prompt model of a masked LM, in eval mode; the masked LM must not be used any more.
 
-    word_ids: for each class a list of words, each a list of token ids; starts: of `compile_template`; labels: list of str.
+    word_ids: for each class its words, each as token ids; starts: of `compile_template`.
     """
     config = masked_lm.config
     config.prompt, config.num_labels = prompt._asdict(), len(labels)
@@ -199,7 +206,8 @@ def make_prompt_model(masked_lm, prompt, word_ids, starts, labels):
     decoder = masked_lm.cls.predictions.decoder
     rows, bias = decoder.weight.numpy(), decoder.bias.numpy()
     state = masked_lm.state_dict()
-    model = prompt_class(type(masked_lm))(config)
+    model_class: Any = type(masked_lm)
+    model = prompt_class(model_class)(config)
     for name, parameter in model.state_dict().items():
         source = state.get(name.replace("word_embeddings.table.", "word_embeddings."))
         if source is not None:
@@ -214,7 +222,7 @@ def make_prompt_model(masked_lm, prompt, word_ids, starts, labels):
     return prepare(model)
 
 
-def init_classifier(model, rows, bias, word_ids):
+def init_classifier(model: PromptClassifier, rows: np.ndarray, bias: np.ndarray, word_ids: list[list[list[int]]]) -> None:
     """Let the classifier begin as the masked LM's own guess of the label words: logits are mean logits of their tokens.
 
     rows, bias: of the decoder, float32 [vocab_size, hidden_size] and [vocab_size]. A word of as many tokens as there are masks

@@ -3,7 +3,8 @@
 import itertools
 import sys
 import unicodedata
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer
@@ -12,6 +13,9 @@ from tokenizers.normalizers import NFD, Lowercase, Replace, Sequence
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import BertProcessing
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedTokenizer
+
 
 class _Settings(NamedTuple):
     """What a PaddleNLP tokenizer was told to do."""
@@ -19,23 +23,23 @@ class _Settings(NamedTuple):
     basic: Any  # its basic tokenizer, which finds the words; None: words lie between blanks
     lower: bool  # letters are lower-cased
     strip: bool  # accents are taken off
-    special: list  # special tokens
-    added: list  # tokens that are cut out of the text before anything else
-    normalize: Callable  # str -> str: lower-cases and takes accents off as it does
+    special: list[str]  # special tokens
+    added: list[str]  # tokens that are cut out of the text before anything else
+    normalize: Callable[[str], str]  # lower-cases and takes accents off as it does
 
 
 class _Characters(NamedTuple):
-    """What becomes of each of Unicode's characters: lists of str."""
+    """What becomes of each of Unicode's characters."""
 
-    dropped: list  # they vanish
-    kept: list  # all others
-    blank: list  # of the kept: they end a word
-    cjk: list  # of the kept: each is a word of its own, and a blank on either side of it
-    punctuation: list  # of the kept: each is a word of its own, too
-    marks: list  # of the kept: they are taken off as accents
+    dropped: list[str]  # they vanish
+    kept: list[str]  # all others
+    blank: list[str]  # of the kept: they end a word
+    cjk: list[str]  # of the kept: each is a word of its own, and a blank on either side of it
+    punctuation: list[str]  # of the kept: each is a word of its own, too
+    marks: list[str]  # of the kept: they are taken off as accents
 
 
-def build_rust_tokenizer(tokenizer, plain=()):
+def build_rust_tokenizer(tokenizer: "PretrainedTokenizer", plain: Collection[str] = ()) -> Tokenizer:
     """Build the Rust twin of a PaddleNLP `ErnieTokenizer` or `BertTokenizer`.
 
     For every text without lone surrogates (Rust can't hold them), `encode(text).ids` equals
@@ -66,7 +70,7 @@ def build_rust_tokenizer(tokenizer, plain=()):
     return rust
 
 
-def _read_settings(tokenizer, plain):
+def _read_settings(tokenizer: "PretrainedTokenizer", plain: Collection[str]) -> _Settings:
     """The _Settings of a tokenizer; ValueError for those that can't be reproduced."""
     from paddlenlp.transformers import BertTokenizer, ErnieTokenizer
 
@@ -80,17 +84,17 @@ def _read_settings(tokenizer, plain):
         raise ValueError("do_lower_case differs between the tokenizer and its basic_tokenizer")
     strip = bool(basic and (lower if basic.strip_accents is None else basic.strip_accents))
 
-    def normalize(text):
+    def normalize(text: str) -> str:
         text = "".join(map(str.lower, text)) if lower else text
-        return basic._run_strip_accents(text) if strip else text
+        return basic._run_strip_accents(text) if basic and strip else text
 
     special, added = ([token for token in tokens if token not in plain]
                       for tokens in (tokenizer.all_special_tokens, tokenizer.unique_no_split_tokens))
     return _Settings(basic, lower, strip, special, added, normalize)
 
 
-def _sort_characters(settings):
-    """Ask the tokenizer what it does with each character. Returns _Characters."""
+def _sort_characters(settings: _Settings) -> _Characters:
+    """Ask the tokenizer what it does with each character."""
     basic, dropped, kept, blank, marks = settings.basic, [], [], [], []
     unassigned = {}  # category of the unassigned and the private characters -> what they become, alike in each of the two
     for char in map(chr, range(sys.maxunicode + 1)):
@@ -120,20 +124,20 @@ def _sort_characters(settings):
     return _Characters(dropped, kept, blank, cjk, [piece for piece in pieces if len(piece) == 1 and piece != "a"], marks)
 
 
-def _make_normalizer(settings, characters, known):
-    """Rust steps that drop, lower-case and take accents off as PaddleNLP does.
+def _make_normalizer(settings: _Settings, characters: _Characters, known: set[str]) -> Sequence:
+    """Make Rust steps that drop, lower-case and take accents off as PaddleNLP does.
 
     known: set of the vocabulary's characters. ValueError where Rust's Unicode tables differ in a way that could be seen.
     """
     # The marks that NFD moves vanish before it: older tables than Python's would take some for unmovable.
     first = characters.dropped + [char for char in characters.marks if unicodedata.combining(char)]
-    steps = [Replace(Regex(f"[{_ranges(first)}]"), "")] if first else []
+    steps: list[Any] = [Replace(Regex(f"[{_ranges(first)}]"), "")] if first else []
     steps += [Lowercase()] if settings.lower else []
     steps += [NFD(), Replace(Regex(f"[{_ranges(characters.marks)}]"), "")] if settings.strip else []
     edges = set(characters.blank + characters.cjk + characters.punctuation)
 
-    def differing(chars):
-        """The characters that Rust normalises otherwise than Python, and what Python makes of them: {char: text}."""
+    def differing(chars: list[str]) -> dict[str, str]:
+        """Find the characters that Rust normalises otherwise than Python, and what Python makes of them: {char: text}."""
         wanted = zip(chars, settings.normalize("\n".join(chars)).split("\n"))
         got = Sequence(steps).normalize_str("\n".join(chars)).split("\n")
         # A character outside the vocabulary makes its word unknown, however it's normalised.
@@ -152,8 +156,8 @@ def _make_normalizer(settings, characters, known):
     return Sequence(steps)
 
 
-def _word_pattern(tokenizer, settings, characters):
-    """A regex of the words and lone characters between blanks: one is faster than padding and splitting twice."""
+def _word_pattern(tokenizer: "PretrainedTokenizer", settings: _Settings, characters: _Characters) -> str:
+    """Write a regex of the words and lone characters between blanks: one is faster than padding and splitting twice."""
     alone = characters.cjk + characters.punctuation
     pattern = (f"[{_ranges(alone)}]|" if alone else "") + f"[^{_ranges(alone + characters.blank)}]+"
     whole = _whole_words(tokenizer, settings) if settings.basic else []
@@ -164,7 +168,7 @@ def _word_pattern(tokenizer, settings, characters):
     return pattern
 
 
-def _whole_words(tokenizer, settings):
+def _whole_words(tokenizer: "PretrainedTokenizer", settings: _Settings) -> list[str]:
     """List the words that the basic tokenizer leaves whole and that can still reach it."""
     from paddlenlp.transformers import BertTokenizer
 
@@ -187,7 +191,7 @@ def _whole_words(tokenizer, settings):
     return whole
 
 
-def _check_added(settings, characters):
+def _check_added(settings: _Settings, characters: _Characters) -> None:
     """Refuse added tokens that Rust, searching the raw text, could find elsewhere than PaddleNLP does."""
     special, added = settings.special, settings.added
     for one, other in itertools.permutations(set(added).union(special), 2):
@@ -205,7 +209,7 @@ def _check_added(settings, characters):
         raise ValueError("a special token with a capital sigma is not supported")
 
 
-def _ranges(chars):
+def _ranges(chars: Collection[str]) -> str:
     """Write characters as explicit ranges of a regex class, so that no Unicode table is consulted."""
     codes = np.unique(np.fromiter(map(ord, chars), np.int64, len(chars)))
     runs = np.split(codes, np.flatnonzero(np.diff(codes) > 1) + 1) if len(codes) else []
