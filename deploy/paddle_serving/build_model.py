@@ -63,9 +63,7 @@ def main():
     if export.model_path.endswith(".json"):
         raise UserError(f"{export.model_path}: a graph of Paddle 3, which Paddle Serving cannot read, expected one that Paddle "
                         "2.6 exported; it reads the checkpoints of Paddle 3")
-    check_output_folder(args.output_dir, "--output_dir")
-    if os.path.realpath(args.output_dir) == os.path.realpath(os.path.dirname(export.model_path)):
-        raise UserError(f"--output_dir {args.output_dir}: is the exported folder, expected another one")
+    check_output_folder(args.output_dir, "--output_dir", {"the exported folder": os.path.dirname(export.model_path)})
     is_ours = os.path.isfile(os.path.join(args.output_dir, MARKER))
     if os.path.isdir(args.output_dir) and os.listdir(args.output_dir) and not is_ours:
         raise UserError(f"--output_dir {args.output_dir}: holds files and no {MARKER}, expected a new folder, or one that this "

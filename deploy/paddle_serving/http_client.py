@@ -29,7 +29,7 @@ def make_ask(args: Namespace) -> Ask:
             parts = answer["err_no"], answer["err_msg"], dict(zip(answer["key"], answer["value"]))
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{args.url}: the answer is not that of service.py, expected its address") from None
-        return read_answer(args, texts, *parts)
+        return read_answer(args, *parts)
 
     return ask
 

@@ -50,7 +50,7 @@ def make_ask(args: Namespace) -> Ask:
         except grpc.RpcError as error:
             raise UserError(f"{args.url}: no answer ({error.code().name}: {error.details()}), expected the address of a running "
                             "service.py, a smaller --batch_size or a longer --timeout") from None
-        return read_answer(args, texts, answer.err_no, answer.err_msg, dict(zip(answer.key, answer.value)))
+        return read_answer(args, answer.err_no, answer.err_msg, dict(zip(answer.key, answer.value)))
 
     return ask
 

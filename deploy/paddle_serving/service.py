@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from http_gateway import Answer, start_gateway
 from request_check import BAD_REQUEST, Limits
-from settings import NAME, check_device, check_ports, read_config, read_model
+from settings import NAME, check_device, read_config, read_model
 
 from textcls.common.errors import UserError, run_script
 from textcls.common.options import make_parser, positive_int
 from textcls.runtime.exported import read_tokenizer
+from textcls.runtime.listening import listen, url_host
 
 if TYPE_CHECKING:
     import grpc
@@ -186,11 +187,6 @@ def make_http_answer(servicer: "PipelineServicer", messages: ModuleType) -> Answ
     return answer
 
 
-def url_host(host: str) -> str:
-    """Return a host as it stands in addresses: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 def serve(config: dict[str, Any], servicer: "PipelineServicer", messages: ModuleType, limits: Limits) -> None:
     """Listen until the process is told to end, then answer what has come, within DRAIN_SECONDS."""
     host, rpc_port, http_port = config["host"], config["rpc_port"], config["http_port"]
@@ -198,7 +194,7 @@ def serve(config: dict[str, Any], servicer: "PipelineServicer", messages: Module
         server = start_rpc(config, servicer, messages, limits)
         gateway = start_gateway((host, http_port), f"/{NAME}/prediction", make_http_answer(servicer, messages), limits,
                                 config["worker_num"])
-    except (OSError, RuntimeError) as error:  # taken since check_ports
+    except (OSError, RuntimeError) as error:  # taken since main() has looked
         raise UserError(f"rpc_port {rpc_port} or http_port {http_port}: cannot be listened on ({error}), expected free ports"
                         ) from None
     server.start()
@@ -218,7 +214,8 @@ def main():
     folder = config["op"][NAME]["local_service_conf"]["model_config"]
     export = read_model(folder)
     tokenizer = read_tokenizer(export)
-    check_ports(config)
+    for name in ("rpc_port", "http_port"):
+        listen(config["host"], config[name], name).close()
     with output_to(args.log_dir) as stderr:
         pipeline = import_pipeline(args.log_dir, stderr)
         check_device(config)

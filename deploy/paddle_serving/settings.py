@@ -1,7 +1,6 @@
 """What service.py is given: config.yml and the model's folder, and whether this machine has what they ask for; else UserError."""
 
 import os
-import socket
 from argparse import Namespace
 from typing import Any
 
@@ -75,21 +74,6 @@ def read_model(folder: str) -> Export:
         if not isinstance(hashes, dict) or hashes.get(os.path.basename(path)) != sha256(path):
             raise UserError(f"{path}: damaged or of another model, expected the file that build_model.py wrote")
     return export
-
-
-def check_ports(config: dict[str, Any]) -> None:
-    """Raise UserError where the host cannot be listened on or one of the ports is taken."""
-    host = config["host"]
-    for name in ("rpc_port", "http_port"):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers themselves
-            try:
-                probe.bind((host, config[name]))
-                probe.listen()  # with the option above, only this finds a port that others listen on
-            except (OSError, UnicodeError, OverflowError) as error:  # UnicodeError: no name of a host; the last: no port
-                raise UserError(f"{name} {config[name]} on host {host}: cannot be listened on "
-                                f"({getattr(error, 'strerror', error)}), expected a free port and an address of this "
-                                "machine") from None
 
 
 def check_device(config: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from textcls.common.options import (
     refuse_calibration,
 )
 from textcls.runtime.exported import read_export
+from textcls.runtime.listening import listen, url_host
 
 with needs_packages("deploy/simple_serving/requirements.txt"):
     import uvicorn
@@ -49,7 +50,7 @@ with needs_packages("deploy/simple_serving/requirements.txt"):
     from textcls.runtime.predictor import Predictor
     from textcls.runtime.quantize import check_device, find_dtype
 
-BACKLOG, HEAD_SECONDS, KEEP_ALIVE_SECONDS = 2048, 10, 65
+HEAD_SECONDS, KEEP_ALIVE_SECONDS = 10, 65
 MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)  # a header
 QUIET_SECONDS = 1.0  # when shutting down, for requests that are on their way
@@ -101,17 +102,6 @@ def set_up_logging() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("serving", "predictor"):
         logging.getLogger(name).setLevel(logging.INFO)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Make a listening socket. UserError where there can be none."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:  # the latter: no number of a port
-        reason = getattr(error, "strerror", error)
-        raise UserError(f"{host}:{port}: cannot listen there ({reason}), expected a free port as --port and an address of this "
-                        "machine as --host") from None
 
 
 class Protocol(HttpToolsProtocol):
@@ -245,15 +235,14 @@ def main():
     slots = num_threads + 1  # one batch more than cores: it is ready when another ends
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
     warm_up(kind, args, batch_size, slots)
-    listening = listen(args.host, args.port)
+    listening = listen(args.host, args.port, "--port")
     batcher = MicroBatcher(kind.run, batch_size, slots, args.max_queue)
     server = make_server(args)
     server.config.app = make_app(batcher, kind, args, token, lambda: server.draining)
     if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
-    host = f"[{args.host}]" if ":" in args.host else args.host
     logger.info("listening", extra={"fields": {
-        "url": f"http://{host}:{listening.getsockname()[1]}", "labels": len(kind.predictor.labels),
+        "url": f"http://{url_host(args.host)}:{listening.getsockname()[1]}", "labels": len(kind.predictor.labels),
         "max_seq_length": kind.max_seq_length, "threads": num_threads, "batch_size": batch_size}})
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, server.handle_exit)

@@ -14,8 +14,3 @@ make_block = partial(make_block, name="text")
 def refused(args: Namespace, reason: str) -> UserError:
     """Make the error where the server answered with one."""
     return UserError(f"{args.url}: refused ({reason}), expected what deploy/triton_serving/README.md says")
-
-
-def no_table(args: Namespace, texts: list[str]) -> UserError:
-    """Make the error where an answer is not that of MODEL."""
-    return UserError(f"{args.url}: not an answer of {MODEL}, expected label and confidence of {len(texts)} texts")

@@ -11,7 +11,7 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 from argparse import Namespace
 
 import numpy as np
-from seqcls import EXPECTED, MODEL, make_block, no_table, refused
+from seqcls import EXPECTED, MODEL, make_block, refused
 
 from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.runtime.client import Ask, make_client_parser, run_client
@@ -39,7 +39,7 @@ def make_ask(args: Namespace) -> Ask:
             raise refused(args, error.message()) from None
         labels, confidences = answer.as_numpy("label"), answer.as_numpy("confidence")
         if labels is None or confidences is None or not labels.shape == confidences.shape == (len(texts), args.top_k):
-            raise no_table(args, texts)
+            return []
         return [[(name.decode(), confidence) for name, confidence in zip(*pair)] for pair in zip(labels, confidences.tolist())]
 
     return ask

@@ -11,7 +11,7 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 import json
 from argparse import Namespace
 
-from seqcls import EXPECTED, MODEL, make_block, no_table, refused
+from seqcls import EXPECTED, MODEL, make_block, refused
 
 from textcls.common.errors import UserError, run_script
 from textcls.runtime.client import Ask, make_client_parser, post_json, run_client
@@ -33,7 +33,7 @@ def make_ask(args: Namespace) -> Ask:
         except (KeyError, TypeError):
             pairs = []
         if len(pairs) != len(texts) * args.top_k:
-            raise no_table(args, texts)
+            return []
         return [pairs[start:start + args.top_k] for start in range(0, len(pairs), args.top_k)]
 
     return ask

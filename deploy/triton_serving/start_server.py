@@ -27,6 +27,7 @@ from argparse import Namespace
 
 from textcls.common.errors import UserError, run_script
 from textcls.common.options import make_parser, positive_int
+from textcls.runtime.listening import listen
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -62,13 +63,7 @@ def find_address(args: Namespace) -> str:
     except (OSError, UnicodeError):
         raise UserError(f"--host {args.host}: no IPv4 address, expected one of this machine, or 0.0.0.0 for all") from None
     for option in ("http_port", "grpc_port", "metrics_port"):
-        port = getattr(args, option)
-        try:
-            socket.create_server((address, port)).close()
-        except (OSError, OverflowError) as error:  # the latter: no number of a port
-            reason = getattr(error, "strerror", str(error)).split(" (")[0]
-            raise UserError(f"--{option} {port}: cannot listen on {args.host} ({reason}), expected a free port, and an address "
-                            "of this machine as --host") from None
+        listen(address, getattr(args, option), f"--{option}").close()
     return address
 
 

@@ -470,7 +470,7 @@ def test_host_ports_and_limits_can_be_chosen_and_ctrl_c_ends_it(inside, served, 
         assert_user_error(run_inside(inside, SERVING / "http_client.py", *url, "a", "b", "c"), "3 texts, expected at most 2")
         taken = run_inside(inside, SERVING / "service.py", "--config", served / "config.yml", "--log_dir", tmp_path / "log",
                            "--http_port", 9978, "--rpc_port", 18191)
-        assert_user_error(taken, "http_port 9978 on host 127.0.0.1: cannot be listened on (Address already in use)")
+        assert_user_error(taken, "http_port 9978: cannot listen on 127.0.0.1 (Address already in use)")
     finally:
         code = stop(process, signal.SIGINT)
     assert code == 130 and not {18190, 9978} & set(listening(inside))
@@ -488,14 +488,14 @@ def serve_here(folder):
 
 @pytest.mark.parametrize("old, new, message", [
     ("rpc_port: 18090", "rpc_port: -1", "rpc_port is -1, expected 1 or more"),
-    ("rpc_port: 18090", "rpc_port: 70000", "rpc_port 70000 on host 127.0.0.1: cannot be listened on"),
+    ("rpc_port: 18090", "rpc_port: 70000", "rpc_port 70000: cannot listen on 127.0.0.1"),
     ("rpc_port: 18090", "rpc_port: 9878", "rpc_port and http_port are both 9878"),
     ("worker_num: 16", "worker_num: many", "worker_num is 'many', expected a whole number"),
     ("worker_num: 16", "worker_num: 0", "worker_num is 0, expected 1 or more"),
     ("batch_size: 16", "is_thread_op: False", "op: seq_cls: is_thread_op is unknown here"),
     ("model_config: serving_server", "model_config: none", "none: serving_server_conf.prototxt is missing"),
     ("op:", "op", "not YAML"),
-    ('host: "127.0.0.1"', 'host: "192.0.2.1"', "on host 192.0.2.1: cannot be listened on"),
+    ('host: "127.0.0.1"', 'host: "192.0.2.1"', "cannot listen on 192.0.2.1"),
     ("seq_cls:", "other:", "op: other is unknown here, expected seq_cls")])
 def test_wrong_settings_are_refused(served, tmp_path, old, new, message):
     text = (served / "config.yml").read_text(encoding="utf-8")

@@ -360,9 +360,9 @@ def test_refusals_at_the_start(server, exported, tmp_path):
     (tmp_path / "short").write_text("short\n")
     refused = {
         "deploy.json is missing": ["--export_dir", tmp_path],
-        f"127.0.0.1:{server[1]}: cannot listen there": ["--export_dir", exported, "--port", server[1]],
-        "192.0.2.1:8189: cannot listen there": ["--export_dir", exported, "--host", "192.0.2.1"],
-        "127.0.0.1:70000: cannot listen there": ["--export_dir", exported, "--port", 70000],
+        f"--port {server[1]}: cannot listen on 127.0.0.1 (Address already": ["--export_dir", exported, "--port", server[1]],
+        "--port 8189: cannot listen on 192.0.2.1": ["--export_dir", exported, "--host", "192.0.2.1"],
+        "--port 70000: cannot listen on 127.0.0.1": ["--export_dir", exported, "--port", 70000],
         "none: No such file": ["--export_dir", exported, "--token_file", tmp_path / "none"],
         "short: holds no token": ["--export_dir", exported, "--token_file", tmp_path / "short"],
         "/none: no such folder or model": ["--export_dir", "/none"],

@@ -72,8 +72,9 @@ def run_client(parser: argparse.ArgumentParser, make_ask: Callable[[argparse.Nam
     object, per text.
 
     parser: of `make_client_parser`. make_ask: function of the parsed options that returns an Ask, which raises UserError where
-    it gets no answer, or a refusal. make_block, make_row: functions of a text and what the Ask says of it, a Top unless they
-    are given: the lines of a block but for its last, and the JSON object.
+    it gets no answer, or a refusal, and returns an empty list where what it gets is no answer of this kind of server.
+    make_block, make_row: functions of a text and what the Ask says of it, a Top unless they are given: the lines of a block but
+    for its last, and the JSON object.
     """
     args = parser.parse_args()
     if bool(args.texts) == bool(args.data_file):
@@ -84,6 +85,8 @@ def run_client(parser: argparse.ArgumentParser, make_ask: Callable[[argparse.Nam
         batch = texts[start:start + args.batch_size]
         try:
             predictions = ask(batch)
+            if len(predictions) != len(batch):
+                raise UserError(f"{args.url}: not an answer of this kind of server, expected the labels of {len(batch)} texts")
         except UserError as error:
             place = f"texts {start + 1} to {start + len(batch)}: " if len(batch) < len(texts) else ""
             raise UserError(f"{place}{error}") from None
