@@ -5,13 +5,14 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Optional
 
 MAX_REPORTED = 20  # problems printed in full; the rest are only counted
 
 
-def is_main_rank():
-    """True in a single process and in rank 0 of `paddle.distributed.launch`."""
+def is_main_rank() -> bool:
+    """Return True in a single process and in rank 0 of `paddle.distributed.launch`."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
 
 
@@ -19,7 +20,7 @@ class UserError(Exception):
     """Something the user can mend. Printed without a traceback; the exit code is 2."""
 
 
-def run_script(main):
+def run_script(main: Callable[[], object]) -> None:
     """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130.
 
     SIGTERM ends it as an exception would, so that unfinished files are removed.
@@ -52,7 +53,7 @@ def run_script(main):
         os._exit(0)
 
 
-def exit_on_sigterm():
+def exit_on_sigterm() -> None:
     """Let SIGTERM, and SIGHUP unless nohup has it ignored, end the process as an exception would.
 
     To be called once more after importing what takes these signals over (textcls.models.paddle_setup puts them back itself).
@@ -75,22 +76,24 @@ def needs_packages(requirements: str) -> Iterator[None]:
 class Problems:
     """Collects what is wrong in the user's files, so that all of it is reported at once."""
 
-    def __init__(self):
-        self.lines, self.count, self.warnings = [], 0, []
+    def __init__(self) -> None:
+        self.lines: list[str] = []  # of the first MAX_REPORTED errors
+        self.count = 0  # of all errors
+        self.warnings: list[str] = []
 
-    def add(self, path, line, wrong, expected):
+    def add(self, path: str, line: Optional[int], wrong: str, expected: str) -> None:
         """Note `path:line: wrong, expected ...`; line is 1-based, or None for the file as a whole."""
         self.count += 1
         if self.count <= MAX_REPORTED:
             self.lines.append(f"{path}:{line}: {wrong}, expected {expected}" if line else
                               f"{path}: {wrong}, expected {expected}")
 
-    def warn(self, path, line, wrong, expected):
+    def warn(self, path: str, line: Optional[int], wrong: str, expected: str) -> None:
         """Note something that is reported but does not stop the run."""
         self.warnings.append(f"warning: {path}:{line}: {wrong}, expected {expected}" if line else
                              f"warning: {path}: {wrong}, expected {expected}")
 
-    def report(self):
+    def report(self) -> None:
         """Print the warnings; raise UserError if there were errors."""
         if self.warnings and is_main_rank():
             more = len(self.warnings) - MAX_REPORTED

@@ -6,14 +6,16 @@ import logging
 import sys
 import threading
 import time
-from typing import Protocol
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Optional, Protocol
 
 LEAST_SILENT, MOST_SILENT = 2, 30  # seconds between two lines of progress
 
 
 @functools.cache
-def get_logger():
-    """The suite's logging.Logger. It needs no Paddle, so that what goes wrong before a model is loaded is said at once."""
+def get_logger() -> logging.Logger:
+    """Return the suite's logging.Logger. It needs no Paddle, so that what goes wrong before a model is loaded is said at once."""
     logger = logging.getLogger("textcls")
     handler = logging.StreamHandler()
     handler.setFormatter(make_formatter())
@@ -23,8 +25,8 @@ def get_logger():
     return logger
 
 
-def make_formatter():
-    """The form of a log line; coloured only on a terminal."""
+def make_formatter() -> logging.Formatter:
+    """Return the form of a log line; coloured only on a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return logging.Formatter("[%(asctime)-15s] [%(levelname)8s] - %(message)s")
     import colorlog
@@ -34,7 +36,7 @@ def make_formatter():
 
 
 @contextlib.contextmanager
-def without_library_log():
+def without_library_log() -> Iterator[None]:
     """Drop what PaddleNLP has to say below the level of warnings."""
     library = logging.getLogger("PaddleNLP")
     level = library.level
@@ -45,7 +47,8 @@ def without_library_log():
         library.setLevel(level)
 
 
-def progress_bar(total, description, unit="texts", leave=False, disable=False):
+def progress_bar(total: Optional[int], description: str, unit: str = "texts", leave: bool = False,
+                 disable: bool = False) -> "Progress":
     """A context manager that shows how far long work has got; call its update(n) as units are done, from any thread.
 
     On a terminal a tqdm bar. Elsewhere, where a bar would fill the log, a plain line every tenth of the work or 30 s.
@@ -59,7 +62,14 @@ def progress_bar(total, description, unit="texts", leave=False, disable=False):
 
 
 class Progress(Protocol):
-    """What `progress_bar` gives, as far as those need it who only advance it."""
+    """What `progress_bar` gives."""
+
+    def __enter__(self) -> "Progress":
+        ...
+
+    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType], /
+                 ) -> object:
+        ...
 
     def update(self, count: int, /) -> object:
         ...
@@ -68,18 +78,18 @@ class Progress(Protocol):
 class PlainProgress:
     """The progress of `progress_bar` as lines of the log. Work of less than LEAST_SILENT seconds has none."""
 
-    def __init__(self, total, description, unit):
+    def __init__(self, total: Optional[int], description: str, unit: str):
         self.total, self.description, self.unit = total, description, unit
         self.done, self.lock = 0, threading.Lock()
         self.said, self.next = time.monotonic(), (total or 0) / 10  # when the last line came, and where the next one is due
 
-    def __enter__(self):
+    def __enter__(self) -> "PlainProgress":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         pass
 
-    def update(self, count):
+    def update(self, count: int) -> None:
         with self.lock:
             self.done += count
             seconds = time.monotonic() - self.said

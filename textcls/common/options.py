@@ -22,7 +22,7 @@ OBSOLETE = {
     "--hnsw_m": "this search is exact", "--hnsw_ef": "this search is exact", "--hnsw_max_elements": "an index has no such limit"}
 
 
-def positive_int(text):
+def positive_int(text: str) -> int:
     """Type of options that count something."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
@@ -57,7 +57,7 @@ def read_token_file(path: str, shortest: int = 1) -> str:
     return token
 
 
-def seed_number(text):
+def seed_number(text: str) -> int:
     """Type of --seed: what NumPy's generators take."""
     if not text.strip().isdecimal() or not int(text) < 2**32:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 to {2**32 - 1}")
@@ -67,10 +67,10 @@ def seed_number(text):
 class ShowVersions(argparse.Action):
     """--version: print Python's version and those of the packages that the suite stands on, and end."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options, nargs=0, default=argparse.SUPPRESS)
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
-    def __call__(self, parser, *arguments):
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
         from importlib import metadata
 
         versions = [f"Python {platform.python_version()}"]
@@ -100,14 +100,14 @@ def add_obsolete_options(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name, action=Obsolete, help=f"without effect: {OBSOLETE[name]}")
 
 
-def add_version_option(parser):
+def add_version_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action=ShowVersions, help="print the versions of Python and of the packages used, and end")
 
 
-def make_parser(doc, **options):
-    """The parser of a script. doc: its docstring, whose first line says what it does; options: as of ArgumentParser."""
+def make_parser(doc: str, epilog: Optional[str] = None) -> argparse.ArgumentParser:
+    """Make the parser of a script. doc: its docstring, whose first line says what it does; epilog: ends the help."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, epilog=epilog)
     add_version_option(parser)
     return parser
 
@@ -129,14 +129,14 @@ def add_model_options(parser: argparse.ArgumentParser, train_file: bool = False,
         parser.add_argument("--cache_dir", default=".analysis_cache", help='folder for features of texts; "": keep none')
 
 
-def add_encoder_options(parser):
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the scripts that run a sentence encoder, a checkpoint or an export."""
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
     parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
 
 
-def add_device_options(parser, with_calibration_file=True):
+def add_device_options(parser: argparse.ArgumentParser, with_calibration_file: bool = True) -> None:
     """Add the options of the scripts that run an exported ONNX model, or prepare it to be run. What --use_fp16 and --use_quantize
     say is translated by find_dtype of textcls/runtime/quantize.py."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
@@ -149,21 +149,21 @@ def add_device_options(parser, with_calibration_file=True):
                         help="use INT8 even where it costs more than 0.5 points of accuracy on labelled texts")
 
 
-def check_calibration(parser, args):
+def check_calibration(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with the parser's error where options of INT8 are given without it."""
     if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
         parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
 
 
-def refuse_calibration(args):
-    """UserError where the options of the accuracy of INT8 are given and args.export_dir is a sentence encoder."""
+def refuse_calibration(args: argparse.Namespace) -> None:
+    """Raise UserError where the options of the accuracy of INT8 are given and args.export_dir is a sentence encoder."""
     if args.calibration_file or args.allow_accuracy_drop:
         raise UserError(f"--calibration_file, --allow_accuracy_drop: {args.export_dir} is a sentence encoder, which has no "
                         "accuracy, expected --use_quantize alone")
 
 
-def find_label_file(args):
-    """Path of the label.txt to compare with the checkpoint's labels; only the default name may be missing."""
+def find_label_file(args: argparse.Namespace) -> str:
+    """Return the path of the label.txt to compare with the checkpoint's labels; only the default name may be missing."""
     path = os.path.join(args.dataset_dir, args.label_file)
     if args.label_file != "label.txt" and not os.path.isfile(path):
         raise UserError(f"{path}: file not found (--label_file), expected the labels of the checkpoint, one per line")

@@ -5,8 +5,9 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import IO, Optional
 
 from textcls.common.errors import UserError
 
@@ -15,9 +16,8 @@ MARKERS = {"config.json": "of a model", "deploy.json": "of an exported model", "
 DATA_FILES = ("train.txt", "dev.txt", "test.txt", "label.txt", "data.txt")  # no script may overwrite these
 
 
-def check_output(output, inputs, dataset_dir):
-    """UserError where an output file could not be written: it is a folder, in a folder that may not be written to, one of the
-    files that are read, or one of the data files in dataset_dir.
+def check_output(output: str, inputs: Iterable[str], dataset_dir: str) -> None:
+    """Raise UserError where an output file could not be written, or would replace an input or a data file of dataset_dir.
 
     inputs: files, and folders all of whose files count.
     """
@@ -32,8 +32,8 @@ def check_output(output, inputs, dataset_dir):
         raise UserError(f"{written}: is a data file, expected another name for the output")
 
 
-def check_outputs(outputs, inputs, dataset_dir):
-    """As `check_output` for several output files, which may not be each other."""
+def check_outputs(outputs: Sequence[str], inputs: Sequence[str], dataset_dir: str) -> None:
+    """Do as `check_output` for several output files, which may not be each other."""
     for position, output in enumerate(outputs):
         check_output(output, inputs, dataset_dir)
         if os.path.realpath(output) in map(os.path.realpath, outputs[:position]):
@@ -41,7 +41,7 @@ def check_outputs(outputs, inputs, dataset_dir):
 
 
 def check_output_folder(path: str, option: str, inputs: Optional[dict[str, str]] = None, marker: Optional[str] = None) -> None:
-    """UserError where the output folder that an option names could not be made or written to, or would cost the user files.
+    """Raise UserError where the output folder that an option names could not be made or written to, or would cost the user files.
 
     inputs: {what is read: its path}; none of them may be the folder. marker: of `complete_folder`, for folders whose files are
     replaced: they may not be the working folder or one above it, nor hold data files or an output of another kind. A
@@ -67,32 +67,32 @@ def check_output_folder(path: str, option: str, inputs: Optional[dict[str, str]]
         raise UserError(f"{option} {path}: holds {foreign[0]}, {what}, expected a folder for the output alone")
 
 
-def check_writable(output, folder):
-    """UserError where an output cannot be written in a folder, or in the nearest one above it that is there."""
+def check_writable(output: str, folder: str) -> None:
+    """Raise UserError where an output cannot be written in a folder, or in the nearest one above it that is there."""
     while not os.path.exists(folder):  # folders are made where they are missing
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
 
 
-def is_stream(path):
-    """True for a pipe or device, which can be neither replaced nor read twice."""
+def is_stream(path: str) -> bool:
+    """Return True for a pipe or device, which can be neither replaced nor read twice."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextlib.contextmanager
-def complete_file(path, mode="w", **kwargs):
+def complete_file(path: str, mode: str = "w", newline: Optional[str] = None) -> Iterator[IO]:
     """Open a temporary file beside `path` for writing; it gets its final name only when the block ends well."""
     path = os.path.realpath(path)  # a link stays, and what it leads to is written
     if is_stream(path):
-        with open(path, mode, encoding=None if "b" in mode else "utf-8", **kwargs) as output:
+        with open(path, mode, encoding=None if "b" in mode else "utf-8", newline=newline) as output:
             yield output
         return
     part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(4)}.part")
     try:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            output = open(part, mode, encoding=None if "b" in mode else "utf-8", **kwargs)
+            output = open(part, mode, encoding=None if "b" in mode else "utf-8", newline=newline)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
         with output:
@@ -105,7 +105,7 @@ def complete_file(path, mode="w", **kwargs):
 
 
 @contextlib.contextmanager
-def complete_folder(path, marker):
+def complete_folder(path: str, marker: str) -> Iterator[str]:
     """Make a temporary folder; when the block ends well its files and folders move into `path`, the file `marker` last.
 
     The old marker is removed first: a folder that holds its marker is complete, whenever the process may be killed.
@@ -135,7 +135,7 @@ def complete_folder(path, marker):
                 os.rmdir(path)  # stays where it holds the result
 
 
-def write_labels(path, labels):
+def write_labels(path: str, labels: Sequence[str]) -> None:
     """Write a label.txt. labels: list of str, position = class id."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(label + "\n" for label in labels)

@@ -2,25 +2,29 @@
 to where nothing else of this repository is.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 DECIMALS = 6  # of probabilities in answers
 
 
-def softmax(logits):
-    """float32 [num_texts, num_classes] -> probabilities of the same shape, rows sum to 1."""
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Turn logits, float32 [num_texts, num_classes], into probabilities of the same shape, rows sum to 1."""
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
-def top_classes(probs, k):
-    """The k most probable classes, best first, the lower id first among equals. float [num_texts, num_classes] -> int64
-    [num_texts, k]."""
+def top_classes(probs: np.ndarray, k: int) -> np.ndarray:
+    """Return the k most probable classes, int64 [num_texts, k], best first, the lower id first among equals.
+
+    probs: float [num_texts, num_classes].
+    """
     return np.argsort(-probs, axis=1, kind="stable")[:, :k]
 
 
-def top_labels(probs, labels, k):
-    """Per text the k most probable (label, probability rounded to DECIMALS), best first: list of lists of tuples.
+def top_labels(probs: np.ndarray, labels: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
+    """Return per text the k most probable (label, probability rounded to DECIMALS), best first: list of lists of tuples.
 
     probs: float [num_texts, num_classes]; labels: list of str, position = class id.
     """

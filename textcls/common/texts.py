@@ -15,7 +15,7 @@ class Rule(NamedTuple):
     is_name: bool = False  # compared by eye and letter by letter: nothing invisible, no blanks around it
 
     def problem(self, value: str) -> Optional[str]:
-        """What keeps a string from being this, in words, or None."""
+        """Say what keeps a string from being this; None where nothing does."""
         if not value.strip():
             return "empty or blank"
         for part, name in self.refused.items():

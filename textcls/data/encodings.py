@@ -32,14 +32,14 @@ CANDIDATES = (Candidate("GB18030", "gb2312", first_bytes((0xA1, 0xA1), (0xA3, 0x
 
 
 def bom_encoding(start: bytes) -> Optional[str]:
-    """The encoding that a byte order mark at the start of a file tells, UTF-16 or UTF-32; None without one."""
+    """Return the encoding that a byte order mark at the start of a file tells, UTF-16 or UTF-32; None without one."""
     return next((name for mark, name in BOMS if start.startswith(mark)), None)
 
 
 def guess_encoding(content: bytes) -> Optional[str]:
-    """The name of the encoding in which most characters beyond ASCII are common ones, or None. content may end amid a character.
+    """Name the encoding in which most characters beyond ASCII are common ones; None where there is none.
 
-    Right for Chinese and Japanese of five characters or more; Korean is not told from Chinese.
+    content: may end amid a character. Right for Chinese and Japanese of five characters or more; Korean is not told from Chinese.
     """
     shares = {candidate.name: common_share(content, candidate) for candidate in CANDIDATES}
     best = max(shares, key=lambda name: shares[name])
@@ -47,7 +47,7 @@ def guess_encoding(content: bytes) -> Optional[str]:
 
 
 def common_share(content: bytes, candidate: Candidate) -> float:
-    """The part of the characters beyond ASCII that are common in an encoding; 0 where the bytes are not in it."""
+    """Return the part of the characters beyond ASCII that are common in an encoding; 0 where the bytes are not in it."""
     try:
         text = codecs.getincrementaldecoder(candidate.name)().decode(content)
     except UnicodeDecodeError:

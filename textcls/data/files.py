@@ -4,6 +4,8 @@ import array
 import difflib
 import json
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 
@@ -12,10 +14,11 @@ from textcls.common.outputs import complete_file
 from textcls.common.texts import LABEL, LINE, TEXT
 from textcls.data.encodings import bom_encoding, guess_encoding
 
+LabelledTexts = tuple[list[str], np.ndarray]  # texts, label ids int64 [num_texts]
 SAMPLE = 1 << 16  # bytes of a file whose encoding is guessed
 
 
-def read_lines(path, problems, stream=None):
+def read_lines(path: str, problems: Problems, stream: Optional[BinaryIO] = None) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, text) for each sound line of a UTF-8 file; a BOM and CRLF are accepted.
 
     Only LF ends a line. Missing and empty files, invalid UTF-8 and NUL are added to `problems` (such lines are not
@@ -51,8 +54,8 @@ def read_lines(path, problems, stream=None):
         problems.add(path, None, "file is empty", "at least one line")
 
 
-def _encoding_hint(path, line):
-    """How to make UTF-8 of a file that has a line (bytes) which is none. path: None for a stream."""
+def _encoding_hint(path: Optional[str], line: bytes) -> str:
+    """Say how to make UTF-8 of a file that has a line (bytes) which is none. path: None for a stream."""
     start = b""
     if path is not None and os.path.isfile(path):  # a pipe cannot be read twice
         with open(path, "rb") as file:
@@ -61,7 +64,7 @@ def _encoding_hint(path, line):
     return f"convert it: iconv -f {encoding} -t UTF-8" if encoding else "save it again as UTF-8"
 
 
-def read_labels(path, problems=None):
+def read_labels(path: str, problems: Optional[Problems] = None) -> list[str]:
     """Read label.txt: one label per line, line order = class id; what follows a `==` is of no concern here.
 
     Returns the list of labels. Empty, duplicate, padded and tabbed labels are problems; without a `problems` to collect
@@ -70,7 +73,7 @@ def read_labels(path, problems=None):
     return list(read_label_words(path, problems))
 
 
-def read_label_words(path, problems=None):
+def read_label_words(path: str, problems: Optional[Problems] = None) -> dict[str, dict[str, int]]:
     """Read label.txt with the words that stand for the labels: lines `label`, `label==word` or `label==word==word`, or several
     lines of one label with a word each.
 
@@ -79,7 +82,9 @@ def read_label_words(path, problems=None):
     """
     reports_here = problems is None
     problems = problems or Problems()
-    before, seen, first_lines = problems.count, {}, {}
+    before = problems.count
+    seen: dict[str, dict[str, int]] = {}  # label -> {word: line number}
+    first_lines: dict[str, int] = {}
     for number, line in read_lines(path, problems):
         label, *words = line.split("==")
         word_problem = next(filter(None, map(LINE.problem, words)), None)
@@ -98,7 +103,7 @@ def read_label_words(path, problems=None):
     return {label: words or {label.rpartition("##")[2]: first_lines[label]} for label, words in seen.items()}
 
 
-def draw_shots(texts, label_ids, shots, seed):
+def draw_shots(texts: Sequence[str], label_ids: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Draw `shots` rows of each class at random, or all of a class that has fewer. Returns their indices, int64, in file order.
 
     texts: list of str; label_ids: int64 [num_texts]; seed: of the draw, which depends on nothing else.
@@ -109,7 +114,7 @@ def draw_shots(texts, label_ids, shots, seed):
     return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
 
 
-def read_labelled(path, labels, problems, label_path="label.txt"):
+def read_labelled(path: str, labels: Sequence[str], problems: Problems, label_path: str = "label.txt") -> LabelledTexts:
     """Read a `<text>\\t<label>` file.
 
     Returns (texts: list of str, label_ids: int64 [num_texts]); unsound rows are added to `problems` and left out.
@@ -137,7 +142,7 @@ def read_labelled(path, labels, problems, label_path="label.txt"):
     return texts, np.frombuffer(label_ids, dtype=np.int64) if label_ids else np.zeros(0, np.int64)
 
 
-def read_texts(path, problems, stream=None):
+def read_texts(path: str, problems: Problems, stream: Optional[BinaryIO] = None) -> Iterator[str]:
     """Yield the texts of an unlabelled file (one per line); empty lines and lines with a tab are problems."""
     for number, text in read_lines(path, problems, stream):
         if not text.strip():
@@ -150,14 +155,14 @@ def read_texts(path, problems, stream=None):
             yield text
 
 
-def write_rows(path, texts, names):
+def write_rows(path: str, texts: Iterable[str], names: Iterable[str]) -> None:
     """Write rows of `<text>\\t<label>`. texts, names: lists of str."""
     with complete_file(path, newline="\n") as output:
         output.writelines(f"{text}\t{name}\n" for text, name in zip(texts, names))
 
 
-def compare_labels(trained, listed, path, folder):
-    """UserError naming the first difference between a checkpoint's labels and those of a label.txt."""
+def compare_labels(trained: Sequence[str], listed: Sequence[str], path: str, folder: str) -> None:
+    """Raise UserError naming the first difference between a checkpoint's labels and those of a label.txt."""
     expected = f"the labels that {folder} was trained with, in the same order"
     for number, (label, other) in enumerate(zip(trained, listed), 1):
         if label != other:
@@ -166,7 +171,8 @@ def compare_labels(trained, listed, path, folder):
         raise UserError(f"{path}: {len(listed)} labels where the checkpoint has {len(trained)}, expected {expected}")
 
 
-def check_splits(train_path, dev_path, train, dev, labels, problems):
+def check_splits(train_path: str, dev_path: str, train: LabelledTexts, dev: LabelledTexts, labels: Sequence[str],
+                 problems: Problems) -> None:
     """Add the warnings that need whole files: a class without training rows, a text in both train and dev.
 
     train, dev: (texts, label_ids) as `read_labelled` returns them.
@@ -175,7 +181,7 @@ def check_splits(train_path, dev_path, train, dev, labels, problems):
     for label, count in zip(labels, counts):
         if count == 0:
             problems.warn(train_path, None, f"class {label!r} has no training rows", "at least one row per class")
-    dev_lines = {}
+    dev_lines: dict[str, int] = {}
     for number, text in enumerate(dev[0], 1):
         dev_lines.setdefault(text, number)
     for number, text in enumerate(train[0], 1):
@@ -184,11 +190,11 @@ def check_splits(train_path, dev_path, train, dev, labels, problems):
                           "different texts in train and dev")
 
 
-def _shorten(text, length=40):
+def _shorten(text: str, length: int = 40) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
-def read_json(path):
+def read_json(path: str) -> dict[str, Any]:
     """Read a JSON object (UTF-8, a BOM is accepted); UserError where the file is missing or not one."""
     try:
         with open(path, encoding="utf-8-sig") as file:

@@ -103,7 +103,7 @@ def _parse_block(template: str, start: int) -> tuple[Part, int]:
 
 
 def _next_token(template: str, position: int) -> tuple[str, str, int, int]:
-    """The token at a position of a block: (its text, its kind, the position where it begins, the position behind it)."""
+    """Return the token at a position of a block: (its text, its kind, the position where it begins, the position behind it)."""
     token = TOKENS.match(template, position)
     if token is None:
         rest = template[position:].lstrip()
@@ -114,7 +114,7 @@ def _next_token(template: str, position: int) -> tuple[str, str, int, int]:
 
 
 def _check_entry(template: str, position: int, name: str, value: Any, part: Part) -> None:
-    """UserError where an entry does not belong into the block, whose earlier entries are part."""
+    """Raise UserError where an entry does not belong into the block, whose earlier entries are part."""
     if not part:
         if name not in KEYWORDS:
             raise _error(template, position, f"{name!r} is no keyword, expected one of {', '.join(KEYWORDS)}")

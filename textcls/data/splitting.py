@@ -35,7 +35,7 @@ def add_split_options(parser: argparse.ArgumentParser, source: str) -> None:
 
 
 def check_shares(shares: Sequence[float]) -> None:
-    """UserError where --splits are no shares of a whole."""
+    """Raise UserError where --splits are no shares of a whole."""
     wrong = ("too many numbers" if len(shares) > 3 else
              "a number is out of range" if not all(0 <= share <= 1 for share in shares) or shares[0] == 0 else
              f"the sum is {sum(shares):.9g}" if abs(sum(shares) - 1) > 1e-6 else None)
@@ -96,7 +96,7 @@ def check_row(text: object, label: object, labels: Optional[Sequence[str]], one_
 
 
 def tidy_text(text: str) -> str:
-    """A text as one line of a file can hold it: a blank for its tabs and line breaks, no byte order mark at its ends."""
+    """Make a text what one line of a file can hold: a blank for its tabs and line breaks, no byte order mark at its ends."""
     joined = BREAKS.sub(" ", text)
     return (text if joined == text else joined.strip()).strip("\ufeff")
 
@@ -156,7 +156,7 @@ def collect_texts(path: str, rows: Iterable[Row], labels: Optional[Sequence[str]
 
 
 def share_out(count: int, shares: Sequence[float], given: Sequence[int]) -> list[int]:
-    """Numbers of rows (at least 1 each) that a class of `count` rows gives to the splits; given: those given so far."""
+    """Return the numbers of rows (at least 1 each) that a class of `count` rows gives to the splits; given: those of before."""
     numbers = [max(1, int(count * share + 1e-9)) for share in shares]
     while sum(numbers) > count:
         numbers[numbers.index(max(numbers))] -= 1

@@ -74,7 +74,7 @@ def find_header(path: str, rows: Iterator[tuple[Place, Sequence]], known: Collec
 
 
 def shown(value: object) -> object:
-    """A cell as text, nearly as Excel shows it: 1 for 1.0, 2024-05-01 for a date, TRUE, no text for an empty cell.
+    """Return a cell as text, nearly as Excel shows it: 1 for 1.0, 2024-05-01 for a date, TRUE, no text for an empty cell.
 
     Lists and objects from JSON stay as they are: check_row judges them; only JSON-MIN's several choices become a list.
     """
@@ -88,7 +88,7 @@ def shown(value: object) -> object:
 
 
 def check_name(name: str, names: Sequence[str], wrong: str) -> None:
-    """UserError if `name` is not among `names`."""
+    """Raise UserError if `name` is not among `names`."""
     if name not in names:
         close = difflib.get_close_matches(name, names, 1, 0.5)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -121,7 +121,7 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
 
 
 def read_utf8(path: str) -> BinaryIO:
-    """Content of a text file as a binary stream in UTF-8; prints a line where it was converted.
+    """Open a text file as a binary stream in UTF-8; prints a line where it was converted.
 
     What is neither UTF-8 nor UTF-16, UTF-32 or GB18030 stays as it is: read_lines reports it by line.
     """
@@ -144,7 +144,7 @@ def read_utf8(path: str) -> BinaryIO:
 
 
 def read_delimited(path: str, sheet: Optional[str], problems: Problems) -> Iterator[tuple[Place, list[str]]]:
-    """Rows of a text file with a delimiter."""
+    """Yield the rows of a text file with a delimiter."""
     # CR amidst a line is in a text, but csv would end the row there: another line break stands for it
     lines = [line.replace("\r", "\v") + "\n" for _, line in read_lines(path, problems, read_utf8(path))]
     problems.report()  # quotes would not match without the unsound lines
@@ -175,7 +175,7 @@ def read_delimited(path: str, sheet: Optional[str], problems: Problems) -> Itera
 
 
 def read_workbook(path: str, name: Optional[str], problems: Problems) -> Iterator[tuple[Place, list[object]]]:
-    """Rows of a sheet of an .xlsx workbook; name: of the sheet, or None for the first visible one."""
+    """Yield the rows of a sheet of an .xlsx workbook; name: of the sheet, or None for the first visible one."""
     try:
         with zipfile.ZipFile(path) as archive:  # what is rare and costs time and memory is done where need be
             parts = [archive.read(part) for part in archive.namelist() if part.startswith("xl/worksheets/")]
@@ -199,7 +199,7 @@ def read_workbook(path: str, name: Optional[str], problems: Problems) -> Iterato
 
 
 def open_workbook(path: str, read_only: bool, data_only: bool = False) -> openpyxl.Workbook:
-    """An openpyxl workbook. read_only: in little memory, but without merged cells; data_only: values, no formulas."""
+    """Open a workbook. read_only: in little memory, but without merged cells; data_only: values, no formulas."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # styles and other things that do not matter here
         workbook = openpyxl.load_workbook(path, read_only=read_only, data_only=data_only)
@@ -224,7 +224,7 @@ def sheet_rows(rows: Iterable[tuple], formulas: Optional[Iterator[tuple]]) -> It
 
 
 def unescape(value: object) -> object:
-    """The value of a cell, whose texts have some characters as _x000D_."""
+    """Return the value of a cell; in its texts, some characters stand as _x000D_."""
     return ESCAPE.sub(lambda match: chr(int(match[1], 16)), value) if isinstance(value, str) and "_x" in value else value
 
 
@@ -251,7 +251,7 @@ def fill_merged(path: str, rows: Iterable[tuple[int, list[object]]],
 
 
 def read_objects(path: str, problems: Problems) -> Table:
-    """The Table of a JSON file: objects or Label Studio's tasks."""
+    """Read the Table of a JSON file: objects or Label Studio's tasks."""
     rows = []
     for place, value in read_json_rows(path, problems, read_utf8(path)):
         if isinstance(value, dict):
@@ -268,7 +268,7 @@ def read_objects(path: str, problems: Problems) -> Table:
 
 
 def read_tasks(path: str, tasks: list[tuple[Place, dict]], problems: Problems) -> Table:
-    """The Table of Label Studio's tasks: its data, and under each control's name what the annotators chose."""
+    """Make the Table of Label Studio's tasks: their data, and under each control's name what the annotators chose."""
     rows: list[tuple[Place, dict, dict]] = []
     columns: dict[str, object] = {}
     controls: dict[str, list] = {}

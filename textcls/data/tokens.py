@@ -33,21 +33,21 @@ class TokenizedTexts:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"input_ids": int32 [length], "labels": int64 scalar (where there are labels)}"""
+        """Return {"input_ids": int32 [length], "labels": int64 scalar (where there are labels)}"""
         item = {"input_ids": self.ids[self.offsets[index]:self.offsets[index + 1]]}
         if self.labels is not None:
             item["labels"] = self.labels[index]
         return item
 
     def select(self, indices: np.ndarray) -> "TokenizedTexts":
-        """The texts with these indices, in this order. indices: int [num_selected]. Returns TokenizedTexts."""
+        """Return the texts with these indices, in this order. indices: int [num_selected]."""
         lengths = self.lengths[indices]
         ids = [self.ids[self.offsets[index]:self.offsets[index + 1]] for index in indices]
         return TokenizedTexts(np.concatenate(ids) if ids else self.ids[:0], np.concatenate([[0], np.cumsum(lengths)]),
                               None if self.labels is None else self.labels[indices])
 
     def longest_first(self) -> "TokenizedTexts":
-        """The same texts by falling length, so that batches in this order are of like length. Returns TokenizedTexts."""
+        """Return the same texts by falling length, so that batches in this order are of like length."""
         return self.select(np.argsort(-self.lengths, kind="stable"))
 
 
@@ -74,7 +74,7 @@ def pad_batch(rows: Sequence[Union[Sequence[int], np.ndarray]], pad_id: int) -> 
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
-    """Indices of the texts in batches of like length, longest first (so that too large a batch fails at once)."""
+    """Return the indices of the texts in batches of like length, longest first (so that too large a batch fails at once)."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -88,7 +88,7 @@ def run_by_length(run: Callable[[np.ndarray], np.ndarray], tokens: TokenizedText
     """
     answers = np.empty((len(tokens), size), np.float32)
 
-    def run_batch(indices):
+    def run_batch(indices: np.ndarray) -> None:
         answers[indices] = run(pad_batch([tokens[index]["input_ids"] for index in indices], pad_id))
         if progress is not None:
             progress.update(len(indices))
@@ -99,5 +99,5 @@ def run_by_length(run: Callable[[np.ndarray], np.ndarray], tokens: TokenizedText
 
 
 def model_inputs(input_ids: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """What a graph with these inputs is fed: {name: int64 [num_texts, length]}; all but input_ids are zeros (one segment)."""
+    """Return what a graph with these inputs is fed: {name: int64 [num_texts, length]}; all but input_ids: zeros, one segment."""
     return {name: input_ids if name == "input_ids" else np.zeros_like(input_ids) for name in names}

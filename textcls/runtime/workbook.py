@@ -60,7 +60,7 @@ def new_workbook(path: str) -> Iterator[Sheet]:
 
 
 def check_workbook(path: str) -> None:
-    """UserError where a workbook cannot be written, for want of a package, or Excel would not open it by its name."""
+    """Raise UserError where a workbook cannot be written, for want of a package, or Excel would not open it by its name."""
     if not str(path).endswith(".xlsx"):
         raise UserError(f"--output_format xlsx: {path} as output, expected --output_file with a name that ends in .xlsx")
     try:
@@ -70,7 +70,7 @@ def check_workbook(path: str) -> None:
 
 
 def check_row_count(count: int) -> None:
-    """UserError where a sheet cannot hold so many rows, the header among them."""
+    """Raise UserError where a sheet cannot hold so many rows, the header among them."""
     if count > MOST_ROWS:
         raise UserError(f"--output_format xlsx: more than {MOST_ROWS} rows, which Excel cannot hold, expected another "
                         "--output_format, or the texts in parts")
