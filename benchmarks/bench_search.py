@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from textcls.retrieval.changes import NewRows, add_texts, memory_index, new_header, remove_label, rows_of_texts, write_index
-from textcls.retrieval.index import open_index
+from textcls.retrieval.index import of_single_texts, open_index
 from textcls.retrieval.nearest import WantedType, nearest
 
 REPEATS = 50
@@ -80,7 +80,8 @@ def bench_hnsw(folder, generator):
 
     vectors, queries = draw(count), draw(1000)
     labels = [(str(number), []) for number in range(50)]
-    rows = NewRows(vectors, generator.integers(0, 50, count), ["文"] * count, [(np.array([1]), np.array([1]))] * count)
+    rows = NewRows(vectors, generator.integers(0, 50, count), ["文"] * count, [(np.array([1]), np.array([1]))] * count,
+                   *of_single_texts(count))
     start = time.perf_counter()
     index = memory_index(new_header("bench", dimension, "texts", labels), rows)
     write_index(folder, index, WantedType("hnsw", {"connectivity": 16, "expansion": 64}))

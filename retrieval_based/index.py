@@ -90,9 +90,10 @@ def make_change(args, texts, encoder_of):
     if args.change == "remove":
         header = remove_label(args.index_dir, args.label)
     elif args.change == "rename":
-        header = rename_label(args.index_dir, args.label, args.new_name, vectors, index.header)
+        header = rename_label(args.index_dir, args.label, args.new_name, vectors, seen=index.header)
     else:
-        header, there = add_texts(args.index_dir, args.label, texts, vectors, args.change == "describe", index.header)
+        header, there = add_texts(args.index_dir, args.label, texts, vectors, describes=args.change == "describe",
+                                  seen=index.header)
     return header, there, time.perf_counter() - start
 
 

@@ -199,7 +199,7 @@ def main():
         source = vector_source(args) if args.vector_path else index_source(args.index_dir)
     elif args.command == "search":
         queries, encoder_id = np.asarray(read_vectors(args.vector_path), np.float32), encoder_of(args)
-    with open_milvus(args.milvus_uri, read_token(args), args.timeout, is_new=args.command == "insert") as client:
+    with open_milvus(args.milvus_uri, read_token(args), timeout=args.timeout, is_new=args.command == "insert") as client:
         if args.command == "insert":
             insert(client, args, source)
         elif args.command == "search":

@@ -70,7 +70,7 @@ def main():
                            num_threads=args.num_threads)
     encoding = searching = 0
     progress = progress_bar(len(texts), "Searching")
-    with progress, open_milvus(args.milvus_uri, read_token(args), args.timeout) as client:
+    with progress, open_milvus(args.milvus_uri, read_token(args), timeout=args.timeout) as client:
         find_version(client, args.collection, encoder.encoder_id, encoder.dimension)  # before much is encoded
         for start in range(0, len(texts), CHUNK):
             chunk, times = texts[start:start + CHUNK], [time.monotonic()]

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -18,9 +19,9 @@ import numpy as np
 from textcls.common.errors import UserError
 from textcls.common.outputs import complete_file
 from textcls.common.texts import LABEL
-from textcls.retrieval.index import FORMAT, MARKER, PARTS, Segment, assemble, label_word, open_index
-from textcls.retrieval.lexical import count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
-from textcls.retrieval.nearest import TYPES, build_approximate
+from textcls.retrieval.index import FORMAT, MARKER, PARTS, SearchIndex, Segment, assemble, label_word, of_single_texts, open_index
+from textcls.retrieval.lexical import Idf, count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
+from textcls.retrieval.nearest import TYPES, WantedType, build_approximate
 from textcls.runtime.predictions import check_decided
 
 MOST_SEGMENTS, SMALL_ROWS = 16, 1000  # beyond so many segments, those of so few rows are joined
@@ -36,21 +37,20 @@ class NewRows(NamedTuple):
 
     vectors: np.ndarray  # float32 [num_rows, dimension], unit length
     label_ids: np.ndarray  # int [num_rows]
-    texts: list  # of str
-    terms: list  # per row (terms, counts) of `count_terms`, or (terms, weights) where terms_are_weighted
+    texts: list[str]
+    terms: list[tuple[np.ndarray, np.ndarray]]  # of each row (terms, counts), as of `count_terms`, or its TermVector
+    counts: np.ndarray  # int [num_rows] and float [num_rows], as of Segment
+    lengths: np.ndarray
     terms_are_weighted: bool = False
-    counts: Optional[np.ndarray] = None
-    lengths: Optional[np.ndarray] = None
 
 
-def rows_of_texts(vectors, label_ids, texts):
+def rows_of_texts(vectors: np.ndarray, label_ids: Sequence[int], texts: list[str]) -> NewRows:
     """One row per text."""
-    return NewRows(vectors, np.asarray(label_ids), texts, [count_terms([text]) for text in texts])
+    return NewRows(vectors, np.asarray(label_ids), texts, [count_terms([text]) for text in texts], *of_single_texts(len(texts)))
 
 
-def rows_of_means(vectors, label_ids, texts):
+def rows_of_means(vectors: np.ndarray, label_ids: np.ndarray, texts: list[str]) -> NewRows:
     """One row per label: the mean of its texts, at unit length."""
-    label_ids = np.asarray(label_ids)
     order = np.argsort(label_ids, kind="stable")
     ids, starts, counts = np.unique(label_ids[order], return_index=True, return_counts=True)
     sums = np.add.reduceat(vectors[order], starts, axis=0)
@@ -60,39 +60,39 @@ def rows_of_means(vectors, label_ids, texts):
         rows = order[start:start + count]
         nearest.append(texts[rows[np.argmax(vectors[rows] @ mean)]])
         terms.append(count_terms([texts[row] for row in rows]))
-    return NewRows(means, ids, nearest, terms, False, counts, lengths / counts)
+    return NewRows(means, ids, nearest, terms, counts, lengths / counts)
 
 
-def new_header(encoder_id, dimension, corpus, labels, dtype="float32"):
+def new_header(encoder_id: str, dimension: int, corpus: str, labels: list[tuple[str, list[str]]], dtype: str = "float32") -> dict:
     """The index.json of a new index, with the settings that hold where no dev texts say better.
 
     labels: list of (name, descriptions and synonyms).
     """
-    labels = [{"id": number, "name": name, "texts": texts} for number, (name, texts) in enumerate(labels)]
+    entries = [{"id": number, "name": name, "texts": texts} for number, (name, texts) in enumerate(labels)]
     return {"format": FORMAT, "encoder_id": encoder_id, "dimension": dimension, "metric": "cosine", "dtype": dtype,
-            "corpus": corpus, "labels": labels, "next_id": len(labels), "segments": [],
+            "corpus": corpus, "labels": entries, "next_id": len(labels), "segments": [],
             **dict.fromkeys(TYPES), "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0, "least_rows": 20},
             "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "threshold": None}
 
 
-def memory_index(header, rows):
+def memory_index(header: dict, rows: NewRows) -> SearchIndex:
     """An index of NewRows that is in no folder yet: SearchIndex. header: of `new_header`."""
-    return assemble("", header, (), [make_segment(rows, None)])
+    return assemble("", header, None, [make_segment(rows, None)])
 
 
-def write_index(folder, index, wanted=None):
+def write_index(folder: str, index: SearchIndex, wanted: Optional[WantedType] = None) -> dict:
     """Write a `memory_index` into a folder, in place of what index may be there. wanted: of `wanted_type`.
 
     Returns its index.json.
     """
     with changing(folder):
-        header = {**index.header, "segments": [write_segment(folder, index.header["dtype"], index.segments[0])]}
+        header = {**index.header, "segments": [write_segment(folder, index.header, index.segments[0])]}
         if wanted is not None and len(index.row_labels) > wanted.beyond:
             header[wanted.name] = build_approximate(folder, index, wanted)
         return write_header(folder, header)
 
 
-def make_segment(rows, idf):
+def make_segment(rows: NewRows, idf: Optional[Idf]) -> Segment:
     """The Segment of NewRows, float32. idf: of segment 0; None: this is segment 0."""
     sizes = {len(rows.vectors), len(rows.label_ids), len(rows.texts), len(rows.terms)}
     if len(sizes) > 1:
@@ -106,7 +106,7 @@ def make_segment(rows, idf):
                    rows.lengths)
 
 
-def sums_by_label(vectors, label_ids):
+def sums_by_label(vectors: np.ndarray, label_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """sum_ids and sums of a Segment."""
     ids, places = np.unique(label_ids, return_inverse=True)
     sums = np.zeros((len(ids), vectors.shape[1]), np.float32)
@@ -118,14 +118,14 @@ def sums_by_label(vectors, label_ids):
     return ids, sums
 
 
-def write_segment(folder, dtype, segment):
-    """Write a Segment of float32 as a new folder; returns its entry of index.json."""
-    name = f"segment-{secrets.token_hex(8)}"
+def write_segment(folder: str, header: dict, segment: Segment) -> dict:
+    """Write a Segment of float32 as a new folder; returns its entry of index.json. header: says the dtype and the corpus."""
+    name, dtype = f"segment-{secrets.token_hex(8)}", header["dtype"]
     path = os.path.join(folder, name)
     os.mkdir(path)
     arrays = {**{name: getattr(segment, name) for name in ("label_ids", "sum_ids", "sums", "text_offsets")},
               **{f"lexical_{part}": values for part, values in segment.postings._asdict().items()}}
-    if segment.counts is not None:
+    if header["corpus"] == "means":
         arrays.update(counts=segment.counts.astype(np.int32), lengths=segment.lengths.astype(np.float32))
     scales = (np.abs(segment.vectors).max(axis=1) / 127).astype(np.float32)
     if dtype == "int8":
@@ -143,7 +143,7 @@ def write_segment(folder, dtype, segment):
     return {"folder": name, "rows": len(segment.label_ids)}
 
 
-def write_header(folder, header):
+def write_header(folder: str, header: dict) -> dict:
     """The last step of a change: replace index.json, then delete what it does not name. Returns header."""
     with complete_file(os.path.join(folder, MARKER)) as file:
         file.write(json.dumps(header, ensure_ascii=False) + "\n")
@@ -157,7 +157,7 @@ def write_header(folder, header):
 
 
 @contextlib.contextmanager
-def changing(folder):
+def changing(folder: str) -> Iterator[None]:
     """Keep other processes from changing the folder, which is made where it is missing."""
     try:
         os.makedirs(folder, exist_ok=True)
@@ -175,7 +175,7 @@ def changing(folder):
 # ---- changes of a few rows
 
 
-def find_label(index, name):
+def find_label(index: SearchIndex, name: str) -> dict:
     """The entry of a label in index.json. UserError where there is none."""
     entry = find_entry(index.header, name)
     if entry is not None:
@@ -185,28 +185,29 @@ def find_label(index, name):
     raise UserError(f"{index.folder}: no label {name!r}{hint}, expected one of its {len(index.labels)} labels")
 
 
-def check_new_label(name):
+def check_new_label(name: str) -> None:
     """UserError where this cannot be the name of a label."""
     if problem := LABEL.problem(name):
         raise UserError(f"label {name!r}: {problem}, expected {LABEL.expected}")
     check_decided(name)
 
 
-def find_entry(header, name):
+def find_entry(header: dict, name: str) -> Optional[dict]:
     """The entry of a label in an index.json, or None."""
     return next((entry for entry in header["labels"] if entry["name"] == name), None)
 
 
-def check_unchanged(index, seen, name):
+def check_unchanged(index: SearchIndex, seen: Optional[dict], name: str) -> None:
     """OutdatedIndex where encoder, corpus or the label are others than in `seen`, an earlier index.json, or None."""
-    def decisive(header):
+    def decisive(header: dict) -> tuple:
         return header["encoder_id"], header["corpus"], find_entry(header, name)
 
     if seen is not None and decisive(index.header) != decisive(seen):
         raise OutdatedIndex
 
 
-def add_texts(folder, name, texts, vectors, describes=False, seen=None):
+def add_texts(folder: str, name: str, texts: list[str], vectors: np.ndarray, *, describes: bool = False,
+              seen: Optional[dict] = None) -> tuple[dict, int]:
     """Add texts (list of str, vectors float32 [num_texts, dimension] of unit length) to a label, which may be a new one.
 
     Texts that the label has already are not added again. describes: keep the texts as descriptions of the label, too. seen: the
@@ -225,12 +226,12 @@ def add_texts(folder, name, texts, vectors, describes=False, seen=None):
             header["next_id"] += 1
         if describes or header["corpus"] == "labels":
             entry["texts"] = list(dict.fromkeys([*entry["texts"], *(text for text in texts if text != label_word(name))]))
-        there = texts_of_label(index, entry)
-        new = [number for number, text in enumerate(texts) if text not in there]
-        header["labels"] = labels
+        known = texts_of_label(index, entry)
+        new = [number for number, text in enumerate(texts) if text not in known]
+        header["labels"], there = labels, len(texts) - len(new)
         if not new:
-            return write_header(folder, header), len(texts)
-        texts, vectors, there = [texts[number] for number in new], vectors[new], len(texts) - len(new)
+            return write_header(folder, header), there
+        texts, vectors = [texts[number] for number in new], vectors[new]
         rows = rows_of_texts(vectors, [entry["id"]] * len(texts), texts)
         if header["corpus"] == "means":
             entry["added"] = [*entry.get("added", []), *texts]
@@ -241,14 +242,14 @@ def add_texts(folder, name, texts, vectors, describes=False, seen=None):
         return append_rows(index, header, rows), there
 
 
-def texts_of_label(index, entry):
+def texts_of_label(index: SearchIndex, entry: dict) -> set[str]:
     """The texts of a label's rows: set of str. Of means, which hold no single texts, those added since the build."""
     if index.header["corpus"] == "means":
         return set(entry.get("added", []))
     return {segment.text(row) for segment in index.segments for row in np.flatnonzero(segment.label_ids == entry["id"])}
 
 
-def renew_mean(index, entry, rows):
+def renew_mean(index: SearchIndex, entry: dict, rows: NewRows) -> NewRows:
     """The mean of a label's old and new texts, under a new id, so that its old row is skipped. rows: mean of the new ones."""
     terms, counts = rows.terms[0]
     weighted = [(terms, weigh(terms, counts, index.idf))]
@@ -256,14 +257,14 @@ def renew_mean(index, entry, rows):
         for row in np.flatnonzero(segment.label_ids == entry["id"]):
             old, new = int(segment.counts[row]), int(rows.counts[0])
             total = segment.take(row) * segment.lengths[row] * old + rows.vectors[0] * rows.lengths[0] * new
-            length = max(np.linalg.norm(total), 1e-12)
+            length = max(float(np.linalg.norm(total)), 1e-12)
             weighted = [mix(postings_row(segment.postings, row), old, weighted[0], new)]
-            return NewRows((total / length)[None], np.array([index.header["next_id"]]), [segment.text(row)], weighted, True,
-                           np.array([old + new]), np.array([length / (old + new)]))
+            return NewRows((total / length)[None], np.array([index.header["next_id"]]), [segment.text(row)], weighted,
+                           np.array([old + new]), np.array([length / (old + new)]), True)
     return rows._replace(terms=weighted, terms_are_weighted=True)
 
 
-def remove_label(folder, name):
+def remove_label(folder: str, name: str) -> dict:
     """Take a label out of the index. Returns the new index.json. UserError."""
     with changing(folder):
         index = open_index(folder, to_search=False)
@@ -274,7 +275,8 @@ def remove_label(folder, name):
         return write_header(folder, {**index.header, "labels": labels})
 
 
-def rename_label(folder, name, new_name, vectors=None, seen=None):
+def rename_label(folder: str, name: str, new_name: str, vectors: Optional[np.ndarray] = None, *,
+                 seen: Optional[dict] = None) -> dict:
     """Give a label another name. vectors: where the corpus is the labels', those of its `label_texts` under the new name.
 
     seen: as of `add_texts`. Returns the new index.json. UserError.
@@ -292,18 +294,18 @@ def rename_label(folder, name, new_name, vectors=None, seen=None):
             new["id"] = header["next_id"]  # so that the rows of the old name are skipped
             header["next_id"] += 1
         header["labels"] = [new if other is entry else other for other in header["labels"]]
-        if header["corpus"] == "labels":
+        if vectors is not None:
             texts = label_texts(new_name, entry["texts"])
             return append_rows(index, header, rows_of_texts(vectors, [new["id"]] * len(texts), texts))
         return write_header(folder, header)
 
 
-def label_texts(name, texts):
+def label_texts(name: str, texts: list[str]) -> list[str]:
     """What stands for a label where the corpus is the labels': its word, then its descriptions and synonyms."""
     return list(dict.fromkeys([label_word(name), *texts]))
 
 
-def label_rows(words):
+def label_rows(words: dict[str, list[str]]) -> list[tuple[str, str]]:
     """The rows of labels: list of (label, text), for each label its name (what follows its last ##) and its words, once each.
 
     words: {label: its words}, as of utils.read_label_words.
@@ -311,7 +313,7 @@ def label_rows(words):
     return [(label, text) for label, own in words.items() for text in label_texts(label, own)]
 
 
-def append_rows(index, header, rows):
+def append_rows(index: SearchIndex, header: dict, rows: NewRows) -> dict:
     """Write NewRows as a further segment of an index, together with the small ones if there are many.
     Returns the new index.json."""
     segments = header["segments"]
@@ -320,27 +322,26 @@ def append_rows(index, header, rows):
         ids = [entry["id"] for entry in header["labels"]]
         rows = join_rows([segment_rows(index.segments[number], ids) for number in small] + [weigh_rows(rows, index.idf)])
         segments = [entry for number, entry in enumerate(segments) if number not in small]
-    header["segments"] = [*segments, write_segment(index.folder, header["dtype"], make_segment(rows, index.idf))]
+    header["segments"] = [*segments, write_segment(index.folder, header, make_segment(rows, index.idf))]
     return write_header(index.folder, header)
 
 
-def weigh_rows(rows, idf):
+def weigh_rows(rows: NewRows, idf: Idf) -> NewRows:
     """The same rows, their terms with weights."""
     return rows if rows.terms_are_weighted else rows._replace(
         terms=[(terms, weigh(terms, counts, idf)) for terms, counts in rows.terms], terms_are_weighted=True)
 
 
-def segment_rows(segment, ids):
+def segment_rows(segment: Segment, ids: list[int]) -> NewRows:
     """The rows of a Segment whose labels have one of these ids: NewRows."""
     kept, terms = np.flatnonzero(np.isin(segment.label_ids, ids)), split_postings(segment.postings, len(segment.label_ids))
-    counts, lengths = (values if values is None else values[kept] for values in (segment.counts, segment.lengths))
     return NewRows(segment.take(kept), segment.label_ids[kept], [segment.text(row) for row in kept], [terms[row] for row in kept],
-                   True, counts, lengths)
+                   segment.counts[kept], segment.lengths[kept], True)
 
 
-def join_rows(parts):
+def join_rows(parts: list[NewRows]) -> NewRows:
     """One NewRows of several."""
-    joined = [np.concatenate(values) if values[0] is not None else None
-              for values in zip(*((part.vectors, part.label_ids, part.counts, part.lengths) for part in parts))]
-    return NewRows(joined[0], joined[1], [text for part in parts for text in part.texts],
-                   [terms for part in parts for terms in part.terms], True, joined[2], joined[3])
+    vectors, label_ids, counts, lengths = (
+        np.concatenate(arrays) for arrays in zip(*((part.vectors, part.label_ids, part.counts, part.lengths) for part in parts)))
+    return NewRows(vectors, label_ids, [text for part in parts for text in part.texts],
+                   [terms for part in parts for terms in part.terms], counts, lengths, True)

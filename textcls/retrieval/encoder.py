@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 import numpy as np
 
 from textcls.common.errors import UserError
+from textcls.common.log import Progress
 from textcls.common.texts import check_texts
 from textcls.runtime.exported import EMBEDDING, PROBES, Export, read_export
 from textcls.runtime.quantize import SCHEMES
@@ -32,8 +33,8 @@ class TextEncoder(NamedTuple):
     dimension: int  # length of a vector
     max_seq_length: int  # tokens, special tokens included
     # Both: list of str -> float32 [num_texts, dimension], of length 1. TypeError or ValueError as `check_texts`.
-    encode: Callable  # encode(texts, progress=None); progress: of `progress_bar`, to advance by the texts done
-    encode_batch: Callable  # all texts as one batch, in the calling thread: for callers with threads of their own
+    encode: Callable[..., np.ndarray]  # encode(texts, progress=None); progress: of `progress_bar`, to advance by the texts done
+    encode_batch: Callable[[list[str]], np.ndarray]  # as one batch, in the calling thread: for callers with threads of their own
 
 
 def open_encoder(path: str, *, device: Optional[str] = None, device_id: int = 0, dtype: str = "fp32",
@@ -61,7 +62,7 @@ def open_encoder(path: str, *, device: Optional[str] = None, device_id: int = 0,
     return _open_checkpoint(path, device, batch_size, max_seq_length)
 
 
-def encoder_folder(path):
+def encoder_folder(path: str) -> str:
     """The folder of an encoder, which older command lines name by a file in it, and by the model_best/ that it was in."""
     path = os.path.normpath(path)
     if path.endswith(".pdparams"):
@@ -95,7 +96,7 @@ def check_cosine(figures: dict[str, str]) -> None:
                         f"{LEAST_COSINE} or more")
 
 
-def _open_checkpoint(path, device, batch_size, max_seq_length):
+def _open_checkpoint(path: str, device: Optional[str], batch_size: int, max_seq_length: Optional[int]) -> TextEncoder:
     from textcls.data.tokens import tokenize
     from textcls.models.checkpoints import load_sentence_encoder
     from textcls.models.device import select_device
@@ -105,18 +106,18 @@ def _open_checkpoint(path, device, batch_size, max_seq_length):
     checkpoint = load_sentence_encoder(path, max_seq_length)
     size = checkpoint.model.embedding_size
 
-    def run(texts, batch_size, progress=None):
+    def run(texts: list[str], batch_size: int, progress: Optional[Progress] = None) -> np.ndarray:
         tokens = tokenize(check_texts(texts), checkpoint.encode)
         return predict_logits(checkpoint, tokens, batch_size, progress)
 
-    return TextEncoder(checkpoint.encoder_id, size, checkpoint.max_seq_length,
+    return TextEncoder(checkpoint.encoder_id or "", size, checkpoint.max_seq_length,
                        in_chunks(lambda texts, progress: run(texts, batch_size, progress), size),
                        lambda texts: run(texts, len(texts)))
 
 
-def in_chunks(run, size):
+def in_chunks(run: Callable[[list[str], Optional[Progress]], np.ndarray], size: int) -> Callable[..., np.ndarray]:
     """encode of a TextEncoder. run: function of (texts, progress) that returns float32 [num_texts, size]."""
-    def encode(texts, progress=None):
+    def encode(texts: list[str], progress: Optional[Progress] = None) -> np.ndarray:
         texts = check_texts(texts)
         vectors = np.empty((len(texts), size), np.float32)
         for start in range(0, len(texts), CHUNK):

@@ -1,9 +1,12 @@
 """The settings of an index that labelled dev texts decide: the vote, the weight of the lexical half, confidence, threshold."""
 
+from collections.abc import Iterator
+from typing import Callable, Optional
+
 import numpy as np
 
 from textcls.common.probabilities import DECIMALS
-from textcls.retrieval.index import label_boosts
+from textcls.retrieval.index import SearchIndex, label_boosts
 from textcls.retrieval.nearest import nearest
 from textcls.retrieval.search import NEAREST, Found, chunks, fuse, known_features, known_probs, lexical_nearest, sharpen, vote
 
@@ -18,7 +21,8 @@ UNKNOWN_SHARE = 0.1  # texts of no known label that the confidence reckons with
 LEAST = 1e-4  # a label without votes counts as this probable
 
 
-def fit(index, vectors, texts, label_ids, precision=None):
+def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np.ndarray,
+        precision: Optional[float] = None) -> tuple[SearchIndex, dict[str, float]]:
     """Choose the settings by dev texts. label_ids: int64 [num_texts], positions in index.labels; vectors: theirs.
 
     precision: share of right answers that --threshold auto shall give, or None. Returns (index with the settings, figures: dict
@@ -47,43 +51,39 @@ def fit(index, vectors, texts, label_ids, precision=None):
                                                        "nll": nll}
 
 
-def with_settings(index, **entries):
-    """The index with other entries in its header, in memory only."""
+def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **entries: object) -> SearchIndex:
+    """The index with other entries in its header, in memory only. counts: rows per label that it shall seem to have."""
     header = {**index.header, **entries}
-    return index._replace(header=header, boosts=label_boosts(header, index.rows_per_label()))
+    return index._replace(header=header, boosts=label_boosts(header, index.rows_per_label() if counts is None else counts))
 
 
-def find_rows(index, vectors, texts, k, excluded=None):
+def find_rows(index: SearchIndex, vectors: np.ndarray, texts: list[str], k: int, excluded: Optional[np.ndarray] = None) -> Found:
     """Found with the k nearest rows of both halves."""
     return Found(*nearest(index, vectors, k, excluded, exact=True), *lexical_nearest(index, texts, k, excluded))
 
 
-def part(found, chunk):
+def part(found: Found, chunk: slice) -> Found:
     return Found(*(array[chunk] for array in found))
 
 
-def best_vote(index, similarities, rows, label_ids, sizes):
+def best_vote(index: SearchIndex, similarities: np.ndarray, rows: np.ndarray, label_ids: np.ndarray,
+              sizes: list[int]) -> tuple[dict, float]:
     """The neighbours and temperature of most right answers, then of least NLL: ({"neighbours", "temperature"}, accuracy)."""
     grid = [(size, temperature) for size in sizes for temperature in TEMPERATURES]
-    hits, losses = np.zeros(len(grid)), np.zeros(len(grid))
-    for chunk in chunks(index, len(label_ids)):
-        for place, (size, temperature) in enumerate(grid):
-            count(vote(index, similarities[chunk], rows[chunk], size, temperature), label_ids[chunk], hits, losses, place)
+    hits, losses = measure(index, label_ids, len(grid), lambda chunk: (
+        vote(index, similarities[chunk], rows[chunk], size, temperature) for size, temperature in grid))
     size, temperature = grid[np.lexsort((losses, -hits))[0]]
     return {"neighbours": size, "temperature": temperature}, float(hits.max() / len(label_ids))
 
 
-def best_weight(index, found, label_ids):
+def best_weight(index: SearchIndex, found: Found, label_ids: np.ndarray) -> float:
     """The lexical half's weight of most right answers, then of least NLL."""
-    hits, losses = np.zeros(len(WEIGHTS)), np.zeros(len(WEIGHTS))
-    for chunk in chunks(index, len(label_ids)):
-        for place, weight in enumerate(WEIGHTS):
-            fused = fuse(with_settings(index, lexical={**index.header["lexical"], "weight": weight}), part(found, chunk))
-            count(fused, label_ids[chunk], hits, losses, place)
+    tried = [with_settings(index, lexical={**index.header["lexical"], "weight": weight}) for weight in WEIGHTS]
+    hits, losses = measure(index, label_ids, len(tried), lambda chunk: (fuse(one, part(found, chunk)) for one in tried))
     return float(WEIGHTS[np.lexsort((losses, -hits))[0]])
 
 
-def best_least_rows(index, found, label_ids):
+def best_least_rows(index: SearchIndex, found: Found, label_ids: np.ndarray) -> int:
     """The least_rows of the vote with which labels are found best of which the index has only FEW texts.
 
     Each of TRIED_LABELS labels in turn is cut to FEW rows. Of the settings that cost the texts of the other labels at most
@@ -93,28 +93,22 @@ def best_least_rows(index, found, label_ids):
     tried = np.flatnonzero((counts >= 4 * FEW) & (np.bincount(label_ids, minlength=len(counts)) >= FEW))
     if index.header["corpus"] != "texts" or not len(tried):
         return 0
+    settings = [{**index.header["vote"], "least_rows": least} for least in LEAST_ROWS]
     generator, scores = np.random.default_rng(0), []
     for label in tried[::-(-len(tried) // TRIED_LABELS)]:
         left = generator.choice(np.flatnonzero(index.row_labels == label), FEW, replace=False)
         cut = cut_rows(index, found, label, left)
         own = label_ids == label
-        is_right = [guess(with_least_rows(index, least, {label: FEW}), cut) == label_ids for least in LEAST_ROWS]
+        few = np.where(np.arange(len(counts)) == label, FEW, counts)
+        is_right = [guess(with_settings(index, few, vote=setting), cut) == label_ids for setting in settings]
         scores.append([(right[own].mean(), right[~own].mean()) for right in is_right])
-    scores = np.mean(scores, axis=0)
-    whole = [(guess(with_least_rows(index, least, {}), found) == label_ids).mean() for least in LEAST_ROWS]
-    allowed = (scores[:, 1] >= scores[0, 1] - MOST_LOSS) & (np.array(whole) >= whole[0])
-    return LEAST_ROWS[np.argmax(np.where(allowed, scores[:, 0], -1))]
+    cut_found, others_found = np.mean(scores, axis=0).T
+    whole = np.array([(guess(with_settings(index, vote=setting), found) == label_ids).mean() for setting in settings])
+    allowed = (others_found >= others_found[0] - MOST_LOSS) & (whole >= whole[0])
+    return LEAST_ROWS[np.argmax(np.where(allowed, cut_found, -1))]
 
 
-def with_least_rows(index, least, counts):
-    """The index with this setting; counts: {label: rows} of labels that count as if they had others than they have."""
-    header = {**index.header, "vote": {**index.header["vote"], "least_rows": least}}
-    rows = index.rows_per_label()
-    rows[list(counts)] = list(counts.values())
-    return index._replace(header=header, boosts=label_boosts(header, rows))
-
-
-def cut_rows(index, found, label, left):
+def cut_rows(index: SearchIndex, found: Found, label: int, left: np.ndarray) -> Found:
     """Found without the rows of a label but those in `left`."""
     arrays = []
     for similarities, rows in (found[:2], found[2:]):
@@ -125,28 +119,37 @@ def cut_rows(index, found, label, left):
     return Found(*arrays)
 
 
-def guess(index, found):
+def guess(index: SearchIndex, found: Found) -> np.ndarray:
     """The best labels: int64 [num_texts]."""
     return np.concatenate([fuse(index, part(found, chunk)).argmax(axis=1) for chunk in chunks(index, len(found.rows))])
 
 
-def best_sharpness(index, found, label_ids):
+def best_sharpness(index: SearchIndex, found: Found, label_ids: np.ndarray) -> tuple[float, float]:
     """The exponent of the probabilities with the least NLL: (exponent, mean NLL in nats)."""
-    hits, losses = np.zeros(len(SHARPNESS)), np.zeros(len(SHARPNESS))
-    for chunk in chunks(index, len(label_ids)):
+    def try_all(chunk: slice) -> Iterator[np.ndarray]:
         probs = fuse(index, part(found, chunk))
-        for place, sharpness in enumerate(SHARPNESS):
-            count(sharpen(probs, sharpness), label_ids[chunk], hits, losses, place)
+        return (sharpen(probs, sharpness) for sharpness in SHARPNESS)
+
+    _, losses = measure(index, label_ids, len(SHARPNESS), try_all)
     return SHARPNESS[losses.argmin()], float(losses.min() / len(label_ids))
 
 
-def count(probs, label_ids, hits, losses, place):
-    """Add the right answers and the NLL of some texts to hits[place] and losses[place]."""
-    hits[place] += (probs.argmax(axis=1) == label_ids).sum()
-    losses[place] -= np.log(np.maximum(probs[np.arange(len(probs)), label_ids], LEAST)).sum()
+def measure(index: SearchIndex, label_ids: np.ndarray, num_choices: int,
+            try_all: Callable[[slice], Iterator[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Count the right answers and sum the NLL of each of some choices: float [num_choices] both.
+
+    try_all: function of a chunk of the texts that yields their probabilities by each choice.
+    """
+    hits, losses = np.zeros((2, num_choices))
+    for chunk in chunks(index, len(label_ids)):
+        right = label_ids[chunk]
+        for choice, probs in enumerate(try_all(chunk)):
+            hits[choice] += (probs.argmax(axis=1) == right).sum()
+            losses[choice] -= np.log(np.maximum(probs[np.arange(len(right)), right], LEAST)).sum()
+    return hits, losses
 
 
-def fit_known(known, unknown):
+def fit_known(known: np.ndarray, unknown: np.ndarray) -> tuple[dict, float]:
     """Logistic regression that tells dev texts from dev texts whose own label is left out of the index.
 
     No weight is negative, so that a text which is nearer to the index never counts as less known. known, unknown: their
@@ -159,7 +162,7 @@ def fit_known(known, unknown):
     mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
 
-    def loss(weights):
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         """NLL with a little L2, so that it ends where both parts can be told apart wholly, and its gradient."""
         scores = inputs @ weights
         errors = 1 / (1 + np.exp(-np.clip(scores, -30, 30))) - targets
@@ -172,7 +175,7 @@ def fit_known(known, unknown):
     return {"weights": scaled.tolist(), "offset": float(offset)}, auroc(inputs @ weights, targets == 1)
 
 
-def features_of(index, vectors, found, excluded=None):
+def features_of(index: SearchIndex, vectors: np.ndarray, found: Found, excluded: Optional[np.ndarray] = None) -> np.ndarray:
     """`known_features` of all texts."""
     features = []
     for chunk in chunks(index, len(vectors)):
@@ -181,7 +184,7 @@ def features_of(index, vectors, found, excluded=None):
     return np.concatenate(features)
 
 
-def auroc(scores, is_positive):
+def auroc(scores: np.ndarray, is_positive: np.ndarray) -> float:
     """Probability that a positive scores above a negative, ties half (Mann-Whitney). scores: float [n]; is_positive: bool [n]."""
     values, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
@@ -192,16 +195,16 @@ def auroc(scores, is_positive):
     return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def fit_threshold(index, vectors, found, label_ids, precision):
+def fit_threshold(index: SearchIndex, vectors: np.ndarray, found: Found, label_ids: np.ndarray,
+                  precision: float) -> Optional[dict[str, float]]:
     """The lowest probability, as it is shown, from which on at least this share of dev texts is right: {"precision", "value"},
     or None."""
-    confidence, is_right = [], []
+    confidence, is_right = np.zeros(len(label_ids)), np.zeros(len(label_ids), bool)
     for chunk in chunks(index, len(label_ids)):
         probs = fuse(index, part(found, chunk))
-        confidence.append(probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk)))
-        is_right.append(probs.argmax(axis=1) == label_ids[chunk])
-    confidence = np.array([round(value, DECIMALS) for value in np.concatenate(confidence).tolist()])
-    is_right = np.concatenate(is_right)
+        exact = probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk))
+        confidence[chunk] = [round(value, DECIMALS) for value in exact.tolist()]
+        is_right[chunk] = probs.argmax(axis=1) == label_ids[chunk]
     order = np.argsort(-confidence, kind="stable")
     confidence, shares = confidence[order], np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
     is_last = np.append(confidence[1:] < confidence[:-1], True)  # equal ones are above it together

@@ -3,9 +3,10 @@
 textcls/retrieval/changes.py writes and changes it; an opened index never changes.
 """
 
+import functools
 import os
 import re
-from typing import NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -19,6 +20,7 @@ MARKER = "index.json"
 CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a training text, the mean of a label's texts
 DTYPES = ("float32", "float16", "int8")
 PARTS = re.compile(rf"({'|'.join(['segment', *TYPES])})-[0-9a-f]{{16}}(\.\w+)?$")  # the names that may be deleted
+Stamp = tuple[int, int, int]  # of an index.json: inode, time of its change in nanoseconds, size
 
 
 class Segment(NamedTuple):
@@ -32,22 +34,22 @@ class Segment(NamedTuple):
     text_bytes: np.ndarray  # uint8: UTF-8 of all texts
     text_offsets: np.ndarray  # int64 [rows + 1]
     postings: Postings
-    counts: Optional[np.ndarray]  # int32 [rows], of means: how many texts
-    lengths: Optional[np.ndarray]  # float32 [rows], of means: length of the mean before it was made 1
+    counts: np.ndarray  # int32 [rows], of means: how many texts; else 1
+    lengths: np.ndarray  # float32 [rows], of means: length of the mean before it was made 1; else 1
 
-    def block(self, start, end):
+    def block(self, start: int, end: int) -> np.ndarray:
         """The vectors of rows start to end: float32 [rows, dimension]."""
         rows = np.asarray(self.vectors[start:end])
         return rows if self.scales is None and rows.dtype == np.float32 else self._floats(rows, slice(start, end))
 
-    def take(self, rows):
+    def take(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of these rows: float32 [..., dimension]. rows: int [...]"""
         return self._floats(np.asarray(self.vectors[rows]), rows)
 
-    def text(self, row):
+    def text(self, row: int) -> str:
         return self.text_bytes[self.text_offsets[row]:self.text_offsets[row + 1]].tobytes().decode("utf-8", "replace")
 
-    def _floats(self, values, rows):
+    def _floats(self, values: np.ndarray, rows: Union[np.ndarray, slice]) -> np.ndarray:
         values = values.astype(np.float32)
         return values if self.scales is None else values * self.scales[rows][..., None]
 
@@ -57,23 +59,23 @@ class SearchIndex(NamedTuple):
 
     folder: str
     header: dict  # index.json
-    stamp: tuple  # of index.json, as of `index_stamp`
-    labels: list  # of str
-    segments: list  # of Segment
+    stamp: Optional[Stamp]  # of index.json; None: in memory only
+    labels: list[str]
+    segments: list[Segment]
     starts: np.ndarray  # int64 [num_segments + 1]: the number of each segment's first row
     row_labels: np.ndarray  # int32 [num_rows]: position in labels, -1 where the label was removed
     boosts: np.ndarray  # float32 [num_labels]: how many votes a row of a label has, see `label_boosts`
-    mean: Optional[np.ndarray]  # float32 [dimension]: of all rows; None where the index was not opened to search
-    centres: Optional[np.ndarray]  # float32 [num_labels, dimension]: labels' means less that of all, at unit length; 0: no rows
+    mean: np.ndarray  # float32 [dimension]: of all rows; empty, as centres is, where the index was not opened to search
+    centres: np.ndarray  # float32 [num_labels, dimension]: labels' means less that of all, at unit length; 0: no rows
     idf: Idf
     approximate: Optional[Hnsw]  # of nearest.TYPES, over segment 0
 
-    def text(self, row):
+    def text(self, row: int) -> str:
         """The text of a row: of a mean, the one that is nearest to it."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.segments[number].text(row - self.starts[number])
 
-    def take(self, rows):
+    def take(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of rows: float32 [num_rows, dimension]. rows: int64 [num_rows]."""
         vectors = np.zeros((len(rows), self.header["dimension"]), np.float32)
         for segment, start, end in zip(self.segments, self.starts, self.starts[1:]):
@@ -82,20 +84,18 @@ class SearchIndex(NamedTuple):
                 vectors[inside] = segment.take(rows[inside] - start)
         return vectors
 
-    def rows_per_label(self):
+    def rows_per_label(self) -> np.ndarray:
         """How many texts stand for each label: int64 [num_labels]."""
-        counts = [np.ones(len(segment.label_ids)) if segment.counts is None else segment.counts for segment in self.segments]
-        known = self.row_labels >= 0
-        return np.bincount(self.row_labels[known], np.concatenate(counts)[known], len(self.labels)).astype(np.int64)
+        counts, known = np.concatenate([segment.counts for segment in self.segments]), self.row_labels >= 0
+        return np.bincount(self.row_labels[known], counts[known], len(self.labels)).astype(np.int64)
 
 
-def label_word(name):
+def label_word(name: str) -> str:
     """The text that stands for a label: its name, or what follows the last ##."""
     return name.rpartition("##")[2]
 
 
-
-def index_stamp(folder):
+def index_stamp(folder: str) -> Stamp:
     """What changes whenever the index does. UserError where there is none."""
     try:
         stat = os.stat(os.path.join(folder, MARKER))
@@ -105,7 +105,8 @@ def index_stamp(folder):
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def open_index(folder, encoder_id=None, dimension=None, to_search=True):
+def open_index(folder: str, encoder_id: Optional[str] = None, dimension: Optional[int] = None, *,
+               to_search: bool = True) -> SearchIndex:
     """Open an index folder; returns SearchIndex. encoder_id, dimension: of the encoder that it must be of, None: any.
 
     to_search: False: who does not search needs neither an approximate index nor the labels' centres. UserError where there is no
@@ -125,10 +126,10 @@ def open_index(folder, encoder_id=None, dimension=None, to_search=True):
         except UserError:
             if index_stamp(folder) == stamp:
                 raise  # else it was replaced just now, and its files are gone
-    return assemble(folder, header, stamp, segments, approximate, to_search)
+    return assemble(folder, header, stamp, segments, approximate, to_search=to_search)
 
 
-def check_encoder(folder, header, encoder_id=None, dimension=None):
+def check_encoder(folder: str, header: dict, encoder_id: Optional[str] = None, dimension: Optional[int] = None) -> None:
     """UserError where an index is of another encoder. header: its index.json; None: not known."""
     if encoder_id is not None and header["encoder_id"] != encoder_id:
         raise UserError(f"{folder}: made with the encoder {header['encoder_id']}, this one is {encoder_id}, expected the "
@@ -138,7 +139,8 @@ def check_encoder(folder, header, encoder_id=None, dimension=None):
                         "encoder of the index")
 
 
-def assemble(folder, header, stamp, segments, approximate=None, to_search=True):
+def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[Segment], approximate: Optional[Hnsw] = None, *,
+             to_search: bool = True) -> SearchIndex:
     """The SearchIndex of its parts."""
     positions = np.full(header["next_id"] + 1, -1, np.int32)
     for position, entry in enumerate(header["labels"]):
@@ -148,12 +150,12 @@ def assemble(folder, header, stamp, segments, approximate=None, to_search=True):
     labels = [entry["name"] for entry in header["labels"]]
     counts = np.bincount(row_labels[row_labels >= 0], minlength=len(labels))
     boosts = label_boosts(header, counts)
-    mean, centres = label_centres(segments, positions, counts) if to_search else (None, None)
+    mean, centres = label_centres(segments, positions, counts) if to_search else (np.zeros(0), np.zeros((0, 0)))
     idf = idf_of_postings(segments[0].postings, len(segments[0].label_ids))
     return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, approximate)
 
 
-def label_centres(segments, positions, counts):
+def label_centres(segments: list[Segment], positions: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """mean and centres of a SearchIndex. positions: of label ids, -1: removed; counts: int [num_labels], rows per label."""
     sums = np.zeros((len(counts), segments[0].sums.shape[1]), np.float32)
     for segment in segments:
@@ -164,7 +166,7 @@ def label_centres(segments, positions, counts):
     return mean, sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
-def label_boosts(header, counts):
+def label_boosts(header: dict, counts: np.ndarray) -> np.ndarray:
     """How many votes a row of each label has: a label of fewer rows than vote.least_rows votes as if it had so many.
 
     So that a label that was added with a few texts is heard beside those with hundreds. counts: rows per label. Only where the
@@ -174,11 +176,11 @@ def label_boosts(header, counts):
     return np.maximum(1, least / np.maximum(counts, 1)).astype(np.float32)
 
 
-def check_header(header, path):
+def check_header(header: dict, path: str) -> None:
     """UserError where the content of an index.json is not what this program writes."""
     if header.get("format") != FORMAT:
         raise UserError(f"{path}: format {header.get('format')!r}, expected {FORMAT}: another version of the program wrote it")
-    checks = {
+    checks: dict[str, Callable[[Any], object]] = {
         "encoder_id": lambda value: isinstance(value, str),
         "dimension": lambda value: _is_count(value) and value > 0,
         "metric": lambda value: value == "cosine",
@@ -194,8 +196,7 @@ def check_header(header, path):
         "lexical": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
         "known": lambda value: value is None or (len(value["weights"]) == 2 and sum(value["weights"]) + value["offset"] < np.inf),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1,
-        **{name: lambda value, kind=kind: value is None or (PARTS.match(value["file"]) and all(
-            _is_count(value[number]) for number in ("bytes", *kind.settings))) for name, kind in TYPES.items()}}
+        **{name: functools.partial(_is_approximate, kind.settings) for name, kind in TYPES.items()}}
     for name, is_sound in checks.items():
         try:
             sound = is_sound(header[name])
@@ -205,14 +206,18 @@ def check_header(header, path):
             raise UserError(f"{path}: {name} is damaged or missing, expected what retrieval_based/build_index.py wrote")
 
 
-def _is_count(value):
+def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def open_segment(folder, header, entry):
+def _is_approximate(settings: tuple[str, ...], entry: Optional[dict]) -> bool:
+    return entry is None or bool(PARTS.match(entry["file"]) and all(_is_count(entry[name]) for name in ("bytes", *settings)))
+
+
+def open_segment(folder: str, header: dict, entry: dict) -> Segment:
     """The Segment of an entry of index.json. UserError where files are missing or not of the size that it says."""
     path = os.path.join(folder, entry["folder"])
-    rows, means = entry["rows"], header["corpus"] == "means"
+    rows = entry["rows"]
     vectors = open_array(path, "vectors", header["dtype"], (rows, header["dimension"]))
     scales = open_array(path, "scales", "float32", (rows,)) if header["dtype"] == "int8" else None
     label_ids = open_array(path, "label_ids", "int32", (rows,))
@@ -223,8 +228,9 @@ def open_segment(folder, header, entry):
     starts = open_array(path, "lexical_starts", "int64", (len(terms) + 1,))
     postings = Postings(terms, starts, open_array(path, "lexical_rows", "int32", (starts[-1],)),
                         open_array(path, "lexical_weights", "float32", (starts[-1],)))
-    counts, lengths = [open_array(path, name, dtype, (rows,)) if means else None
-                       for name, dtype in (("counts", "int32"), ("lengths", "float32"))]
+    counts, lengths = of_single_texts(rows)
+    if header["corpus"] == "means":
+        counts, lengths = open_array(path, "counts", "int32", (rows,)), open_array(path, "lengths", "float32", (rows,))
     text_path = os.path.join(path, "texts.txt")
     try:
         text_bytes = np.memmap(text_path, np.uint8, "r") if offsets[-1] else np.zeros(0, np.uint8)
@@ -242,7 +248,12 @@ def open_segment(folder, header, entry):
     return Segment(vectors, scales, label_ids, sum_ids, sums, text_bytes, offsets, postings, counts, lengths)
 
 
-def open_array(folder, name, dtype, shape):
+def of_single_texts(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The counts and lengths of rows each of which is one text."""
+    return np.broadcast_to(np.int32(1), (num_rows,)), np.broadcast_to(np.float32(1), (num_rows,))
+
+
+def open_array(folder: str, name: str, dtype: str, shape: tuple[Optional[int], ...]) -> np.ndarray:
     """Map folder/name.npy. UserError where it is not an array of this type and shape (None: any length)."""
     path = os.path.join(folder, f"{name}.npy")
     try:

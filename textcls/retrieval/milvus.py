@@ -4,6 +4,7 @@ What is searched has a fixed name, the alias. It leads to one of the collections
 checked, and only then put in the place of the one before: who searches by the alias meets a complete collection at any time.
 """
 
+import argparse
 import contextlib
 import datetime
 import functools
@@ -11,21 +12,26 @@ import logging
 import os
 import re
 import secrets
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from textcls.common.errors import UserError
+from textcls.common.log import Progress
 from textcls.common.options import positive_int, read_token_file
 from textcls.retrieval.nearest import MOST_EXACT
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
 
 MESSAGE_BYTES = 4 * 2**20  # of rows in one request: seconds of work; a server takes 64 MiB unless it is told otherwise
 MOST_BYTES = 65535  # of a text or label, as UTF-8; what Milvus allows
 MOST_QUERIES = 100  # in one request, so that a busy server answers in time
 MOST_HITS = 1600  # in one answer, so that even the longest texts stay below the 100 MiB that a server sends
 MOST_NEIGHBOURS = 16384  # of one query, as servers have it
-INDEX_TYPES = {"FLAT": {}, "HNSW": {"M": 16, "efConstruction": 200}, "AUTOINDEX": {}}  # with their parameters
+INDEX_TYPES: dict[str, dict[str, int]] = {"FLAT": {}, "HNSW": {"M": 16, "efConstruction": 200}, "AUTOINDEX": {}}
 LONG_WAIT = 3600  # seconds that building and loading an index may take
 CHECKED_ROWS, CHECKED_HITS = 100, 10  # the sample and the depth of the comparison with exact search
 VERSION = re.compile(r"_v\d{17}_[0-9a-f]{4}$")  # what follows the alias in the name of a collection: time and chance
@@ -48,7 +54,8 @@ class Source(NamedTuple):
     encoder_id: str  # "": not known
     dimension: int
     num_rows: int
-    blocks: object  # function without arguments: yields (float32 [n, dimension], list of n (label id, label, text)) per block
+    # yields the rows, some at a time: float32 [n, dimension], and of each (label id, label, text)
+    blocks: Callable[[], Iterator[tuple[np.ndarray, list[tuple[int, str, str]]]]]
 
 
 class TimedClient:
@@ -57,10 +64,10 @@ class TimedClient:
     Of itself it would try for minutes to reach a server that has gone, and wait for ever for one that does not answer.
     """
 
-    def __init__(self, client, timeout):
+    def __init__(self, client: "MilvusClient", timeout: int) -> None:
         self._client, self._timeout = client, timeout
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable:
         return functools.partial(getattr(self._client, name), timeout=self._timeout)
 
 
@@ -71,12 +78,12 @@ class Hit(NamedTuple):
     similarity: float  # cosine
     text: str
 
-    def line(self, query):
+    def line(self, query: Union[str, int]) -> str:
         """`query label similarity`, with the text of the neighbour where that says more than its label."""
         return f"{query} {self.label} {self.similarity:.4f}" + (f" {self.text}" if self.text != self.label else "")
 
 
-def add_milvus_options(parser):
+def add_milvus_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--milvus_uri", default="./milvus.db",
                         help="http(s)://host:19530[/database] of a server or cluster, or NAME.db for Milvus Lite")
     parser.add_argument("--milvus_token", default="", help="USER:PASSWORD or key of a server. Better in the environment variable "
@@ -86,7 +93,7 @@ def add_milvus_options(parser):
     parser.add_argument("--timeout", type=positive_int, default=10, help="seconds that a request may take")
 
 
-def read_token(args):
+def read_token(args: argparse.Namespace) -> str:
     """The token that the options of `add_milvus_options` name, or that of the environment, or "". UserError."""
     if args.milvus_token_file:
         return read_token_file(args.milvus_token_file)
@@ -94,7 +101,7 @@ def read_token(args):
 
 
 @contextlib.contextmanager
-def open_milvus(uri, token="", timeout=10, is_new=False):
+def open_milvus(uri: str, token: str = "", *, timeout: int = 10, is_new: bool = False) -> Iterator[TimedClient]:
     """Connect to a Milvus; yields a TimedClient. What Milvus refuses within the block is a UserError, too.
 
     uri: http(s)://host:port[/database] of a server, or NAME.db for Milvus Lite. timeout: seconds that each request may take.
@@ -129,30 +136,30 @@ def open_milvus(uri, token="", timeout=10, is_new=False):
             raise UserError(f"{shown}: {explain(error, timeout)}") from None
 
 
-def hide_password(uri):
+def hide_password(uri: str) -> str:
     """A uri as it may be shown."""
     return re.sub(r"//[^/]*@", "//...@", uri)
 
 
-def explain(error, timeout):
+def explain(error: Exception, timeout: int) -> str:
     """What a MilvusException or grpc.RpcError says, in one line, with what was expected. timeout: of the request, in seconds."""
-    cause = error if hasattr(error, "details") else error.__cause__
-    is_rpc = hasattr(cause, "details")
-    message = " ".join(f"{cause.code().name} {cause.details()} {getattr(error, 'message', '')}".split() if is_rpc else
-                       error.message.split())
+    rpc: Any = error if hasattr(error, "details") else error.__cause__
+    details = " ".join((rpc.details() or "").split()) if hasattr(rpc, "details") else ""
+    code = rpc.code().name if hasattr(rpc, "code") and hasattr(rpc, "details") else ""
+    message = " ".join(f"{code} {details} {getattr(error, 'message', '')}".split())
     if "UNAUTHENTICATED" in message or "auth check failure" in message:
         return ("the server refuses the token, or has no such database, expected USER:PASSWORD in MILVUS_TOKEN or "
                 "--milvus_token_file")
     if "DEADLINE_EXCEEDED" in message:
         return f"no answer within {timeout} s, expected a running Milvus, or a longer --timeout for a busy one"
     if "UNAVAILABLE" in message:
-        reason = f" ({' '.join(cause.details().split())})" if is_rpc and cause.details() else ""
+        reason = f" ({details})" if details else ""
         return f"no Milvus answers there{reason}, expected a running server, whose port is 19530 unless it is told otherwise"
     return f"Milvus answers: {message}"
 
 
 @contextlib.contextmanager
-def lite_server(path, is_new):
+def lite_server(path: str, is_new: bool) -> Iterator[str]:
     """Open a database of Milvus Lite in this process; yields the address of its server. UserError."""
     if os.path.isfile(path):
         raise UserError(f"{path}: is a file, as Milvus Lite 2 wrote, expected the folder of a Milvus Lite 3, or another name for "
@@ -182,13 +189,13 @@ def lite_server(path, is_new):
         database.close()
 
 
-def check_alias(alias):
+def check_alias(alias: str) -> None:
     """UserError where a name cannot be that of an alias."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", alias):
         raise UserError(f"--collection {alias}: expected up to 200 letters (a-z), digits and _, no digit first")
 
 
-def describe(client, name):
+def describe(client: TimedClient, name: str) -> Optional[Version]:
     """The Version that an alias or the name of a collection leads to, or None. UserError where it is a foreign collection."""
     if not client.has_collection(name):
         return None
@@ -202,7 +209,7 @@ def describe(client, name):
                    int(properties["rows"]), properties.get("index_type", ""))
 
 
-def find_version(client, alias, encoder_id=None, dimension=None):
+def find_version(client: TimedClient, alias: str, encoder_id: Optional[str] = None, dimension: Optional[int] = None) -> Version:
     """The Version that an alias leads to. UserError where there is none, or where it is not of this encoder.
 
     encoder_id, dimension: of the queries; None or "": not known, so not compared.
@@ -221,25 +228,26 @@ def find_version(client, alias, encoder_id=None, dimension=None):
     return version
 
 
-def list_versions(client, alias):
+def list_versions(client: TimedClient, alias: str) -> list[Version]:
     """All Versions of an alias, the oldest first, complete or not."""
     names = sorted(name for name in client.list_collections() if VERSION.search(name) and VERSION.sub("", name) == alias)
     versions = [describe(client, name) for name in names]
     return [version for version in versions if version]  # None: dropped since it was listed
 
 
-def count_rows(client, name):
+def count_rows(client: TimedClient, name: str) -> int:
     """The rows that a loaded collection really has."""
     return client.query(name, filter="", output_fields=["count(*)"], consistency_level="Strong")[0]["count(*)"]
 
 
-def load(client, name):
+def load(client: TimedClient, name: str) -> None:
     """Make a collection ready to be searched. After a restart it may not be; a reopened one of Milvus Lite never is."""
     if client.get_load_state(name)["state"].name != "Loaded":
         client.load_collection(name, timeout=LONG_WAIT)
 
 
-def write_version(client, alias, source, index_type="auto", progress=None):
+def write_version(client: TimedClient, alias: str, source: Source, index_type: str = "auto",
+                  progress: Optional[Progress] = None) -> tuple[Version, float]:
     """Write a Source to a new collection, check it, and let the alias lead to it. Returns (Version, recall@10 of a sample).
 
     progress: a progress bar to advance by the rows done, or None. UserError; then the alias leads to a complete version, the one
@@ -284,9 +292,10 @@ def write_version(client, alias, source, index_type="auto", progress=None):
     return version, recall
 
 
-def batches(source):
+def batches(source: Source) -> Iterator[list[dict]]:
     """Yield the rows of a Source as lists of dict, each list small enough for one request."""
-    batch, size, row_id = [], 0, 0
+    batch: list[dict] = []
+    size = row_id = 0
     for vectors, rows in source.blocks():
         for vector, (label_id, label, text) in zip(vectors, rows):
             text = cut(text)
@@ -300,12 +309,12 @@ def batches(source):
         yield batch
 
 
-def cut(text):
+def cut(text: str) -> str:
     """A text as far as Milvus can hold it; its vector is that of the whole."""
     return text if len(text) * 4 <= MOST_BYTES else text.encode()[:MOST_BYTES].decode(errors="ignore")
 
 
-def check_version(client, version, source):
+def check_version(client: TimedClient, version: Version, source: Source) -> float:
     """Compare a loaded collection with its Source: the share of a sample's nearest rows that Milvus finds. UserError."""
     count = count_rows(client, version.name)
     if count != version.num_rows:
@@ -329,12 +338,12 @@ def check_version(client, version, source):
     return float(np.mean([sum(value >= nearest[row, -1] - 1e-4 for value in values) / depth for row, values in enumerate(found)]))
 
 
-def normalized(vectors):
+def normalized(vectors: np.ndarray) -> np.ndarray:
     """Rows of unit length."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def switch(client, alias, version):
+def switch(client: TimedClient, alias: str, version: Version) -> None:
     """Let an alias lead to a Version."""
     if client.has_collection(alias):
         client.alter_alias(version.name, alias)
@@ -342,7 +351,7 @@ def switch(client, alias, version):
         client.create_alias(version.name, alias)
 
 
-def drop_versions(client, alias, keep=0):
+def drop_versions(client: TimedClient, alias: str, keep: int = 0) -> list[str]:
     """Drop the Versions that are older than the one the alias leads to, but `keep` complete ones. Returns the names dropped.
 
     Younger ones stay: somebody may be writing them.
@@ -359,12 +368,13 @@ def drop_versions(client, alias, keep=0):
     return dropped
 
 
-def is_complete(client, version):
+def is_complete(client: TimedClient, version: Version) -> bool:
     """Whether a Version has all of its rows; one that was left in the making has not."""
     return client.get_collection_stats(version.name)["row_count"] == version.num_rows
 
 
-def search(client, alias, vectors, top_k, encoder_id=None):
+def search(client: TimedClient, alias: str, vectors: np.ndarray, top_k: int,
+           encoder_id: Optional[str] = None) -> Iterator[list[Hit]]:
     """The nearest rows of queries by an alias. vectors: float32 [num_queries, dimension]. Yields a list of Hit per query.
 
     UserError as `find_version`.
@@ -383,7 +393,7 @@ def search(client, alias, vectors, top_k, encoder_id=None):
         yield from hits
 
 
-def search_collection(client, version, vectors, top_k):
+def search_collection(client: TimedClient, version: Version, vectors: np.ndarray, top_k: int) -> list[list[Hit]]:
     """A list of at most top_k Hit per query, the nearest first. vectors: float32 [num_queries, dimension]."""
     load(client, version.name)
     params = {"params": {"ef": max(128, top_k)}} if version.index_type == "HNSW" else {}

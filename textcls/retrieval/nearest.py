@@ -65,7 +65,7 @@ class Hnsw:
     def search(self, queries: np.ndarray, count: int) -> Optional[np.ndarray]:
         """About the nearest rows, in any order: int64 [num_queries, count]; None where the graph does not reach so many."""
         with self._lock:
-            self._index.expansion_search = count
+            self._index.expansion_search = count  # type: ignore[misc]  # its setter stands where mypy does not look
             keys = np.asarray(self._index.search(queries, count).keys).astype(np.int64)
         return keys.reshape(len(queries), count) if keys.size == len(queries) * count else None
 
@@ -113,16 +113,16 @@ def build_approximate(folder: str, index: "SearchIndex", wanted: WantedType) -> 
     file = f"{wanted.name}-{secrets.token_hex(8)}{built.suffix}"
     path = os.path.join(folder, file)
     built.save(path)
-    entry = {"file": file, "bytes": os.path.getsize(path), "rows": len(built), **wanted.settings}
+    settings = dict(wanted.settings)
     for factor in WIDENING:
-        entry["expansion"] *= factor
-        opened = open_approximate(folder, {**index.header, wanted.name: entry}, len(built))
-        entry["recall"] = recall(index._replace(approximate=opened))
-        if entry["recall"] >= ENOUGH_RECALL:
+        settings["expansion"] *= factor
+        entry = {"file": file, "bytes": os.path.getsize(path), "rows": len(built), **settings}
+        found = recall(index._replace(approximate=open_approximate(folder, {**index.header, wanted.name: entry}, len(built))))
+        if found >= ENOUGH_RECALL:
             break
-    get_logger().info(f"{wanted.name.upper()}: recall@10 against exact search {entry['recall']:.4f}")
-    if entry["recall"] >= ENOUGH_RECALL:
-        return entry
+    get_logger().info(f"{wanted.name.upper()}: recall@10 against exact search {found:.4f}")
+    if found >= ENOUGH_RECALL:
+        return {**entry, "recall": found}
     get_logger().warning(f"{wanted.name.upper()} finds too few of the nearest rows, expected {ENOUGH_RECALL} or more: this index "
                          f"is searched exactly; {built.hint}.")
     return None

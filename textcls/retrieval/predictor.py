@@ -8,11 +8,13 @@
 import logging
 import threading
 import time
+from typing import Any, Optional
 
 from textcls.common.errors import UserError
+from textcls.common.log import Progress
 from textcls.retrieval.encoder import open_encoder
-from textcls.retrieval.index import check_encoder, index_stamp, open_index
-from textcls.retrieval.search import make_answers
+from textcls.retrieval.index import Stamp, check_encoder, index_stamp, open_index
+from textcls.retrieval.search import Answer, make_answers
 
 RETRY_SECONDS = 1.0  # after which a new index that could not be opened is tried again
 logger = logging.getLogger("predictor")
@@ -25,23 +27,25 @@ class SearchPredictor:
     TextEncoder; index: the SearchIndex that answers now. Raises UserError.
     """
 
-    def __init__(self, encoder_path, index_dir, **options):
+    def __init__(self, encoder_path: str, index_dir: str, **options: Any) -> None:
         self.index = open_index(index_dir)  # what is wrong with it is said before the model is loaded
         self.encoder = open_encoder(encoder_path, **options)
         check_encoder(index_dir, self.index.header, self.encoder.encoder_id, self.encoder.dimension)
-        self._lock, self._problem = threading.Lock(), None  # why the newest index was not taken
-        self._tried, self._retry_at = None, 0.0  # stamp; the files of a new one may still be on their way
+        self._lock = threading.Lock()
+        self._problem: Optional[str] = None  # why the newest index was not taken
+        self._tried: Optional[Stamp] = None  # the files of a new one may still be on their way
+        self._retry_at = 0.0
 
     @property
-    def labels(self):
+    def labels(self) -> list[str]:
         """list of str"""
         return self.index.labels
 
-    def answer(self, texts, top_k=1, num_nearest=0, progress=None):
+    def answer(self, texts: list[str], top_k: int = 1, num_nearest: int = 0, progress: Optional[Progress] = None) -> list[Answer]:
         """Answers for texts (list of str): list of Answer in their order. TypeError or ValueError where they are no texts."""
         return make_answers(self.index, self.encoder.encode(texts, progress), texts, top_k, num_nearest)
 
-    def batch_answer(self, texts, top_k=1, num_nearest=0):
+    def batch_answer(self, texts: list[str], top_k: int = 1, num_nearest: int = 0) -> list[Answer]:
         """As `answer`, but all texts as one batch, in the calling thread: for callers with threads of their own."""
         return make_answers(self.index, self.encoder.encode_batch(texts), texts, top_k, num_nearest)
 

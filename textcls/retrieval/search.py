@@ -1,6 +1,6 @@
 """Answers from an index: nearest rows, the labels' vote, its fusion with the lexical half, confidence. Needs no Paddle."""
 
-from typing import NamedTuple, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -23,8 +23,8 @@ class Answer(NamedTuple):
     probability: float  # that this is right, 0 to 1
     similarity: float  # cosine of the label's nearest row
     known: float  # probability that the text is of one of the index's labels, 0 to 1
-    top_k: list  # of (label, probability, similarity), best first
-    nearest: list  # of (text, label, similarity): the reasons, nearest first
+    top_k: list[tuple[str, float, float]]  # (label, probability, similarity), best first
+    nearest: list[tuple[str, str, float]]  # (text, label, similarity): the reasons, nearest first
 
 
 class Found(NamedTuple):
@@ -39,25 +39,25 @@ class Found(NamedTuple):
 # ---- rows near a text
 
 
-def lexical_nearest(index, texts, k, excluded=None):
+def lexical_nearest(index: SearchIndex, texts: list[str], k: int, excluded: Optional[np.ndarray] = None) -> tuple[np.ndarray,
+                    np.ndarray]:
     """As `nearest`, by the cosine of TF-IDF; rows that share no term with a text are none of its."""
     k = min(k, len(index.row_labels))
     values, rows = np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64)
-    removed = index.row_labels < 0
-    removed = removed if removed.any() else None
+    removed = np.flatnonzero(index.row_labels < 0)
     for number, text in enumerate(texts):
         terms, counts = count_terms([text])
         weights = weigh(terms, counts, index.idf)
         scores = np.concatenate([cosines(terms, weights, segment.postings, len(segment.label_ids)) for segment in index.segments])
-        if removed is not None:
-            scores[removed] = 0
+        scores[removed] = 0
         if excluded is not None:
             scores[index.row_labels == excluded[number]] = 0
         values[number], rows[number] = (array[0] for array in select_top(scores[None], k, least=0))
     return values, rows
 
 
-def search(index, vectors, texts, num_rows=0, excluded=None):
+def search(index: SearchIndex, vectors: np.ndarray, texts: list[str], num_rows: int = 0,
+           excluded: Optional[np.ndarray] = None) -> Found:
     """The rows near texts (vectors: theirs), at least num_rows and NEAREST by vectors: Found. excluded: as of `nearest`."""
     vote, lexical = index.header["vote"], index.header["lexical"]
     dense = nearest(index, vectors, max(vote["neighbours"], num_rows, NEAREST), excluded)
@@ -67,7 +67,7 @@ def search(index, vectors, texts, num_rows=0, excluded=None):
 # ---- from rows to labels
 
 
-def vote(index, similarities, rows, neighbours, temperature):
+def vote(index: SearchIndex, similarities: np.ndarray, rows: np.ndarray, neighbours: int, temperature: float) -> np.ndarray:
     """Shares of the labels in what was found: float32 [num_queries, num_labels], rows sum to 1, or 0 where nothing was found.
 
     Texts: exp(similarity / temperature) of the nearest rows, times the label's boost, is summed by label; labels and means:
@@ -85,7 +85,7 @@ def vote(index, similarities, rows, neighbours, temperature):
     return scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
 
 
-def fuse(index, found):
+def fuse(index: SearchIndex, found: Found) -> np.ndarray:
     """Probabilities of the labels, if the text is of one: float32 [num_queries, num_labels]. found: Found."""
     settings, lexical = index.header["vote"], index.header["lexical"]
     share = lexical["weight"]
@@ -97,13 +97,13 @@ def fuse(index, found):
     return sharpen(probs, settings["sharpness"])
 
 
-def sharpen(probs, sharpness):
+def sharpen(probs: np.ndarray, sharpness: float) -> np.ndarray:
     """probs ** sharpness, rows made to sum to 1 again: which label is best stays as it is."""
     probs = probs ** sharpness
     return probs / np.maximum(probs.sum(axis=1, keepdims=True), 1e-30)
 
 
-def known_features(index, vectors, found, excluded=None):
+def known_features(index: SearchIndex, vectors: np.ndarray, found: Found, excluded: Optional[np.ndarray] = None) -> np.ndarray:
     """What the confidence that a text is of a known label goes by: float32 [num_queries, 2]: mean similarity of the NEAREST
     nearest rows, and the largest cosine with a label's centre, text and centre less the mean of all rows.
 
@@ -118,7 +118,7 @@ def known_features(index, vectors, found, excluded=None):
     return np.stack([similarities.mean(axis=1), cosines.max(axis=1)], axis=1)
 
 
-def known_probs(index, vectors, found):
+def known_probs(index: SearchIndex, vectors: np.ndarray, found: Found) -> np.ndarray:
     """Probability that each text is of one of the index's labels: float [num_queries]; 1 where the build had no dev texts."""
     known = index.header["known"]
     if known is None:
@@ -127,7 +127,7 @@ def known_probs(index, vectors, found):
     return 1 / (1 + np.exp(-(features @ np.array(known["weights"]) + known["offset"])))
 
 
-def label_similarities(index, queries):
+def label_similarities(index: SearchIndex, queries: np.ndarray) -> np.ndarray:
     """Cosine of each label's nearest row by exact search: float32 [num_queries, num_labels]; -inf for a label without rows."""
     best = np.full((len(queries), len(index.labels)), -np.inf, np.float32)
     for segment, first in zip(index.segments, index.starts):
@@ -142,13 +142,13 @@ def label_similarities(index, queries):
     return best
 
 
-def chunks(index, count):
+def chunks(index: SearchIndex, count: int) -> list[slice]:
     """Slices of `count` queries, so that queries x labels stay within CELLS."""
     size = min(QUERIES, max(LEAST_QUERIES, CELLS // len(index.labels)))
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def label_probabilities(index, vectors, texts):
+def label_probabilities(index: SearchIndex, vectors: np.ndarray, texts: list[str]) -> np.ndarray:
     """Probabilities of the labels, calibrated: float32 [num_texts, num_labels], rows sum to the probability of a known label.
 
     vectors: float32 [num_texts, dimension]. For many labels call it by `chunks`.
@@ -158,7 +158,7 @@ def label_probabilities(index, vectors, texts):
     return probs * known_probs(index, vectors, found)[:, None].astype(np.float32)
 
 
-def make_answers(index, vectors, texts, top_k=1, num_nearest=0):
+def make_answers(index: SearchIndex, vectors: np.ndarray, texts: list[str], top_k: int = 1, num_nearest: int = 0) -> list[Answer]:
     """What an index says of texts (list of str; vectors: theirs, float32 [num_texts, dimension]): list of Answer.
 
     Labels are ordered by probability, those that got none by the similarity of their nearest row.
@@ -184,15 +184,18 @@ def find_threshold(wanted: Union[float, str], index: SearchIndex) -> float:
 
     UserError where it holds none, or answers below it could not be told from those of a label.
     """
-    if wanted == "auto" and index.header["threshold"] is None:
+    if not isinstance(wanted, str):
+        threshold = wanted
+    elif index.header["threshold"] is None:
         raise UserError("threshold auto: the index holds none, expected a number, or an index that build_index.py made with "
                         "--precision and dev texts")
-    threshold = index.header["threshold"]["value"] if wanted == "auto" else wanted
+    else:
+        threshold = index.header["threshold"]["value"]
     check_threshold(threshold, index.labels)
     return threshold
 
 
-def shown_similarities(index, found, vectors, probs, top_k):
+def shown_similarities(index: SearchIndex, found: Found, vectors: np.ndarray, probs: np.ndarray, top_k: int) -> np.ndarray:
     """`label_similarities` of the top_k labels of each text and of those that are as probable; others may be -inf."""
     best = np.full((len(vectors), len(index.labels)), -np.inf, np.float32)
     queries, places = np.nonzero(found.rows >= 0)
@@ -208,11 +211,11 @@ def shown_similarities(index, found, vectors, probs, top_k):
     return best
 
 
-def rank_labels(probs, similarities):
+def rank_labels(probs: np.ndarray, similarities: np.ndarray) -> np.ndarray:
     """Labels from best to worst: by probability, then by similarity, then by their order. Both: float [..., num_labels]."""
     return np.lexsort((-similarities, -probs), axis=-1)
 
 
-def label_ranks(probs, similarities):
+def label_ranks(probs: np.ndarray, similarities: np.ndarray) -> np.ndarray:
     """The place of each label in that order, from 1: int64 [num_queries, num_labels]."""
     return np.argsort(rank_labels(probs, similarities), axis=1) + 1
