@@ -16,9 +16,10 @@ from typing import Any, Callable, Optional
 
 from request_check import BAD_REQUEST, BUSY, FAILED, INTERNAL_ERROR, Limits, RequestError, read_http_body
 
+from textcls.runtime.listening import BODY_SECONDS, DISCARDED_BYTES, HEAD_SECONDS, IDLE_SECONDS
+
 QUIET_SECONDS = 0.5  # when ending, for requests that are on their way
-IDLE_SECONDS, HEAD_SECONDS, BODY_SECONDS = 60, 10, 30  # between requests; for the head of one; for its body, and its answer
-LINGER_SECONDS, BLOCK, MOST_DISCARDED = 5, 1 << 16, 1 << 24  # after the last answer: bytes that the client still sends
+LINGER_SECONDS, BLOCK = 5, 1 << 16  # bytes at a time, after the last answer: what the client still sends
 MOST_REFUSING = 50  # connections beyond the limit that are told so; further ones are closed at once
 logger = logging.getLogger("seq_cls")
 Answer = Callable[[list[str], list[str], bool, int], tuple[int, dict[str, Any]]]
@@ -113,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         super().handle()
         self.allow(LINGER_SECONDS)  # a client that is still sending would see a reset and not the answer
         self.connection.shutdown(socket.SHUT_WR)
-        for _ in range(MOST_DISCARDED // BLOCK):
+        for _ in range(DISCARDED_BYTES // BLOCK):
             if not self.rfile.read1(BLOCK):
                 break
 

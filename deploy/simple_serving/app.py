@@ -23,12 +23,12 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from textcls.common.texts import TEXT, TEXT_PATTERN
+from textcls.runtime.listening import DISCARDED_BYTES
 
 HEALTH = ("/health/live", "/health/ready")  # are not logged
 STATIC = "/static-offline-docs"  # what the page /docs loads
 OPEN = (*HEALTH, "/docs", "/openapi.json")  # need no token, as do the files of STATIC; everything else does
 CLIENT_GONE = 499  # what log and metrics say of a request whose client has gone before it had an answer
-DISCARDED_BYTES = 1 << 24  # of a refused body, at most
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
 logger = logging.getLogger("serving")
 

@@ -36,7 +36,7 @@ from textcls.common.options import (
     refuse_calibration,
 )
 from textcls.runtime.exported import read_export
-from textcls.runtime.listening import listen, url_host
+from textcls.runtime.listening import BODY_SECONDS, HEAD_SECONDS, IDLE_SECONDS, MAX_TEXT_LENGTH, listen, url_host
 
 with needs_packages("deploy/simple_serving/requirements.txt"):
     import uvicorn
@@ -50,7 +50,6 @@ with needs_packages("deploy/simple_serving/requirements.txt"):
     from textcls.runtime.predictor import Predictor
     from textcls.runtime.quantize import check_device, find_dtype
 
-HEAD_SECONDS, KEEP_ALIVE_SECONDS = 10, 65
 MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)  # a header
 QUIET_SECONDS = 1.0  # when shutting down, for requests that are on their way
@@ -70,11 +69,11 @@ def parse_arguments() -> argparse.Namespace:
     model.add_argument("--batch_size", type=positive_int, help="texts per batch; None: 4 on a CPU, 32 on a GPU")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max_texts", type=positive_int, default=256, help="texts per request")
-    limits.add_argument("--max_text_length", type=positive_int, default=10000, help="characters per text")
+    limits.add_argument("--max_text_length", type=positive_int, default=MAX_TEXT_LENGTH, help="characters per text")
     limits.add_argument("--max_body_bytes", type=positive_int, default=1 << 20, help="bytes per request")
     limits.add_argument("--max_queue", type=positive_int, default=2048, help="texts that may wait; beyond: status 503")
     limits.add_argument("--max_connections", type=positive_int, default=500, help="open connections; beyond: status 503")
-    limits.add_argument("--body_seconds", type=positive_int, default=30, help="a request's body must come within these")
+    limits.add_argument("--body_seconds", type=positive_int, default=BODY_SECONDS, help="a request's body must come within these")
     limits.add_argument("--drain_seconds", type=positive_int, default=30, help="accepted requests may take so long at the end")
     args = parser.parse_args()
     if not args.host:
@@ -222,7 +221,7 @@ def make_server(args: argparse.Namespace) -> Server:
     """Make the server, still without its application."""
     return Server(uvicorn.Config(
         None, http=Protocol, log_config=None, access_log=False, lifespan="off", server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=args.drain_seconds,
+        timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=args.drain_seconds,
         limit_concurrency=args.max_connections))
 
 

@@ -26,6 +26,7 @@ from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.common.options import add_device_options, check_calibration, make_parser, positive_int, refuse_calibration
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
 from textcls.runtime.exported import Export, read_export
+from textcls.runtime.listening import MAX_TEXT_LENGTH
 from textcls.runtime.quantize import SCHEMES, check_device, find_dtype
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--max_queue_delay", type=int, default=0,
                         help="microseconds that a request may wait for others to share its batch")
     parser.add_argument("--max_queue_size", type=positive_int, default=1024, help="requests that may wait; beyond: an error")
-    parser.add_argument("--max_text_length", type=positive_int, default=10000, help="characters per text")
+    parser.add_argument("--max_text_length", type=positive_int, default=MAX_TEXT_LENGTH, help="characters per text")
     args = parser.parse_args()
     check_calibration(parser, args)
     return args

@@ -1,10 +1,13 @@
-"""Where the three servers listen. Needs the standard library only."""
+"""Where the servers of deploy/ listen, and the limits that they share. Needs the standard library only."""
 
 import socket
 
 from textcls.common.errors import UserError
 
 BACKLOG = 2048  # connections that the system holds until they are taken
+HEAD_SECONDS, BODY_SECONDS, IDLE_SECONDS = 10, 30, 65  # for a request's head and its body; between requests of a connection
+DISCARDED_BYTES = 1 << 24  # of a refused body, at most: a client that is still sending would see a reset and not the answer
+MAX_TEXT_LENGTH = 10000  # characters of a text, unless an option says otherwise
 
 
 def listen(host: str, port: int, option: str) -> socket.socket:
