@@ -12,14 +12,13 @@ Writes  index_dir, in place of what index may be there; it can be used meanwhile
         line by line; of label.txt each label's own name, then what is written behind it.
 """
 
-import argparse
 import os
 
 import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, positive_int
+from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, positive_int, probability
 from textcls.common.outputs import check_output, check_output_folder, complete_file
 from textcls.data.files import check_splits, read_label_words, read_labelled, read_lines
 from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_means, rows_of_texts, write_index
@@ -32,15 +31,7 @@ from textcls.runtime.predictions import check_decided
 
 def precision(text):
     """Type of --precision: a share, or one of the words that this option took earlier."""
-    if text in ("fp32", "fp16", "int8"):
-        return None
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a share between 0 and 1, such as 0.9")
-    return share
+    return None if text in ("fp32", "fp16", "int8") else probability(text)
 
 
 def parse_arguments():

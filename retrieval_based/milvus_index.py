@@ -19,8 +19,7 @@ import numpy as np
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import progress_bar
 from textcls.common.options import make_parser, positive_int
-from textcls.data.files import read_label_words, read_lines
-from textcls.retrieval.changes import label_rows
+from textcls.retrieval.changes import read_corpus
 from textcls.retrieval.index import open_index
 from textcls.retrieval.milvus import (
     INDEX_TYPES,
@@ -91,35 +90,20 @@ def read_vectors(path):
     return vectors
 
 
-def read_corpus(path):
-    """What the rows of a file of vectors are: list of (label, text)."""
-    problems = Problems()
-    lines = list(read_lines(path, problems))
-    problems.report()
-    if not any("\t" in line for _, line in lines):
-        return label_rows(read_label_words(path))
-    rows = []
-    for number, line in lines:
-        text, _, label = line.partition("\t")
-        if not label.strip() or "\t" in label:
-            problems.add(path, number, "no text and label", "<text><tab><label>")
-        rows.append((label, text))
-    problems.report()
-    return rows
-
-
 def vector_source(args):
     """The Source of --vector_path."""
-    vectors, rows = read_vectors(args.vector_path), read_corpus(args.corpus_file)
+    vectors, problems = read_vectors(args.vector_path), Problems()
+    rows = read_corpus(args.corpus_file, problems)
+    problems.report()
     if len(vectors) != len(rows):
         raise UserError(f"{args.vector_path}: {len(vectors)} rows, but {args.corpus_file} has {len(rows)}, expected as many "
                         "(--corpus_file names the file that the vectors were made of)")
-    label_ids = {label: number for number, label in enumerate(dict.fromkeys(label for label, _ in rows))}
+    label_ids = {label: number for number, label in enumerate(dict.fromkeys(label for _, label in rows))}
 
     def blocks():
         for start in range(0, len(rows), BLOCK):
             yield (vectors[start:start + BLOCK].astype(np.float32),
-                   [(label_ids[label], label, text) for label, text in rows[start:start + BLOCK]])
+                   [(label_ids[label], label, text) for text, label in rows[start:start + BLOCK]])
 
     return Source(encoder_of(args), vectors.shape[1], len(rows), blocks)
 

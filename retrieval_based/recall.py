@@ -19,9 +19,7 @@ from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, positive_int
 from textcls.common.outputs import check_output, complete_file
-from textcls.common.texts import LINE, TEXT
-from textcls.data.files import read_lines
-from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_texts
+from textcls.retrieval.changes import memory_index, new_header, read_corpus, rows_of_texts
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.nearest import nearest
 
@@ -40,22 +38,6 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def read_pairs(path, problems, needs_tab):
-    """The lines of a file as (text, what is after the tab, or the whole line where it has none and need not)."""
-    pairs, names = [], {}
-    for number, line in read_lines(path, problems):
-        text, tab, rest = line.partition("\t")
-        problem = TEXT.problem(text) or ((tab or needs_tab) and LINE.problem(rest))
-        if problem:
-            problems.add(path, number, f"text or label: {problem}", "<text><tab><label>" if needs_tab else TEXT.expected)
-        elif tab:
-            pairs.append((text, rest))
-        else:  # a line of label.txt
-            label, *words = text.split("==")
-            names.setdefault(label, []).extend(word.strip() for word in words)
-    return pairs + [(word.strip(), label) for label, word in label_rows(names)]
-
-
 def main():
     args = parse_arguments()
     path = os.path.join(args.recall_result_dir, args.recall_result_file)
@@ -63,8 +45,8 @@ def main():
     for file in inputs[:2]:
         check_output(path, inputs, os.path.dirname(file))
     problems = Problems()
-    corpus = read_pairs(args.corpus_file, problems, needs_tab=False)
-    queries = [text for text, _ in read_pairs(args.similar_text_pair_file, problems, needs_tab=True)]
+    corpus = read_corpus(args.corpus_file, problems)
+    queries = [text for text, _ in read_corpus(args.similar_text_pair_file, problems, needs_label=True)]
     problems.report()
     encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
     with progress_bar(len(corpus) + len(queries), "Encoding") as progress:

@@ -8,14 +8,11 @@ Prints  `text label similarity` per neighbour, the nearest first, and its text w
 """
 
 import json
-import sys
 import time
 
-from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.errors import run_script
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import make_parser, positive_int
-from textcls.common.texts import TEXT
-from textcls.data.files import read_texts
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.milvus import (
     MOST_NEIGHBOURS,
@@ -26,6 +23,7 @@ from textcls.retrieval.milvus import (
     read_token,
     search,
 )
+from textcls.runtime.client import read_input
 
 CHUNK = 1024  # texts encoded and searched at a time
 
@@ -49,23 +47,9 @@ def parse_arguments():
     return args
 
 
-def read_queries(args):
-    """The texts of --texts or --data_file: list of str."""
-    if args.texts:
-        for text in args.texts:
-            if problem := TEXT.problem(text):
-                raise UserError(f"--texts {text!r}: {problem}, expected {TEXT.expected}")
-        return args.texts
-    problems = Problems()
-    stream = sys.stdin.buffer if args.data_file == "-" else None
-    texts = list(read_texts("standard input" if stream else args.data_file, problems, stream))
-    problems.report()
-    return texts
-
-
 def main():
     args = parse_arguments()
-    texts = read_queries(args)
+    texts = read_input(args)
     encoder = open_encoder(args.model_dir, batch_size=args.batch_size, max_seq_length=args.max_seq_length,
                            num_threads=args.num_threads)
     encoding = searching = 0

@@ -226,7 +226,7 @@ def test_refusals(work):
             "no older version that is complete": ["switch", *here]}
         processes = milvus("milvus_index", *cases.values(), cwd=work)
     other = {"the queries of 0123456789abcdef": ["--model_dir", "other", "--texts", "头疼", *here],
-             "--texts ' ': empty or blank": ["--model_dir", "encoder", "--texts", " ", *here]}
+             "text 1: empty or blank": ["--model_dir", "encoder", "--texts", " ", *here]}
     processes += milvus("run_system", *other.values(), cwd=work)
     for process, message in zip(processes, [*cases, *other]):
         assert_user_error(process, message)

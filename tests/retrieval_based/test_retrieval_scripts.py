@@ -243,7 +243,7 @@ def test_refusals(built, encoder_export, data, tmp_path):
     write_lines(tmp_path / "train.txt", ["没有标签"])
     words = ["--params_path", encoder_export, "--data_dir", tmp_path, "--index_dir", tmp_path / "new", "--corpus", "texts"]
     assert_user_error(run_here(build.main, *words), "label.txt: file not found", "train.txt:1: no tab")
-    assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "expected a share between 0 and 1")
+    assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "--precision: '1.5': expected a number, 0 to 1")
     assert_user_error(run_here(build.main, *words, "--hnsw_m", "1"), "--hnsw_m 1: expected 2 or more")
     for folder, wrong in ((encoder_export, "is the encoder"), (data, "holds data.txt, a data file"),
                           (tmp_path, "is the data folder"), (ROOT, "is the working folder")):

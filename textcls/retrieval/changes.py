@@ -11,14 +11,15 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
 
-from textcls.common.errors import UserError
+from textcls.common.errors import Problems, UserError
 from textcls.common.outputs import complete_file
-from textcls.common.texts import LABEL
+from textcls.common.texts import LABEL, LINE, TEXT
+from textcls.data.files import read_lines
 from textcls.retrieval.index import FORMAT, MARKER, PARTS, SearchIndex, Segment, assemble, label_word, of_single_texts, open_index
 from textcls.retrieval.lexical import Idf, count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
 from textcls.retrieval.nearest import TYPES, WantedType, build_approximate
@@ -230,7 +231,7 @@ def add_texts(folder: str, name: str, texts: list[str], vectors: np.ndarray, *, 
         new = [number for number, text in enumerate(texts) if text not in known]
         header["labels"], there = labels, len(texts) - len(new)
         if not new:
-            return write_header(folder, header), there
+            return write_header(folder, header) if header != index.header else header, there
         texts, vectors = [texts[number] for number in new], vectors[new]
         rows = rows_of_texts(vectors, [entry["id"]] * len(texts), texts)
         if header["corpus"] == "means":
@@ -300,17 +301,38 @@ def rename_label(folder: str, name: str, new_name: str, vectors: Optional[np.nda
         return write_header(folder, header)
 
 
-def label_texts(name: str, texts: list[str]) -> list[str]:
+def label_texts(name: str, texts: Iterable[str]) -> list[str]:
     """What stands for a label where the corpus is the labels': its word, then its descriptions and synonyms."""
     return list(dict.fromkeys([label_word(name), *texts]))
 
 
-def label_rows(words: dict[str, list[str]]) -> list[tuple[str, str]]:
+def label_rows(words: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:
     """The rows of labels: list of (label, text), for each label its name (what follows its last ##) and its words, once each.
 
     words: {label: its words}, as of utils.read_label_words.
     """
     return [(label, text) for label, own in words.items() for text in label_texts(label, own)]
+
+
+def read_corpus(path: str, problems: Problems, needs_label: bool = False) -> list[tuple[str, str]]:
+    """Read the rows of a corpus file, lines `<text><tab><label>`, or those of a label.txt: list of (text, label).
+
+    needs_label: take the former only. What is wrong goes to problems.
+    """
+    pairs = []
+    words: dict[str, list[str]] = {}
+    for number, line in read_lines(path, problems):
+        text, tab, label = line.partition("\t")
+        problem = TEXT.problem(text) or ((tab or needs_label) and LINE.problem(label))
+        if problem:
+            expected = "<text><tab><label>" if tab or needs_label else TEXT.expected
+            problems.add(path, number, f"text or label: {problem}", expected)
+        elif tab:
+            pairs.append((text, label))
+        else:
+            name, *own = text.split("==")
+            words.setdefault(name, []).extend(word.strip() for word in own if word.strip())
+    return pairs + [(word.strip(), label) for label, word in label_rows(words)]
 
 
 def append_rows(index: SearchIndex, header: dict, rows: NewRows) -> dict:

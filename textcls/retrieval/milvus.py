@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from textcls.common.errors import UserError
+from textcls.common.errors import UserError, needs_packages
 from textcls.common.log import Progress
 from textcls.common.options import positive_int, read_token_file
 from textcls.retrieval.nearest import MOST_EXACT
@@ -108,12 +108,9 @@ def open_milvus(uri: str, token: str = "", *, timeout: int = 10, is_new: bool = 
     is_new: a database of Milvus Lite that is not there is made.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC writes of a failed connection to standard error by itself
-    try:
+    with needs_packages("retrieval_based/requirements-milvus.txt"):
         import grpc
         from pymilvus import MilvusClient, MilvusException
-    except ImportError as error:
-        raise UserError(f"the package {error.name} is missing, expected an environment of "
-                        "retrieval_based/requirements-milvus.txt") from None
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # they log each error with its traceback
     shown = hide_password(uri)
@@ -168,12 +165,9 @@ def lite_server(path: str, is_new: bool) -> Iterator[str]:
         raise UserError(f"{path}: is a folder of something else, expected a database of Milvus Lite, or a new name")
     if not is_new and not os.path.isdir(path):
         raise UserError(f"{path}: no such database of Milvus Lite, expected one that `milvus_index.py insert` made")
-    try:
+    with needs_packages("retrieval_based/requirements-milvus.txt"):
         from milvus_lite.adapter.grpc.server import start_server_in_thread
         from milvus_lite.exceptions import DataDirLockedError, MilvusLiteError
-    except ImportError as error:
-        raise UserError(f"the package {error.name} is missing, expected an environment of "
-                        "retrieval_based/requirements-milvus.txt") from None
     try:
         # MilvusClient("NAME.db") would do the same, but log what goes wrong instead of raising it
         server, database, port = start_server_in_thread(path)
