@@ -13,7 +13,7 @@ import numpy as np
 from textcls.common.errors import UserError
 from textcls.data.files import read_json
 from textcls.retrieval.lexical import Idf, Postings, idf_of_postings
-from textcls.retrieval.nearest import TYPES, Hnsw, open_approximate
+from textcls.retrieval.nearest import TYPES, Approximate, open_approximate
 
 FORMAT = 3
 MARKER = "index.json"
@@ -68,7 +68,7 @@ class SearchIndex(NamedTuple):
     mean: np.ndarray  # float32 [dimension]: of all rows; empty, as centres is, where the index was not opened to search
     centres: np.ndarray  # float32 [num_labels, dimension]: labels' means less that of all, at unit length; 0: no rows
     idf: Idf
-    approximate: Optional[Hnsw]  # of nearest.TYPES, over segment 0
+    approximate: Optional[Approximate]  # of nearest.TYPES, over segment 0
 
     def text(self, row: int) -> str:
         """The text of a row: of a mean, the one that is nearest to it."""
@@ -139,7 +139,7 @@ def check_encoder(folder: str, header: dict, encoder_id: Optional[str] = None, d
                         "encoder of the index")
 
 
-def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[Segment], approximate: Optional[Hnsw] = None, *,
+def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[Segment], approximate: Optional[Approximate] = None, *,
              to_search: bool = True) -> SearchIndex:
     """The SearchIndex of its parts."""
     positions = np.full(header["next_id"] + 1, -1, np.int32)

@@ -70,6 +70,7 @@ class Hnsw:
         return keys.reshape(len(queries), count) if keys.size == len(queries) * count else None
 
 
+Approximate = Hnsw  # of several types their Union
 TYPES = {"hnsw": Hnsw}  # by the name of the entry in index.json and of its options
 
 
@@ -128,7 +129,7 @@ def build_approximate(folder: str, index: "SearchIndex", wanted: WantedType) -> 
     return None
 
 
-def open_approximate(folder: str, header: dict, num_rows: int) -> Optional[Hnsw]:
+def open_approximate(folder: str, header: dict, num_rows: int) -> Optional[Approximate]:
     """The approximate index that an index.json names, or None. num_rows: of segment 0. UserError where its file is damaged."""
     name = next((name for name in TYPES if header[name]), None)
     if name is None:
@@ -205,7 +206,7 @@ def exact_search(segment: "Segment", row_labels: np.ndarray, queries: np.ndarray
     return merge_top(found, k) if len(found) != 2 else found[1]
 
 
-def approximate_search(approximate: Hnsw, segment: "Segment", row_labels: np.ndarray, queries: np.ndarray, k: int
+def approximate_search(approximate: Approximate, segment: "Segment", row_labels: np.ndarray, queries: np.ndarray, k: int
                        ) -> Optional[tuple[np.ndarray, np.ndarray]]:
     """As `exact_search`, with exact similarities, too; None where too few rows are found that are not removed."""
     count = max(OVERSAMPLING * k, approximate.expansion)
