@@ -139,8 +139,8 @@ def check_encoder(folder: str, header: dict, encoder_id: Optional[str] = None, d
                         "encoder of the index")
 
 
-def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[Segment], approximate: Optional[Approximate] = None, *,
-             to_search: bool = True) -> SearchIndex:
+def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[Segment],
+             approximate: Optional[Approximate] = None, *, to_search: bool = True) -> SearchIndex:
     """The SearchIndex of its parts."""
     positions = np.full(header["next_id"] + 1, -1, np.int32)
     for position, entry in enumerate(header["labels"]):
