@@ -12,8 +12,10 @@ Writes  output_path/: float32.pdmodel (Paddle 3: .json), float32.pdiparams, toke
 Whatever is exported is run and compared with the checkpoint before anything appears in output_path.
 """
 
+import os
+
 from textcls.common.errors import UserError, run_script
-from textcls.common.log import get_logger
+from textcls.common.log import get_logger, say_next
 from textcls.common.options import make_parser
 from textcls.common.outputs import check_output_folder, complete_folder
 from textcls.export.deployment import remove_older, write_deployment
@@ -43,6 +45,8 @@ def main():
         write_deployment(checkpoint, staging, "float32", args.onnx)
     remove_older(args.output_path, "float32")
     get_logger().info(f"Exported model saved in {args.output_path}")
+    if args.onnx:
+        say_next("deploy/predictor/infer.py", "--model_path_prefix", os.path.join(args.output_path, "float32"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import copy
 import functools
 import glob
 import json
+import logging
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ from typing import Optional
 import numpy as np
 
 from textcls.common.errors import UserError, is_main_rank, run_script
-from textcls.common.log import get_logger
+from textcls.common.log import get_logger, library_log, say_next
 from textcls.common.outputs import STAGING, check_output_folder
 from textcls.export.deployment import open_graph, run_graph, write_deployment
 from textcls.models.device import select_device
@@ -281,7 +282,7 @@ def compress(trainer, checkpoint, staging):
         os.makedirs(os.path.join(staging, UNPRUNED))
         write_deployment(checkpoint._replace(model=copy.deepcopy(trainer.trained_model)), os.path.join(staging, UNPRUNED),
                          "float32", with_onnx=False)
-    with plain_library_errors():
+    with plain_library_errors(), library_log(logging.INFO):
         trainer.compress(custom_evaluate=evaluate_held_out)
     paddle.disable_static()  # quantizing embeddings leaves Paddle in static mode
 
@@ -297,6 +298,7 @@ def main():
                         "train.py (a prompt model gets smaller and faster by --use_quantize of the deployments)")
     widths = parse_widths(args.width_mult_list or ["3/4"], checkpoint.model.config.num_attention_heads)
     check_earlier(args, widths)
+    get_logger().info(f"Data read: {len(train[0])} training and {len(dev[0])} dev texts")
     train_tokens, held_tokens = split_tokens(checkpoint, train, importance, args.seed)
     dev_tokens = tokenize(dev[0], checkpoint.encode, dev[1], "Tokenizing dev")
 
@@ -317,6 +319,9 @@ def main():
             table = make_table(graphs, results, parameters)
             publish(graphs, staging, args.output_dir)
             print(table)
+            if args.onnx:
+                say_next("deploy/predictor/infer.py", "--model_path_prefix",
+                         os.path.join(args.output_dir, width_folder(widths[0]), "pruned_model"))
     finally:
         if is_main_rank():
             shutil.rmtree(staging, ignore_errors=True)

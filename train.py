@@ -21,7 +21,7 @@ from typing import Optional
 import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
-from textcls.common.log import get_logger
+from textcls.common.log import get_logger, say_next
 from textcls.models.checkpoints import load_model
 from textcls.models.configs import check_length, choose_length, config_path, read_checkpoint_labels, read_prompt
 from textcls.models.device import select_device
@@ -168,6 +168,8 @@ def main():
     if args.do_train:
         trainer.save_state()
         get_logger().info(f"Model saved in {args.output_dir}")
+        say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, "--report_dir",
+                 "report")
 
 
 if __name__ == "__main__":

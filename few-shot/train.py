@@ -23,7 +23,7 @@ from typing import Optional
 import numpy as np
 
 from textcls.common.errors import Problems, UserError, is_main_rank, run_script
-from textcls.common.log import get_logger
+from textcls.common.log import get_logger, say_next
 from textcls.common.outputs import complete_file, complete_folder
 from textcls.data.files import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
 from textcls.data.prompts import parse_template, tokenize_words
@@ -375,6 +375,7 @@ def main():
         export(load_checkpoint(folder), args.output_dir)
     if args.save_plm and is_main_rank():
         save_encoder(load_checkpoint(folder), os.path.join(args.output_dir, "plm"))
+    say_next("predict.py", "--params_path", folder, "--dataset_dir", data_args.data_dir)
 
 
 if __name__ == "__main__":

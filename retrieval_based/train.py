@@ -21,7 +21,7 @@ from typing import Optional
 import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
-from textcls.common.log import get_logger
+from textcls.common.log import get_logger, say_next
 from textcls.data.files import check_splits, read_json, read_label_words, read_labelled
 from textcls.data.tokens import DEFAULT_LENGTH
 from textcls.models.checkpoints import Checkpoint, load_model
@@ -225,6 +225,7 @@ def main():
         trainer.save_metrics("eval", metrics)
     trainer.save_state()
     get_logger().info(f"Encoder saved in {args.output_dir}")
+    say_next("retrieval_based/build_index.py", "--params_path", args.output_dir, "--data_dir", data_args.data_dir)
 
 
 if __name__ == "__main__":

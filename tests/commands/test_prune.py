@@ -169,7 +169,7 @@ def test_paddle_3_refuses_to_quantize(checkpoint, tmp_path):
 
 
 def test_two_processes_prune(checkpoint, tmp_path):
-    process = launch(*options(checkpoint, tmp_path / "out", "--width_mult_list", "3/4", "1/2", "--save_steps", 3),
+    process = launch(*options(checkpoint, tmp_path / "out", "--width_mult_list", "3/4", "1/2", "--save_steps", 3, "--verbose"),
                      log_dir=tmp_path / "log")
     assert process.returncode == 0, process.stdout + process.stderr
     logs = [(tmp_path / f"log/workerlog.{rank}").read_text(encoding="utf-8") for rank in (0, 1)]

@@ -78,8 +78,8 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     options = {"model_name_or_path": str(tiny_model), "data_dir": str(tiny_data), "output_dir": "never", "do_train": True,
                "max_steps": 1, "per_device_train_batch_size": 4, "label_names": None, "report_to": ["none"]}
     (tmp_path / "options.json").write_text(json.dumps(options), encoding="utf-8")
-    process = run(ROOT / "train.py", "options.json", "--output_dir", "out", cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
+    process = run(ROOT / "train.py", "options.json", "--output_dir", "out", "--verbose", cwd=tmp_path)
+    assert process.returncode == 0 and "[   DEBUG] - " in process.stderr, process.stderr
     assert "holds no weights" in process.stderr and "RANDOM weights" in process.stderr
     assert "No GPU seen by Paddle: using the CPU." in process.stderr
     assert "Early stopping is off" in process.stderr
@@ -109,7 +109,8 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     ({"output": "data/"}, ["--output_dir data/: is the folder of the data"]),
     ({"optim": "adafactor"}, ["--optim adafactor: PaddleNLP 2.8.1 has no such optimizer"]),
     ({"warmup_ratio": "5"}, ["warmup_ratio must lie in range [0,1]"]),
-    ({"num_train_epochs": "nan"}, ["--num_train_epochs nan: out of range"]),
+    *(({"num_train_epochs": count}, [f"--num_train_epochs {count}: out of range"]) for count in ("nan", "inf", "1e+308", "-1.0")),
+    *(({name: value}, [f"--{name}: not supported"]) for name, value in (("sharding", "stage2"), ("tensor_parallel_degree", "4"))),
     ({"label_names": "foo"}, ["--label_names: the labels are those of label.txt"]),
     ({"loss": "focal", "focal_gamma": "nan"}, ["--focal_gamma nan: out of range"]),
 ])
@@ -218,8 +219,10 @@ def test_killed_while_saving_and_resumed_ends_as_if_never_interrupted(tiny_data,
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = run(*train_options(tiny_model, tiny_data, whole, **changes))
     assert process.returncode == 0 and "eval_accuracy: " in process.stderr, process.stderr
-    for unwanted in ("\r", ".staging", "Running Evaluation"):  # progress bars, what is no user's, five lines an evaluation
+    for unwanted in ("\r", ".staging", "DEBUG", "Loading configuration", "set state", "Warning:"):  # bars, what is no user's
         assert unwanted not in process.stderr
+    assert len(process.stderr.splitlines()) < 30
+    assert f"Next: python analysis/evaluate.py --dataset_dir {tiny_data} --params_path {whole} " in process.stderr
     options = train_options(tiny_model, tiny_data, killed, **changes)
     kill_when(start(options), lambda: is_writing(killed, 7))
     assert_user_error(run_train(tiny_model, tiny_data, killed, **changes), "did not finish",
@@ -349,6 +352,8 @@ def test_two_processes_train_and_agree(tiny_data, tiny_model, tmp_path):
     process = launch(*train_options(tiny_model, tiny_data, tmp_path / "out", early_stopping_patience=2),
                      log_dir=tmp_path / "log")
     assert process.returncode == 0, process.stdout + process.stderr
+    said = ["Model saved in" in (tmp_path / f"log/workerlog.{rank}").read_text(encoding="utf-8") for rank in (0, 1)]
+    assert said == [True, False]
     state = json.loads((tmp_path / "out/trainer_state.json").read_text())
     assert state["global_step"] == 2 * 7  # 220 rows, 2 x 16 a step
     assert {"config.json", "model_state.pdparams", "label.txt"} <= set(os.listdir(tmp_path / "out"))

@@ -243,8 +243,9 @@ def test_progress_in_a_log_is_a_line_every_tenth_or_every_thirty_seconds(monkeyp
         return lines.copy()
 
     assert work(1000, 100, 0.01) == []  # a second in all
-    assert work(1000, 100, 1) == [f"Predicting: {done} of 1000 texts" for done in range(100, 1001, 100)]
-    assert work(1000, 100, 20)[:3] == [f"Predicting: {done} of 1000 texts" for done in (20, 40, 60)]
+    assert work(1000, 100, 1) == [f"Predicting: {done} of 1000 texts" + (f", {100 - done // 10} s left" if done < 1000 else "")
+                                  for done in range(100, 1001, 100)]
+    assert work(1000, 100, 20)[:3] == [f"Predicting: {done} of 1000 texts, {33 - done // 30} min left" for done in (20, 40, 60)]
     assert work(None, 9, 10) == [f"Predicting: {done} texts" for done in (30, 60, 90)]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import shlex
 import sys
 import threading
 import time
@@ -10,17 +11,22 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Optional, Protocol
 
+from textcls.common.errors import is_main_rank
+
 LEAST_SILENT, MOST_SILENT = 2, 30  # seconds between two lines of progress
 
 
 @functools.cache
 def get_logger() -> logging.Logger:
-    """Return the suite's logging.Logger. It needs no Paddle, so that what goes wrong before a model is loaded is said at once."""
+    """Return the suite's logger, which says only warnings in all processes but the first.
+
+    It needs no Paddle, so that what goes wrong before a model is loaded is said at once.
+    """
     logger = logging.getLogger("textcls")
     handler = logging.StreamHandler()
     handler.setFormatter(make_formatter())
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_main_rank() else logging.WARNING)
     logger.propagate = False
     return logger
 
@@ -35,30 +41,41 @@ def make_formatter() -> logging.Formatter:
     return colorlog.ColoredFormatter("%(log_color)s[%(asctime)-15s] [%(levelname)8s]%(reset)s - %(message)s", log_colors=colours)
 
 
+def log_everything(wanted: bool) -> None:
+    """Let the log say all that PaddleNLP and the suite have to say, or the stages of the work and warnings alone."""
+    logging.getLogger("PaddleNLP").setLevel(logging.DEBUG if wanted else logging.WARNING)
+    get_logger().setLevel(logging.DEBUG if wanted else logging.INFO if is_main_rank() else logging.WARNING)
+
+
 @contextlib.contextmanager
-def without_library_log() -> Iterator[None]:
-    """Drop what PaddleNLP has to say below the level of warnings."""
+def library_log(level: int) -> Iterator[None]:
+    """Let PaddleNLP's log also say what is of this level."""
     library = logging.getLogger("PaddleNLP")
-    level = library.level
-    library.setLevel(logging.WARNING)
+    earlier = library.level
+    library.setLevel(min(level, earlier))
     try:
         yield
     finally:
-        library.setLevel(level)
+        library.setLevel(earlier)
 
 
-def progress_bar(total: Optional[int], description: str, unit: str = "texts", leave: bool = False,
-                 disable: bool = False) -> "Progress":
+def say_next(script: str, *options: str) -> None:
+    """Log the command that a user will want to type next."""
+    get_logger().info(f"Next: python {shlex.join([script, *options])}")
+
+
+def progress_bar(total: Optional[int], description: str, unit: str = "texts", leave: bool = False, disable: bool = False,
+                 initial: int = 0) -> "Progress":
     """A context manager that shows how far long work has got; call its update(n) as units are done, from any thread.
 
     On a terminal a tqdm bar. Elsewhere, where a bar would fill the log, a plain line every tenth of the work or 30 s.
-    total: number of units, or None where it is not known.
+    total: number of units, or None where it is not known; initial: how many were done before.
     """
     if disable or (sys.stderr is not None and sys.stderr.isatty()):
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=description, unit=f" {unit}", delay=2, leave=leave, disable=disable)
-    return PlainProgress(total, description, unit)
+        return tqdm(total=total, desc=description, unit=f" {unit}", delay=2, leave=leave, disable=disable, initial=initial)
+    return PlainProgress(total, description, unit, initial)
 
 
 class Progress(Protocol):
@@ -78,10 +95,10 @@ class Progress(Protocol):
 class PlainProgress:
     """The progress of `progress_bar` as lines of the log. Work of less than LEAST_SILENT seconds has none."""
 
-    def __init__(self, total: Optional[int], description: str, unit: str):
-        self.total, self.description, self.unit = total, description, unit
-        self.done, self.lock = 0, threading.Lock()
-        self.said, self.next = time.monotonic(), (total or 0) / 10  # when the last line came, and where the next one is due
+    def __init__(self, total: Optional[int], description: str, unit: str, initial: int):
+        self.total, self.description, self.unit, self.initial = total, description, unit, initial
+        self.done, self.lock, self.start = initial, threading.Lock(), time.monotonic()
+        self.said, self.next = self.start, initial + (total or 0) / 10  # when the last line came, and where the next one is due
 
     def __enter__(self) -> "PlainProgress":
         return self
@@ -96,5 +113,15 @@ class PlainProgress:
             is_due = bool(self.total) and self.done >= self.next and seconds >= LEAST_SILENT
             if is_due or seconds >= MOST_SILENT:
                 of = f" of {self.total}" if self.total else ""
-                get_logger().info(f"{self.description}: {self.done}{of} {self.unit}")
+                left = f", {self.describe_rest()} left" if self.total and self.done < self.total else ""
+                get_logger().info(f"{self.description}: {self.done}{of} {self.unit}{left}")
                 self.said, self.next = time.monotonic(), self.done + (self.total or 0) / 10
+
+    def describe_rest(self) -> str:
+        """Say how long the rest will take at the speed so far."""
+        return describe_seconds((time.monotonic() - self.start) / (self.done - self.initial) * (self.total - self.done))
+
+
+def describe_seconds(seconds: float) -> str:
+    """Seconds as a person would say them: 45 s, 12 min, 3.5 h."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import json
 import os
+import warnings
 
 import numpy as np
 
@@ -32,7 +33,9 @@ def input_names(model):
 def export_graph(model, prefix):
     """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info; with Paddle 3 prefix.json and .pdiparams."""
     spec = input_spec(input_names(model))
-    paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
+    with warnings.catch_warnings():  # of Paddle 2.6 about its own fill_constant
+        warnings.filterwarnings("ignore", r"The Attr\(force_cpu\)")
+        paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
 
 
 def open_graph(prefix, threads=1):

@@ -29,13 +29,15 @@ def _prepare_process() -> None:
       crashes (segfault in inflateReset2). Loading the system library first cures it. Linux only.
     - OMP_NUM_THREADS: Paddle sets 1 unless it is set. All usable cores, shared out between the ranks of this machine.
     - MKL_DEBUG_CPU_TYPE: the bundled MKL takes its slowest path on AMD CPUs; 5 selects AVX2, 7 AVX-512.
-    All three can go when Paddle no longer bundles zlib and MKL 2019.
+    - GLOG_minloglevel: Paddle's C++ side says which executor runs at every export; its warnings and errors stay.
+    The first three can go when Paddle no longer bundles zlib and MKL 2019.
     """
     if "paddle" in sys.modules:
         return  # too late to change anything
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError):
             ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)
+    os.environ.setdefault("GLOG_minloglevel", "1")
     ranks = int(os.environ.get("PADDLE_LOCAL_SIZE", 1))
     if "OMP_NUM_THREADS" not in (_launcher_environ() if "PADDLE_LOCAL_SIZE" in os.environ else os.environ):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -116,6 +118,7 @@ def _import_paddlenlp() -> None:
 
     paddle.disable_signal_handler()  # as paddlenlp/__init__.py does
     logger.handler.setFormatter(make_formatter())
+    logger.set_level("WARNING")  # until --verbose asks for more
     # folders that are there for a moment only
     logger.logger.addFilter(lambda record: f"{os.sep}{STAGING}" not in record.getMessage())
 

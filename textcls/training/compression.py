@@ -4,7 +4,7 @@ import copy
 import os
 
 from textcls.common.errors import is_main_rank
-from textcls.common.log import get_logger
+from textcls.common.log import get_logger, progress_bar
 from textcls.data.tokens import model_inputs
 from textcls.export.deployment import input_names, input_spec, write_deployment
 from textcls.models.paddle_setup import PADDLE_3, paddle
@@ -16,14 +16,15 @@ from paddlenlp.trainer import trainer_compress
 
 class AdvancingSampler(LengthGroupedBatchSampler):
     """Moves on to the next epoch by itself, since compress() never says which epoch it is in, and gives no more than
-    `steps` batches in all, since compress() takes a step more than --max_steps, or whole epochs."""
+    `steps` batches in all, since compress() takes a step more than --max_steps, or whole epochs; and it says how far it is."""
 
-    steps = 0
+    steps, progress = 0, None
 
     def __iter__(self):
         for batch in super().__iter__():
             if self.steps > 0:
                 self.steps -= 1
+                self.progress.update(1)
                 yield batch
         self.epoch += 1
 
@@ -52,6 +53,7 @@ class PruningTrainer(ClassificationTrainer):
         sampler = AdvancingSampler(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed,
                                    self.args.dataset_world_size, self.args.dataset_rank, self.args.dataloader_drop_last)
         sampler.steps = self.steps
+        sampler.progress = progress_bar(self.steps, "Training", unit="steps", disable=not is_main_rank())
         return sampler
 
     def _get_eval_sampler(self, eval_dataset):

@@ -5,7 +5,7 @@ import numpy as np
 from textcls.data.tokens import pad_batch
 from textcls.models.paddle_setup import paddle
 from textcls.training.losses import rdrop_divergence, relation_loss
-from textcls.training.trainer import ClassificationTrainer, plain_library_errors
+from textcls.training.trainer import ClassificationTrainer, is_best, plain_library_errors
 
 from paddlenlp.trainer import TrainerCallback
 
@@ -63,9 +63,7 @@ class SaveBest(TrainerCallback):
     checkpoints that --save_steps happens to write."""
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        value = metrics["eval_" + args.metric_for_best_model.replace("eval_", "", 1)]
-        if state.best_metric is None or (value > state.best_metric if args.greater_is_better else value < state.best_metric):
-            control.should_save = True
+        control.should_save = control.should_save or is_best(args, state, metrics)
 
 
 def collate_masked(rows, tokenizer, others, generator):

@@ -20,6 +20,7 @@ from textcls.training.trainer import (
     check_batch,
     list_checkpoints,
     lock_folder,
+    metric_name,
     plain_library_errors,
     random_state_file,
     remove_folder,
@@ -169,6 +170,9 @@ def tokenize_split(split, encode, max_seq_length, name):
     full = int((tokens.lengths >= max_seq_length).sum())
     if full:
         get_logger().info(f"{full} of {len(tokens)} {name} texts fill max_seq_length {max_seq_length}; longer ones are cut.")
+    else:
+        get_logger().info(f"The {len(tokens)} {name} texts have {tokens.lengths.mean():.0f} tokens on average, "
+                          f"{tokens.lengths.max()} at most")
     return tokens
 
 
@@ -188,6 +192,9 @@ def train_and_save(trainer, args, resume_point):
     """Train, save the model in args.output_dir, complete or not at all, and its metrics."""
     if is_main_rank():
         lock_folder(args.output_dir)
+    count = sum(int(parameter.size) for parameter in trainer.model.parameters())
+    get_logger().info(f"Model: {type(trainer.model).__name__}, {count:,} parameters, {len(trainer.labels)} labels, "
+                      f"texts of up to {trainer.model.config.max_seq_length} tokens")
     trainer.add_callback(ClearLeftovers(resume_point))
     with plain_library_errors():
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
@@ -195,6 +202,8 @@ def train_and_save(trainer, args, resume_point):
     if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
         get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "
                              "Use --evaluation_strategy epoch --save_strategy epoch, or smaller --eval_steps.")
+    if trainer.state.best_metric is not None:
+        get_logger().info(f"Final best {metric_name(args).partition('_')[2]}: {trainer.state.best_metric:.5f}")
     if is_main_rank():
         with complete_folder(args.output_dir, marker="config.json") as staging:
             trainer.save_model(staging)
@@ -203,7 +212,8 @@ def train_and_save(trainer, args, resume_point):
 
 
 def check_row_counts(args, dev_file, num_train, num_dev):
-    """UserError where there are too few rows for a batch, or for the processes to share them."""
+    """Log how many rows were read; UserError where they are too few for a batch, or for the processes to share them."""
+    get_logger().info(f"Data read: {num_train} training and {num_dev} dev texts")
     if args.do_train:
         check_batch(args, num_train)
     if args.do_eval and num_dev < args.dataset_world_size:

@@ -306,7 +306,7 @@ class SentenceTrainer(ClassificationTrainer):
 
 
 class EpochCallback(TrainerCallback):
-    """What a SentenceTrainer does between epochs, and the lines that it logs."""
+    """What a SentenceTrainer does between epochs."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -315,9 +315,3 @@ class EpochCallback(TrainerCallback):
         epoch = state.global_step // len(train_dataloader)
         if args.hard_negatives and epoch:
             self.trainer.mine_negatives(epoch)
-
-    def on_log(self, args, state, control, logs=None, train_dataloader=None, **kwargs):
-        if "loss" in (logs or {}) and state.is_world_process_zero:
-            epoch, batch = divmod(state.global_step - 1, len(train_dataloader))
-            get_logger().info("global step %d, epoch: %d, batch: %d, loss: %.5f, speed: %.2f step/s" % (
-                state.global_step, epoch + 1, batch + 1, logs["loss"], logs["interval_steps_per_second"]))

@@ -11,7 +11,7 @@ import traceback
 import numpy as np
 
 from textcls.common.errors import UserError
-from textcls.common.log import get_logger, progress_bar, without_library_log
+from textcls.common.log import describe_seconds, get_logger, log_everything, progress_bar
 from textcls.common.options import add_obsolete_options, add_version_option
 from textcls.common.outputs import STAGING, write_labels
 from textcls.data.files import read_json
@@ -19,11 +19,25 @@ from textcls.data.tokens import pad_batch
 from textcls.models.paddle_setup import paddle
 
 import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
-from paddlenlp.trainer import EarlyStoppingCallback, PdArgumentParser, Trainer, TrainerCallback
+from paddlenlp.trainer import (
+    EarlyStoppingCallback,
+    PdArgumentParser,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+from paddlenlp.trainer.argparser import strtobool
 from paddlenlp.trainer.integrations import get_available_reporting_integrations
 
 GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
 
+ONE_DEVICE = ("sharding", "sharding_degree", "sharding_parallel_degree", "tensor_parallel_degree", "pipeline_parallel_degree",
+              "sep_parallel_degree", "enable_auto_parallel", "unified_checkpoint")  # options that spread a model over devices
+# of the metrics of an evaluation: what is as in every other one, said otherwise, or the accuracy again
+NOT_SAID = ("_runtime", "_per_second", "progress_or_epoch", "_micro_", "recall@")
+MOST_EPOCHS, MOST_COUNT = 10**6, 10**9
 COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_steps", "eval_steps",
           "logging_steps", "eval_accumulation_steps")
 
@@ -41,6 +55,7 @@ def parse_dataclasses(classes, description, obsolete=()):
     parser = PdArgumentParser(classes, allow_abbrev=False, description=description.splitlines()[0])
     add_version_option(parser)
     add_obsolete_options(parser, *obsolete)
+    parser.add_argument("--verbose", nargs="?", const=True, default=False, type=strtobool, help="Log all that there is to say.")
     parser.error = refuse  # instead of the usage of 150 options
     arguments = sys.argv[1:]
     if arguments and arguments[0].endswith(".json"):
@@ -49,33 +64,30 @@ def parse_dataclasses(classes, description, obsolete=()):
             if value is not None:
                 from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         arguments = from_file + arguments[1:]
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        refuse(f"unknown option {' '.join(unknown)}")
+    log_everything(options.verbose)
+    for name in ONE_DEVICE:  # TrainingArguments forgets them in a single process
+        if str(getattr(options, name)) not in (str(parser.get_default(name)), "1"):
+            raise UserError(f"--{name}: not supported, expected a run without it; models of this size fit on one device, and "
+                            "several processes share the rows, not the model")
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
-                                                              look_for_args_file=False)
+        return parser.parse_dict(vars(options))
     except (ValueError, AssertionError) as error:  # from TrainingArguments' own checks
         condition = traceback.extract_tb(error.__traceback__)[-1].line or ""  # some of them say nothing else
         raise UserError(f"{script}: {str(error) or condition.replace('assert self.', 'expected --')}") from None
-    if unknown:
-        refuse(f"unknown option {' '.join(unknown)}")
-    return parsed
 
 
 def check_training_arguments(args):
     """Refuse values of TrainingArguments that would only fail, or train nothing, later. Raises UserError."""
     for name in COUNTS:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 or more")
+        if getattr(args, name) is not None and not 1 <= getattr(args, name) <= MOST_COUNT:
+            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 to {MOST_COUNT}")
     if not 0 <= args.learning_rate <= 1000:  # not a number is refused, too
         raise UserError(f"--learning_rate {args.learning_rate}: out of range, expected 0 to 1000")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed {args.seed}: out of range, expected 0 to {2**32 - 1}")
-    for name in ("sharding", "enable_auto_parallel", "unified_checkpoint"):
-        if getattr(args, name):
-            raise UserError(f"--{name}: not supported, expected a run without it; models of this size fit on one device")
-    for name in ("tensor_parallel_degree", "pipeline_parallel_degree"):
-        if getattr(args, name) > 1:
-            raise UserError(f"--{name} {getattr(args, name)}: not supported, expected a run without it; several processes share "
-                            "the rows, not the model")
     if args.optim.value != "adamw":
         raise UserError(f"--optim {args.optim.value}: PaddleNLP 2.8.1 has no such optimizer, expected adamw")
     if args.label_names:
@@ -85,8 +97,10 @@ def check_training_arguments(args):
     unknown = [name for name in args.report_to if name not in get_available_reporting_integrations()]
     if unknown:  # asked for by name: a missing package would only show when the training begins
         raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
-    if not 0 < args.num_train_epochs < float("inf") and args.max_steps <= 0:
-        raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0")
+    if not 0 < args.num_train_epochs <= MOST_EPOCHS and args.max_steps <= 0:
+        raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0, up to {MOST_EPOCHS}")
+    if args.max_steps > MOST_COUNT:
+        raise UserError(f"--max_steps {args.max_steps}: out of range, expected {MOST_COUNT} at most")
 
 
 @contextlib.contextmanager
@@ -139,16 +153,32 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
         return len(self.dataset) // step if self.drop_last else -(-len(self.dataset) // step)
 
 
+def metric_name(args: TrainingArguments) -> str:
+    """The name under which an evaluation gives the metric that decides which model is best: eval_accuracy."""
+    return "eval_" + args.metric_for_best_model.replace("eval_", "", 1)
+
+
+def is_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, float]) -> bool:
+    """Whether an evaluation's metrics are better than those of the best checkpoint so far."""
+    value, best = metrics[metric_name(args)], state.best_metric
+    return best is None or (value > best if args.greater_is_better else value < best)
+
+
 class ResumableEarlyStopping(EarlyStoppingCallback):
-    """Early stopping whose patience survives a resume: the library's callback would count from zero again."""
+    """Early stopping whose patience survives a resume, where the library's callback would count from zero again."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        key = "eval_" + args.metric_for_best_model.replace("eval_", "", 1)
-        values = [entry[key] for entry in state.log_history if key in entry]
+        values = [entry[metric_name(args)] for entry in state.log_history if metric_name(args) in entry]
         if values:
             best = np.argmax(values) if args.greater_is_better else np.argmin(values)
             self.early_stopping_patience_counter = len(values) - 1 - int(best)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        is_at_end = control.should_training_stop
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if control.should_training_stop and not is_at_end:
+            get_logger().info(f"Early stop! No better {metric_name(args)} in {self.early_stopping_patience} evaluations")
 
 
 class DropRemainder(TrainerCallback):
@@ -169,14 +199,44 @@ class StopAtNonFinite(TrainerCallback):
                                 "number; try a lower --learning_rate, or --warmup_ratio 0.1")
 
 
-class LoggedProgress(TrainerCallback):
-    """Progress as lines of the log, where the library's bars would fill it. The loss is logged as always."""
+class TrainingLog(TrainerCallback):
+    """What a training says: its size, how far it is, the loss, and each evaluation in a line. In the place of the library's log.
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.steps = progress_bar(state.max_steps, "Training", unit="steps", disable=not state.is_world_process_zero)
+    shows_progress: whether it says how far it is.
+    """
+
+    def __init__(self, shows_progress: bool):
+        self.shows_progress = shows_progress
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        begun = f"; going on after step {state.global_step}" if state.global_step else ""
+        get_logger().info(f"Training begins: {state.max_steps} steps, {len(train_dataloader)} batches of "
+                          f"{args.per_device_train_batch_size * args.dataset_world_size} texts an epoch{begun}")
+        self.steps = progress_bar(state.max_steps, "Training", unit="steps", initial=state.global_step,
+                                  disable=not (self.shows_progress and state.is_world_process_zero))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps.update(1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.steps.__exit__(None, None, None)
+
+    def on_log(self, args, state, control, logs=None, train_dataloader=None, **kwargs):
+        if "loss" in logs:
+            epoch, batch = divmod((state.global_step - 1) * args.gradient_accumulation_steps, len(train_dataloader))
+            get_logger().info("global step %d, epoch: %d, batch: %d, loss: %.5f, speed: %.2f step/s" % (
+                state.global_step, epoch + 1, batch + 1, logs["loss"], logs["interval_steps_per_second"]))
+        elif "train_runtime" in logs:
+            duration = describe_seconds(logs["train_runtime"])
+            get_logger().info(f"Training ends at step {state.global_step} after {duration}")
+        elif control.should_evaluate:  # within the training; the last one is said by log_metrics
+            get_logger().info(f"epoch {state.epoch:.3g}: {describe_metrics(logs)}")
+
+
+def describe_metrics(metrics: dict[str, float]) -> str:
+    """The metrics of an evaluation that a user looks for, in a line."""
+    said = [name for name in metrics if not any(part in name for part in NOT_SAID)]
+    return ", ".join(f"{name}: {metrics[name]:.4f}" for name in said)
 
 
 class ClassificationTrainer(Trainer):
@@ -188,20 +248,20 @@ class ClassificationTrainer(Trainer):
 
     def __init__(self, labels, rust_tokenizer, args, **options):
         self.labels, self.rust_tokenizer = labels, rust_tokenizer
-        is_logged = not args.disable_tqdm and (sys.stderr is None or not sys.stderr.isatty())
-        args.disable_tqdm = args.disable_tqdm or is_logged
+        shows_progress, args.disable_tqdm = not args.disable_tqdm, True
         super().__init__(args=args, **options)
-        if is_logged:
-            self.add_callback(LoggedProgress())
+        args.disable_tqdm = not shows_progress
+        self.pop_callback(PrinterCallback)
+        self.add_callback(TrainingLog(shows_progress))
+
+    def log_metrics(self, split, metrics):
+        get_logger().info(f"***** {split} metrics *****")
+        get_logger().info(describe_metrics(metrics))
 
     def _get_train_sampler(self):
         return LengthGroupedBatchSampler(
             self.train_dataset, self.args.per_device_train_batch_size, self.args.seed, self.args.dataset_world_size,
             self.args.dataset_rank, self.args.dataloader_drop_last)
-
-    def evaluation_loop(self, *args, **options):
-        with without_library_log():  # five lines per evaluation
-            return super().evaluation_loop(*args, **options)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -252,7 +312,7 @@ class ClassificationTrainer(Trainer):
                 os.replace(staging, folder)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)  # of what could not be finished: disk full, Ctrl-C, SIGTERM
-            get_logger().info(f"Checkpoint saved in {folder}")
+            get_logger().debug(f"Checkpoint saved in {folder}")
             self._delete_old_checkpoints(folder)
         self.runtime_timer.stop()
 
@@ -260,11 +320,8 @@ class ClassificationTrainer(Trainer):
         """Remember the checkpoint that is about to be written as the best one, if its metric is."""
         if metrics is None or self.args.metric_for_best_model is None:
             return
-        value = metrics["eval_" + self.args.metric_for_best_model.replace("eval_", "", 1)]
-        best = self.state.best_metric
-        if best is None or self.state.best_model_checkpoint is None or (
-                value > best if self.args.greater_is_better else value < best):
-            self.state.best_metric, self.state.best_model_checkpoint = value, folder
+        if self.state.best_model_checkpoint is None or is_best(self.args, self.state, metrics):
+            self.state.best_metric, self.state.best_model_checkpoint = metrics[metric_name(self.args)], folder
 
     def _collect_random_states(self):
         """The states of all random generators, in the library's form; of all ranks, in several processes."""
@@ -291,7 +348,7 @@ class ClassificationTrainer(Trainer):
             if len(kept) < limit:
                 kept.add(folder)
             elif folder not in kept:
-                get_logger().info(f"Deleting older checkpoint [{folder}] due to args.save_total_limit")
+                get_logger().debug(f"Deleting older checkpoint [{folder}] due to args.save_total_limit")
                 remove_folder(folder)
 
 
