@@ -9,9 +9,13 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from data import doccano
-from helpers import ROOT, run_here
+from data import doccano, table
+from helpers import ROOT, assert_user_error, run_here
+from textcls.common.errors import Problems
+from textcls.data.files import read_labelled, read_labels, read_texts
 
 SCRIPT = str(ROOT / "data/doccano.py")
 ALL = {"train.txt", "dev.txt", "test.txt", "label.txt"}
@@ -196,6 +200,33 @@ def test_broken_rows_are_all_reported_and_nothing_is_written(tmp_path):
     assert len(lines) == len(BROKEN) + 1
     for number, ((_, wrong, expected), line) in enumerate(zip(BROKEN, lines), 3):
         assert line.startswith(f"doccano.jsonl:{number}: {wrong}") and expected in line
+
+
+ODD = st.text(st.one_of(st.sampled_from("ab甲=#\t\n\r\0 \u3000\u200b\u2028\ufeff\x1b\x1c\x85\ud83d"), st.characters()),
+              max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(ODD, ODD), min_size=1, max_size=4), st.booleans())
+def test_what_is_written_is_what_train_reads(tmp_path_factory, rows, as_table):
+    """Whatever texts and labels hold, either nothing is written, or all of it is read without a problem and as it was meant."""
+    folder = tmp_path_factory.mktemp("odd")
+    rows = [*rows, ("甲乙", "a"), ("丙丁", "b")]
+    (folder / "odd.jsonl").write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    script, option = (table, "--table_file") if as_table else (doccano, "--doccano_file")
+    process = run_here(script.main, option, "odd.jsonl", "--save_dir", "out", "--splits", 1, cwd=folder)
+    if process.returncode:
+        assert_user_error(process, "odd.jsonl:")
+        assert names(folder) == set()
+        return
+    problems = Problems()
+    labels = read_labels(folder / "out/label.txt", problems)
+    texts, ids = read_labelled(folder / "out/train.txt", labels, problems)
+    unlabelled = list(read_texts(folder / "out/data.txt", problems)) if (folder / "out/data.txt").exists() else []
+    assert not problems.count, problems.lines
+    plain = {"".join(text.split()).replace("\ufeff", "") for text, _ in rows}
+    assert {"".join(text.split()).replace("\ufeff", "") for text in [*texts, *unlabelled]} <= plain
+    assert {" ".join(label.split()) for _, label in rows} >= {" ".join(labels[index].split()) for index in ids}
 
 
 def test_broken_rows_of_an_array_are_named_by_row(tmp_path):
