@@ -11,7 +11,6 @@ Writes  html_file (a self-contained page, words shaded by attribution), output_f
 """
 
 import json
-import sys
 
 from textcls.analysis.attributions import STEPS, interpret
 from textcls.analysis.faithfulness import log_faithfulness, measure_faithfulness
@@ -48,9 +47,6 @@ def parse_arguments():
 
 def print_table(rows, results, labels, count):
     """Print label, prediction, probability, key words with their attributions, and text, tab-separated."""
-    if sys.stdout is None:
-        return
-    sys.stdout.reconfigure(encoding="utf-8")
     print("Label\tPrediction\tProbability\tKey words\tText")
     for row, result in zip(rows, results):
         words = [result.words[index] for index in find_key_words(result.words, count)]

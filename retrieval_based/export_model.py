@@ -32,9 +32,9 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    check_output_folder(args.output_path, "--output_path")
-    select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
     folder = encoder_folder(args.params_path)
+    check_output_folder(args.output_path, "--output_path", {"the checkpoint": folder}, "deploy.json")
+    select_device("cpu")  # tracing and comparing take seconds; the graph runs on any device
     checkpoint = load_sentence_encoder(folder)
     size = checkpoint.model.config.sentence_encoder["output_emb_size"]
     if args.output_emb_size not in (None, 0, size):  # 0: the default of old command lines, whatever the training had

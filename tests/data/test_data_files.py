@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import ROOT, read_lines
+from helpers import ROOT, assert_user_error, read_lines, run_here
 from textcls.common import log
 from textcls.common.errors import Problems, UserError
 from textcls.common.outputs import check_outputs, complete_file, complete_folder
@@ -255,6 +255,21 @@ def test_padding_and_batches_by_length():
     assert [batch.tolist() for batch in batches] == [[1, 3], [0, 2], [4]]
     tokens = TokenizedTexts(np.arange(3, dtype=np.int32), np.array([0, 2, 3]), np.array([5, 6]))
     assert tokens[0]["input_ids"].tolist() == [0, 1] and tokens[1]["labels"] == 6 and len(tokens) == 2
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    def write_folder():
+        with complete_folder(tmp_path / "folder", marker="done"):
+            np.ones(100000).tofile("/dev/full")  # NumPy's error names no file
+
+    def write_file():
+        with complete_file(tmp_path / "file") as output:
+            output.write("text")
+            os.write(os.open("/dev/full", os.O_WRONLY), b"text")
+
+    assert_user_error(run_here(write_folder), f"{tmp_path}/folder: 100000 requested and ", "expected a file that can be read")
+    assert_user_error(run_here(write_file), f"{tmp_path}/file: No space left on device, expected")
+    assert os.listdir(tmp_path) == []
 
 
 def test_outputs_are_no_data_files_and_not_each_other(tmp_path):

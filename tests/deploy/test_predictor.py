@@ -94,12 +94,14 @@ print("no Paddle", file=sys.stderr)
 """
 
 
-def test_no_paddle_is_imported(copy, tmp_path):
+def test_no_paddle_is_imported_and_an_ascii_terminal_is_no_obstacle(copy):
     """In a process of its own; fp32 runs, too, as INT8 is compared with it."""
-    process = run("-c", WITHOUT_PADDLE, INFER, "--model_path_prefix", copy, "--dataset_dir", DATA, "--use_quantize",
-                  "--output_file", tmp_path / "out")
-    assert process.returncode == 0, process.stderr
-    assert process.stderr.endswith("no Paddle\n") and len(read_lines(tmp_path / "out")) == 1 + len(read_lines(DATA / "data.txt"))
+    for command, *options in ((INFER, "--dataset_dir", DATA), ("few-shot/infer.py", "--data_dir", DATA)):
+        process = run("-c", WITHOUT_PADDLE, command, "--model_path_prefix", copy, "--use_quantize", *options,
+                      env={"PYTHONIOENCODING": "ascii"})
+        assert process.returncode == 0 and process.stderr.endswith("no Paddle\n"), process.stderr
+        texts = [line.partition(": ")[2] for line in process.stdout.split("\n") if line.startswith("input data: ")]
+        assert texts == read_lines(DATA / "data.txt")
 
 
 def test_all_formats_say_what_predict_says(predicted, exported, tmp_path):
@@ -372,7 +374,9 @@ def test_any_graph_from_ids_to_logits_is_served(tmp_path):
     ("label.txt", b"a\nb\n", "label.txt: 2 labels, expected the 11"),
     ("label.txt", None, "label.txt: file not found"),
     ("deploy.json", b"{}", "deploy.json: max_seq_length is None, expected a number"),
-    ("deploy.json", b"[", "deploy.json:1: not JSON")])
+    ("deploy.json", b"[", "deploy.json:1: not JSON"),
+    ("deploy.json", b'{"onnx_file": "../copy/float32.onnx"}', "onnx_file is '../copy/float32.onnx', expected the name of a file"),
+    ("deploy.json", b'{"params_file": null}', "params_file is None, expected the name of a file in the same folder")])
 def test_incomplete_folders_are_refused(copy, name, content, message):
     os.remove(copy / name)
     if content is not None:

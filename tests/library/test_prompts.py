@@ -145,6 +145,7 @@ def test_shots_are_drawn_by_the_seed_alone(few):
 
 @pytest.mark.parametrize("changes, parts", [
     ({"max_seq_length": 7}, ["--max_seq_length 7: out of range, expected 9 to 512"]),
+    ({"prompt": "长" * 600}, ["--prompt: template 1 takes 604 tokens, which leaves no room for a text in the 512 of this model"]),
     ({"repeats": 0}, ["--repeats 0: out of range"]),
     ({"shots": 0}, ["--shots 0: out of range"]),
     ({"learning_rate": 0}, ["--learning_rate 0", "--freeze_plm"]),

@@ -320,6 +320,9 @@ def test_damaged_or_foreign_folders_are_refused(checkpoint, model, rows, tmp_pat
     assert not out.exists()
     process = run_here(export_script.main, "--params_path", tmp_path / "none", "--output_path", rows / "train.txt")
     assert_user_error(process, "train.txt: is no folder")  # before a model is looked for
+    for path, wrong in ((rows, "holds dev.txt, a data file"), (folder, "is the checkpoint"), (".", "is the working folder")):
+        process = run_here(export_script.main, "--params_path", folder, "--output_path", path)
+        assert_user_error(process, f"--output_path {path}: {wrong}")
 
 
 def test_an_encoder_or_a_classifier_can_be_trained_further(checkpoint, rows, tmp_path):

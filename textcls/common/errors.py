@@ -23,8 +23,11 @@ class UserError(Exception):
 def run_script(main: Callable[[], object]) -> None:
     """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130.
 
-    SIGTERM ends it as an exception would, so that unfinished files are removed.
+    SIGTERM ends it as an exception would, so that unfinished files are removed. What the script prints is UTF-8, whatever the
+    terminal says that it can show: an ASCII one would end the script at the first Chinese text.
     """
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(encoding="utf-8")
     exit_on_sigterm()
     try:
         main()
@@ -41,7 +44,8 @@ def run_script(main: Callable[[], object]) -> None:
         place = error.filename or "writing failed"
         if error.errno == errno.ENOSPC and error.filename2:
             place = error.filename2  # of a copy it is the second file that cannot be written
-        print(f"{place}: {error.strerror or error}, expected a file that can be read or written and free space", file=sys.stderr)
+        reason = error.strerror or " ".join(map(str, error.args))  # NumPy's have no strerror
+        print(f"{place}: {reason}, expected a file that can be read or written and free space", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -81,6 +81,17 @@ def is_stream(path: str) -> bool:
 
 
 @contextlib.contextmanager
+def named_in_errors(path: str) -> Iterator[None]:
+    """Name the output that is being written in errors that name no file, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
+@contextlib.contextmanager
 def complete_file(path: str, mode: str = "w", newline: Optional[str] = None) -> Iterator[IO]:
     """Open a temporary file beside `path` for writing; it gets its final name only when the block ends well."""
     path = os.path.realpath(path)  # a link stays, and what it leads to is written
@@ -95,7 +106,7 @@ def complete_file(path: str, mode: str = "w", newline: Optional[str] = None) -> 
             output = open(part, mode, encoding=None if "b" in mode else "utf-8", newline=newline)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
-        with output:
+        with named_in_errors(path), output:
             yield output
         os.replace(part, path)
     except BaseException:  # Ctrl-C and SIGTERM too, which are no Exception
@@ -120,7 +131,8 @@ def complete_folder(path: str, marker: str) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
     try:
-        yield staging
+        with named_in_errors(path):
+            yield staging
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(path, marker))
         for name in sorted(os.listdir(staging), key=lambda name: (name == marker, name)):

@@ -17,7 +17,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from textcls.common.errors import Problems, UserError
-from textcls.common.outputs import complete_file
+from textcls.common.outputs import complete_file, named_in_errors
 from textcls.common.texts import LABEL, LINE, TEXT
 from textcls.data.files import read_lines
 from textcls.retrieval.index import FORMAT, MARKER, PARTS, SearchIndex, Segment, assemble, label_word, of_single_texts, open_index
@@ -140,7 +140,9 @@ def write_segment(folder: str, header: dict, segment: Segment) -> dict:
             block = np.rint(block / np.maximum(scales[start:start + BLOCK, None], 1e-30))
         vectors[start:start + BLOCK] = block
     vectors.flush()
-    segment.text_bytes.tofile(os.path.join(path, "texts.txt"))
+    text_path = os.path.join(path, "texts.txt")
+    with named_in_errors(text_path), open(text_path, "wb") as file:  # NumPy's tofile loses the end on a full disk without a word
+        file.write(segment.text_bytes)
     return {"folder": name, "rows": len(segment.label_ids)}
 
 

@@ -8,11 +8,14 @@ sentence encoder gives unit vectors [texts, size] in the place of logits, and ha
 import hashlib
 import os
 import re
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 
 from textcls.common.errors import UserError
 from textcls.data.files import read_json, read_labels
 from textcls.data.tokens import SHORTEST_LENGTH
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output; an export without this entry is one, too
 EMBEDDING = "embedding"  # and of a sentence encoder's
@@ -26,12 +29,12 @@ PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀"
 class Export(NamedTuple):
     """An exported model as `read_export` returns it."""
 
-    model_path: str  # Paddle's graph, .pdmodel or .json
-    params_path: str  # its weights, .pdiparams
-    onnx_path: Optional[str]  # None where the export has no ONNX model
+    model_path: Optional[str]  # Paddle's graph, .pdmodel or .json; None where the ONNX model was asked for
+    params_path: Optional[str]  # its weights, .pdiparams
+    onnx_path: Optional[str]  # None where Paddle's graph was asked for
     tokenizer_path: str
-    input_names: list  # of str: the graph's inputs, int64 [texts, length] each
-    labels: list  # of str, position = class id; empty for a sentence encoder
+    input_names: list[str]  # the graph's inputs, int64 [texts, length] each
+    labels: list[str]  # position = class id; empty for a sentence encoder
     max_seq_length: int  # of the training: tokens, special tokens included
     max_positions: Optional[int]  # tokens that the model can take; None: the export does not say so
     pad_id: int
@@ -40,18 +43,20 @@ class Export(NamedTuple):
     encoder_id: Optional[str]  # of a sentence encoder: that of the checkpoint it was made from
 
 
-def graph_file(prefix):
+def graph_file(prefix: str) -> str:
     """Path of Paddle's graph: prefix.pdmodel, or prefix.json where only Paddle 3 has written it."""
     return next((prefix + ending for ending in GRAPH_ENDINGS if os.path.isfile(prefix + ending)), prefix + GRAPH_ENDINGS[0])
 
 
-def read_export(path, with_onnx=True, output=CLASS_LOGITS):
+def read_export(path: Union[str, "os.PathLike[str]"], with_onnx: bool = True,
+                output: Optional[str] = CLASS_LOGITS) -> Export:
     """Find out what an exported folder holds. path: the folder, or folder/float32, folder/pruned_model.
 
     with_onnx: the ONNX model is needed; otherwise Paddle's graph is. output: CLASS_LOGITS or EMBEDDING; None: either of them.
     Raises UserError, also where the model gives another one.
     """
-    folder, prefix = (path, None) if os.path.isdir(path) else os.path.split(path)
+    path = os.fspath(path)
+    folder, prefix = (path, "") if os.path.isdir(path) else os.path.split(path)
     folder = folder or "."
     makers = "retrieval_based/export_model.py"
     if output != EMBEDDING:
@@ -62,21 +67,24 @@ def read_export(path, with_onnx=True, output=CLASS_LOGITS):
             raise UserError(f"{path}: no such folder or model, expected what {makers} wrote")
         raise UserError(f"{folder}: deploy.json is missing, expected a folder that {makers} wrote")
     deploy = read_json(deploy_path)
-    name = re.sub(r"\.(pdmodel|json)$", "", str(deploy.get("model_file")))
-    if prefix not in (None, "", name):
-        raise UserError(f"{path}: no such model, expected {os.path.join(folder, name)} or {folder}")
+    check_names(deploy, deploy_path)
+    name = re.sub(r"\.(pdmodel|json|onnx)$", "", deploy.get("model_file", deploy.get("onnx_file", "")))
+    if prefix and prefix != name:
+        raise UserError(f"{path}: no such model, expected the exported folder, or the prefix of its model, "
+                        f"{os.path.join(os.path.dirname(path), name)}")
     if output is None:
         output = EMBEDDING if deploy.get("output") == EMBEDDING else CLASS_LOGITS
     is_classifier = output == CLASS_LOGITS
     check_entries(deploy, deploy_path, output)
     tokenizer_path = os.path.join(folder, "tokenizer.json")
     if not os.path.isfile(tokenizer_path):
-        raise UserError(f"{folder}: tokenizer.json is missing, which not every tokenizer has (that of ERNIE-M has not), expected "
-                        "an exported ERNIE or BERT; predict.py takes all models")
+        raise UserError(f"{folder}: tokenizer.json is missing, expected the export of an ERNIE or BERT; an ERNIE-M has no such "
+                        "file, and only the commands that take its checkpoint, such as predict.py, can label texts with it")
+    onnx_path = model_path = params_path = None
     if with_onnx:
-        onnx_path, model_path, params_path = find_onnx_model(folder, name, deploy), None, None
+        onnx_path = find_onnx_model(folder, name, deploy)
     else:
-        onnx_path, model_path, params_path = None, *find_graph(folder, deploy, makers)
+        model_path, params_path = find_graph(folder, deploy, makers)
     labels = read_labels(os.path.join(folder, "label.txt")) if is_classifier else []
     if is_classifier and len(labels) != deploy["num_labels"]:
         raise UserError(f"{os.path.join(folder, 'label.txt')}: {len(labels)} labels, expected the {deploy['num_labels']} that "
@@ -86,7 +94,15 @@ def read_export(path, with_onnx=True, output=CLASS_LOGITS):
                   deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id"))
 
 
-def check_entries(deploy, path, output):
+def check_names(deploy: dict, path: str) -> None:
+    """UserError where a deploy.json names a file that is not in its own folder: the folder may come from a stranger."""
+    for entry in ("model_file", "params_file", "onnx_file"):
+        name = deploy.get(entry, "file")
+        if not isinstance(name, str) or not name.strip(".") or re.search(r"[/\\:\0]", name):
+            raise UserError(f"{path}: {entry} is {name!r}, expected the name of a file in the same folder")
+
+
+def check_entries(deploy: dict, path: str, output: str) -> None:
     """UserError where the content of a deploy.json is not that of a model with this output."""
     found = deploy.get("output", CLASS_LOGITS)
     if found != output:
@@ -111,31 +127,35 @@ def check_entries(deploy, path, output):
         raise UserError(f"{path}: input_names is {deploy.get('input_names')!r}, expected input_ids and token_type_ids")
 
 
-def find_onnx_model(folder, name, deploy):
+def find_onnx_model(folder: str, name: str, deploy: dict) -> str:
     """Path of the ONNX model. name: of Paddle's graph, without its ending. UserError where there is none."""
     if name.endswith(("int8", "quant_emb")):
         raise UserError(f"{folder}: a graph that Paddle has quantized, which ONNX Runtime cannot run, expected export/ or "
                         "width_mult_X/ with --use_quantize")
-    path = os.path.join(folder, str(deploy.get("onnx_file")))
-    if "onnx_file" not in deploy or not os.path.isfile(path):
-        if name == "float32":
-            command = f"python export_model.py --params_path ./checkpoint/ --output_path {folder} --onnx"
-        else:
-            command = "that of the pruning (python prune.py ...) with --onnx"
+    path = os.path.join(folder, deploy.get("onnx_file", ""))
+    if not os.path.isfile(path):
+        commands = {"float32": f"python export_model.py --params_path ./checkpoint/ --output_path {folder} --onnx",
+                    "encoder": f"python retrieval_based/export_model.py --params_path ./checkpoint/ --output_path {folder}",
+                    "pruned_model": "that of the pruning (python prune.py ...) with --onnx",
+                    "model": "that of the training (python few-shot/train.py ...) with --do_export"}
+        command = commands.get(name, "that of its export with --onnx")
         raise UserError(f"{folder}: no ONNX model here; this command makes it: {command}")
     return path
 
 
-def find_graph(folder, deploy, makers):
+def find_graph(folder: str, deploy: dict, makers: str) -> tuple[str, str]:
     """Paths of Paddle's graph and of its weights. makers: who writes them. UserError where one is missing."""
-    paths = [os.path.join(folder, str(deploy.get(name))) for name in ("model_file", "params_file")]
-    for path in paths:
-        if not os.path.isfile(path):
-            raise UserError(f"{path}: file not found, expected the graph that {makers} wrote")
-    return paths
+    paths = []
+    for entry in ("model_file", "params_file"):
+        if entry not in deploy:
+            raise UserError(f"{os.path.join(folder, 'deploy.json')}: {entry} is missing, expected what {makers} wrote")
+        paths.append(os.path.join(folder, deploy[entry]))
+        if not os.path.isfile(paths[-1]):
+            raise UserError(f"{paths[-1]}: file not found, expected the graph that {makers} wrote")
+    return paths[0], paths[1]
 
 
-def check_length(max_seq_length, export):
+def check_length(max_seq_length: int, export: Export) -> None:
     """UserError where an Export cannot take texts of so many tokens, as far as its deploy.json says."""
     if max_seq_length < export.min_seq_length:
         raise UserError(f"--max_seq_length {max_seq_length}: expected {export.min_seq_length} or more")
@@ -147,7 +167,7 @@ def check_length(max_seq_length, export):
                         f"{export.max_positions}, or as in training")
 
 
-def read_tokenizer(export):
+def read_tokenizer(export: Export) -> "Tokenizer":
     """The tokenizers.Tokenizer of an Export, which cuts texts to max_seq_length, as its file may say or not.
 
     UserError, also where its [PAD] is not that of deploy.json.
@@ -168,7 +188,7 @@ def read_tokenizer(export):
     return tokenizer
 
 
-def sha256(path):
+def sha256(path: str) -> str:
     """The SHA-256 of a file, in hexadecimal digits. UserError."""
     digest = hashlib.sha256()
     try:

@@ -128,10 +128,10 @@ def read_chunks(path, from_stdin=False):
 
 
 def open_stdout(**options: str) -> TextIO:
-    """Return standard output, in UTF-8 whatever the terminal's encoding is. options: of `reconfigure`. UserError."""
+    """Return standard output, which run_script has set to UTF-8. options: of `reconfigure`. UserError where it is closed."""
     if sys.stdout is None:
         raise UserError("standard output is closed, expected somewhere to write to")
-    sys.stdout.reconfigure(encoding="utf-8", **options)  # type: ignore[union-attr]  # a TextIOWrapper in scripts
+    sys.stdout.reconfigure(**options)  # type: ignore[union-attr]  # a TextIOWrapper in scripts
     return sys.stdout
 
 

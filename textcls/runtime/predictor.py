@@ -9,8 +9,9 @@ It reads a folder that `export_model.py --onnx` or prune.py wrote, and nothing e
 
 import functools
 import logging
+import os
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Predictor:
     path, or bytes where its converted form could not be kept. Raises UserError.
     """
 
-    def __init__(self, path: str, *, device: str = "cpu", device_id: int = 0, dtype: str = "fp32",
+    def __init__(self, path: Union[str, "os.PathLike[str]"], *, device: str = "cpu", device_id: int = 0, dtype: str = "fp32",
                  num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None,
                  calibration_file: Optional[str] = None, allow_accuracy_drop: bool = False,
                  quantize: bool = False, use_fp16: bool = False):

@@ -68,10 +68,13 @@ def check_templates(task, templates, args):
     """UserError where a template leaves no room for a text, or nothing to train: before any model is trained."""
     masked_lm = load_model(task.model_folder, head="MaskedLM")
     most = count_positions(masked_lm)
-    for template in templates:
+    for number, template in enumerate(templates, 1):
         prompt, _ = compile_template(template, task.words, task.tokenizer, masked_lm.config.vocab_size)
         least = len(prompt.before) + len(prompt.after) + 1
-        if min(args.max_seq_length, most) < least:
+        if most < least:
+            raise UserError(f"--prompt: template {number} takes {least - 1} tokens, which leaves no room for a text in the "
+                            f"{most} of this model, expected a shorter one")
+        if args.max_seq_length < least:
             raise UserError(f"--max_seq_length {args.max_seq_length}: out of range, expected {least} to {most} for this model "
                             f"and the template {template}")
         if args.freeze_plm and task.verbalizer == "manual" and not (prompt.num_soft or prompt.prefix_length):
