@@ -43,7 +43,7 @@ help:
 	@echo "make test   run all tests, or TESTS=\"tests/file.py ...\" (KUAKE_QIC_DIR=folder adds those on the real data set)"
 	@echo "make bench  measure speed (KUAKE_QIC_DIR=folder is needed)"
 	@echo "make bench-serving  measure the servers of deploy/ (KUAKE_QIC_DIR=folder is needed)"
-	@echo "make lint   check the code's style"
+	@echo "make lint   check the code's style, and the types in textcls/"
 	@echo "make setup  only create $(VENV) with the packages of $(REQUIREMENTS)"
 
 # without a Python on the path, one that uv manages: uv as it is, or installed into build/uv
@@ -129,14 +129,17 @@ SERVERS := .venv-simple-serving .venv-milvus .venv-triton $(if $(STACK),,.venv-p
 
 setup-test: $(VENV)/.installed-test $(SERVERS:%=%/.installed)
 
+# NumPy 2, which comes with Paddle 3, has annotations for Python 3.11 and later
+lint = $(RUN) -m ruff check . && $(RUN) -m mypy $(if $(STACK),--python-version 3.11)
+
 # two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order,
 # and the files come in the order of tests/conftest.py
 test: setup-test
-	$(RUN) -m ruff check .
+	$(lint)
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(TESTS)
 
 lint: $(VENV)/.installed-test
-	$(RUN) -m ruff check .
+	$(lint)
 
 # PyTorch to compare with has an environment of its own (Python 3.10 or later); BENCH="--quick --skip_torch" does without
 BENCH_PYTHON ?= $(BASE)

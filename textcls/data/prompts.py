@@ -50,7 +50,7 @@ def parse_template(template: Optional[str], mask_length: int = 1) -> list[Part]:
     Nothing is ever evaluated: a block holds keywords, strings, numbers, True, False and None. UserError, with the position, for
     anything else.
     """
-    mask = {"mask": None} if mask_length == 1 else {"mask": None, "length": mask_length}
+    mask: Part = {"mask": None} if mask_length == 1 else {"mask": None, "length": mask_length}
     if template is None:
         return [{"soft": None}, {"text": "text_a"}, mask]
     if "{" not in template and "}" not in template:

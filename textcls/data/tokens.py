@@ -73,7 +73,7 @@ def pad_batch(rows: Sequence[Union[Sequence[int], np.ndarray]], pad_id: int) -> 
     return batch
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
+def sorted_batches(lengths: Union[Sequence[int], np.ndarray], batch_size: int) -> list[np.ndarray]:
     """Return the indices of the texts in batches of like length, longest first (so that too large a batch fails at once)."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]

@@ -126,7 +126,7 @@ def read_checkpoint_labels(folder: str, config: dict[str, Any], label_path: Opti
 
     config: the content of the config.json; label_path: a label.txt that has to agree, or None. Raises UserError.
     """
-    saved_path = os.path.join(folder, "label.txt")
+    paths = [path for path in (os.path.join(folder, "label.txt"), label_path) if path and os.path.isfile(path)]
     if isinstance(config.get("id2label"), dict):
         if not all(str(index).isdecimal() for index in config["id2label"]):
             raise UserError(f"{folder}: the keys of id2label in its config.json are not class ids, expected 0, 1, 2, ...")
@@ -134,14 +134,13 @@ def read_checkpoint_labels(folder: str, config: dict[str, Any], label_path: Opti
         if not all(isinstance(id2label.get(index), str) for index in range(len(id2label))):
             raise UserError(f"{folder}: id2label in its config.json does not name every class, expected {{\"0\": label, ...}}")
         labels = [id2label[index] for index in range(len(id2label))]
-    elif os.path.isfile(saved_path) or (label_path and os.path.isfile(label_path)):
-        labels = read_labels(saved_path if os.path.isfile(saved_path) else label_path)
+    elif paths:
+        labels = read_labels(paths[0])
         get_logger().warning(f"{folder}: its config names no labels; taking them from label.txt.")
     else:
         raise UserError(f"{folder}: neither id2label in its config.json nor a label.txt, expected one of them")
-    for path in (saved_path, label_path):
-        if path and os.path.isfile(path):
-            compare_labels(labels, read_labels(path), path, folder)
+    for path in paths:
+        compare_labels(labels, read_labels(path), path, folder)
     return labels
 
 

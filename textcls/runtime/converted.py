@@ -74,7 +74,7 @@ def open_model(onnx_path: str, dtype: str, device: str, device_id: int, comparis
         keep_model(onnx_path, dtype, path, model)
     if scheme.is_compared:
         comparison.check(figures)
-    return session, path if os.path.isfile(path) else model
+    return session, path if model is None or os.path.isfile(path) else model
 
 
 def open_kept(path: str, device: str, device_id: int) -> Optional["onnxruntime.InferenceSession"]:

@@ -47,7 +47,7 @@ class Predictor:
         export = read_export(path)
         self.labels = export.labels
         comparison = Comparison(short_hash(calibration_file) if calibration_file else None,
-                                functools.partial(compare_accuracy, calibration_file, self.labels),
+                                functools.partial(compare_accuracy, calibration_file or "", self.labels),
                                 functools.partial(check_accuracy, allow_accuracy_drop))
         self._model = OnnxModel(export, comparison, device=device, device_id=device_id,
                                 dtype=find_dtype(quantize, use_fp16, dtype), num_threads=num_threads, batch_size=batch_size,

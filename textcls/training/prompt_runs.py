@@ -39,7 +39,7 @@ from textcls.training.trainer import collate, list_checkpoints
 
 MOST_NEUTRAL_TEXTS = 500  # to calibrate on
 TEMPERATURE = 2.0  # of the soft labels that one model learns from several (PET: Schick and Schütze 2021, arXiv:2001.07676)
-NO_ROWS = ([], np.zeros(0, np.int64))
+NO_ROWS: tuple[list[str], np.ndarray] = ([], np.zeros(0, np.int64))
 
 
 class Task(NamedTuple):
