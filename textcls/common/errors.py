@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ def run_script(main: Callable[[], object]) -> None:
     SIGTERM ends it as an exception would, so that unfinished files are removed. What the script prints is UTF-8, whatever the
     terminal says that it can show: an ASCII one would end the script at the first Chinese text.
     """
-    if sys.stdout is not None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     exit_on_sigterm()
     try:

@@ -113,13 +113,13 @@ class PlainProgress:
             is_due = bool(self.total) and self.done >= self.next and seconds >= LEAST_SILENT
             if is_due or seconds >= MOST_SILENT:
                 of = f" of {self.total}" if self.total else ""
-                left = f", {self.describe_rest()} left" if self.total and self.done < self.total else ""
+                left = f", {self.describe_rest(self.total - self.done)} left" if self.total and self.done < self.total else ""
                 get_logger().info(f"{self.description}: {self.done}{of} {self.unit}{left}")
                 self.said, self.next = time.monotonic(), self.done + (self.total or 0) / 10
 
-    def describe_rest(self) -> str:
-        """Say how long the rest will take at the speed so far."""
-        return describe_seconds((time.monotonic() - self.start) / (self.done - self.initial) * (self.total - self.done))
+    def describe_rest(self, rest: int) -> str:
+        """Say how long the rest of the units will take at the speed so far."""
+        return describe_seconds((time.monotonic() - self.start) / (self.done - self.initial) * rest)
 
 
 def describe_seconds(seconds: float) -> str:

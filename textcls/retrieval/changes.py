@@ -142,7 +142,7 @@ def write_segment(folder: str, header: dict, segment: Segment) -> dict:
     vectors.flush()
     text_path = os.path.join(path, "texts.txt")
     with named_in_errors(text_path), open(text_path, "wb") as file:  # NumPy's tofile loses the end on a full disk without a word
-        file.write(segment.text_bytes)
+        file.write(segment.text_bytes.data)
     return {"folder": name, "rows": len(segment.label_ids)}
 
 

@@ -29,9 +29,9 @@ PROBES = ["头疼怎么办", "治疗方案？", "a", "BERT and ERNIE, 2024 😀"
 class Export(NamedTuple):
     """An exported model as `read_export` returns it."""
 
-    model_path: Optional[str]  # Paddle's graph, .pdmodel or .json; None where the ONNX model was asked for
-    params_path: Optional[str]  # its weights, .pdiparams
-    onnx_path: Optional[str]  # None where Paddle's graph was asked for
+    model_path: str  # Paddle's graph, .pdmodel or .json; "" where the ONNX model was asked for
+    params_path: str  # its weights, .pdiparams
+    onnx_path: str  # "" where Paddle's graph was asked for
     tokenizer_path: str
     input_names: list[str]  # the graph's inputs, int64 [texts, length] each
     labels: list[str]  # position = class id; empty for a sentence encoder
@@ -40,7 +40,7 @@ class Export(NamedTuple):
     pad_id: int
     min_seq_length: int  # fewer would leave no room for a text
     output_size: int  # number of classes, or length of a vector
-    encoder_id: Optional[str]  # of a sentence encoder: that of the checkpoint it was made from
+    encoder_id: str  # of a sentence encoder: that of the checkpoint it was made from; else ""
 
 
 def graph_file(prefix: str) -> str:
@@ -80,7 +80,7 @@ def read_export(path: Union[str, "os.PathLike[str]"], with_onnx: bool = True,
     if not os.path.isfile(tokenizer_path):
         raise UserError(f"{folder}: tokenizer.json is missing, expected the export of an ERNIE or BERT; an ERNIE-M has no such "
                         "file, and only the commands that take its checkpoint, such as predict.py, can label texts with it")
-    onnx_path = model_path = params_path = None
+    onnx_path = model_path = params_path = ""
     if with_onnx:
         onnx_path = find_onnx_model(folder, name, deploy)
     else:
@@ -91,7 +91,7 @@ def read_export(path: Union[str, "os.PathLike[str]"], with_onnx: bool = True,
                         "deploy.json says")
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
                   deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH),
-                  deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id"))
+                  deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id", ""))
 
 
 def check_names(deploy: dict, path: str) -> None:
