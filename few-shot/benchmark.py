@@ -30,7 +30,7 @@ from textcls.common.outputs import check_output, complete_file
 from textcls.common.probabilities import softmax
 from textcls.data.files import draw_shots, read_json, read_label_words, read_labelled, read_lines
 from textcls.training.baseline import baseline_probs
-from textcls.training.scoring import calibration, score_guesses
+from textcls.training.scoring import calibration, score_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("prompts", "prompt", "fine_tuning", "tfidf", "setfit")
@@ -137,7 +137,7 @@ def measure(logits, label_ids):
         rest = fold != held_out
         losses = [-np.log(softmax(logits[rest] / t)[np.arange(rest.sum()), label_ids[rest]] + 1e-12).mean() for t in TEMPERATURES]
         scaled[~rest] = logits[~rest] / TEMPERATURES[int(np.argmin(losses))]
-    scores = score_guesses(label_ids, logits.argmax(axis=1), logits.shape[1])
+    scores = score_classes(label_ids, logits.argmax(axis=1), logits.shape[1])
     return {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"],
             "ece": calibration(label_ids, softmax(logits))[0], "ece_scaled": calibration(label_ids, softmax(scaled))[0]}
 

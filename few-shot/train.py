@@ -53,7 +53,7 @@ from textcls.training.prompt_runs import (
     train_model,
 )
 from textcls.training.resume import TrainArguments, check_evaluation, check_output_dir, check_row_counts, tokenize_split
-from textcls.training.scoring import score_guesses
+from textcls.training.scoring import score_classes
 from textcls.training.trainer import check_training_arguments, list_checkpoints, parse_dataclasses
 
 NEXT_STEPS = """few-shot/train.py: nothing to do, expected --do_train, or for a model as it is --do_eval, --do_predict
@@ -235,7 +235,7 @@ def train_all(task, members, model_args, args, rows):
 
 def measure(logits, rows):
     """Accuracies of logits of the dev and test rows, 0 to 1, where there are any: a dict."""
-    return {f"{name}_accuracy": score_guesses(rows[name][1], part.argmax(axis=1), part.shape[1])["accuracy"]
+    return {f"{name}_accuracy": score_classes(rows[name][1], part.argmax(axis=1), part.shape[1])["accuracy"]
             for name, part in zip(("dev", "test"), logits) if len(part)}
 
 

@@ -11,7 +11,8 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support, top
 import predict
 from analysis import evaluate
 from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
-from textcls.training.scoring import compute_metrics
+from textcls.analysis.evaluation_report import make_matrix
+from textcls.training.scoring import compute_metrics, score
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
@@ -90,6 +91,20 @@ def test_bad_cases_are_the_wrong_dev_texts(evaluated, expected):
     wrong = [f"{line}\t{LABELS[row.index(max(row))]}" for line, label_id, row in
              zip(read_lines(DATA / "dev.txt"), label_ids, probs) if row.index(max(row)) != label_id]
     assert rows == wrong and wrong
+
+
+def test_many_classes_have_a_list_of_confusions_instead_of_a_matrix():
+    """It says the same; the file stays small."""
+    generator = np.random.default_rng(0)
+    label_ids, probs = generator.integers(3000, size=500), generator.random((500, 3000), dtype=np.float32)
+    probs[:400][np.arange(400), label_ids[:400]] = 2
+    label_ids[400:403], probs[400:403, 7] = 9, 2  # one confusion three times
+    metrics = score(label_ids, probs)
+    assert "confusion_matrix" not in metrics and metrics["confusions"][0] == [9, 7, 3]
+    assert len(json.dumps(metrics, indent=2)) < 500_000
+    expected = np.zeros((3000, 3000), int)
+    np.add.at(expected, (label_ids, probs.argmax(axis=1)), 1)
+    np.testing.assert_array_equal(make_matrix(metrics), expected)
 
 
 def test_report_is_complete_and_self_contained(evaluated, expected):

@@ -91,15 +91,26 @@ def draw_pictures(folder: str, labels: list[str], dev: dict) -> None:
     fonts = [font for font in CJK_FONTS if font in installed]
     names = labels if fonts or all(label.isascii() for label in labels) else [str(i) for i in range(len(labels))]
     with matplotlib.rc_context({"font.sans-serif": fonts + ["DejaVu Sans"], "axes.unicode_minus": False}):
-        draw_confusion_matrix(os.path.join(folder, "confusion_matrix.png"), names, np.array(dev["confusion_matrix"]))
+        draw_confusion_matrix(os.path.join(folder, "confusion_matrix.png"), names, make_matrix(dev))
         draw_reliability(os.path.join(folder, "reliability.png"), dev["calibration_bins"], dev["expected_calibration_error"])
 
 
+def make_matrix(metrics: dict) -> np.ndarray:
+    """Return the confusion matrix of a split, int32 [num_classes, num_classes]. metrics: of `score`."""
+    if "confusion_matrix" in metrics:
+        return np.array(metrics["confusion_matrix"], np.int32)
+    count, recall = np.array(metrics["per_class"]["count"]), np.array(metrics["per_class"]["recall"])
+    matrix = np.diag(np.round(count * recall).astype(np.int32))
+    for label_id, guess, times in metrics["confusions"]:
+        matrix[label_id, guess] = times
+    return matrix
+
+
 def draw_confusion_matrix(path: str, names: list[str], matrix: np.ndarray) -> None:
-    """Draw a confusion matrix, int64 [num_classes, num_classes]: rows are labels, columns predictions."""
+    """Draw a confusion matrix, int32 [num_classes, num_classes]: rows are labels, columns predictions."""
     from matplotlib import pyplot
 
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1, dtype=np.float32)).astype(np.float32)
     size = 2.5 + 0.55 * min(len(names), MATRIX_LABELS)
     figure, axes = pyplot.subplots(figsize=(size + 1, size), dpi=120)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
