@@ -81,7 +81,10 @@ def train_baseline(train: Split, dev: Split, labels: list[str], model: dict) -> 
 
 
 def draw_pictures(folder: str, labels: list[str], dev: dict) -> None:
-    """Draw confusion_matrix.png and reliability.png. Classes go by their ids where no Chinese font is installed."""
+    """Draw reliability.png, and where there is a matrix confusion_matrix.png.
+
+    Classes go by their ids where no Chinese font is installed.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,26 +94,16 @@ def draw_pictures(folder: str, labels: list[str], dev: dict) -> None:
     fonts = [font for font in CJK_FONTS if font in installed]
     names = labels if fonts or all(label.isascii() for label in labels) else [str(i) for i in range(len(labels))]
     with matplotlib.rc_context({"font.sans-serif": fonts + ["DejaVu Sans"], "axes.unicode_minus": False}):
-        draw_confusion_matrix(os.path.join(folder, "confusion_matrix.png"), names, make_matrix(dev))
+        if "confusion_matrix" in dev:
+            draw_confusion_matrix(os.path.join(folder, "confusion_matrix.png"), names, np.array(dev["confusion_matrix"]))
         draw_reliability(os.path.join(folder, "reliability.png"), dev["calibration_bins"], dev["expected_calibration_error"])
 
 
-def make_matrix(metrics: dict) -> np.ndarray:
-    """Return the confusion matrix of a split, int32 [num_classes, num_classes]. metrics: of `score`."""
-    if "confusion_matrix" in metrics:
-        return np.array(metrics["confusion_matrix"], np.int32)
-    count, recall = np.array(metrics["per_class"]["count"]), np.array(metrics["per_class"]["recall"])
-    matrix = np.diag(np.round(count * recall).astype(np.int32))
-    for label_id, guess, times in metrics["confusions"]:
-        matrix[label_id, guess] = times
-    return matrix
-
-
 def draw_confusion_matrix(path: str, names: list[str], matrix: np.ndarray) -> None:
-    """Draw a confusion matrix, int32 [num_classes, num_classes]: rows are labels, columns predictions."""
+    """Draw a confusion matrix, int64 [num_classes, num_classes]: rows are labels, columns predictions."""
     from matplotlib import pyplot
 
-    shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1, dtype=np.float32)).astype(np.float32)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = 2.5 + 0.55 * min(len(names), MATRIX_LABELS)
     figure, axes = pyplot.subplots(figsize=(size + 1, size), dpi=120)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -144,7 +137,7 @@ def draw_reliability(path: str, bins: list[dict], error: float) -> None:
 
 def write_report(folder: str, labels: list[str], train: dict, dev: dict, bad_cases: list[dict], baseline: Optional[dict],
                  params_path: str, analysis: Optional[dict] = None) -> None:
-    """Write metrics.json, both pictures and report.html into folder, report.html last, and log where it is.
+    """Write metrics.json, the pictures and report.html into folder, report.html last, and log where it is.
 
     train, dev: of `score_splits`; bad_cases: of `find_bad_cases`; baseline: of `train_baseline`; analysis: what report.py adds
     to the page, as report_template.html names it.
