@@ -110,9 +110,9 @@ ODD = st.text(st.one_of(st.sampled_from("ab甲=#\t\n\r\0 \u200b\u2028\ufeff\x1b\
 def test_files_give_back_what_the_rules_allow(tmp_path_factory, text, label):
     """What the rules refuse is what a file could not hold: it would come back as something else, or as a problem."""
     path = tmp_path_factory.mktemp("rules") / "label.txt"
-    path.write_bytes(f"{label}\n-\n".encode("utf-8", "surrogatepass"))
+    path.write_bytes(f"{label}\n另一类\n".encode("utf-8", "surrogatepass"))
     problems = Problems()
-    assert (read_labels(path, problems) == [label, "-"] and not problems.count) == (LABEL.problem(label) is None)
+    assert (read_labels(path, problems) == [label, "另一类"] and not problems.count) == (LABEL.problem(label) is None)
     path.write_bytes(f"甲\t乙\n{text}\t乙\n".encode("utf-8", "surrogatepass"))
     texts, _, problems = labelled(path, path.read_bytes(), ["乙"])
     if LINE.problem(text) is None:
