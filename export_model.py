@@ -17,8 +17,8 @@ import os
 from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger, say_next
 from textcls.common.options import make_parser
-from textcls.common.outputs import check_output_folder, complete_folder
-from textcls.export.deployment import remove_older, write_deployment
+from textcls.common.outputs import check_output_folder
+from textcls.export.deployment import save_deployment
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
 from textcls.models.families import family_of
@@ -41,9 +41,7 @@ def main():
     if args.multilingual and not family_of(checkpoint.model).is_multilingual:
         raise UserError(f"--multilingual: the model type of {args.params_path} is {checkpoint.model.config.model_type}, expected "
                         "an ERNIE-M model, or no --multilingual")
-    with complete_folder(args.output_path, marker="deploy.json") as staging:
-        write_deployment(checkpoint, staging, "float32", args.onnx)
-    remove_older(args.output_path, "float32")
+    save_deployment(checkpoint, args.output_path, "float32", with_onnx=args.onnx)
     get_logger().info(f"Exported model saved in {args.output_path}")
     if args.onnx:
         say_next("deploy/predictor/infer.py", "--model_path_prefix", os.path.join(args.output_path, "float32"))

@@ -15,7 +15,7 @@ Writes  output_dir/: a checkpoint like train.py's, which predict.py, export_mode
         members.json and a folder per model, where there are several; export/ (--do_export): export_model.py's files.
 """
 
-import json
+import hashlib
 import os
 from dataclasses import dataclass, field
 from typing import Optional
@@ -24,43 +24,34 @@ import numpy as np
 
 from textcls.common.errors import Problems, UserError, is_main_rank, run_script
 from textcls.common.log import get_logger, say_next
-from textcls.common.outputs import complete_file, complete_folder
 from textcls.data.files import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
 from textcls.data.prompts import parse_template, tokenize_words
-from textcls.export.deployment import remove_older, write_deployment
+from textcls.export.deployment import save_deployment
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.configs import config_path, read_prompt
 from textcls.models.device import select_device
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import load_tokenizer
+from textcls.training.prompt_members import ENOUGH_DEV_ROWS, Member, train_all
 from textcls.training.prompt_runs import (
     NO_ROWS,
-    Member,
+    Splits,
     Task,
     begin_run,
-    change_folder,
     check_templates,
     choose_neutral_texts,
-    copy_model,
-    cross_validate,
-    describe_run,
-    distill,
     further_pretrain,
     is_finished,
     make_trainer,
-    predict_texts,
-    train_member,
-    train_model,
+    save_pretrained,
 )
 from textcls.training.resume import TrainArguments, check_evaluation, check_output_dir, check_row_counts, tokenize_split
-from textcls.training.scoring import score_classes
-from textcls.training.trainer import check_training_arguments, list_checkpoints, parse_dataclasses
+from textcls.training.trainer import check_training_arguments, parse_dataclasses
 
 NEXT_STEPS = """few-shot/train.py: nothing to do, expected --do_train, or for a model as it is --do_eval, --do_predict
   train      python few-shot/train.py --data_dir ./data/ --prompt "这条新闻写的是" --max_steps 150 --do_train --do_eval
   zero-shot  python few-shot/train.py --data_dir ./data/ --prompt "这条新闻写的是" --do_eval
 All options: --help"""
-ENOUGH_DEV_ROWS = 20  # of each class, to choose between models by their accuracy there
 
 
 @dataclass
@@ -162,7 +153,7 @@ def read_templates(prompts, word_ids):
 
 
 def read_data(data_args, args, tokenizer, pretrain_file):
-    """Read and check all files. Returns (labels, words, word ids, {"train", "dev", "test": rows, "data", "pretrain": texts})."""
+    """Read and check all files. Returns (labels, words, word ids, Splits)."""
     problems, paths = Problems(), {name: os.path.join(data_args.data_dir, f"{name}.txt") for name in
                                    ("label", "train", "dev", "test", "data")}
     named = read_label_words(paths["label"], problems)
@@ -175,7 +166,7 @@ def read_data(data_args, args, tokenizer, pretrain_file):
     if labels and max(longest) >= 3 * min(longest):
         problems.warn(paths["label"], None, f"the longest words of the labels have from {min(longest)} to {max(longest)} tokens "
                       f"(labels {labels[np.argmin(longest)]!r} and {labels[np.argmax(longest)]!r})", "words of like length")
-    rows = {name: NO_ROWS for name in ("train", "dev", "test")}
+    rows = dict.fromkeys(("train", "dev", "test"), NO_ROWS)
     wanted = {"train": args.do_train, "dev": args.do_eval, "test": args.do_predict}
     for name in rows:
         if wanted[name] or (name == "dev" and args.do_train and os.path.isfile(paths[name])):
@@ -187,7 +178,7 @@ def read_data(data_args, args, tokenizer, pretrain_file):
     for name, path in (("data", paths["data"]), ("pretrain", pretrain_file)):
         rows[name] = list(read_texts(path, problems)) if path and (name == "pretrain" or os.path.isfile(path)) else []
     problems.report()
-    return labels, words, word_ids, rows
+    return labels, words, word_ids, Splits(**rows)
 
 
 def take_shots(train, shots, seed, labels, path, problems):
@@ -200,122 +191,26 @@ def take_shots(train, shots, seed, labels, path, problems):
     return [texts[index] for index in chosen], label_ids[chosen]
 
 
-def train_all(task, members, model_args, args, rows):
-    """Train all members and save one model in args.output_dir: the only one, the best, or one that has learnt from all."""
-    if len(members) == 1:
-        if rows["pretrain"] and args.resume_from_checkpoint and not (
-                list_checkpoints(args.output_dir) or os.path.basename(args.resume_from_checkpoint).startswith("checkpoint-")):
-            args = change_folder(args, args.output_dir, resume_from_checkpoint=None)  # ended in or soon after the pretraining
-        return train_model(task, members[0], args, rows["train"], rows["dev"])
-    folders = [os.path.join(args.output_dir, member.name) for member in members]
-    distills = bool(rows["data"] and model_args.distill_epochs)
-    texts = [rows["dev"][0], rows["test"][0], rows["data"] + rows["train"][0] if distills else []]
-    results, logits = [], []
-    for member in members:
-        folder = train_member(task, member, args, rows["train"], rows["dev"])
-        logits.append(predict_texts(folder, texts, args))
-        results.append({"name": member.name, "template": member.template, "seed": member.seed, **measure(logits[-1], rows),
-                        "seconds": read_seconds(folder)})
-    mean = [np.mean(parts, axis=0) for parts in zip(*logits)]
-    results.append({"name": f"mean of all {len(members)}", **measure(mean, rows)})
-    if distills:
-        distill(task, args, folders[0], texts[2], mean[2], model_args.distill_epochs)
-        results.append({"name": "saved: learnt from all", **measure(predict_texts(args.output_dir, texts[:2], args), rows),
-                        "seconds": read_seconds(args.output_dir)})
-    else:
-        best = choose_member(task, members, model_args, args, rows, results)
-        copy_model(folders[best], args.output_dir)
-        results.append({**results[best], "name": f"saved: {members[best].name}"})
-        get_logger().info("Only the best model is saved. With unlabelled texts in data.txt one model would learn from all.")
-    with complete_file(os.path.join(args.output_dir, "members.json")) as output:
-        json.dump(results, output, ensure_ascii=False, indent=1)
-    print_members(results, len(members))
-    warn_of_better(results, folders)
-
-
-def measure(logits, rows):
-    """Accuracies of logits of the dev and test rows, 0 to 1, where there are any: a dict."""
-    return {f"{name}_accuracy": score_classes(rows[name][1], part.argmax(axis=1), part.shape[1])["accuracy"]
-            for name, part in zip(("dev", "test"), logits) if len(part)}
-
-
-def read_seconds(folder):
-    path = os.path.join(folder, "train_results.json")
-    return read_json(path)["train_runtime"] if os.path.isfile(path) else 0.0
-
-
-def choose_member(task, members, model_args, args, rows, results):
-    """Index of the best member: by its accuracy on dev, or where a class has too few rows there, by cross-validation on train.
-
-    Notes the accuracies of a cross-validation in results.
-    """
-    counts = {name: np.bincount(rows[name][1], minlength=len(task.labels)).min() for name in ("train", "dev")}
-    folds = min(model_args.folds, int(counts["train"]))
-    if counts["dev"] < ENOUGH_DEV_ROWS and folds >= 2:
-        get_logger().info(f"dev.txt has {counts['dev']} rows of a class, fewer than {ENOUGH_DEV_ROWS}: choosing by cross-"
-                          f"validation on train.txt, {folds * len(members)} more trainings (--folds 0: by dev.txt)")
-        for member, result in zip(members, results):
-            path = os.path.join(args.output_dir, member.name, "cross_validation.json")
-            if not (args.resume_from_checkpoint and os.path.isfile(path)):
-                accuracy = cross_validate(task, member, change_folder(args, os.path.dirname(path), seed=member.seed),
-                                          rows["train"], folds)
-                with complete_file(path) as output:
-                    json.dump({"accuracy": accuracy, "folds": folds}, output)
-            result["cross_validation_accuracy"] = read_json(path)["accuracy"]
-        key = "cross_validation_accuracy"
-    else:
-        key = "dev_accuracy"
-        if not len(rows["dev"][0]):
-            get_logger().warning("Neither dev.txt nor enough training rows to choose by: saving the first model.")
-    best = int(np.argmax([result.get(key, 0) for result in results[:len(members)]]))
-    results[best]["is_saved"] = True
-    get_logger().info(f"The best by {key} is {members[best].name}.")
-    return best
-
-
-def print_members(results, num_members):
-    """A table of what was measured: of the members, which come first, their mean, and the saved model; mean, sd, min and max of
-    the members."""
-    names = [name for name in results[0] if name.endswith("_accuracy")] + ["seconds"]
-    rows = [("model", [name.replace("_accuracy", "") for name in names])]
-    rows += [(result["name"], [f"{result[name]:.4f}" if name in result else "" for name in names]) for result in results]
-    values = np.array([[result[name] for name in names] for result in results[:num_members]])
-    for what, measured in (("mean", values.mean(axis=0)), ("sd", values.std(axis=0, ddof=1)), ("min", values.min(axis=0)),
-                           ("max", values.max(axis=0))):
-        rows.append((what, [f"{value:.4f}" for value in measured]))
-    width = max(len(first) for first, _ in rows)
-    lines = [f"{first:{width}}" + "".join(f"{cell:>18}" for cell in cells) for first, cells in rows]
-    get_logger().info("Models of this run:\n" + "\n".join(lines))
-
-
-def warn_of_better(results, folders):
-    """Say so where a member does better on dev than the saved model, the last of results. folders: of the members."""
-    saved = results[-1].get("dev_accuracy", 1.0)
-    accuracies = [result.get("dev_accuracy", 0.0) for result in results[:len(folders)]]
-    if max(accuracies) > saved:
-        best = int(np.argmax(accuracies))
-        get_logger().warning(f"The saved model is worse on dev.txt than {results[best]['name']}: accuracy {saved:.4f}, not "
-                             f"{accuracies[best]:.4f}. That one is a whole model, too, in {folders[best]}")
-
-
-def evaluate(checkpoint, args, rows):
+def evaluate(checkpoint, args, splits):
     """Log and save the metrics of dev and test, as far as they are asked for."""
     for name, split, is_wanted in (("eval", "dev", args.do_eval), ("test", "test", args.do_predict)):
         if is_wanted:
-            tokens = tokenize_split(rows[split], checkpoint.encode, checkpoint.max_seq_length, split).longest_first()
+            tokens = tokenize_split(getattr(splits, split), checkpoint.encode, checkpoint.max_seq_length, split).longest_first()
             trainer = make_trainer(checkpoint, args, dev=tokens)
             metrics = trainer.evaluate(metric_key_prefix=name)
             trainer.log_metrics(name, metrics)
             trainer.save_metrics(name, metrics)
 
 
-def export(checkpoint, output_dir):
-    """Write output_dir/export, complete or not at all. The model cannot be run any more afterwards."""
-    folder = os.path.join(output_dir, "export")
-    with complete_folder(folder, marker="deploy.json") as staging:
-        write_deployment(checkpoint, staging, "model", with_onnx=True)
-    remove_older(folder, "model")
-    get_logger().info(f"Exported model saved in {folder}")
+def describe_run(model_args, args, templates, labels, words, splits):
+    """What has to be the same where a run is resumed: a JSON object."""
+    def digest(*values):
+        return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()
+
+    return {"prompt": templates, "labels": labels, "label words": words, "seed": args.seed, "repeats": model_args.repeats,
+            "verbalizer": model_args.verbalizer, "calibrate": model_args.calibrate, "folds": model_args.folds,
+            "training rows": digest(splits.train[0], splits.train[1].tolist()), "data.txt": digest(splits.data),
+            "pretrain_file": digest(splits.pretrain)}
 
 
 def save_encoder(checkpoint, folder):
@@ -324,9 +219,7 @@ def save_encoder(checkpoint, folder):
     embeddings = encoder.embeddings
     embeddings.word_embeddings = getattr(embeddings.word_embeddings, "table", embeddings.word_embeddings)
     encoder.config.prompt = None
-    with complete_folder(folder, marker="config.json") as staging:
-        encoder.save_pretrained(staging)
-        checkpoint.tokenizer.save_pretrained(staging)
+    save_pretrained(encoder, checkpoint.tokenizer, folder)
 
 
 def main():
@@ -345,8 +238,8 @@ def main():
                         "--do_train nor --prompt")
     check_output_dir(args, data_args.data_dir, folder, saves_model=not is_trained)
     tokenizer = load_tokenizer(folder)
-    labels, words, word_ids, rows = read_data(data_args, args, tokenizer, model_args.pretrain_file)
-    check_row_counts(args, "dev.txt", len(rows["train"][0]), len(rows["dev"][0]))
+    labels, words, word_ids, splits = read_data(data_args, args, tokenizer, model_args.pretrain_file)
+    check_row_counts(args, "dev.txt", len(splits.train[0]), len(splits.dev[0]))
     if not (is_trained or args.do_train) and is_finished(args.output_dir):
         raise UserError(f"{args.output_dir}: holds a trained model, expected --model_name_or_path {args.output_dir} to evaluate "
                         "it, or another --output_dir for the untrained one")
@@ -355,24 +248,26 @@ def main():
         templates = read_templates(model_args.prompt, word_ids)
         members = [Member(f"prompt-{number}-seed-{seed}", template, seed) for number, template in enumerate(templates, 1)
                    for seed in range(args.seed, args.seed + model_args.repeats)]
-        if args.world_size > 1 and (len(members) > 1 or rows["pretrain"]):
+        if args.world_size > 1 and (len(members) > 1 or splits.pretrain):
             raise UserError("several prompts, --repeats and --pretrain_file run in one process only, expected a run without "
                             "paddle.distributed.launch")
         task = Task(folder, labels, label_path, words, word_ids, tokenizer, model_args.verbalizer,
-                    model_args.early_stopping_patience, choose_neutral_texts(rows, labels) if model_args.calibrate else [])
+                    model_args.early_stopping_patience, choose_neutral_texts(splits, labels) if model_args.calibrate else [])
         check_templates(task, templates, args)
         if is_main_rank():
-            begin_run(args, describe_run(model_args, args, templates, labels, words, rows))
-        if rows["pretrain"]:
-            task = task._replace(model_folder=further_pretrain(model_args, args, tokenizer, rows["pretrain"]))
-        train_all(task, members, model_args, args, rows)
+            begin_run(args, describe_run(model_args, args, templates, labels, words, splits))
+        if splits.pretrain:
+            task = task._replace(model_folder=further_pretrain(task, args, splits.pretrain, model_args.pretrain_epochs))
+        train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
         folder = args.output_dir
         if args.world_size > 1:
             paddle.distributed.barrier()  # until the first process has saved it
         get_logger().info(f"Model saved in {folder}")
-    evaluate(load_checkpoint(folder, label_path), args, rows)
+    evaluate(load_checkpoint(folder, label_path), args, splits)
     if args.do_export and is_main_rank():
-        export(load_checkpoint(folder), args.output_dir)
+        export_dir = os.path.join(args.output_dir, "export")
+        save_deployment(load_checkpoint(folder), export_dir, "model", with_onnx=True)
+        get_logger().info(f"Exported model saved in {export_dir}")
     if args.save_plm and is_main_rank():
         save_encoder(load_checkpoint(folder), os.path.join(args.output_dir, "plm"))
     say_next("predict.py", "--params_path", folder, "--dataset_dir", data_args.data_dir)

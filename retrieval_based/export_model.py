@@ -14,8 +14,8 @@ Both forms are run and compared with the checkpoint before anything appears in o
 from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_obsolete_options, make_parser
-from textcls.common.outputs import check_output_folder, complete_folder
-from textcls.export.deployment import remove_older, write_deployment
+from textcls.common.outputs import check_output_folder
+from textcls.export.deployment import save_deployment
 from textcls.models.checkpoints import load_sentence_encoder
 from textcls.models.device import select_device
 from textcls.retrieval.encoder import encoder_folder
@@ -40,9 +40,7 @@ def main():
     if args.output_emb_size not in (None, 0, size):  # 0: the default of old command lines, whatever the training had
         raise UserError(f"--output_emb_size {args.output_emb_size}: the encoder of {folder} was trained with {size}, expected "
                         "that, or a run without the option")
-    with complete_folder(args.output_path, marker="deploy.json") as staging:
-        write_deployment(checkpoint, staging, "encoder", with_onnx=True)
-    remove_older(args.output_path, "encoder")
+    save_deployment(checkpoint, args.output_path, "encoder", with_onnx=True)
     get_logger().info(f"Exported encoder saved in {args.output_path}, identity {checkpoint.encoder_id}")
 
 

@@ -357,6 +357,7 @@ def test_a_run_killed_between_its_models_goes_on(masked_lm, few, distilled, tmp_
 
 def test_a_new_run_leaves_nothing_of_an_older_one(masked_lm, few, distilled, tmp_path):
     out = shutil.copytree(distilled[0], tmp_path / "out")
+    assert_user_error(run_train(masked_lm, few, out, max_steps=1), f"{out}: holds a model", "--overwrite_output_dir")
     trained(masked_lm, few, out, max_steps=1, overwrite_output_dir="")
     assert not [name for name in os.listdir(out) if name.startswith(("prompt-", "members", "pretrained", "eval_", "test_"))]
     assert json.loads((out / "run.json").read_text())["prompt"] == [parse_template("这是关于", mask_length=2)]

@@ -10,10 +10,11 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
-from textcls.common.outputs import write_labels
+from textcls.common.outputs import complete_folder, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import model_inputs, pad_batch
 from textcls.export.onnx_export import TOLERANCE, export_onnx
+from textcls.models.checkpoints import Checkpoint
 from textcls.models.configs import shortest_length
 from textcls.models.families import count_positions, family_of
 from textcls.models.paddle_setup import PADDLE_3, paddle
@@ -71,10 +72,17 @@ def probe_batches(checkpoint):
     return [pad_batch(batch, checkpoint.pad_id) for batch in (rows, rows[:1], rows[2:3], rows[-1:])]
 
 
-def write_deployment(checkpoint, folder, name, with_onnx):
+def save_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: bool) -> None:
+    """As `write_deployment`: the folder holds the new export when that is complete, and nothing of an older one named alike."""
+    with complete_folder(folder, marker="deploy.json") as staging:
+        write_deployment(checkpoint, staging, name, with_onnx)
+    remove_older(folder, name)
+
+
+def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: bool) -> None:
     """Export the checkpoint's model as the graph folder/name, compare it, and write beside it all that a deployment needs.
 
-    checkpoint: a checkpoints.Checkpoint, of a classifier or a sentence encoder; its model cannot be run any more afterwards.
+    checkpoint: of a classifier or a sentence encoder; its model cannot be run any more afterwards.
     with_onnx: also write name.onnx. Raises UserError if a graph differs.
     """
     model, batches = checkpoint.model, probe_batches(checkpoint)
@@ -108,7 +116,7 @@ def write_deployment(checkpoint, folder, name, with_onnx):
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)
 
 
-def remove_older(folder, name):
+def remove_older(folder: str, name: str) -> None:
     """Delete what an older export named `name` has left in a folder: the graph of the other Paddle, converted forms, the ONNX
     model where the new export has none."""
     deploy = read_json(os.path.join(folder, "deploy.json"))

@@ -1,22 +1,20 @@
-"""From templates and rows to trained prompt models: one, several, the best of them, or one that has learnt from all."""
+"""From a template and texts to a trained prompt model in a folder."""
 
 import copy
-import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import numpy as np
 
 from textcls.common.errors import UserError, is_main_rank
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.outputs import STAGING, complete_file, complete_folder
+from textcls.common.outputs import complete_file, complete_folder
 from textcls.data.files import read_json
-from textcls.data.prompts import compile_template
-from textcls.data.tokens import tokenize
+from textcls.data.prompts import Part, compile_template
+from textcls.data.tokens import TokenizedTexts, tokenize
 from textcls.models.checkpoints import Checkpoint, load_checkpoint, load_model
 from textcls.models.configs import check_length, config_path
 from textcls.models.families import count_positions
@@ -24,7 +22,6 @@ from textcls.models.inference import predict_logits
 from textcls.models.paddle_setup import paddle
 from textcls.models.prompt_model import make_prompt_model
 from textcls.models.tokenizers import make_encoder, rust_tokenizer
-from textcls.training.losses import SoftLabelLoss
 from textcls.training.prompt_training import PromptTrainer, SaveBest, pretrain
 from textcls.training.resume import (
     TrainArguments,
@@ -35,37 +32,43 @@ from textcls.training.resume import (
     train_and_save,
 )
 from textcls.training.scoring import compute_metrics
-from textcls.training.trainer import collate, list_checkpoints
+from textcls.training.trainer import collate
 
+if TYPE_CHECKING:
+    from paddlenlp.trainer import TrainerCallback
+    from paddlenlp.transformers import PretrainedModel, PretrainedTokenizer
+
+Split = tuple[list[str], np.ndarray]  # texts and their label ids
 MOST_NEUTRAL_TEXTS = 500  # to calibrate on
-TEMPERATURE = 2.0  # of the soft labels that one model learns from several (PET: Schick and Schütze 2021, arXiv:2001.07676)
-NO_ROWS: tuple[list[str], np.ndarray] = ([], np.zeros(0, np.int64))
+NO_ROWS: Split = ([], np.zeros(0, np.int64))
+
+
+class Splits(NamedTuple):
+    """The data of a run; what it does not use is empty."""
+
+    train: Split
+    dev: Split
+    test: Split
+    data: list[str]  # unlabelled texts like those of train
+    pretrain: list[str]  # texts to train the masked LM on first
 
 
 class Task(NamedTuple):
     """What all models of one run have in common."""
 
     model_folder: str  # of the masked LM, or its built-in name
-    labels: list  # of str, position = class id
+    labels: list[str]  # position = class id
     label_path: str
-    words: list  # for each class the list of its words
-    word_ids: list  # the same as lists of token ids
-    tokenizer: Any  # PaddleNLP's
+    words: list[list[str]]  # of each class
+    word_ids: list[list[list[int]]]  # the same as token ids
+    tokenizer: "PretrainedTokenizer"
     verbalizer: str  # soft: the classifier is trained; manual: it stays at the label words
     patience: int  # of early stopping
-    neutral_texts: list  # of str: over them no label shall be liked more than another before the training; []: as it comes
+    neutral_texts: list[str]  # over them no label shall be liked more than another before the training; []: as it comes
 
 
-class Member(NamedTuple):
-    """One of the models of a run."""
-
-    name: str
-    template: list  # of `parse_template`
-    seed: int
-
-
-def check_templates(task, templates, args):
-    """UserError where a template leaves no room for a text, or nothing to train: before any model is trained."""
+def check_templates(task: Task, templates: list[list[Part]], args: TrainArguments) -> None:
+    """Raise UserError where a template leaves no room for a text, or nothing to train: before any model is trained."""
     masked_lm = load_model(task.model_folder, head="MaskedLM")
     most = count_positions(masked_lm)
     for number, template in enumerate(templates, 1):
@@ -82,8 +85,8 @@ def check_templates(task, templates, args):
                             "prompt, or only one of the two options")
 
 
-def build_model(task, template, args):
-    """An untrained prompt model: a Checkpoint."""
+def build_model(task: Task, template: list[Part], args: TrainArguments) -> Checkpoint:
+    """Build an untrained prompt model."""
     masked_lm = load_model(task.model_folder, head="MaskedLM")
     prompt, starts = compile_template(template, task.words, task.tokenizer, masked_lm.config.vocab_size)
     model = make_prompt_model(masked_lm, prompt, task.word_ids, starts, task.labels)
@@ -99,16 +102,18 @@ def build_model(task, template, args):
                       task.tokenizer.pad_token_id, len(prompt.before), len(prompt.after))
 
 
-def make_trainer(checkpoint, args, train=None, dev=None, loss=None, callbacks=()):
-    """The Trainer of a Checkpoint's prompt model. train, dev: TokenizedTexts or None; loss: a layer, None: cross entropy."""
+def make_trainer(checkpoint: Checkpoint, args: TrainArguments, train: Optional[TokenizedTexts] = None,
+                 dev: Optional[TokenizedTexts] = None, loss: Optional[paddle.nn.Layer] = None,
+                 callbacks: "tuple[TrainerCallback, ...]" = ()) -> PromptTrainer:
+    """Make the Trainer of a prompt model. loss: None: cross entropy."""
     return PromptTrainer(checkpoint.labels, checkpoint.rust_tokenizer, args, model=checkpoint.model,
                          criterion=loss or paddle.nn.CrossEntropyLoss(), tokenizer=checkpoint.tokenizer,
                          data_collator=lambda rows: collate(rows, checkpoint.pad_id), train_dataset=train, eval_dataset=dev,
                          compute_metrics=compute_metrics, callbacks=list(callbacks))
 
 
-def change_folder(args, folder, **changes):
-    """The options of a model that is trained in a folder of its own."""
+def change_folder(args: TrainArguments, folder: str, **changes: Any) -> TrainArguments:
+    """Copy the options for a model that is trained in a folder of its own."""
     args = copy.copy(args)
     args.output_dir, args.logging_dir = folder, os.path.join(folder, "runs")
     for name, value in changes.items():
@@ -116,7 +121,7 @@ def change_folder(args, folder, **changes):
     return args
 
 
-def without_evaluation(args, folder, **changes):
+def without_evaluation(args: TrainArguments, folder: str, **changes: Any) -> TrainArguments:
     """As `change_folder`, for a training that neither evaluates nor saves checkpoints nor resumes."""
     return change_folder(args, folder, evaluation_strategy=type(args.evaluation_strategy).NO, report_to=[],
                          save_strategy=type(args.save_strategy).NO, load_best_model_at_end=False, resume_from_checkpoint=None,
@@ -152,53 +157,47 @@ def begin_run(args: TrainArguments, record: dict[str, object]) -> None:
                         f"({path}), expected the same ones, or a run without it, which starts anew")
 
 
-def describe_run(model_args, args, templates, labels, words, rows):
-    """What has to be the same where a run is resumed: a JSON object. model_args: ModelArguments of few-shot/train.py."""
-    def digest(*values):
-        return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()
-
-    return {"prompt": templates, "labels": labels, "label words": words, "seed": args.seed, "repeats": model_args.repeats,
-            "verbalizer": model_args.verbalizer, "calibrate": model_args.calibrate, "folds": model_args.folds,
-            "training rows": digest(rows["train"][0], rows["train"][1].tolist()), "data.txt": digest(rows["data"]),
-            "pretrain_file": digest(rows["pretrain"])}
-
-
-def choose_neutral_texts(rows, labels):
-    """The texts to calibrate on: some of data.txt, where it has enough, else those of train."""
-    texts = rows["data"] or rows["train"][0]
-    if rows["data"] and len(texts) < 5 * len(labels):
+def choose_neutral_texts(splits: Splits, labels: list[str]) -> list[str]:
+    """Choose the texts to calibrate on: some of data.txt, where it has enough, else those of train."""
+    texts = splits.data or splits.train[0]
+    if splits.data and len(texts) < 5 * len(labels):
         get_logger().warning(f"data.txt has {len(texts)} texts, too few to calibrate on, expected {5 * len(labels)} or more.")
-        texts = rows["train"][0]
+        texts = splits.train[0]
     return texts[::-(-len(texts) // MOST_NEUTRAL_TEXTS)] if texts else []
 
 
-def further_pretrain(model_args, args, tokenizer, texts):
+def save_pretrained(model: "PretrainedModel", tokenizer: "PretrainedTokenizer", folder: str) -> None:
+    """Save a model and its tokenizer in a folder, complete or not at all."""
+    with complete_folder(folder, marker="config.json") as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+
+
+def further_pretrain(task: Task, args: TrainArguments, texts: list[str], epochs: float) -> str:
     """Train the masked language model on texts first, and save it. Returns the folder, args.output_dir/pretrained."""
     folder = os.path.join(args.output_dir, "pretrained")
     if args.resume_from_checkpoint and config_path(folder):
         get_logger().info(f"{folder} is finished.")
         return folder
-    args = without_evaluation(args, folder, num_train_epochs=model_args.pretrain_epochs, max_steps=-1)
+    args = without_evaluation(args, folder, num_train_epochs=epochs, max_steps=-1)
     paddle.seed(args.seed)
-    model = load_model(model_args.model_name_or_path, head="MaskedLM")
+    model, tokenizer = load_model(task.model_folder, head="MaskedLM"), task.tokenizer
     length = min(args.max_seq_length, count_positions(model))
     pretrain(model, tokenizer, tokenize(texts, make_encoder(tokenizer, rust_tokenizer(tokenizer, length), length)), args)
-    with complete_folder(folder, marker="config.json") as staging:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
+    save_pretrained(model, tokenizer, folder)
     return folder
 
 
-def train_model(task, member, args, train, dev):
-    """Train a member on rows (texts, label ids) and save it in args.output_dir; without rows it is saved as it begins.
+def train_model(task: Task, template: list[Part], args: TrainArguments, train: Split, dev: Split) -> None:
+    """Train a prompt model and save it in args.output_dir; without training texts it is saved as it begins.
 
-    dev: rows that it is evaluated on, as args say. UserError where an unfinished run is in the way.
+    dev: what it is evaluated on, as args say. UserError where an unfinished run is in the way.
     """
     with paddle.utils.unique_name.guard():  # a resumed run finds its optimizer's entries by the parameters' names
         paddle.seed(args.seed)
         resume_point = find_resume_point(args) if len(train[0]) else None
-        checkpoint = build_model(task, member.template, args)
-        get_logger().info(f"Using template: {member.template}")
+        checkpoint = build_model(task, template, args)
+        get_logger().info(f"Using template: {template}")
         if not resume_point:
             calibrate(checkpoint, task.neutral_texts, args.per_device_eval_batch_size)
         elif read_json(os.path.join(resume_point, "config.json")).get("prompt") != checkpoint.model.config.prompt:
@@ -208,17 +207,18 @@ def train_model(task, member, args, train, dev):
             check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(train[0]))
         if not len(train[0]):
             return save_untrained(checkpoint, args)
-        evaluates = len(dev[0]) and args.evaluation_strategy.value != "no"
-        tokens, dev_tokens = (tokenize_split(rows, checkpoint.encode, checkpoint.max_seq_length, name) if is_used else None
-                              for rows, name, is_used in ((train, "training", True), (dev, "dev", evaluates)))
-        trainer = make_trainer(checkpoint, args, tokens, dev_tokens.longest_first() if evaluates else None,
-                               callbacks=choose_callbacks(args, task.patience) + ([SaveBest()] if saves_best(args) else []))
+        encode, length, dev_tokens = checkpoint.encode, checkpoint.max_seq_length, None
+        tokens = tokenize_split(train, encode, length, "training")
+        if len(dev[0]) and args.evaluation_strategy.value != "no":
+            dev_tokens = tokenize_split(dev, encode, length, "dev").longest_first()
+        callbacks = (*choose_callbacks(args, task.patience), *((SaveBest(),) if saves_best(args) else ()))
+        trainer = make_trainer(checkpoint, args, tokens, dev_tokens, callbacks=callbacks)
         train_and_save(trainer, args, resume_point)
         trainer.save_state()
 
 
-def calibrate(checkpoint, texts, batch_size):
-    """Take the mean logits of texts (list of str) off the classifier's bias (Holtzman et al. 2021, arXiv:2104.08315; Zhao et al.
+def calibrate(checkpoint: Checkpoint, texts: list[str], batch_size: int) -> None:
+    """Take the mean logits of texts off the classifier's bias (Holtzman et al. 2021, arXiv:2104.08315; Zhao et al.
     2021, arXiv:2102.09690): a masked LM likes some words more than others, whatever the text. Without texts nothing changes."""
     if not texts:
         return
@@ -228,90 +228,28 @@ def calibrate(checkpoint, texts, batch_size):
     bias.set_value(bias.numpy() - logits.mean(axis=0))
 
 
-def saves_best(args):
-    """Whether a checkpoint is due after every evaluation that is the best so far."""
+def saves_best(args: TrainArguments) -> bool:
+    """Tell whether a checkpoint is due after every evaluation that is the best so far."""
     return args.load_best_model_at_end and args.evaluation_strategy.value == args.save_strategy.value == "steps"
 
 
-def save_untrained(checkpoint, args):
+def save_untrained(checkpoint: Checkpoint, args: TrainArguments) -> None:
     """Save a model as it begins: it answers by its label words alone."""
     if is_main_rank():
         with complete_folder(args.output_dir, marker="config.json") as staging:
             make_trainer(checkpoint, change_folder(args, args.output_dir, report_to=[])).save_model(staging)
 
 
-def cross_validate(task, member, args, train, folds):
-    """Mean accuracy of a member that is trained on all folds but one and asked about that one, 0 to 1. Leaves no files."""
-    from sklearn.model_selection import StratifiedKFold
-
-    texts, label_ids = train
-    hits = np.zeros(len(texts), bool)
-    for name in os.listdir(args.output_dir):
-        if name.startswith(STAGING):  # of a run that was killed
-            shutil.rmtree(os.path.join(args.output_dir, name))
-    for rest, held_out in StratifiedKFold(folds, shuffle=True, random_state=args.seed).split(label_ids, label_ids):
-        folder = tempfile.mkdtemp(prefix=f"{STAGING}-", dir=args.output_dir)
-        try:
-            train_model(task, member, without_evaluation(args, folder), ([texts[row] for row in rest], label_ids[rest]), NO_ROWS)
-            guesses = predict_texts(folder, [[texts[row] for row in held_out]], args)[0].argmax(axis=1)
-            hits[held_out] = guesses == label_ids[held_out]
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    return float(hits.mean())
-
-
-def predict_texts(folder, splits, args):
-    """Logits of several lists of texts by the model saved in a folder: list of float32 [num_texts, num_classes]."""
+def predict_texts(folder: str, parts: list[list[str]], args: TrainArguments) -> list[np.ndarray]:
+    """Give the logits of several lists of texts by the model saved in a folder, float32 [num_texts, num_classes] each."""
     checkpoint, logits = load_checkpoint(folder), []
-    for texts in splits:
+    for texts in parts:
         with progress_bar(len(texts), "Predicting") as progress:
             tokens = tokenize(texts, checkpoint.encode)
             logits.append(predict_logits(checkpoint, tokens, args.per_device_eval_batch_size, progress))
     return logits
 
 
-def distill(task, args, folder, texts, targets, epochs):
-    """Train the model saved in a folder on what several models say of texts, and save it in args.output_dir.
-
-    targets: float32 [num_texts, num_classes], their mean logits.
-    """
-    is_begun = args.resume_from_checkpoint is not None and list_checkpoints(args.output_dir)
-    args = change_folder(args, args.output_dir, num_train_epochs=epochs, max_steps=-1, load_best_model_at_end=False,
-                         evaluation_strategy=type(args.evaluation_strategy).NO, use_rdrop=False, use_rgl=False,
-                         resume_from_checkpoint=args.output_dir if is_begun else None)
-    with paddle.utils.unique_name.guard():
-        paddle.seed(args.seed)
-        checkpoint = load_checkpoint(folder)
-        resume_point = find_resume_point(args)
-        if resume_point:
-            check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(texts))
-        tokens = tokenize(texts, checkpoint.encode, targets)
-        trainer = make_trainer(checkpoint, args, tokens, loss=SoftLabelLoss(TEMPERATURE), callbacks=choose_callbacks(args, 0))
-        train_and_save(trainer, args, resume_point)
-        trainer.save_state()
-
-
-def copy_model(source, target):
-    """Let a folder hold the model of another."""
-    with complete_folder(target, marker="config.json") as staging:
-        for name in os.listdir(source):
-            if os.path.isfile(os.path.join(source, name)):
-                shutil.copy(os.path.join(source, name), staging)
-
-
-def is_finished(folder):
-    """Whether a training in a folder has come to its end."""
+def is_finished(folder: str) -> bool:
+    """Tell whether a training in a folder has come to its end."""
     return all(os.path.isfile(os.path.join(folder, name)) for name in ("config.json", "trainer_state.json"))
-
-
-def train_member(task, member, args, train, dev):
-    """Train a member in its folder below args.output_dir, go on with it, or leave it as it is where a run that is resumed has
-    finished it. Returns its folder."""
-    folder = os.path.join(args.output_dir, member.name)
-    is_resumed = args.resume_from_checkpoint is not None
-    if is_resumed and is_finished(folder):
-        get_logger().info(f"{folder} is finished.")
-    else:
-        resume_point = folder if is_resumed and list_checkpoints(folder) else None
-        train_model(task, member, change_folder(args, folder, seed=member.seed, resume_from_checkpoint=resume_point), train, dev)
-    return folder
