@@ -3,7 +3,8 @@
 import numpy as np
 
 
-def baseline_probs(train_texts, train_ids, texts, num_classes, c=10.0, min_df=1):
+def baseline_probs(train_texts: list[str], train_ids: np.ndarray, texts: list[str], num_classes: int, c: float = 10.0,
+                   min_df: int = 1) -> np.ndarray:
     """Train on (list of str, int64 [num_rows]) and return probabilities of texts: float32 [num_texts, num_classes].
 
     Characters and pairs of them, sublinear TF-IDF. c: inverse strength of the L2 penalty; less where labels are noisy.

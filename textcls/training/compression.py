@@ -2,25 +2,30 @@
 
 import copy
 import os
+from collections.abc import Iterator
+from typing import Callable
 
 from textcls.common.errors import is_main_rank
-from textcls.common.log import get_logger, progress_bar
-from textcls.data.tokens import model_inputs
+from textcls.common.log import Progress, get_logger, progress_bar
+from textcls.data.tokens import TokenizedTexts, model_inputs
 from textcls.export.deployment import input_names, input_spec, write_deployment
+from textcls.models.checkpoints import Checkpoint
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.models.weights import WEIGHTS
 from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
 
-from paddlenlp.trainer import trainer_compress
+from paddlenlp.trainer import CompressionArguments, trainer_compress
+from paddlenlp.transformers import PretrainedModel
 
 
 class AdvancingSampler(LengthGroupedBatchSampler):
     """Moves on to the next epoch by itself, since compress() never says which epoch it is in, and gives no more than
     `steps` batches in all, since compress() takes a step more than --max_steps, or whole epochs; and it says how far it is."""
 
-    steps, progress = 0, None
+    steps: int = 0
+    progress: Progress
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         for batch in super().__iter__():
             if self.steps > 0:
                 self.steps -= 1
@@ -36,7 +41,8 @@ class PruningTrainer(ClassificationTrainer):
     removed by the caller; train, held_out: TokenizedTexts. trained_model: a copy, since compress() changes the model.
     """
 
-    def __init__(self, checkpoint, args, widths, folder, train, held_out):
+    def __init__(self, checkpoint: Checkpoint, args: CompressionArguments, widths: list[float], folder: str,
+                 train: TokenizedTexts, held_out: TokenizedTexts):
         args = copy.copy(args)
         args.output_dir = folder
         args.width_mult_list = [repr(width) for width in widths]  # compress() evaluates these strings
@@ -59,9 +65,9 @@ class PruningTrainer(ClassificationTrainer):
     def _get_eval_sampler(self, eval_dataset):
         return paddle.io.BatchSampler(eval_dataset, batch_size=self.args.per_device_eval_batch_size)
 
-    def quant(self, model_dir, strategy):
-        """What compress() gets wrong from the second width on: quantization-aware training would go on with the narrowest model,
-        in static mode; quantizing embeddings would look for the last width's result."""
+    def quant(self, model_dir: str, strategy: str) -> None:
+        """Quantize, and mend what compress() gets wrong from the second width on: quantization-aware training would go on with
+        the narrowest model, in static mode; quantizing embeddings would look for the last width's result."""
         if strategy == "qat":
             paddle.disable_static()
             if model_dir != self.args.output_dir:
@@ -74,7 +80,7 @@ class PruningTrainer(ClassificationTrainer):
 class TeacherOfRanks(paddle.nn.Layer):
     """Gives the teacher's layers the names that paddle.DataParallel gives the student's."""
 
-    def __init__(self, teacher):
+    def __init__(self, teacher: paddle.nn.Layer):
         super().__init__()
         self._layers = teacher
 
@@ -97,7 +103,7 @@ class LayerNormByPlace(paddle.nn.LayerNorm):
         super().__init__(normalized_shape, epsilon=epsilon, weight_attr=weight_attr, bias_attr=bias_attr, name=name)
 
 
-def patch_compression(trainer, export_widths):
+def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningTrainer], None]) -> None:
     """Replace, for the rest of this process, what is wrong in PaddleSlim 2.6.0, PaddleNLP 2.8.1 (trainer_compress) and
     between them and Paddle 2.6.2.
 
@@ -155,8 +161,8 @@ def patch_compression(trainer, export_widths):
 
 
 @paddle.no_grad()
-def evaluate_held_out(trainer, model, loader):
-    """How good a model is on the held-out rows, for compress(): accuracy and, between equals, the lower loss.
+def evaluate_held_out(trainer: PruningTrainer, model: paddle.nn.Layer, loader: paddle.io.DataLoader) -> float:
+    """Measure how good a model is on the held-out rows, for compress(): accuracy and, between equals, the lower loss.
 
     The library's own evaluation reuses the first batch's padding mask for all, leaves the teacher with dropout, and
     saves nothing where the accuracy is 0.
@@ -181,8 +187,8 @@ def evaluate_held_out(trainer, model, loader):
     return accuracy + 1e-6 / (1 + loss)
 
 
-def pruned_model(trainer, folder):
-    """A copy of the trained model with only the heads and neurons of one width, in eval mode.
+def pruned_model(trainer: PruningTrainer, folder: str) -> PretrainedModel:
+    """Make a copy of the trained model with only the heads and neurons of one width, in eval mode.
 
     folder: where compress() keeps the best weights of the width, width_mult_X; those of the whole model or of the width.
     """
@@ -193,17 +199,17 @@ def pruned_model(trainer, folder):
     return model
 
 
-def narrowed(model, width):
-    """A copy of a model with layers of this width, their weights not set yet."""
+def narrowed(model: PretrainedModel, width: float) -> PretrainedModel:
+    """Make a copy of a model with layers of this width, their weights not set yet."""
     return trainer_compress._get_dynabert_model(copy.deepcopy(model), width)
 
 
-def width_folder(width):
-    """The name that compress() gives the folder of a width."""
+def width_folder(width: float) -> str:
+    """Return the name that compress() gives the folder of a width."""
     return f"width_mult_{round(width, 2)}"
 
 
-def export_widths(trainer, checkpoint):
+def export_widths(trainer: PruningTrainer, checkpoint: Checkpoint) -> None:
     """Turn each width's best weights, of the whole model, into a folder to deploy. Only the first process does so."""
     if paddle.distributed.get_world_size() > 1:
         paddle.distributed.barrier()  # the weights are whole

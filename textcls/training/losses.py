@@ -1,5 +1,9 @@
 """Losses to train with."""
 
+from typing import Optional
+
+import numpy as np
+
 from textcls.models.paddle_setup import paddle
 
 
@@ -9,13 +13,13 @@ class ClassificationLoss(paddle.nn.Layer):
     The mean over a batch is weighted by the weight of each text's own class. class_weights: float32 [num_classes] or None.
     """
 
-    def __init__(self, class_weights=None, focal_gamma=0.0, label_smoothing=0.0):
+    def __init__(self, class_weights: Optional[np.ndarray] = None, focal_gamma: float = 0.0, label_smoothing: float = 0.0):
         super().__init__()
         self.class_weights = None if class_weights is None else paddle.to_tensor(class_weights)
         self.focal_gamma, self.label_smoothing = focal_gamma, label_smoothing
 
-    def forward(self, logits, labels):
-        """logits: float32 [batch, num_classes]; labels: int64 [batch]. Returns a scalar."""
+    def forward(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+        """Return the loss, a scalar. logits: float32 [batch, num_classes]; labels: int64 [batch]."""
         num_classes = logits.shape[-1]
         log_probs = paddle.nn.functional.log_softmax(logits.astype("float32"), axis=-1)  # (batch, num_classes)
         target = paddle.nn.functional.one_hot(labels, num_classes)
@@ -36,19 +40,19 @@ class SoftLabelLoss(paddle.nn.Layer):
     temperature: of the softmax of both; the loss is times its square, so that its gradients keep their size.
     """
 
-    def __init__(self, temperature):
+    def __init__(self, temperature: float):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, logits, targets):
-        """logits, targets (logits of the teacher): float32 [batch, num_classes]. Returns a scalar."""
+    def forward(self, logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
+        """Return the loss, a scalar. logits, targets (logits of the teacher): float32 [batch, num_classes]."""
         log_probs = paddle.nn.functional.log_softmax(logits / self.temperature, axis=-1)
         probs = paddle.nn.functional.softmax(targets / self.temperature, axis=-1)
         return -(probs * log_probs).sum(axis=-1).mean() * self.temperature ** 2
 
 
-def rdrop_divergence(first, second):
-    """How far two passes through dropout differ (R-Drop: Wu et al. 2021, arXiv:2106.14448).
+def rdrop_divergence(first: paddle.Tensor, second: paddle.Tensor) -> paddle.Tensor:
+    """Measure how far two passes through dropout differ (R-Drop: Wu et al. 2021, arXiv:2106.14448).
 
     first, second: logits float32 [batch, num_classes]. Returns a scalar: the mean over the batch of
     (KL(first || second) + KL(second || first)) / 2.
@@ -57,8 +61,8 @@ def rdrop_divergence(first, second):
     return ((first.exp() - second.exp()) * (first - second)).sum(axis=-1).mean() / 2
 
 
-def relation_loss(features, labels):
-    """Texts of one label shall be alike and others not (RGL: Wang et al. 2022, findings-naacl.81).
+def relation_loss(features: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+    """Punish texts of one label that are unlike, and others that are alike (RGL: Wang et al. 2022, findings-naacl.81).
 
     features: float32 [batch, size]; labels: int64 [batch]. Returns a scalar: over all pairs of two texts, the mean cross
     entropy of "same label", whose probability is (1 + cosine similarity) / 2; 0 for a single text.

@@ -3,17 +3,22 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Optional
+
+import numpy as np
 
 from textcls.common.errors import UserError, is_main_rank
 from textcls.common.log import get_logger
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
 from textcls.data.files import compare_labels, read_json, read_labels
-from textcls.data.tokens import tokenize
+from textcls.data.tokens import TokenizedTexts, tokenize
+from textcls.models.tokenizers import Encode
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
 from textcls.training.scoring import METRICS
 from textcls.training.trainer import (
+    ClassificationTrainer,
     DropRemainder,
     ResumableEarlyStopping,
     StopAtNonFinite,
@@ -28,6 +33,7 @@ from textcls.training.trainer import (
 
 from paddlenlp.trainer import TrainerCallback, TrainingArguments
 from paddlenlp.trainer.trainer_utils import get_last_checkpoint
+from paddlenlp.transformers import PretrainedModel
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
 MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS}
@@ -44,7 +50,7 @@ class TrainArguments(TrainingArguments):
                                                           "there is one, else the CPU."})
 
 
-def check_evaluation(args, metrics=("loss", *METRICS)):
+def check_evaluation(args: TrainingArguments, metrics: Sequence[str] = ("loss", *METRICS)) -> None:
     """Refuse options of TrainArguments that contradict each other. metrics: names. Raises UserError."""
     evaluates = args.evaluation_strategy.value != "no"
     metric = check_metric(args, metrics)
@@ -57,8 +63,8 @@ def check_evaluation(args, metrics=("loss", *METRICS)):
         raise UserError("--fp16 needs a GPU, expected --device gpu (or training without --fp16)")
 
 
-def check_metric(args, metrics):
-    """The name of the metric that decides which model is best, "" for none. metrics: names. Raises UserError."""
+def check_metric(args: TrainingArguments, metrics: Sequence[str]) -> str:
+    """Return the name of the metric that decides which model is best, "" for none. metrics: names. Raises UserError."""
     metric = (args.metric_for_best_model or "").replace("eval_", "", 1)
     if metric and metric not in metrics:
         raise UserError(f"--metric_for_best_model {metric}: no such metric, expected one of {', '.join(metrics)}")
@@ -92,8 +98,8 @@ def check_output_dir(args: TrainingArguments, data_dir: str, model_folder: str, 
         raise UserError(f"{folder}: holds a model, expected another --output_dir, or --overwrite_output_dir to replace it")
 
 
-def find_resume_point(args):
-    """The checkpoint to resume from, or None."""
+def find_resume_point(args: TrainingArguments) -> Optional[str]:
+    """Return the checkpoint that --resume_from_checkpoint names, or None. UserError where it is not whole."""
     wanted = args.resume_from_checkpoint
     if wanted is not None:
         if not os.path.isdir(wanted):
@@ -108,7 +114,8 @@ def find_resume_point(args):
     return None
 
 
-def check_resume_point(folder, args, labels, label_path, model, num_rows):
+def check_resume_point(folder: str, args: TrainingArguments, labels: list[str], label_path: str, model: PretrainedModel,
+                       num_rows: int) -> None:
     """UserError unless a run with these options can have written the checkpoint to resume from."""
     saved_labels = os.path.join(folder, "label.txt")
     if os.path.isfile(saved_labels):
@@ -139,7 +146,7 @@ def check_resume_point(folder, args, labels, label_path, model, num_rows):
                         "finished model further, name it with --model_name_or_path)")
 
 
-def clear_leftovers(args, resume_point):
+def clear_leftovers(args: TrainingArguments, resume_point: Optional[str]) -> None:
     """Remove what an earlier run left: half-written staging folders, and before a new training its resume points."""
     for name in os.listdir(args.output_dir) if os.path.isdir(args.output_dir) else []:
         if name.startswith((STAGING, ".deleted-")):
@@ -156,7 +163,7 @@ def clear_leftovers(args, resume_point):
 class ClearLeftovers(TrainerCallback):
     """Removes the earlier run when the training begins, not before: by then the library has refused what it does not take."""
 
-    def __init__(self, resume_point):
+    def __init__(self, resume_point: Optional[str]):
         self.resume_point = resume_point
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -164,8 +171,8 @@ class ClearLeftovers(TrainerCallback):
             clear_leftovers(args, self.resume_point)
 
 
-def tokenize_split(split, encode, max_seq_length, name):
-    """Tokenize (texts, label ids) and say how many texts are cut."""
+def tokenize_split(split: tuple[list[str], np.ndarray], encode: Encode, max_seq_length: int, name: str) -> TokenizedTexts:
+    """Tokenize (texts, label ids), and log how long the texts are or how many of them are cut."""
     tokens = tokenize(split[0], encode, split[1], f"Tokenizing {name}")
     full = int((tokens.lengths >= max_seq_length).sum())
     if full:
@@ -176,9 +183,11 @@ def tokenize_split(split, encode, max_seq_length, name):
     return tokens
 
 
-def choose_callbacks(args, patience):
-    """The callbacks of a training. patience: evaluations without a better metric after which it stops, 0 for none; says so where
-    that cannot work."""
+def choose_callbacks(args: TrainingArguments, patience: int) -> list[TrainerCallback]:
+    """Return the callbacks of a training, and log where early stopping cannot work.
+
+    patience: evaluations without a better metric after which the training stops, 0 for none.
+    """
     callbacks = [DropRemainder(), StopAtNonFinite()]
     if args.do_train and patience > 0:
         if args.load_best_model_at_end and args.evaluation_strategy.value != "no":
@@ -188,7 +197,7 @@ def choose_callbacks(args, patience):
     return callbacks
 
 
-def train_and_save(trainer, args, resume_point):
+def train_and_save(trainer: ClassificationTrainer, args: TrainingArguments, resume_point: Optional[str]) -> None:
     """Train, save the model in args.output_dir, complete or not at all, and its metrics."""
     if is_main_rank():
         lock_folder(args.output_dir)
@@ -211,7 +220,7 @@ def train_and_save(trainer, args, resume_point):
     trainer.save_metrics("train", metrics)
 
 
-def check_row_counts(args, dev_file, num_train, num_dev):
+def check_row_counts(args: TrainingArguments, dev_file: str, num_train: int, num_dev: int) -> None:
     """Log how many rows were read; UserError where they are too few for a batch, or for the processes to share them."""
     get_logger().info(f"Data read: {num_train} training and {num_dev} dev texts")
     if args.do_train:

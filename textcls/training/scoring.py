@@ -69,7 +69,7 @@ def score_classes(label_ids: np.ndarray, guesses: np.ndarray, num_classes: int) 
                             (label_ids[label_ids == guesses], label_ids, guesses))
     shares = {"precision": hits / np.maximum(guessed, 1), "recall": hits / np.maximum(count, 1),
               "f1": 2 * hits / np.maximum(count + guessed, 1)}
-    metrics = {"accuracy": float(hits.sum() / len(label_ids))}
+    metrics: dict = {"accuracy": float(hits.sum() / len(label_ids))}
     for name, values in shares.items():
         metrics[f"macro_{name}"] = float(values[count + guessed > 0].mean())
     metrics["per_class"] = {"count": count.tolist(), **{name: values.tolist() for name, values in shares.items()}}

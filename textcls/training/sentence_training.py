@@ -1,19 +1,22 @@
 """How sentence encoders are trained: texts are drawn to the names of their labels, and to each other, in large batches."""
 
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
 from textcls.common.log import get_logger
 from textcls.data.tokens import TokenizedTexts, pad_batch, tokenize
+from textcls.models.checkpoints import Checkpoint
 from textcls.models.inference import predict_logits
 from textcls.models.paddle_setup import paddle
 from textcls.models.sentence_model import unit_length
+from textcls.models.tokenizers import Encode
 from textcls.retrieval.nearest import select_top
 from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
 
-from paddlenlp.trainer import TrainerCallback
+from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainingArguments
 
 RECALLS = (1, 5, 10, 20)  # how many labels the right one may be among
 NEIGHBOURS, TEMPERATURE = 10, 0.05  # of the vote that is evaluated between epochs
@@ -29,24 +32,25 @@ class LabelTexts(NamedTuple):
     offsets: np.ndarray  # int64 [num_labels + 1]: the texts of label i are those from offsets[i] to offsets[i + 1]
 
 
-def recall_counts(num_labels):
-    """Those of RECALLS that so many labels have."""
+def recall_counts(num_labels: int) -> list[int]:
+    """Return those of RECALLS that so many labels have."""
     return [count for count in RECALLS if count <= num_labels]
 
 
-def metric_names(num_labels):
-    """Names of what an evaluation measures."""
+def metric_names(num_labels: int) -> list[str]:
+    """Return the names of what an evaluation measures."""
     return ["accuracy", *(f"recall@{count}" for count in recall_counts(num_labels))]
 
 
-def tokenize_labels(words, encode):
-    """LabelTexts of words: for each label a list of str."""
+def tokenize_labels(words: list[list[str]], encode: Encode) -> LabelTexts:
+    """Tokenize the words of labels. words: for each label a list of str."""
     tokens = tokenize([word for own in words for word in own], encode, description="Tokenizing labels")
     return LabelTexts(tokens, np.concatenate([[0], np.cumsum([len(own) for own in words])]))
 
 
-def retrieval_loss(texts, text_labels, columns, column_labels, args, sizes):
-    """The loss of a batch: each text against the labels of the whole batch, and against its other texts.
+def retrieval_loss(texts: paddle.Tensor, text_labels: np.ndarray, columns: paddle.Tensor, column_labels: np.ndarray,
+                   args: TrainingArguments, sizes: list[int]) -> paddle.Tensor:
+    """Compute the loss of a batch: each text against the labels of the whole batch, and against its other texts.
 
     texts: float32 [batch, size], columns: float32 [num_columns, size], unit vectors of texts and of labels; text_labels: int64
     [batch], column_labels: int64 [num_columns], rising, with all of text_labels in it. args: margin and scale (in-batch
@@ -68,8 +72,8 @@ def retrieval_loss(texts, text_labels, columns, column_labels, args, sizes):
     return sum(losses)
 
 
-def text_loss(texts, is_same, scale):
-    """Mean cross entropy of each text's neighbours with those of its label, over the texts that have such.
+def text_loss(texts: paddle.Tensor, is_same: np.ndarray, scale: float) -> paddle.Tensor:
+    """Compute the mean cross entropy of each text's neighbours with those of its label, over the texts that have such.
 
     texts: float32 [batch, size], of unit length; is_same: bool [batch, batch], False on the diagonal. Returns a scalar.
     """
@@ -80,8 +84,8 @@ def text_loss(texts, is_same, scale):
     return -(targets * log_probs).sum() / float((counts > 0).sum())
 
 
-def top_columns(queries, vectors, count):
-    """The `count` nearest of vectors for each query, nearest first, by exact search in blocks.
+def top_columns(queries: np.ndarray, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the `count` nearest of vectors for each query, nearest first, by exact search in blocks.
 
     queries: float32 [num_queries, size]; vectors: float32 [num_vectors, size]. Returns (indices int64, cosines float32), both
     [num_queries, count].
@@ -94,8 +98,8 @@ def top_columns(queries, vectors, count):
     return indices, cosines
 
 
-def majority(cosines, label_ids):
-    """The label of most weight among the nearest texts (search.vote has more to it): int64 [num_texts].
+def majority(cosines: np.ndarray, label_ids: np.ndarray) -> np.ndarray:
+    """Return the label of most weight among the nearest texts (search.vote has more to it): int64 [num_texts].
 
     cosines: float32, label_ids: int64, both [num_texts, neighbours], nearest first.
     """
@@ -110,11 +114,11 @@ class WeightedBatchSampler(LengthGroupedBatchSampler):
     power: 0: each class equally often; 0.5: by the square root of its number. Within a class the texts take turns.
     """
 
-    def __init__(self, *args, power):
-        super().__init__(*args)
+    def __init__(self, dataset: TokenizedTexts, *options: Any, power: float):
+        super().__init__(dataset, *options)
         self.power = power
 
-    def draw_order(self, generator):
+    def draw_order(self, generator: np.random.Generator) -> np.ndarray:
         label_ids = self.dataset.labels[:, 0]
         _, counts = np.unique(label_ids, return_counts=True)
         shares = counts ** self.power
@@ -135,7 +139,10 @@ class SentenceTrainer(ClassificationTrainer):
     [num_texts, 2]; dev: TokenizedTexts, or None. The rest is as of ClassificationTrainer.
     """
 
-    def __init__(self, checkpoint, args, label_texts, train, dev, callbacks=()):
+    control: TrainerControl
+
+    def __init__(self, checkpoint: Checkpoint, args: TrainingArguments, label_texts: LabelTexts, train: TokenizedTexts,
+                 dev: Optional[TokenizedTexts], callbacks: Sequence[TrainerCallback] = ()):
         super().__init__(checkpoint.labels, checkpoint.rust_tokenizer, args, model=checkpoint.model, train_dataset=train,
                          criterion=paddle.nn.CrossEntropyLoss(),  # which the library asks for; the loss is another one
                          tokenizer=checkpoint.tokenizer, data_collator=lambda rows: collate(rows, checkpoint.pad_id),
@@ -143,10 +150,11 @@ class SentenceTrainer(ClassificationTrainer):
         self.checkpoint, self.label_texts = checkpoint, label_texts
         self.size = checkpoint.model.embedding_size
         self.sizes = sorted({*checkpoint.model.config.sentence_encoder["matryoshka_dims"], self.size})
-        self.negatives = self.negatives_epoch = None  # int32 [num_texts, hard_negatives]: labels, and when they were mined
+        self.negatives: Optional[np.ndarray] = None  # int32 [num_texts, hard_negatives]: labels
+        self.negatives_epoch: Optional[int] = None  # when they were mined
 
-    def unwrapped(self):
-        """The model without what spreads it over processes."""
+    def unwrapped(self) -> paddle.nn.Layer:
+        """Return the model without what spreads it over processes."""
         return getattr(self.model, "_layers", self.model)
 
     def _get_train_sampler(self):
@@ -186,16 +194,16 @@ class SentenceTrainer(ClassificationTrainer):
                     paddle.distributed.all_reduce(parameter.grad)
         return loss
 
-    def gather(self, values):
-        """What all processes have, in their order: a list."""
+    def gather(self, values: np.ndarray) -> list[np.ndarray]:
+        """Collect what all processes have, in their order."""
         if self.args.dataset_world_size == 1:
             return [values]
-        parts = []
+        parts: list[np.ndarray] = []
         paddle.distributed.all_gather_object(parts, values)
         return parts
 
-    def choose_columns(self, rows):
-        """The labels that the texts of a step are compared with, each once: (int64 [num_columns], list of their token ids).
+    def choose_columns(self, rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Choose the labels that the texts of a step are compared with, each once: (int64 [num_columns], their token ids).
 
         rows: int64 [num_texts, 2], (label id, row number) of all processes' texts. A label of several texts has one drawn.
         """
@@ -205,8 +213,8 @@ class SentenceTrainer(ClassificationTrainer):
         drawn = generator.integers(offsets[column_labels], offsets[column_labels + 1])
         return column_labels, [tokens[index]["input_ids"] for index in drawn]
 
-    def split(self, rows):
-        """Chunks of token ids, each padded to its longest. rows: int64 [num_texts, length], padded, or a list of token ids."""
+    def split(self, rows: Union[np.ndarray, list[np.ndarray]]) -> list[np.ndarray]:
+        """Split texts into chunks, each padded to its longest. rows: int64 [num_texts, length], padded, or lists of token ids."""
         size, pad_id, chunks = self.args.chunk_size or len(rows), self.checkpoint.pad_id, []
         for start in range(0, len(rows), max(size, 1)):
             chunk = rows[start:start + size]
@@ -214,14 +222,15 @@ class SentenceTrainer(ClassificationTrainer):
             chunks.append(chunk[:, :np.flatnonzero((chunk != pad_id).any(axis=0))[-1] + 1])
         return chunks
 
-    def encode(self, input_ids, seed):
-        """Vectors of a chunk, float32 [num_texts, size]; seed: of its dropout."""
+    def encode(self, input_ids: np.ndarray, seed: int) -> paddle.Tensor:
+        """Return the vectors of a chunk, float32 [num_texts, size]; seed: of its dropout."""
         paddle.seed(int(seed))
         with self.autocast_smart_context_manager():
             return self.unwrapped()(paddle.to_tensor(input_ids)).astype("float32")
 
-    def differentiate(self, values, rows, column_labels):
-        """The loss of a step and its gradients by this process's vectors: (scalar, float32 like values).
+    def differentiate(self, values: np.ndarray, rows: list[np.ndarray], column_labels: np.ndarray
+                      ) -> tuple[paddle.Tensor, np.ndarray]:
+        """Compute the loss of a step and its gradients by this process's vectors: (scalar, float32 like values).
 
         values: float32 [texts and labels of this process, size]; rows: of each process, (label id, row number) of its texts;
         column_labels: of all processes.
@@ -240,8 +249,8 @@ class SentenceTrainer(ClassificationTrainer):
         return loss.detach(), np.concatenate([texts.grad.numpy()[start:start + counts[rank]],
                                               columns.grad.numpy()[rank::processes]])
 
-    def encode_texts(self, tokens):
-        """Vectors of TokenizedTexts without dropout, shared out between the processes: float32 [num_texts, size]."""
+    def encode_texts(self, tokens: TokenizedTexts) -> np.ndarray:
+        """Return the vectors of texts without dropout, shared out between the processes: float32 [num_texts, size]."""
         rank, processes = self.args.dataset_rank, self.args.dataset_world_size
         self.model.eval()
         own = predict_logits(self.checkpoint, tokens.select(np.arange(rank, len(tokens), processes)),
@@ -252,8 +261,8 @@ class SentenceTrainer(ClassificationTrainer):
             vectors[index::processes] = part
         return vectors
 
-    def find_labels(self, vectors, count):
-        """The `count` labels with the nearest text for each vector, nearest first: int64 [num_texts, count]."""
+    def find_labels(self, vectors: np.ndarray, count: int) -> np.ndarray:
+        """Find the `count` labels with the nearest text for each vector, nearest first: int64 [num_texts, count]."""
         tokens, offsets = self.label_texts
         owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         most = int(np.diff(offsets).max())
@@ -263,17 +272,18 @@ class SentenceTrainer(ClassificationTrainer):
             return found
         return np.stack([row[np.sort(np.unique(row, return_index=True)[1])][:count] for row in found])
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Shares of the dev texts, 0 to 1, whose label is among the nearest labels (recall@N), or that the vote of the nearest
-        training texts gets right (accuracy). Returns {"eval_accuracy", "eval_recall@1", ...}."""
-        dev = self.eval_dataset if eval_dataset is None else eval_dataset
-        vectors, metrics = self.encode_texts(dev), {}
+    def evaluate(self, eval_dataset: Optional[TokenizedTexts] = None, ignore_keys: Optional[list[str]] = None,
+                 metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Measure the shares of the dev texts, 0 to 1, whose label is among the nearest labels (recall@N), or that the vote of
+        the nearest training texts gets right (accuracy). Returns {"eval_accuracy", "eval_recall@1", ...}."""
+        dev: TokenizedTexts = self.eval_dataset if eval_dataset is None else eval_dataset
+        dev_ids, vectors, metrics = np.asarray(dev.labels), self.encode_texts(dev), {}
         counts = recall_counts(len(self.label_texts.offsets) - 1)
-        is_right = self.find_labels(vectors, counts[-1]) == dev.labels[:, None]
+        is_right = self.find_labels(vectors, counts[-1]) == dev_ids[:, None]
         voters = np.random.default_rng(self.args.seed).permutation(len(self.train_dataset))[:MOST_VOTERS]
         nearest, cosines = top_columns(vectors, self.encode_texts(self.train_dataset.select(voters)), NEIGHBOURS)
         guesses = majority(cosines, self.train_dataset.labels[voters, 0][nearest])
-        metrics[f"{metric_key_prefix}_accuracy"] = float((guesses == dev.labels).mean())
+        metrics[f"{metric_key_prefix}_accuracy"] = float((guesses == dev_ids).mean())
         for count in counts:
             metrics[f"{metric_key_prefix}_recall@{count}"] = float(is_right[:, :count].any(axis=1).mean())
             get_logger().info(f"recall@{count}={100 * metrics[f'{metric_key_prefix}_recall@{count}']:.3f}")
@@ -281,7 +291,7 @@ class SentenceTrainer(ClassificationTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def mine_negatives(self, epoch):
+    def mine_negatives(self, epoch: int) -> None:
         """For each training text, find the labels that the encoder confuses its own with; they join its batches from now on."""
         if epoch == self.negatives_epoch:
             return  # they came with the checkpoint
@@ -308,7 +318,7 @@ class SentenceTrainer(ClassificationTrainer):
 class EpochCallback(TrainerCallback):
     """What a SentenceTrainer does between epochs."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: SentenceTrainer):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):

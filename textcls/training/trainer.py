@@ -7,15 +7,18 @@ import random
 import shutil
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from textcls.common.errors import UserError
 from textcls.common.log import describe_seconds, get_logger, log_everything, progress_bar
 from textcls.common.options import add_obsolete_options, add_version_option
 from textcls.common.outputs import STAGING, write_labels
 from textcls.data.files import read_json
-from textcls.data.tokens import pad_batch
+from textcls.data.tokens import TokenizedTexts, pad_batch
 from textcls.models.paddle_setup import paddle
 
 import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
@@ -42,14 +45,14 @@ COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient
           "logging_steps", "eval_accumulation_steps")
 
 
-def parse_dataclasses(classes, description, obsolete=()):
+def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Sequence[str] = ()) -> tuple:
     """Read a script's options from the command line, or from a JSON file named first. Returns one object per class.
 
     obsolete: options that are taken without effect, of OBSOLETE in textcls/common/options.py. Raises UserError.
     """
     script = os.path.basename(sys.argv[0])
 
-    def refuse(message):
+    def refuse(message: str) -> None:
         raise UserError(f"{script}: {message} ({script} --help lists all options)")
 
     parser = PdArgumentParser(classes, allow_abbrev=False, description=description.splitlines()[0])
@@ -79,7 +82,7 @@ def parse_dataclasses(classes, description, obsolete=()):
         raise UserError(f"{script}: {str(error) or condition.replace('assert self.', 'expected --')}") from None
 
 
-def check_training_arguments(args):
+def check_training_arguments(args: TrainingArguments) -> None:
     """Refuse values of TrainingArguments that would only fail, or train nothing, later. Raises UserError."""
     for name in COUNTS:
         if getattr(args, name) is not None and not 1 <= getattr(args, name) <= MOST_COUNT:
@@ -104,7 +107,7 @@ def check_training_arguments(args):
 
 
 @contextlib.contextmanager
-def plain_library_errors():
+def plain_library_errors() -> Iterator[None]:
     """Show what the library says of an option's value without a traceback: some it checks only when the training begins."""
     try:
         yield
@@ -114,7 +117,7 @@ def plain_library_errors():
                         f"{place.lineno}), expected values that PaddleNLP's options take") from error
 
 
-def check_batch(args, num_rows):
+def check_batch(args: TrainingArguments, num_rows: int) -> None:
     """UserError where --dataloader_drop_last would drop all training rows."""
     if args.dataloader_drop_last and num_rows < args.per_device_train_batch_size * args.dataset_world_size:
         raise UserError(f"--dataloader_drop_last: {num_rows} training rows do not fill one batch, expected a smaller "
@@ -128,11 +131,11 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
     batches of like length. Texts are repeated where the last step could not be shared out evenly.
     """
 
-    def __init__(self, dataset, batch_size, seed, num_replicas, rank, drop_last):
+    def __init__(self, dataset: TokenizedTexts, batch_size: int, seed: int, num_replicas: int, rank: int, drop_last: bool):
         super().__init__(dataset, batch_size, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
         self.seed = seed
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
         lengths, step = self.dataset.lengths, self.batch_size * self.nranks
         order = self.draw_order(generator)
@@ -144,22 +147,22 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
                 batch = np.resize(batch, len(batch) + self.nranks - len(batch) % self.nranks)
             yield batch[self.local_rank::self.nranks].tolist()
 
-    def draw_order(self, generator):
-        """The texts of an epoch in random order: int64 [num_texts]."""
+    def draw_order(self, generator: np.random.Generator) -> np.ndarray:
+        """Return the texts of an epoch in random order: int64 [num_texts]."""
         return generator.permutation(len(self.dataset))
 
-    def __len__(self):
+    def __len__(self) -> int:
         step = self.batch_size * self.nranks
         return len(self.dataset) // step if self.drop_last else -(-len(self.dataset) // step)
 
 
 def metric_name(args: TrainingArguments) -> str:
-    """The name under which an evaluation gives the metric that decides which model is best: eval_accuracy."""
+    """Return the name under which an evaluation gives the metric that decides which model is best: eval_accuracy."""
     return "eval_" + args.metric_for_best_model.replace("eval_", "", 1)
 
 
 def is_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, float]) -> bool:
-    """Whether an evaluation's metrics are better than those of the best checkpoint so far."""
+    """Return whether an evaluation's metrics are better than those of the best checkpoint so far."""
     value, best = metrics[metric_name(args)], state.best_metric
     return best is None or (value > best if args.greater_is_better else value < best)
 
@@ -234,7 +237,7 @@ class TrainingLog(TrainerCallback):
 
 
 def describe_metrics(metrics: dict[str, float]) -> str:
-    """The metrics of an evaluation that a user looks for, in a line."""
+    """Put the metrics that a user looks for in a line."""
     said = [name for name in metrics if not any(part in name for part in NOT_SAID)]
     return ", ".join(f"{name}: {metrics[name]:.4f}" for name in said)
 
@@ -246,7 +249,7 @@ class ClassificationTrainer(Trainer):
     other options are the library's.
     """
 
-    def __init__(self, labels, rust_tokenizer, args, **options):
+    def __init__(self, labels: list[str], rust_tokenizer: Optional[Tokenizer], args: TrainingArguments, **options: object):
         self.labels, self.rust_tokenizer = labels, rust_tokenizer
         shows_progress, args.disable_tqdm = not args.disable_tqdm, True
         super().__init__(args=args, **options)
@@ -254,7 +257,7 @@ class ClassificationTrainer(Trainer):
         self.pop_callback(PrinterCallback)
         self.add_callback(TrainingLog(shows_progress))
 
-    def log_metrics(self, split, metrics):
+    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
         get_logger().info(f"***** {split} metrics *****")
         get_logger().info(describe_metrics(metrics))
 
@@ -316,7 +319,7 @@ class ClassificationTrainer(Trainer):
             self._delete_old_checkpoints(folder)
         self.runtime_timer.stop()
 
-    def _note_best(self, folder, metrics):
+    def _note_best(self, folder: str, metrics: Optional[dict[str, float]]) -> None:
         """Remember the checkpoint that is about to be written as the best one, if its metric is."""
         if metrics is None or self.args.metric_for_best_model is None:
             return
@@ -337,7 +340,7 @@ class ClassificationTrainer(Trainer):
         paddle.distributed.all_gather_object(all_states, states)
         return all_states
 
-    def _delete_old_checkpoints(self, newest):
+    def _delete_old_checkpoints(self, newest: str) -> None:
         """Keep the newest save_total_limit checkpoints, always with the best and the newest among them."""
         limit = self.args.save_total_limit
         if not limit or limit <= 0:
@@ -352,12 +355,12 @@ class ClassificationTrainer(Trainer):
                 remove_folder(folder)
 
 
-def random_state_file(args):
-    """Name of the file in which the library looks for the states of the random generators."""
+def random_state_file(args: TrainingArguments) -> str:
+    """Return the name of the file in which the library looks for the states of the random generators."""
     return f"rng_state_{args.world_size}.pth" if args.world_size > 1 else "rng_state.pth"
 
 
-def lock_folder(folder):
+def lock_folder(folder: str) -> None:
     """Make a folder this process's own until it ends; UserError while another training or pruning works in it. Linux, macOS."""
     os.makedirs(folder, exist_ok=True)
     try:
@@ -371,13 +374,13 @@ def lock_folder(folder):
         pass  # Windows has no such lock
 
 
-def list_checkpoints(output_dir):
-    """Paths of output_dir/checkpoint-N."""
+def list_checkpoints(output_dir: str) -> list[str]:
+    """Return the paths of output_dir/checkpoint-N."""
     names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
     return [os.path.join(output_dir, name) for name in names if name.startswith("checkpoint-") and name[11:].isdigit()]
 
 
-def remove_folder(folder):
+def remove_folder(folder: str) -> None:
     """Remove a checkpoint; it loses its name first, so that a kill in between leaves no half checkpoint."""
     if os.path.isdir(folder):
         doomed = os.path.join(os.path.dirname(folder), f".deleted-{os.path.basename(folder)}")
@@ -386,7 +389,10 @@ def remove_folder(folder):
         shutil.rmtree(doomed)
 
 
-def collate(rows, pad_id):
-    """{"input_ids": int64 [batch, longest], "labels": int64 [batch], or a row each where the labels have rows}"""
+def collate(rows: list[dict], pad_id: int) -> dict[str, np.ndarray]:
+    """Make a batch of rows of TokenizedTexts.
+
+    Returns {"input_ids": int64 [batch, longest], "labels": int64 [batch], or a row each where the labels have rows}.
+    """
     return {"input_ids": pad_batch([row["input_ids"] for row in rows], pad_id),
             "labels": np.stack([row["labels"] for row in rows])}
