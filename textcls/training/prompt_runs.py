@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import numpy as np
@@ -104,7 +105,7 @@ def build_model(task: Task, template: list[Part], args: TrainArguments) -> Check
 
 def make_trainer(checkpoint: Checkpoint, args: TrainArguments, train: Optional[TokenizedTexts] = None,
                  dev: Optional[TokenizedTexts] = None, loss: Optional[paddle.nn.Layer] = None,
-                 callbacks: "tuple[TrainerCallback, ...]" = ()) -> PromptTrainer:
+                 callbacks: "Sequence[TrainerCallback]" = ()) -> PromptTrainer:
     """Make the Trainer of a prompt model. loss: None: cross entropy."""
     return PromptTrainer(checkpoint.labels, checkpoint.rust_tokenizer, args, model=checkpoint.model,
                          criterion=loss or paddle.nn.CrossEntropyLoss(), tokenizer=checkpoint.tokenizer,
