@@ -3,13 +3,13 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 import numpy as np
 
 from textcls.analysis.gradients import integrated_gradients
 from textcls.analysis.trustai_setup import InterpretedModel, import_trustai, interpreted_model, prepare_interpretdl
-from textcls.analysis.words import Word, join_words, locate_tokens, split_words
+from textcls.analysis.words import Explanation, join_words, locate_tokens, split_words
 from textcls.common.errors import UserError
 from textcls.common.log import progress_bar
 from textcls.common.probabilities import softmax
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 
 STEPS = {"ig": 50, "lime": 500, "gradshap": 20, "attention": 1}
 Explain = Callable[["Tensor", np.ndarray], list]  # token ids int64 [batch, longest], classes int64 [batch] -> TrustAI's results
-
-
-class Explanation(NamedTuple):
-    """Why the model predicts what it predicts for a text."""
-
-    prediction: int  # class id
-    probability: float  # of the prediction, 0 to 1
-    words: list[Word]
 
 
 def interpret(checkpoint: Checkpoint, texts: list[str], interpreter: str = "ig", batch_size: int = 32,

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from textcls.analysis.attributions import Explanation
-from textcls.analysis.words import Word, find_key_words
+from textcls.analysis.words import Explanation, Word, find_key_words
 from textcls.common.log import get_logger
 from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import Checkpoint

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from textcls.analysis.attributions import Explanation
 from textcls.analysis.texts_to_explain import Row
-from textcls.analysis.words import find_key_words, make_segments
+from textcls.analysis.words import Explanation, find_key_words, make_segments
 
 TEMPLATES = Path(__file__).resolve().parent
 

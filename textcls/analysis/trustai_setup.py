@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from textcls.analysis.gradients import find_word_embeddings, without_weight_gradients
 from textcls.common.errors import UserError
-from textcls.models.paddle_setup import quiet_import
 
 if TYPE_CHECKING:
     from paddle import Tensor
@@ -32,7 +31,7 @@ def import_trustai() -> types.ModuleType:
       warns of it). Without a penalty (alpha=0) and with more rows than columns, scaling the columns does not change the
       solution, so it is left out. Can go when TrustAI does.
     """
-    from textcls.models.paddle_setup import paddle
+    from textcls.models.paddle_setup import paddle, quiet_import
 
     def matmul(x, y, transpose_x=False, transpose_y=False, alpha=1.0):
         return alpha * paddle.matmul(x, y, transpose_x, transpose_y)
@@ -66,6 +65,8 @@ def prepare_interpretdl() -> None:
     - GradShapNLPInterpreter calls `self._paddle_env_setup`, which interpretdl 0.8.0 no longer has (AttributeError). All it did
       was choose the device and set eval mode, which TrustAI has done. Can go when interpretdl has either both or neither.
     """
+    from textcls.models.paddle_setup import quiet_import
+
     try:
         with quiet_import(), contextlib.redirect_stdout(io.StringIO()):
             from interpretdl import GradShapNLPInterpreter

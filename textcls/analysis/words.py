@@ -34,6 +34,14 @@ class Word(NamedTuple):
     attribution: Optional[float]  # None where the model has not seen the word, beyond max_seq_length
 
 
+class Explanation(NamedTuple):
+    """Why the model predicts what it predicts for a text."""
+
+    prediction: int  # class id
+    probability: float  # of the prediction, 0 to 1
+    words: list[Word]
+
+
 @functools.cache
 def _jieba() -> types.ModuleType:
     import warnings
