@@ -190,7 +190,7 @@ def read_workbook(path: str, name: Optional[str], problems: Problems) -> Iterato
         sheet = sheets[name or visible[0]]
         formulas = open_workbook(path, read_only=not has_merged)[sheet.title].iter_rows() if has_formulas else None
         merged = {(area.min_row, area.min_col): area.max_row for area in sheet.merged_cells.ranges} if has_merged else {}
-        for number, values in fill_merged(path, sheet_rows(sheet.iter_rows(), formulas), merged):
+        for number, values in fill_merged(path, sheet_rows(sheet.iter_rows(values_only=formulas is None), formulas), merged):
             yield (path, number), values
     except UserError:
         raise
@@ -211,10 +211,10 @@ def open_workbook(path: str, read_only: bool, data_only: bool = False) -> openpy
 def sheet_rows(rows: Iterable[tuple], formulas: Optional[Iterator[tuple]]) -> Iterator[tuple[int, list[object]]]:
     """Yield (number from 1, values) for each row of a sheet that is not blank; UNCOMPUTED where a formula has no value.
 
-    rows: of openpyxl's cells; formulas: the same cells with their formulas, None where there are none.
+    rows: of values; or with formulas, the same cells with these in the place of their values, of openpyxl's cells.
     """
     for number, cells in enumerate(rows, 1):
-        values = [unescape(cell.value) for cell in cells]
+        values = [unescape(cell.value if formulas else cell) for cell in cells]
         for index, formula in enumerate(next(formulas) if formulas else ()):
             # "str" is the type of an empty text that was computed
             if formula.data_type == "f" and values[index] is None and cells[index].data_type != "str":
