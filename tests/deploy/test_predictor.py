@@ -10,6 +10,7 @@ import sys
 import threading
 
 import numpy as np
+import openpyxl
 import pytest
 
 import export_model
@@ -108,12 +109,15 @@ def test_all_formats_say_what_predict_says(predicted, exported, tmp_path):
     expected = predicted[1][:30]
     write_lines(tmp_path / "texts", predicted[0][:30])
     options = ["--dataset_dir", tmp_path, "--data_file", "texts"]
-    for name in ("jsonl", "csv"):
-        process = infer(exported / "float32", *options, "--output_format", name, "--top_k", 3, "--output_file", tmp_path / name)
+    for name in ("out.jsonl", "out.csv", "out.xlsx"):
+        output = ["--output_format", name[4:], "--top_k", 3, "--output_file", tmp_path / name]
+        process = infer(exported / "float32", *options, *output)
         assert process.returncode == 0 and process.stdout == "", process.stderr
         assert f"Prediction results save in {tmp_path / name}." in process.stderr
-    rows = [json.loads(line) for line in read_lines(tmp_path / "jsonl")]
-    with open(tmp_path / "csv", encoding="utf-8", newline="") as file:
+    rows = [json.loads(line) for line in read_lines(tmp_path / "out.jsonl")]
+    sheet = openpyxl.load_workbook(tmp_path / "out.xlsx").active.iter_rows(min_row=2, values_only=True)
+    assert [line[:3] for line in sheet] == [(row["text"], row["label"], row["probability"]) for row in rows]
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     for row, line, answer in zip(rows, table, expected):
         assert (row["text"], row["label"]) == (line["text"], line["label"]) == (answer["text"], answer["label"])
