@@ -43,6 +43,7 @@ from textcls.models.inference import predict_logits, predict_probs
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import load_tokenizer
 from textcls.runtime.predictor import Predictor
+from textcls.training.prompt_members import warn_of_better
 from textcls.training.prompt_training import collate_masked
 
 pytestmark = pytest.mark.usefixtures("tokenizers_built_once")
@@ -233,6 +234,10 @@ def test_several_prompts_are_distilled_into_one_model(distilled, few):
     accuracies.append(json.loads((folder / "eval_results.json").read_text())["eval_accuracy"])  # of the saved model
     assert [member["dev_accuracy"] for member in members] == pytest.approx(accuracies)
     assert ("The saved model is worse on dev.txt than" in log) == (accuracies[3] < max(accuracies[:2]))
+    results = [{"name": name, "dev_accuracy": value} for name, value in (("first", 0.7), ("second", 0.8), ("saved", 0.75))]
+    process = run_here(lambda: warn_of_better(results[:2], results[2], "out"))
+    assert "The saved model is worse on dev.txt than second: accuracy 0.7500, not 0.8000." in process.stderr
+    assert "worse" not in run_here(lambda: warn_of_better(results[:1], results[2], "out")).stderr
     assert "Models of this run:" in log and changed(folder, folder / "prompt-1-seed-42")
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 9  # 40 + 30 texts, 8 a step
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
