@@ -20,11 +20,11 @@ from textcls.retrieval.predictor import SearchPredictor
 from textcls.retrieval.search import find_threshold
 from textcls.runtime.predictions import (
     add_output_options,
-    answer_rows,
     check_files,
     check_labels,
     check_output_options,
     label_texts,
+    make_row,
     open_output,
     write_rows,
 )
@@ -62,6 +62,18 @@ def print_pairs(path, encoder):
     cosines = (encoder.encode([first for first, _ in pairs]) * encoder.encode([second for _, second in pairs])).sum(axis=1)
     for (first, second), cosine in zip(pairs, cosines):
         print(f"{first}\t{second}\t{cosine:.6f}")
+
+
+def answer_rows(answers, texts, args):
+    """Yield a row per text. answers: list of Answer. jsonl also has the similarities, known and the nearest texts."""
+    for text, answer in zip(texts, answers):
+        row = make_row(text, [top[:2] for top in answer.top_k], args)
+        if args.output_format == "jsonl":
+            row["similarity"], row["known"] = answer.similarity, answer.known
+            for top, (_, _, similarity) in zip(row["top_k"], answer.top_k):
+                top["similarity"] = similarity
+            row["nearest"] = [dict(zip(("text", "label", "similarity"), reason)) for reason in answer.nearest]
+        yield row
 
 
 def main():

@@ -5,6 +5,8 @@ import glob
 import json
 import os
 import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,18 +22,22 @@ from textcls.models.families import count_positions, family_of
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, GRAPH_ENDINGS, PROBES, graph_file
 
+if TYPE_CHECKING:
+    from paddle import inference
+    from paddlenlp.transformers import PretrainedModel
 
-def input_spec(names):
-    """Paddle's description of the graph's inputs: int64 [batch, length] each."""
+
+def input_spec(names: Sequence[str]) -> list[paddle.static.InputSpec]:
+    """Make Paddle's description of the graph's inputs: int64 [batch, length] each."""
     return [paddle.static.InputSpec(shape=[None, None], dtype="int64", name=name) for name in names]
 
 
-def input_names(model):
-    """Names of the inputs that a model's graph gets."""
+def input_names(model: "PretrainedModel") -> list[str]:
+    """Return the names of the inputs that a model's graph gets."""
     return list(family_of(model).input_names)
 
 
-def export_graph(model, prefix):
+def export_graph(model: "PretrainedModel", prefix: str) -> None:
     """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info; with Paddle 3 prefix.json and .pdiparams."""
     spec = input_spec(input_names(model))
     with warnings.catch_warnings():  # of Paddle 2.6 about its own fill_constant
@@ -39,8 +45,8 @@ def export_graph(model, prefix):
         paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
 
 
-def open_graph(prefix, threads=1):
-    """A Paddle Inference predictor of the graph `prefix` on the CPU. UserError where the files are not whole."""
+def open_graph(prefix: str, threads: int = 1) -> "inference.Predictor":
+    """Open a Paddle Inference predictor of the graph `prefix` on the CPU. UserError where the files are not whole."""
     from paddle import inference
 
     path = graph_file(prefix)
@@ -58,7 +64,7 @@ def open_graph(prefix, threads=1):
         raise UserError(f"{prefix}.pdiparams: cannot be read back ({reason}), expected free space where it is written") from error
 
 
-def run_graph(predictor, input_ids):
+def run_graph(predictor: "inference.Predictor", input_ids: np.ndarray) -> np.ndarray:
     """Run a predictor of `open_graph`. input_ids: int64 [batch, length]. Returns its answers, float32 [batch, size]."""
     for name, values in model_inputs(input_ids, predictor.get_input_names()).items():
         predictor.get_input_handle(name).copy_from_cpu(values)
@@ -66,8 +72,8 @@ def run_graph(predictor, input_ids):
     return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
 
-def probe_batches(checkpoint):
-    """PROBES as batches of several shapes: list of int64 [batch, length]."""
+def probe_batches(checkpoint: Checkpoint) -> list[np.ndarray]:
+    """Tokenize PROBES into batches of several shapes: list of int64 [batch, length]."""
     rows = checkpoint.encode(PROBES)
     return [pad_batch(batch, checkpoint.pad_id) for batch in (rows, rows[:1], rows[2:3], rows[-1:])]
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,10 +12,16 @@ from textcls.data.tokens import model_inputs
 from textcls.export.onnx_graph import OPSET, make_onnx
 from textcls.models.families import FAMILIES
 
+if TYPE_CHECKING:
+    import onnx
+
+    from paddlenlp.transformers import PretrainedModel
+
 TOLERANCE = 1e-4  # largest difference of logits, or of unit vectors, that is only rounding
 
 
-def export_onnx(model, prefix, batches, expected, output="logits"):
+def export_onnx(model: "PretrainedModel", prefix: str, batches: Sequence[np.ndarray], expected: Sequence[np.ndarray],
+                output: str = "logits") -> float:
     """Write prefix.onnx, run it by ONNX Runtime on the CPU and compare.
 
     model: in eval mode, exported as prefix.pdmodel and prefix.pdiparams; batches: list of int64 [batch, length], padded;
@@ -45,8 +53,8 @@ def export_onnx(model, prefix, batches, expected, output="logits"):
 # ---------------------------------------------------------------- models that are of no family of families.py
 
 
-def convert(prefix, output, model_type):
-    """The onnx.ModelProto that paddle2onnx makes of prefix.pdmodel and prefix.pdiparams. UserError where it is not installed."""
+def convert(prefix: str, output: str, model_type: str) -> "onnx.ModelProto":
+    """Let paddle2onnx make an ONNX model of prefix.pdmodel and prefix.pdiparams. UserError where it is not installed."""
     import onnx
     try:
         import paddle2onnx
@@ -67,8 +75,8 @@ def convert(prefix, output, model_type):
 
 
 @contextlib.contextmanager
-def quiet_stdout():
-    """paddle2onnx writes its progress to the process's standard output, which belongs to the results."""
+def quiet_stdout() -> Iterator[None]:
+    """Drop the progress that paddle2onnx writes to the process's standard output, which belongs to the results."""
     try:
         saved = os.dup(1)
     except OSError:  # closed: nothing to keep clean
@@ -83,8 +91,8 @@ def quiet_stdout():
         os.close(saved)
 
 
-def hoist_constants(graph):
-    """Turn the nodes `Constant` of an onnx.GraphProto, as which paddle2onnx 1.2.11 writes all weights, into initializers.
+def hoist_constants(graph: "onnx.GraphProto") -> None:
+    """Turn the nodes `Constant`, as which paddle2onnx 1.2.11 writes all weights, into initializers.
 
     ONNX Runtime's quantizer only sees initializers. Can go when paddle2onnx writes them.
     """
@@ -94,7 +102,7 @@ def hoist_constants(graph):
         graph.node.remove(node)
 
 
-def fold_products(graph):
+def fold_products(graph: "onnx.GraphProto") -> None:
     """Multiply products of two initializers out, once and for all.
 
     paddle2onnx 1.2.11 zeroes the embedding's padding row by a product with a mask as large as the table: it would double
@@ -113,7 +121,7 @@ def fold_products(graph):
                 graph.initializer.remove(known[name])
 
 
-def rename_output(graph, name):
+def rename_output(graph: "onnx.GraphProto", name: str) -> None:
     """Give the graph's only output a name of its own; Paddle's is numbered differently in every model."""
     old = graph.output[0].name
     for node in graph.node:

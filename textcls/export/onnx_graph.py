@@ -4,14 +4,21 @@ Nothing is traced or converted, so that it works with every version of Paddle, t
 layer only computes the tokens that are used. export_onnx compares what it answers with the model itself.
 """
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Optional, Union
+
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from textcls.common.errors import UserError
 from textcls.models.families import family_of
 from textcls.models.huggingface import TANH_GELUS
 from textcls.models.paddle_setup import paddle
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedModel
+
+Constant = Union[int, float, Sequence[int], np.ndarray]
 OPSET = 13  # as the Triton images of Paddle's time can run it (ONNX Runtime 1.9 and later)
 MASKED = -1e4  # added to the attention of padding, as PaddleNLP does
 
@@ -19,31 +26,35 @@ MASKED = -1e4  # added to the attention of padding, as PaddleNLP does
 class Graph:
     """Nodes and weights of an ONNX graph as they are added; values are known by name (str)."""
 
-    def __init__(self):
-        self.nodes, self.weights = [], {}
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.weights: dict[str, np.ndarray] = {}
 
-    def add(self, kind, *inputs, **attributes):
-        """Add a node with one output; an input that is no name becomes a constant. Returns the output's name."""
+    def add(self, kind: str, *inputs: Union[str, Constant], **attributes: Any) -> str:
+        """Add a node with one output; an input that is no name becomes a constant. Returns the output's name.
+
+        attributes: those of the operator `kind`.
+        """
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         output = f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, names, [output], output, **attributes))
         return output
 
-    def constant(self, value):
-        """A constant of Python numbers: int64 or float32. Equal ones are kept once."""
+    def constant(self, value: Constant) -> str:
+        """Add a constant of Python numbers: int64 or float32. Equal ones are kept once."""
         array = np.asarray(value)
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         name = f"constant_{array.dtype.name}_{'x'.join(map(str, array.shape))}_{'_'.join(map(str, array.ravel().tolist()))}"
         return self.weight(name, array)
 
-    def weight(self, name, values):
-        """A weight: a numpy array, or a Paddle parameter."""
+    def weight(self, name: str, values: Union[np.ndarray, paddle.Tensor]) -> str:
+        """Add a weight: a numpy array, or a Paddle parameter."""
         self.weights.setdefault(name, values if isinstance(values, np.ndarray) else values.numpy())
         return name
 
 
-def make_onnx(model, output):
-    """The onnx.ModelProto of a model of FAMILIES in eval mode. output: name of the answers, float32 [batch, size].
+def make_onnx(model: "PretrainedModel", output: str) -> ModelProto:
+    """Write the ONNX graph of a model of FAMILIES in eval mode. output: name of the answers, float32 [batch, size].
 
     The inputs are those of the family, int64 [batch, length] each. UserError where the model has a part that is not known here.
     """
@@ -70,21 +81,21 @@ def make_onnx(model, output):
     names = family_of(model).input_names
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in names]
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", "size"])]
-    weights = [numpy_helper.from_array(array, name) for name, array in graph.weights.items()]
-    content = helper.make_graph(graph.nodes, type(model).__name__, inputs, outputs, weights)
+    tensors = [numpy_helper.from_array(array, name) for name, array in graph.weights.items()]
+    content = helper.make_graph(graph.nodes, type(model).__name__, inputs, outputs, tensors)
     return helper.make_model(content, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=7)
 
 
 # ---------------------------------------------------------------- parts of models (hidden: float32 [batch, length, hidden_size])
 
 
-def linear(graph, hidden, layer, name):
+def linear(graph: Graph, hidden: str, layer: paddle.nn.Linear, name: str) -> str:
     product = graph.add("MatMul", hidden, graph.weight(f"{name}.weight", layer.weight))
     return graph.add("Add", product, graph.weight(f"{name}.bias", layer.bias))
 
 
-def layer_norm(graph, hidden, layer, name):
-    """In the form that ONNX Runtime recognizes and runs as one operator; opset 13 has none of that name."""
+def layer_norm(graph: Graph, hidden: str, layer: paddle.nn.LayerNorm, name: str) -> str:
+    """Add a layer norm in the form that ONNX Runtime recognizes and runs as one operator; opset 13 has none of that name."""
     centred = graph.add("Sub", hidden, graph.add("ReduceMean", hidden, axes=[-1]))
     variance = graph.add("ReduceMean", graph.add("Pow", centred, 2.0), axes=[-1])
     deviation = graph.add("Sqrt", graph.add("Add", variance, float(layer._epsilon)))
@@ -92,8 +103,8 @@ def layer_norm(graph, hidden, layer, name):
     return graph.add("Add", scaled, graph.weight(f"{name}.bias", layer.bias))
 
 
-def activation(graph, hidden, name):
-    """name: config.hidden_act. GELUs are in the forms that ONNX Runtime recognizes."""
+def activation(graph: Graph, hidden: str, name: str) -> str:
+    """Add the activation that config.hidden_act names. GELUs are in the forms that ONNX Runtime recognizes."""
     if name == "relu":
         return graph.add("Relu", hidden)
     if name == "gelu":
@@ -107,13 +118,13 @@ def activation(graph, hidden, name):
                     f"{', '.join(TANH_GELUS)}")
 
 
-def unit_length(graph, vectors):
+def unit_length(graph: Graph, vectors: str) -> str:
     squares = graph.add("ReduceSum", graph.add("Mul", vectors, vectors), [-1])
     return graph.add("Div", vectors, graph.add("Sqrt", graph.add("Add", squares, 1e-12)))
 
 
-def embed(graph, model):
-    """The embeddings of all tokens."""
+def embed(graph: Graph, model: "PretrainedModel") -> str:
+    """Add the embeddings of all tokens."""
     embeddings, family, prompt = model.base_model.embeddings, family_of(model), getattr(model, "prompt", None)
     hidden = graph.add("Gather", word_table(graph, embeddings.word_embeddings), "input_ids")
     length = graph.add("Slice", graph.add("Shape", "input_ids"), [1], [2])
@@ -132,8 +143,8 @@ def embed(graph, model):
     return layer_norm(graph, hidden, embeddings.layer_norm, "embeddings.layer_norm")
 
 
-def word_table(graph, layer):
-    """The table of the word embeddings; those of a prompt's soft tokens, ready to use, follow the vocabulary's."""
+def word_table(graph: Graph, layer: paddle.nn.Layer) -> str:
+    """Add the table of the word embeddings; those of a prompt's soft tokens, ready to use, follow the vocabulary's."""
     soft = getattr(layer, "soft", None)
     table = (layer if soft is None else layer.table).weight.numpy()
     padding = getattr(layer if soft is None else layer.table, "_padding_idx", None)
@@ -145,17 +156,19 @@ def word_table(graph, layer):
     return graph.weight("word_embeddings.weight", table)
 
 
-def encode(graph, model, is_token, select=lambda hidden: hidden):
-    """The last layer's states of the tokens that `select` takes from the layer before."""
+def encode(graph: Graph, model: "PretrainedModel", is_token: str,
+           select: Callable[[str], str] = lambda hidden: hidden) -> str:
+    """Add all layers; returns the last one's states of the tokens that `select` takes from the layer before."""
     mask = graph.add("Unsqueeze", graph.add("Mul", graph.add("Sub", 1.0, is_token), MASKED), [1, 2])  # (batch, 1, 1, length)
-    hidden, layers, caches = embed(graph, model), list(model.base_model.encoder.layers), None
+    hidden, layers = embed(graph, model), list(model.base_model.encoder.layers)
+    caches: list[Optional[list[np.ndarray]]] = [None] * len(layers)
     if getattr(model, "prefix", None) is not None:
         mask = graph.add("Pad", mask, [0, 0, 0, model.prompt.prefix_length, 0, 0, 0, 0])
         with paddle.no_grad():
             caches = [[part.numpy() for part in cache] for cache in model.prefix(1)]
     for number, layer in enumerate(layers):
         name, used = f"layers.{number}", select(hidden) if number == len(layers) - 1 else hidden
-        attended = attention(graph, hidden, used, layer.self_attn, mask, caches and caches[number], name)
+        attended = attention(graph, hidden, used, layer.self_attn, mask, caches[number], name)
         used = layer_norm(graph, graph.add("Add", used, attended), layer.norm1, f"{name}.norm1")
         inner = activation(graph, linear(graph, used, layer.linear1, f"{name}.linear1"), model.config.hidden_act)
         inner = linear(graph, inner, layer.linear2, f"{name}.linear2")
@@ -163,8 +176,9 @@ def encode(graph, model, is_token, select=lambda hidden: hidden):
     return hidden
 
 
-def attention(graph, hidden, used, layer, mask, cache, name):
-    """What the tokens `used` take from all tokens. cache: (keys, values), float32 [1, heads, tokens, size], or None."""
+def attention(graph: Graph, hidden: str, used: str, layer: paddle.nn.MultiHeadAttention, mask: str,
+              cache: Optional[Sequence[np.ndarray]], name: str) -> str:
+    """Add what the tokens `used` take from all tokens. cache: (keys, values), float32 [1, heads, tokens, size], or None."""
     heads, size = layer.num_heads, layer.head_dim
 
     def split(values, part, order):
@@ -188,8 +202,8 @@ def attention(graph, hidden, used, layer, mask, cache, name):
 # ---------------------------------------------------------------- prompt models, as in prompt_model.py
 
 
-def prompt_logits(graph, model, is_token):
-    """Logits of a PromptClassifier; the last layer computes the masks only."""
+def prompt_logits(graph: Graph, model: "PretrainedModel", is_token: str) -> str:
+    """Add the logits of a PromptClassifier; the last layer computes the masks only."""
     is_mask = graph.add("Cast", graph.add("Equal", "input_ids", model.prompt.mask_id), to=TensorProto.INT64)
     is_mask = graph.add("Unsqueeze", is_mask, [1])  # (batch, 1, length)
     if model.prompt.num_masks > 1:
@@ -204,8 +218,8 @@ def prompt_logits(graph, model, is_token):
     return linear(graph, graph.add("Reshape", states, [0, -1]), model.classifier, "classifier")
 
 
-def prompt_types(graph, model, length):
-    """The token types of a prompt's own: int64 [batch, length]. length: int64 [1], of input_ids."""
+def prompt_types(graph: Graph, model: "PretrainedModel", length: str) -> str:
+    """Add the token types of a prompt's own: int64 [batch, length]. length: int64 [1], of input_ids."""
     before, text, after = model.prompt.types
     is_padding = graph.add("Equal", "input_ids", model.config.pad_token_id)
     positions = graph.add("Unsqueeze", graph.add("Range", 0, graph.add("Squeeze", length, [0]), 1), [0])  # (1, length)

@@ -32,16 +32,16 @@ class Comparison(NamedTuple):
 
 
 def short_hash(path: str) -> str:
-    """The first 12 hexadecimal digits of a file's SHA-256. UserError."""
+    """Return the first 12 hexadecimal digits of a file's SHA-256. UserError."""
     return sha256(path)[:12]
 
 
 def converted_path(onnx_path: str, dtype: str) -> str:
-    """Where a converted model is kept: beside the exported one, under a name that changes with that one and with the scheme."""
+    """Return the path of a converted model: beside the exported one; its name changes with that one and with the scheme."""
     return f"{_stem(onnx_path, dtype)}v{SCHEMES[dtype].version}-{short_hash(onnx_path)}.onnx"
 
 
-def _stem(onnx_path, dtype):
+def _stem(onnx_path: str, dtype: str) -> str:
     return f"{onnx_path[:-len('.onnx')]}.{dtype}-"
 
 
@@ -78,7 +78,7 @@ def open_model(onnx_path: str, dtype: str, device: str, device_id: int, comparis
 
 
 def open_kept(path: str, device: str, device_id: int) -> Optional["onnxruntime.InferenceSession"]:
-    """The session of a converted model that was kept; None where there is none, or one that cannot be read. UserError."""
+    """Open a converted model that was kept; None where there is none, or one that cannot be read. UserError."""
     if not os.path.isfile(path):
         return None
     try:

@@ -44,7 +44,7 @@ class Export(NamedTuple):
 
 
 def graph_file(prefix: str) -> str:
-    """Path of Paddle's graph: prefix.pdmodel, or prefix.json where only Paddle 3 has written it."""
+    """Return the path of Paddle's graph: prefix.pdmodel, or prefix.json where only Paddle 3 has written it."""
     return next((prefix + ending for ending in GRAPH_ENDINGS if os.path.isfile(prefix + ending)), prefix + GRAPH_ENDINGS[0])
 
 
@@ -95,7 +95,7 @@ def read_export(path: Union[str, "os.PathLike[str]"], with_onnx: bool = True,
 
 
 def check_names(deploy: dict, path: str) -> None:
-    """UserError where a deploy.json names a file that is not in its own folder: the folder may come from a stranger."""
+    """Raise UserError where a deploy.json names a file that is not in its own folder: the folder may come from a stranger."""
     for entry in ("model_file", "params_file", "onnx_file"):
         name = deploy.get(entry, "file")
         if not isinstance(name, str) or not name.strip(".") or re.search(r"[/\\:\0]", name):
@@ -103,7 +103,7 @@ def check_names(deploy: dict, path: str) -> None:
 
 
 def check_entries(deploy: dict, path: str, output: str) -> None:
-    """UserError where the content of a deploy.json is not that of a model with this output."""
+    """Raise UserError where the content of a deploy.json is not that of a model with this output."""
     found = deploy.get("output", CLASS_LOGITS)
     if found != output:
         hint = "; with a sentence encoder texts are labelled by retrieval_based/predict.py" if found == EMBEDDING else ""
@@ -128,7 +128,7 @@ def check_entries(deploy: dict, path: str, output: str) -> None:
 
 
 def find_onnx_model(folder: str, name: str, deploy: dict) -> str:
-    """Path of the ONNX model. name: of Paddle's graph, without its ending. UserError where there is none."""
+    """Return the path of the ONNX model. name: of Paddle's graph, without its ending. UserError where there is none."""
     if name.endswith(("int8", "quant_emb")):
         raise UserError(f"{folder}: a graph that Paddle has quantized, which ONNX Runtime cannot run, expected export/ or "
                         "width_mult_X/ with --use_quantize")
@@ -144,7 +144,7 @@ def find_onnx_model(folder: str, name: str, deploy: dict) -> str:
 
 
 def find_graph(folder: str, deploy: dict, makers: str) -> tuple[str, str]:
-    """Paths of Paddle's graph and of its weights. makers: who writes them. UserError where one is missing."""
+    """Return the paths of Paddle's graph and of its weights. makers: who writes them. UserError where one is missing."""
     paths = []
     for entry in ("model_file", "params_file"):
         if entry not in deploy:
@@ -156,7 +156,7 @@ def find_graph(folder: str, deploy: dict, makers: str) -> tuple[str, str]:
 
 
 def check_length(max_seq_length: int, export: Export) -> None:
-    """UserError where an Export cannot take texts of so many tokens, as far as its deploy.json says."""
+    """Raise UserError where an Export cannot take texts of so many tokens, as far as its deploy.json says."""
     if max_seq_length < export.min_seq_length:
         raise UserError(f"--max_seq_length {max_seq_length}: expected {export.min_seq_length} or more")
     if export.max_positions is None and max_seq_length > export.max_seq_length:
@@ -168,7 +168,7 @@ def check_length(max_seq_length: int, export: Export) -> None:
 
 
 def read_tokenizer(export: Export) -> "Tokenizer":
-    """The tokenizers.Tokenizer of an Export, which cuts texts to max_seq_length, as its file may say or not.
+    """Open the tokenizer of an Export, which cuts texts to max_seq_length, as its file may say or not.
 
     UserError, also where its [PAD] is not that of deploy.json.
     """
@@ -189,7 +189,7 @@ def read_tokenizer(export: Export) -> "Tokenizer":
 
 
 def sha256(path: str) -> str:
-    """The SHA-256 of a file, in hexadecimal digits. UserError."""
+    """Return the SHA-256 of a file, in hexadecimal digits. UserError."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:

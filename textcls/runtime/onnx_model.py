@@ -25,7 +25,7 @@ logger = logging.getLogger("predictor")
 
 
 def count_threads(device: str, num_threads: Optional[int] = None) -> int:
-    """How many threads run batches. num_threads: as many on a CPU; None: one per usable core."""
+    """Count the threads that run batches. num_threads: as many on a CPU; None: one per usable core."""
     if device == "gpu":
         return 1  # batches queue up on the GPU
     return num_threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -55,32 +55,33 @@ class OnnxModel:
         self._check_session()
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, special tokens included, cut to max_seq_length.
+        """Return the token ids of texts, special tokens included, cut to max_seq_length.
 
         TypeError where texts are not str, ValueError where one is no text (blank, with NUL, with half a surrogate pair).
         """
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(check_texts(texts))]
 
     def run(self, rows: Sequence[Sequence[int]], progress: Optional[Progress] = None) -> np.ndarray:
-        """float32 [num_texts, output_size] of rows of token ids, in their order. progress: a bar to advance, or None."""
+        """Run rows of token ids; returns float32 [num_texts, output_size] in their order. progress: a bar to advance, or None."""
         return self._run(self._session, rows, progress)
 
     def run_batch(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """The same for rows that are run as one batch, in the calling thread."""
+        """Run rows as one batch, in the calling thread; returns the same."""
         return _run_batch(self._session, pad_batch(rows, self.export.pad_id))
 
-    def _answer_both(self, session, texts):
+    def _answer_both(self, session: "onnxruntime.InferenceSession", texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         rows, exact = self.tokenize(texts), open_session(self.export.onnx_path, self.export.onnx_path, "cpu")
         return self._run(exact, rows), self._run(session, rows)
 
-    def _run(self, session, rows, progress=None):
+    def _run(self, session: "onnxruntime.InferenceSession", rows: Sequence[Sequence[int]],
+             progress: Optional[Progress] = None) -> np.ndarray:
         # a few texts are shared out between the threads, too
         batch_size = max(1, min(self.batch_size, -(-len(rows) // self.num_threads)))
         return run_by_length(functools.partial(_run_batch, session), TokenizedTexts.from_rows(rows), batch_size,
                              self.export.pad_id, self.export.output_size, map_batches=self._pool.map, progress=progress)
 
     def _check_session(self) -> None:
-        """UserError where the model does not belong to the folder's other files."""
+        """Raise UserError where the model does not belong to the folder's other files."""
         path, outputs = self.export.onnx_path, self._session.get_outputs()
         inputs = {item.name for item in self._session.get_inputs()}
         if "input_ids" not in inputs or not inputs <= {"input_ids", "token_type_ids"} or len(outputs) != 1:

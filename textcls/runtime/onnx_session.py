@@ -1,12 +1,14 @@
 """Opens an ONNX model with ONNX Runtime, as the predictor and the builder of the Triton repository run it."""
 
+from typing import Union
+
 import onnxruntime
 
 from textcls.common.errors import UserError
 
 
-def open_session(model, name, device, device_id=0):
-    """An onnxruntime.InferenceSession. model: a path or the bytes of an ONNX model; name: what messages call it.
+def open_session(model: Union[str, bytes], name: str, device: str, device_id: int = 0) -> onnxruntime.InferenceSession:
+    """Open an ONNX model. model: a path or the bytes of the model; name: what messages call it.
 
     Each run takes one thread: several batches at once are faster than one batch on several threads (deploy/predictor/README.md).
     UserError.
@@ -15,7 +17,7 @@ def open_session(model, name, device, device_id=0):
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it keeps a plan for every shape of a batch: memory that grows, and no speed
     options.log_severity_level = 4  # errors come as exceptions
-    providers = ["CPUExecutionProvider"]
+    providers: list = ["CPUExecutionProvider"]
     if device == "gpu":
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise UserError("--device gpu: this onnxruntime is a CPU build, expected --device cpu, or onnxruntime-gpu in the "

@@ -1,27 +1,32 @@
 """Texts in, labels out: the options, formats and streams that predict.py and deploy/predictor share. Needs no Paddle."""
 
+import argparse
 import contextlib
 import csv
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Callable, Optional, TextIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Optional, TextIO, Union
+
+import numpy as np
 
 from textcls.common.errors import Problems, UserError
-from textcls.common.log import progress_bar
+from textcls.common.log import Progress, progress_bar
 from textcls.common.options import positive_int, probability, probability_or_auto
 from textcls.common.outputs import check_output, complete_file, is_stream
 from textcls.common.probabilities import DECIMALS, top_labels
 from textcls.data.files import read_texts
-from textcls.runtime.workbook import check_row_count, check_workbook, new_workbook
+from textcls.runtime.workbook import Sheet, check_row_count, check_workbook, new_workbook
 
 CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
 UNDECIDED = "undecided"  # written where the highest probability is below --threshold
+Row = Any  # of jsonl a dict; else a list of str, in which xlsx has its numbers as float
 
 
-def add_output_options(parser, output_file, threshold_type=probability):
+def add_output_options(parser: argparse.ArgumentParser, output_file: Optional[str],
+                       threshold_type: Callable[[str], Union[float, str]] = probability) -> None:
     """Add the options of the scripts that label a file of texts. output_file: the default."""
     parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
     parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
@@ -32,43 +37,43 @@ def add_output_options(parser, output_file, threshold_type=probability):
                         help=f"answers with a lower probability are written as `{UNDECIDED}`{auto}")
 
 
-def check_output_options(parser, args):
+def check_output_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with the parser's error where the options of `add_output_options` do not fit together."""
     if args.top_k > 1 and args.output_file and args.output_format == "txt":
         parser.error("--top_k needs --output_format tsv, csv, jsonl or xlsx: txt holds one label per text")
 
 
-def check_labels(args, labels):
-    """UserError where the options do not fit the model's labels."""
+def check_labels(args: argparse.Namespace, labels: list[str]) -> None:
+    """Raise UserError where the options do not fit the model's labels."""
     if args.top_k > len(labels):
         raise UserError(f"--top_k {args.top_k}: the model has {len(labels)} classes, expected at most that many")
     check_threshold(args.threshold, labels)
 
 
 def check_threshold(threshold: float, labels: list[str]) -> None:
-    """UserError where answers below the threshold could not be told from those of a label."""
+    """Raise UserError where answers below the threshold could not be told from those of a label."""
     if threshold > 0 and UNDECIDED in labels:
         raise UserError(f"threshold {threshold}: there is a label {UNDECIDED!r}, which answers below the threshold could not be "
                         "told from, expected a threshold of 0")
 
 
 def is_decided(probability: float, threshold: float) -> bool:
-    """Whether an answer is not below the threshold, by its probability as it is shown: rounded to DECIMALS."""
+    """Tell whether an answer is not below the threshold, by its probability as it is shown: rounded to DECIMALS."""
     return round(probability, DECIMALS) >= threshold
 
 
-def check_decided(name):
-    """UserError where a label of an index has the name that stands for no label: no threshold could be used with it."""
+def check_decided(name: str) -> None:
+    """Raise UserError where a label of an index has the name that stands for no label: no threshold could be used with it."""
     if name == UNDECIDED:
         raise UserError(f"label {name!r}: is what answers below --threshold are called, expected another name")
 
 
-def input_path(args) -> str:
-    """The path of the texts to label, or what messages call standard input."""
+def input_path(args: argparse.Namespace) -> str:
+    """Return the path of the texts to label, or what messages call standard input."""
     return "standard input" if args.data_file == "-" else os.path.join(args.dataset_dir, args.data_file)
 
 
-def check_files(args, inputs: list[str]) -> Optional[int]:
+def check_files(args: argparse.Namespace, inputs: list[str]) -> Optional[int]:
     """Check the output file and all texts, before a model is loaded. inputs: what else is read, and may not be written.
 
     Returns the number of texts; None of standard input, where it is not known. UserError.
@@ -83,7 +88,9 @@ def check_files(args, inputs: list[str]) -> Optional[int]:
     return count
 
 
-def label_texts(args, total: Optional[int], rows_of: Callable, rank: int = 0, ranks: int = 1) -> Iterator:
+def label_texts(args: argparse.Namespace, total: Optional[int],
+                rows_of: Callable[[list[str], Optional[Progress]], Iterable[Row]],
+                rank: int = 0, ranks: int = 1) -> Iterator[Row]:
     """Yield the rows of the texts that args name, chunk by chunk, with a progress bar.
 
     total: of `check_files`. rows_of: function of (texts, progress bar or None) that returns their rows. Of several ranks each
@@ -97,7 +104,7 @@ def label_texts(args, total: Optional[int], rows_of: Callable, rank: int = 0, ra
                 progress.update(len(texts))
 
 
-def count_texts(path):
+def count_texts(path: str) -> int:
     """Check the whole file before any work is done on it; returns the number of its texts."""
     if is_stream(path):
         raise UserError(f"{path}: a pipe or device, which cannot be read twice, expected a file, or --data_file - for standard "
@@ -108,7 +115,7 @@ def count_texts(path):
     return count
 
 
-def read_chunks(path, from_stdin=False):
+def read_chunks(path: str, from_stdin: bool = False) -> Iterator[list[str]]:
     """Yield the texts of an unlabelled file in lists of at most CHUNK; at its end UserError names all problems found.
 
     from_stdin: read standard input, which path then only names.
@@ -136,11 +143,11 @@ def open_stdout(**options: str) -> TextIO:
 
 
 @contextlib.contextmanager
-def open_output(args):
-    """What args.output_file names (-: standard output), a text stream or a Sheet, the header already written."""
+def open_output(args: argparse.Namespace) -> Iterator[Union[TextIO, Sheet]]:
+    """Open what args.output_file names (-: standard output), a text stream or a Sheet, and write the header."""
     first = header(args)
     if args.output_file == "-":
-        stream = contextlib.nullcontext(open_stdout(newline=""))
+        stream: contextlib.AbstractContextManager = contextlib.nullcontext(open_stdout(newline=""))
     elif args.output_format == "xlsx":
         stream = new_workbook(args.output_file)
     else:
@@ -150,8 +157,8 @@ def open_output(args):
         yield output
 
 
-def header(args):
-    """The first row of txt, tsv, csv and xlsx as columns; None for jsonl."""
+def header(args: argparse.Namespace) -> Optional[list[str]]:
+    """Return the first row of txt, tsv, csv and xlsx as columns; None for jsonl."""
     if args.output_format == "jsonl":
         return None
     columns = ["text", "label"] + (["probability"] if args.output_format != "txt" else [])
@@ -160,26 +167,14 @@ def header(args):
     return columns
 
 
-def make_rows(texts, probs, labels, args):
+def make_rows(texts: Iterable[str], probs: np.ndarray, labels: list[str], args: argparse.Namespace) -> Iterator[Row]:
     """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]."""
     for text, top in zip(texts, top_labels(probs, labels, args.top_k)):
         yield make_row(text, top, args)
 
 
-def answer_rows(answers, texts, args):
-    """As `make_rows`, of search.Answer; jsonl also has the similarities, known and the nearest texts."""
-    for text, answer in zip(texts, answers):
-        row = make_row(text, [top[:2] for top in answer.top_k], args)
-        if args.output_format == "jsonl":
-            row["similarity"], row["known"] = answer.similarity, answer.known
-            for top, (_, _, similarity) in zip(row["top_k"], answer.top_k):
-                top["similarity"] = similarity
-            row["nearest"] = [dict(zip(("text", "label", "similarity"), reason)) for reason in answer.nearest]
-        yield row
-
-
-def make_row(text, top, args):
-    """The row of a text. top: list of (label, probability), best first; below --threshold the text is UNDECIDED."""
+def make_row(text: str, top: Sequence[tuple[str, float]], args: argparse.Namespace) -> Row:
+    """Make the row of a text. top: list of (label, probability), best first; below --threshold the text is UNDECIDED."""
     label = top[0][0] if is_decided(top[0][1], args.threshold) else UNDECIDED
     if args.output_format == "jsonl":
         return {"text": text, "label": label, "probability": top[0][1],
@@ -193,13 +188,13 @@ def make_row(text, top, args):
     return columns
 
 
-def write_rows(output, rows, args):
+def write_rows(output: Union[TextIO, Sheet], rows: Iterable[Row], args: argparse.Namespace) -> None:
     """Write rows, one line each (a text never holds a line feed or, outside csv, a tab)."""
-    if args.output_format == "jsonl":
+    if isinstance(output, Sheet):
+        output.writerows(rows)
+    elif args.output_format == "jsonl":
         output.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     elif args.output_format == "csv":
         csv.writer(output).writerows(rows)  # its CR LF also makes it quote texts with a lone CR
-    elif args.output_format == "xlsx":
-        output.writerows(rows)
     else:
         output.writelines("\t".join(row) + "\n" for row in rows)

@@ -67,21 +67,21 @@ class Predictor:
         return [[self.labels[index] for index in row] for row in top], np.take_along_axis(probs, top, axis=1)
 
     def probabilities(self, texts: Sequence[str], progress: Optional[Progress] = None) -> np.ndarray:
-        """Probabilities of all classes: float32 [num_texts, num_classes] in the order of the texts.
+        """Return the probabilities of all classes: float32 [num_texts, num_classes] in the order of the texts.
 
         progress: a progress bar to advance by the texts done, or None. TypeError or ValueError as `tokenize`.
         """
         return softmax(self._model.run(self.tokenize(texts), progress))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, special tokens included, cut to max_seq_length.
+        """Return the token ids of texts, special tokens included, cut to max_seq_length.
 
         TypeError where texts are not str, ValueError where one is no text (blank, with NUL, with half a surrogate pair).
         """
         return self._model.tokenize(texts)
 
     def batch_probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """As `probabilities`, but all texts as one batch, in the calling thread: for callers with threads of their own."""
+        """Return what `probabilities` does, run as one batch in the calling thread: for callers with threads of their own."""
         return softmax(self._model.run_batch(self.tokenize(texts)))
 
 

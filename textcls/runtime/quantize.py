@@ -103,7 +103,7 @@ def quiet_quantizer() -> Iterator[None]:
         root.removeFilter(_nothing)
 
 
-def _nothing(record):
+def _nothing(record: logging.LogRecord) -> bool:
     return False
 
 
@@ -150,7 +150,7 @@ def find_dtype(quantize: bool, use_fp16: bool, dtype: str = "fp32") -> str:
 
 
 def check_device(device: str, dtype: str) -> None:
-    """UserError where a device or a scheme is unknown, or where the scheme is not for the device."""
+    """Raise UserError where a device or a scheme is unknown, or where the scheme is not for the device."""
     if device not in ("cpu", "gpu"):
         raise UserError(f"--device {device}: unknown device, expected cpu or gpu")
     if dtype not in SCHEMES:
