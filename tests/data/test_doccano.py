@@ -187,7 +187,7 @@ BROKEN = [
     ('{"text": "x", "label": " a"}', "label ' a': blanks around it", "a label of visible characters"),
     ('{"text": "x", "label": "a\\u200bb"}', "label 'a\\u200bb': an invisible character", "a label of visible characters"),
     ('{"text": "x", "label": [""]}', "label '': empty or blank", "a label of visible characters"),
-    ('{"text": "x", "label": "a==b"}', "label 'a==b': ==", "a label of visible characters, without =="),
+    ('{"text": "x", "label": "a==b"}', "label 'a==b': == in it", "a label of visible characters, without =="),
     ('{"text": "x", "label": "a\\u001bb"}', "label 'a\\x1bb': an invisible character", "a label of visible characters"),
     ('{"text": "x\\u0000", "label": ["a"]}', "text: a NUL character", "expected a text"),
     ('{"text": "x\\ud83d", "label": ["a"]}', "text: a lone surrogate", "expected a text"),

@@ -36,7 +36,8 @@ TEXT = Rule("a text", NUL)  # to label; a line break and a tab may be in it
 # TEXT as a JSON schema can say it (ECMA-262). Not to check by: it takes quadratic time on a long text with a NUL
 TEXT_PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
 LINE = Rule("a text on one line, without a tab", SEPARATORS)  # that a file can hold, beside a label
-LABEL = Rule("a label of visible characters, without ==, a tab, a line end or blanks around it", {**SEPARATORS, "==": "=="}, True)
+LABEL = Rule("a label of visible characters, without ==, a tab, a line end or blanks around it",
+             {**SEPARATORS, "==": "== in it"}, True)
 
 
 def has_lone_surrogate(text: str) -> bool:
