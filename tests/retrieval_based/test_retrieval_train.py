@@ -256,13 +256,15 @@ def saved_untrained(model, folder):
 
 def test_command_of_older_editions_learns_and_its_export_agrees(model, tmp_path):
     """Options and numbers as published, but for the model, the length of the training and the device."""
-    data, folder = ROOT / "data", tmp_path / "checkpoint"
-    process = run_here(script.main, *f"""--device cpu --save_dir {folder} --batch_size 24 --learning_rate 4E-3 --epochs 2
+    folder = tmp_path / "checkpoint"
+    command = """--device cpu --save_dir {folder} --batch_size 24 --learning_rate 4E-3 --epochs 2
         --output_emb_size 32 --save_steps 50 --max_seq_length 384 --warmup_proportion 0.0 --margin 0.2 --recall_result_dir
         recall_result_dir --recall_result_file recall_result.txt --train_set_file {data}/train.txt --corpus_file {data}/label.txt
         --similar_text_pair {data}/dev.txt --evaluate True --recall_num 50 --hnsw_m 100 --hnsw_ef 100 --report_to none
         --hnsw_max_elements 1000000 --evaluate_result evaluate_result.txt --scale 30 --log_steps 10 --weight_decay 0.0
-        --model_name_or_path {model} --per_device_eval_batch_size 64""".split(), cwd=tmp_path)
+        --model_name_or_path {model} --per_device_eval_batch_size 64"""
+    process = run_here(script.main, *(word.format(folder=folder, data=ROOT / "data", model=model) for word in command.split()),
+                       cwd=tmp_path)  # split first: a path may have a space
     assert process.returncode == 0 and process.stderr.count("has no effect: ") == 7, process.stderr
     results = json.loads((folder / "eval_results.json").read_text())
     assert results["eval_accuracy"] > 0.6 and results["eval_recall@1"] > 0.6 and results["eval_recall@10"] >= 0.95
