@@ -62,7 +62,8 @@ $(VENV)/.python:
 	$(PIP) install --quiet pip wheel setuptools
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.python $(REQUIREMENTS) requirements$(STACK)-nodeps.txt constraints$(STACK).txt
+$(VENV)/.installed: $(VENV)/.python $(REQUIREMENTS) requirements$(STACK)-base.txt requirements-suite.txt \
+		requirements$(STACK)-nodeps.txt constraints$(STACK).txt
 	@echo "Installing $(REQUIREMENTS) into $(VENV); this takes some minutes the first time ..."
 	@if [ -n "$(STACK)" ] && [ -z "$(PADDLE_INDEX)" ] && nvidia-smi -L >/dev/null 2>&1; then \
 	  echo "There is a GPU, but this is the CPU set: PADDLE_INDEX=address takes Paddle 3 for GPUs (README.md, section 2.3)"; fi
