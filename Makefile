@@ -131,8 +131,7 @@ SERVERS := .venv-simple-serving .venv-milvus .venv-triton $(if $(STACK),,.venv-p
 
 setup-test: $(VENV)/.installed-test $(SERVERS:%=%/.installed)
 
-# types by the annotations of NumPy 1, which comes with Paddle 2.6: those of NumPy 2 say other things
-lint = $(RUN) -m ruff check . $(if $(STACK),,&& $(RUN) -m mypy)
+lint = $(RUN) -m ruff check . && $(RUN) -m mypy
 
 # two at a time, since most tests wait for one script that imports Paddle on one core; a file's tests stay together, in order,
 # and the files come in the order of tests/conftest.py

@@ -93,7 +93,7 @@ def make_lime(checkpoint: Checkpoint, model: InterpretedModel, batch_size: int, 
     """Return the `explain` of `explain_batches` for LIME, one text at a time."""
     lime_class, unknown = import_trustai().LIMEInterpreter, checkpoint.tokenizer.unk_token_id
 
-    def explain(input_ids, classes):
+    def explain(input_ids: "Tensor", classes: np.ndarray) -> list:
         copies = max(steps, 4 * input_ids.shape[1])  # fewer than tokens would leave the linear model undetermined
         predict = functools.partial(predict_copies, checkpoint, batch_size, input_ids.numpy()[0])
         lime = lime_class(model, unknown, random_seed=seed, batch_size=copies, predict_fn=predict)
@@ -128,7 +128,7 @@ def make_gradshap(model: InterpretedModel, steps: int, seed: int) -> Explain:
         raise UserError(f"--interpreter gradshap: does not run on {device}, expected --device cpu or gpu")
     gradshap = import_trustai().GradShapInterpreter(model, device, n_samples=steps)
 
-    def explain(input_ids, classes):
+    def explain(input_ids: "Tensor", classes: np.ndarray) -> list:
         np.random.seed(seed)  # for every batch, so that a text's result does not depend on how many went before
         paddle.seed(seed)
         return gradshap(input_ids.numpy())
@@ -146,7 +146,7 @@ def make_attention(checkpoint: Checkpoint, model: InterpretedModel) -> Explain:
     attend = functools.partial(attention_predict_fn_on_paddlenlp, layer=model.config.num_hidden_layers - 1)
     attention = trustai.AttentionInterpreter(model, predict_fn=attend)
 
-    def explain(input_ids, classes):
+    def explain(input_ids: "Tensor", classes: np.ndarray) -> list:
         with paddle.no_grad(), mask_asks(checkpoint.model, input_ids):
             return attention((input_ids,))
 
@@ -167,7 +167,7 @@ def mask_asks(model: "Layer", input_ids: "Tensor") -> Iterator[None]:
     is_mask = (input_ids == model.config.prompt["mask_id"]).astype("int64")
     first = ((paddle.cumsum(is_mask, axis=1) == 1).astype("int64") * is_mask).astype("float32").unsqueeze(1)  # (batch, 1, length)
 
-    def replace(layer, inputs, output):
+    def replace(layer: "Layer", inputs: tuple["Tensor", ...], output: "Tensor") -> "Tensor":
         return paddle.concat([paddle.matmul(first, output), output[:, 1:]], axis=1)
 
     hook = model.base_model.encoder.layers[-1].self_attn.q_proj.register_forward_post_hook(replace)

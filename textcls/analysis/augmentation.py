@@ -28,7 +28,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Optional, Union
+from typing import TYPE_CHECKING, Callable, Optional, Union
 
 import numpy as np
 
@@ -41,6 +41,9 @@ from textcls.common.texts import LINE
 from textcls.data.tokens import pad_batch, sorted_batches
 from textcls.models.checkpoints import load_model
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer
+
+if TYPE_CHECKING:
+    from paddlenlp.dataaug.base_augment import BaseAugment
 
 STRATEGIES = ("substitute", "insert", "delete", "swap")
 AUG_TYPES = ("synonym", "homonym", "mlm", "custom")
@@ -413,7 +416,7 @@ class MaskedLM:
         self.impossible = paddle.to_tensor(penalties)
         self.max_length = self.model.config.max_position_embeddings
 
-    def find_places(self, operator, text: str, name: str) -> list[Place]:
+    def find_places(self, operator: "BaseAugment", text: str, name: str) -> list[Place]:
         """Find the places of a text where `name` ("substitute" or "insert") may put a word, in random order.
 
         operator: gives dataaug's words and choice of them.

@@ -37,7 +37,7 @@ def only_first_position(model: "Layer") -> Iterator[None]:
         object.__delattr__(last, "forward")
 
 
-def _encode_first(layer: "Layer", values: "Tensor", src_mask: "Tensor" = None, **_) -> "Tensor":
+def _encode_first(layer: "Layer", values: "Tensor", src_mask: "Tensor" = None, **_: object) -> "Tensor":
     first = values[:, :1]
     first = layer.norm1(first + layer.self_attn(first, values, values, src_mask))
     return layer.norm2(first + layer.linear2(layer.activation(layer.linear1(first))))
@@ -91,13 +91,13 @@ def integrated_gradients(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], 
     sums = [np.zeros(len(row)) for row in rows]
     path = threading.local()  # the embeddings of each thread's batch: they share the model
 
-    def scale(layer, inputs, output):
+    def scale(layer: "Layer", inputs: tuple["Tensor", ...], output: "Tensor") -> "Tensor":
         path.whole = output.detach()
         path.scaled = path.whole * path.factors
         path.scaled.stop_gradient = False  # where the backward pass ends
         return path.scaled
 
-    def run(pairs):
+    def run(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         path.factors = paddle.to_tensor((points[pairs] / steps).astype(np.float32)).reshape([-1, 1, 1])
         logits = checkpoint.model(paddle.to_tensor(pad_batch([rows[text] for text in texts[pairs]], checkpoint.pad_id)))
         chosen = paddle.nn.functional.one_hot(paddle.to_tensor(classes[texts[pairs]]), logits.shape[1])

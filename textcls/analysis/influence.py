@@ -70,7 +70,7 @@ def find_influences(labels: list[str], train: tuple[list[str], np.ndarray], trai
     positive, positive_scores, negative, negative_scores = nearest_rows(score, len(texts), top_k, lowest=True)
     probs = softmax(outputs[1])
 
-    def describe(indices, scores):
+    def describe(indices: np.ndarray, scores: np.ndarray) -> list[dict]:
         return [{"text": train[0][index], "label": labels[train[1][index]], "score": float(f"{score:.6g}"), "line": index + 1}
                 for index, score in zip(indices.tolist(), scores.tolist())]
 

@@ -79,14 +79,14 @@ def out_of_fold(predict: Predict, texts: list[str], label_ids: np.ndarray, num_c
 
 def predict_tfidf(num_classes: int) -> Predict:
     """Return the `predict` of `out_of_fold` that needs no Paddle."""
-    def predict(description, train_texts, train_ids, texts):
+    def predict(description: str, train_texts: list[str], train_ids: np.ndarray, texts: list[str]) -> np.ndarray:
         return baseline_probs(train_texts, train_ids, texts, num_classes, BASELINE_C, BASELINE_MIN_DF)
     return predict
 
 
 def predict_finetuned(args: argparse.Namespace, labels: list[str], device: str) -> Predict:
     """Return the `predict` of `out_of_fold` that runs train.py. args: of dirty.py."""
-    def predict(description, train_texts, train_ids, texts):
+    def predict(description: str, train_texts: list[str], train_ids: np.ndarray, texts: list[str]) -> np.ndarray:
         with tempfile.TemporaryDirectory(prefix="dirty-") as folder:
             train_checkpoint(args, device, labels, train_texts, train_ids, folder, description)
             checkpoint = load_checkpoint(os.path.join(folder, "checkpoint"))

@@ -8,7 +8,7 @@ from textcls.analysis.words import Explanation, find_key_words, make_segments
 TEMPLATES = Path(__file__).resolve().parent
 
 
-def render(template: str, **content) -> str:
+def render(template: str, **content: object) -> str:
     """Fill a template in; texts are escaped."""
     import jinja2
 

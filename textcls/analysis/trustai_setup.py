@@ -10,7 +10,7 @@ import io
 import sys
 import types
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textcls.analysis.gradients import find_word_embeddings, without_weight_gradients
 from textcls.common.errors import UserError
@@ -33,7 +33,7 @@ def import_trustai() -> types.ModuleType:
     """
     from textcls.models.paddle_setup import paddle, quiet_import
 
-    def matmul(x, y, transpose_x=False, transpose_y=False, alpha=1.0):
+    def matmul(x: "Tensor", y: "Tensor", transpose_x: bool = False, transpose_y: bool = False, alpha: float = 1.0) -> "Tensor":
         return alpha * paddle.matmul(x, y, transpose_x, transpose_y)
 
     fluid, layers = types.ModuleType("paddle.fluid"), types.ModuleType("paddle.fluid.layers")
@@ -91,7 +91,7 @@ class InterpretedModel:
     def __init__(self, model: "Layer", embedding: "Layer") -> None:
         self.model, self.embedding, self.ernie = model, embedding, model.base_model
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def named_sublayers(self) -> list[tuple[str, "Layer"]]:
@@ -99,7 +99,7 @@ class InterpretedModel:
         return [(name, layer) for name, layer in self.model.named_sublayers() if id(layer) not in inner]
 
     def __call__(self, *inputs: "Tensor") -> "Tensor":
-        def retain(layer, inputs, output):
+        def retain(layer: "Layer", inputs: tuple["Tensor", ...], output: "Tensor") -> None:
             if not output.stop_gradient:
                 output.retain_grads()
 
@@ -117,7 +117,7 @@ def interpreted_model(model: "Layer") -> Iterator[InterpretedModel]:
     Meanwhile gradients reach back to the output of `word_embeddings` and no further, since TrustAI's methods ask for no more
     and would otherwise fill a table of [vocab_size, hidden_size] at every step and add up gradients of the parameters.
     """
-    def cut(layer, inputs, output):
+    def cut(layer: "Layer", inputs: tuple["Tensor", ...], output: "Tensor") -> "Tensor":
         output = output.detach()
         output.stop_gradient = False
         return output

@@ -17,6 +17,8 @@ from textcls.common.errors import UserError
 if TYPE_CHECKING:
     from textcls.models.checkpoints import Checkpoint
 
+    from paddlenlp.transformers import PretrainedTokenizer
+
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af\u3005\u3007"
 # Punctuation that no word holds, in whatever script: brackets, quotes, ends of sentences, everything full-width.
 SEPARATORS = r"()\[\]{}<>\"!?;\u2018-\u201d\u2026\u3001\u3002\u3008-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
@@ -93,7 +95,7 @@ def locate_tokens(checkpoint: "Checkpoint", text: str) -> tuple[list[int], list[
     return ids, offsets[:len(ids) - 2], len(offsets) > len(ids) - 2
 
 
-def _sentencepiece_offsets(tokenizer, text: str) -> list[tuple[int, int]]:
+def _sentencepiece_offsets(tokenizer: "PretrainedTokenizer", text: str) -> list[tuple[int, int]]:
     """Find the offsets of all tokens of an ERNIE-M tokenizer: [(start, end)].
 
     From SentencePiece itself: PaddleNLP 2.8.1's get_offset_mapping searches the tokens in a text normalized its own way and

@@ -181,7 +181,7 @@ def attention(graph: Graph, hidden: str, used: str, layer: paddle.nn.MultiHeadAt
     """Add what the tokens `used` take from all tokens. cache: (keys, values), float32 [1, heads, tokens, size], or None."""
     heads, size = layer.num_heads, layer.head_dim
 
-    def split(values, part, order):
+    def split(values: str, part: str, order: list[int]) -> str:
         values = linear(graph, values, getattr(layer, f"{part}_proj"), f"{name}.{part}_proj")
         return graph.add("Transpose", graph.add("Reshape", values, [0, 0, heads, size]), perm=order)
 

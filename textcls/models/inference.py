@@ -28,7 +28,7 @@ def map_batches(run: Callable, batches: Iterable) -> Iterator:
 
     device = paddle.get_device()
 
-    def prepare_thread():
+    def prepare_thread() -> None:
         paddle.set_device(device)
         threadpool_limits(1, user_api="openmp")  # of this thread; the other threads keep theirs
 
@@ -49,10 +49,11 @@ def predict_logits(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size:
     return _run_model(checkpoint.model, checkpoint.pad_id, tokens, batch_size, size, progress)
 
 
-def _run_model(model: Callable[["paddle.Tensor"], "paddle.Tensor"], pad_id, tokens, batch_size, size, progress):
+def _run_model(model: Callable[["paddle.Tensor"], "paddle.Tensor"], pad_id: int, tokens: TokenizedTexts, batch_size: int,
+               size: int, progress: Optional[Progress]) -> np.ndarray:
     from textcls.models.paddle_setup import paddle
 
-    def run(batch):
+    def run(batch: np.ndarray) -> np.ndarray:
         with paddle.no_grad():
             return model(paddle.to_tensor(batch)).numpy()
 
@@ -86,10 +87,10 @@ def predict_features(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_siz
     classifier, last = checkpoint.model.classifier, threading.local()  # each thread's last batch: they share the model
     hidden_size, num_classes = classifier.weight.shape
 
-    def keep(layer, inputs):
+    def keep(layer: "paddle.nn.Layer", inputs: tuple["paddle.Tensor", ...]) -> None:
         last.features = inputs[0]
 
-    def run(batch):
+    def run(batch: "paddle.Tensor") -> "paddle.Tensor":
         logits = checkpoint.model(batch)
         return paddle.concat([last.features, logits], axis=1)
 

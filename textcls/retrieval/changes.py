@@ -249,7 +249,7 @@ def texts_of_label(index: SearchIndex, entry: dict) -> set[str]:
     """The texts of a label's rows: set of str. Of means, which hold no single texts, those added since the build."""
     if index.header["corpus"] == "means":
         return set(entry.get("added", []))
-    return {segment.text(row) for segment in index.segments for row in np.flatnonzero(segment.label_ids == entry["id"])}
+    return {segment.text(row) for segment in index.segments for row in np.flatnonzero(segment.label_ids == entry["id"]).tolist()}
 
 
 def renew_mean(index: SearchIndex, entry: dict, rows: NewRows) -> NewRows:
@@ -257,7 +257,7 @@ def renew_mean(index: SearchIndex, entry: dict, rows: NewRows) -> NewRows:
     terms, counts = rows.terms[0]
     weighted = [(terms, weigh(terms, counts, index.idf))]
     for segment in reversed(index.segments):
-        for row in np.flatnonzero(segment.label_ids == entry["id"]):
+        for row in np.flatnonzero(segment.label_ids == entry["id"]).tolist():
             old, new = int(segment.counts[row]), int(rows.counts[0])
             total = segment.take(row) * segment.lengths[row] * old + rows.vectors[0] * rows.lengths[0] * new
             length = max(float(np.linalg.norm(total)), 1e-12)
@@ -359,8 +359,9 @@ def weigh_rows(rows: NewRows, idf: Idf) -> NewRows:
 def segment_rows(segment: Segment, ids: list[int]) -> NewRows:
     """The rows of a Segment whose labels have one of these ids: NewRows."""
     kept, terms = np.flatnonzero(np.isin(segment.label_ids, ids)), split_postings(segment.postings, len(segment.label_ids))
-    return NewRows(segment.take(kept), segment.label_ids[kept], [segment.text(row) for row in kept], [terms[row] for row in kept],
-                   segment.counts[kept], segment.lengths[kept], True)
+    numbers = kept.tolist()
+    return NewRows(segment.take(kept), segment.label_ids[kept], [segment.text(row) for row in numbers],
+                   [terms[row] for row in numbers], segment.counts[kept], segment.lengths[kept], True)
 
 
 def join_rows(parts: list[NewRows]) -> NewRows:

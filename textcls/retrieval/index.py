@@ -42,14 +42,14 @@ class Segment(NamedTuple):
         rows = np.asarray(self.vectors[start:end])
         return rows if self.scales is None and rows.dtype == np.float32 else self._floats(rows, slice(start, end))
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
+    def take(self, rows: Union[int, np.ndarray]) -> np.ndarray:
         """The vectors of these rows: float32 [..., dimension]. rows: int [...]"""
         return self._floats(np.asarray(self.vectors[rows]), rows)
 
     def text(self, row: int) -> str:
         return self.text_bytes[self.text_offsets[row]:self.text_offsets[row + 1]].tobytes().decode("utf-8", "replace")
 
-    def _floats(self, values: np.ndarray, rows: Union[np.ndarray, slice]) -> np.ndarray:
+    def _floats(self, values: np.ndarray, rows: Union[int, np.ndarray, slice]) -> np.ndarray:
         values = values.astype(np.float32)
         return values if self.scales is None else values * self.scales[rows][..., None]
 

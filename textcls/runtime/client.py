@@ -21,7 +21,7 @@ Ask = Callable[[list[str]], list[Any]]  # sends one request of texts; returns wh
 
 def make_client_parser(doc: str, url: str, batch_size: int) -> argparse.ArgumentParser:
     """Make a parser with the options of all clients. doc: the client's docstring; url, batch_size: the defaults."""
-    def address(text):
+    def address(text: str) -> str:
         """Type of --url: http:// may be left out, and is for HTTP only."""
         text = text.rstrip("/")
         if not url.startswith("http://"):

@@ -80,7 +80,7 @@ def quantize_word_table(graph: "onnx.GraphProto") -> None:
         name, output = node.input[0], node.output[0]
         table = numpy_helper.to_array(tables[name])
         scales = np.maximum(np.abs(table).max(axis=1, keepdims=True), 1e-12).astype(np.float32) / 127
-        new = {f"{name}_int8": np.round(table / scales).astype(np.int8), f"{name}_scales": scales}
+        new: dict[str, np.ndarray] = {f"{name}_int8": np.round(table / scales).astype(np.int8), f"{name}_scales": scales}
         graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in new.items())
         steps = [helper.make_node("Gather", [key, "input_ids"], [f"gathered_{key}"], f"gathered_{key}") for key in new]
         steps.append(helper.make_node("Cast", steps[0].output, [f"{name}_float"], to=TensorProto.FLOAT))

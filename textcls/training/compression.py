@@ -3,7 +3,9 @@
 import copy
 import os
 from collections.abc import Iterator
-from typing import Callable
+from typing import Any, Callable, Optional, Union
+
+import numpy as np
 
 from textcls.common.errors import is_main_rank
 from textcls.common.log import Progress, get_logger, progress_bar
@@ -55,14 +57,14 @@ class PruningTrainer(ClassificationTrainer):
         self.trained_model = copy.deepcopy(checkpoint.model)
         patch_compression(self, lambda trainer: export_widths(trainer, checkpoint))
 
-    def _get_train_sampler(self):
+    def _get_train_sampler(self) -> AdvancingSampler:
         sampler = AdvancingSampler(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed,
                                    self.args.dataset_world_size, self.args.dataset_rank, self.args.dataloader_drop_last)
         sampler.steps = self.steps
         sampler.progress = progress_bar(self.steps, "Training", unit="steps", disable=not is_main_rank())
         return sampler
 
-    def _get_eval_sampler(self, eval_dataset):
+    def _get_eval_sampler(self, eval_dataset: TokenizedTexts) -> paddle.io.BatchSampler:
         return paddle.io.BatchSampler(eval_dataset, batch_size=self.args.per_device_eval_batch_size)
 
     def quant(self, model_dir: str, strategy: str) -> None:
@@ -84,14 +86,15 @@ class TeacherOfRanks(paddle.nn.Layer):
         super().__init__()
         self._layers = teacher
 
-    def forward(self, *inputs, **options):
+    def forward(self, *inputs: paddle.Tensor, **options: Any) -> Any:
         return self._layers(*inputs, **options)
 
 
 class EmbeddingByPlace(paddle.nn.Embedding):
     """paddle.nn.Embedding with the arguments of Paddle 2 in their places."""
 
-    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, sparse=False, weight_attr=None, name=None):
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: Optional[int] = None, sparse: bool = False,
+                 weight_attr: Optional[paddle.ParamAttr] = None, name: Optional[str] = None):
         super().__init__(num_embeddings, embedding_dim, padding_idx=padding_idx, sparse=sparse, weight_attr=weight_attr,
                          name=name)
 
@@ -99,7 +102,9 @@ class EmbeddingByPlace(paddle.nn.Embedding):
 class LayerNormByPlace(paddle.nn.LayerNorm):
     """paddle.nn.LayerNorm with the arguments of Paddle 2 in their places."""
 
-    def __init__(self, normalized_shape, epsilon=1e-05, weight_attr=None, bias_attr=None, name=None):
+    def __init__(self, normalized_shape: Union[int, list[int]], epsilon: float = 1e-05,
+                 weight_attr: Optional[paddle.ParamAttr] = None, bias_attr: Optional[paddle.ParamAttr] = None,
+                 name: Optional[str] = None):
         super().__init__(normalized_shape, epsilon=epsilon, weight_attr=weight_attr, bias_attr=bias_attr, name=name)
 
 
@@ -124,12 +129,13 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
     begin, quantize, save = (trainer_compress._dynabert_init, quantization.PostTrainingQuantization,
                              paddle.static.save_inference_model)
 
-    def layer_norm(self, hidden):
+    def layer_norm(self: paddle.nn.LayerNorm, hidden: paddle.Tensor) -> paddle.Tensor:
         size = hidden.shape[-1]
         self.cur_config = {"prune_dim": size}
         return paddle.nn.functional.layer_norm(hidden, [size], self.weight[:size], self.bias[:size], self._epsilon)
 
-    def begin_with_names(trainer, model, loader):
+    def begin_with_names(trainer: PruningTrainer, model: PretrainedModel,
+                         loader: paddle.io.DataLoader) -> tuple[paddle.nn.Layer, PretrainedModel]:
         ofa_model, teacher = begin(trainer, model, loader)
         if isinstance(ofa_model.model, paddle.DataParallel):
             layers = ofa_model._mapping_layers  # the list that distill_config holds, too
@@ -139,14 +145,15 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
 
     names = input_names(trainer.trained_model)
 
-    def feed(rows):
+    def feed(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         return model_inputs(trainer.data_collator(rows)["input_ids"], names)
 
-    def quantize_from_loader(batch_generator, batch_size, **options):
+    def quantize_from_loader(batch_generator: object, batch_size: int, **options: Any) -> quantization.PostTrainingQuantization:
         loader = paddle.io.DataLoader(trainer.eval_dataset, batch_size=batch_size, collate_fn=feed, places=paddle.CPUPlace())
         return quantize(data_loader=loader, batch_size=batch_size, **options)
 
-    def save_variables(prefix, feeds, fetches, executor, program, **options):
+    def save_variables(prefix: str, feeds: list[Union[str, paddle.static.Variable]], fetches: list[paddle.static.Variable],
+                       executor: paddle.static.Executor, program: paddle.static.Program, **options: Any) -> None:
         feeds = [program.global_block().var(feed) if isinstance(feed, str) else feed for feed in feeds]
         return save(prefix, feeds, fetches, executor, program=program, **options)
 

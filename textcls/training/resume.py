@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from textcls.training.trainer import (
     remove_folder,
 )
 
-from paddlenlp.trainer import TrainerCallback, TrainingArguments
+from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 from paddlenlp.transformers import PretrainedModel
 
@@ -166,7 +166,7 @@ class ClearLeftovers(TrainerCallback):
     def __init__(self, resume_point: Optional[str]):
         self.resume_point = resume_point
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if is_main_rank():
             clear_leftovers(args, self.resume_point)
 

@@ -16,7 +16,7 @@ from textcls.models.tokenizers import Encode
 from textcls.retrieval.nearest import select_top
 from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
 
-from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainingArguments
+from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 RECALLS = (1, 5, 10, 20)  # how many labels the right one may be among
 NEIGHBOURS, TEMPERATURE = 10, 0.05  # of the vote that is evaluated between epochs
@@ -157,14 +157,14 @@ class SentenceTrainer(ClassificationTrainer):
         """Return the model without what spreads it over processes."""
         return getattr(self.model, "_layers", self.model)
 
-    def _get_train_sampler(self):
+    def _get_train_sampler(self) -> LengthGroupedBatchSampler:
         if self.args.class_sampling == "natural":
             return super()._get_train_sampler()
         args, power = self.args, {"sqrt": 0.5, "balanced": 0.0}[self.args.class_sampling]
         return WeightedBatchSampler(self.train_dataset, args.per_device_train_batch_size, args.seed, args.dataset_world_size,
                                     args.dataset_rank, args.dataloader_drop_last, power=power)
 
-    def training_step(self, model, inputs):
+    def training_step(self, model: paddle.nn.Layer, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
         """One step, of which the library only has to make the optimizer's part. Returns the loss of all processes' rows.
 
         The vectors' gradients are worked out first, then those of the weights, chunk by chunk, so that memory is needed for the
@@ -302,16 +302,16 @@ class SentenceTrainer(ClassificationTrainer):
         self.negatives = found[~is_own].reshape(len(found), -1).astype(np.int32)
         self.negatives_epoch = epoch
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def _load_optimizer_and_scheduler(self, checkpoint: Optional[str]) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         path = os.path.join(checkpoint or "", NEGATIVES_FILE)
         if checkpoint and os.path.isfile(path):
             with np.load(path, allow_pickle=False) as saved:
                 self.negatives, self.negatives_epoch = saved["label_ids"], int(saved["epoch"])
 
-    def _save(self, output_dir=None, **options):
+    def _save(self, output_dir: str, **options: Any) -> None:
         super()._save(output_dir, **options)
-        if self.args.should_save and self.is_in_train and self.negatives is not None:
+        if self.args.should_save and self.is_in_train and self.negatives is not None and self.negatives_epoch is not None:
             np.savez(os.path.join(output_dir, NEGATIVES_FILE), label_ids=self.negatives, epoch=self.negatives_epoch)
 
 
@@ -321,7 +321,8 @@ class EpochCallback(TrainerCallback):
     def __init__(self, trainer: SentenceTrainer):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       train_dataloader: paddle.io.DataLoader, **kwargs: Any) -> None:
         epoch = state.global_step // len(train_dataloader)
         if args.hard_negatives and epoch:
             self.trainer.mine_negatives(epoch)

@@ -8,7 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -28,6 +28,7 @@ from paddlenlp.trainer import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -170,14 +171,15 @@ def is_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, flo
 class ResumableEarlyStopping(EarlyStoppingCallback):
     """Early stopping whose patience survives a resume, where the library's callback would count from zero again."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         values = [entry[metric_name(args)] for entry in state.log_history if metric_name(args) in entry]
         if values:
             best = np.argmax(values) if args.greater_is_better else np.argmin(values)
             self.early_stopping_patience_counter = len(values) - 1 - int(best)
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float],
+                    **kwargs: Any) -> None:
         is_at_end = control.should_training_stop
         super().on_evaluate(args, state, control, metrics, **kwargs)
         if control.should_training_stop and not is_at_end:
@@ -188,16 +190,18 @@ class DropRemainder(TrainerCallback):
     """Forget the gradients of batches that gradient accumulation left over at the end of an epoch: the library carries them
     into the next epoch, but not into its checkpoints, so that a resumed training would go another way."""
 
-    def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       optimizer: paddle.optimizer.Optimizer, **kwargs: Any) -> None:
         optimizer.clear_grad()
 
 
 class StopAtNonFinite(TrainerCallback):
     """End a training whose loss is no longer a number: nothing that follows could mend it."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float],
+               **kwargs: Any) -> None:
         for name in ("loss", "eval_loss", "train_loss"):
-            if not np.isfinite((logs or {}).get(name, 0.0)):
+            if not np.isfinite(logs.get(name, 0.0)):
                 raise UserError(f"the training has diverged: {name} is {logs[name]} at step {state.global_step}, expected a "
                                 "number; try a lower --learning_rate, or --warmup_ratio 0.1")
 
@@ -211,20 +215,22 @@ class TrainingLog(TrainerCallback):
     def __init__(self, shows_progress: bool):
         self.shows_progress = shows_progress
 
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       train_dataloader: paddle.io.DataLoader, **kwargs: Any) -> None:
         begun = f"; going on after step {state.global_step}" if state.global_step else ""
         get_logger().info(f"Training begins: {state.max_steps} steps, {len(train_dataloader)} batches of "
                           f"{args.per_device_train_batch_size * args.dataset_world_size} texts an epoch{begun}")
         self.steps = progress_bar(state.max_steps, "Training", unit="steps", initial=state.global_step,
                                   disable=not (self.shows_progress and state.is_world_process_zero))
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.steps.update(1)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.steps.__exit__(None, None, None)
 
-    def on_log(self, args, state, control, logs=None, train_dataloader=None, **kwargs):
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float],
+               train_dataloader: paddle.io.DataLoader, **kwargs: Any) -> None:
         if "loss" in logs:
             epoch, batch = divmod((state.global_step - 1) * args.gradient_accumulation_steps, len(train_dataloader))
             get_logger().info("global step %d, epoch: %d, batch: %d, loss: %.5f, speed: %.2f step/s" % (
@@ -261,16 +267,16 @@ class ClassificationTrainer(Trainer):
         get_logger().info(f"***** {split} metrics *****")
         get_logger().info(describe_metrics(metrics))
 
-    def _get_train_sampler(self):
+    def _get_train_sampler(self) -> LengthGroupedBatchSampler:
         return LengthGroupedBatchSampler(
             self.train_dataset, self.args.per_device_train_batch_size, self.args.seed, self.args.dataset_world_size,
             self.args.dataset_rank, self.args.dataloader_drop_last)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def _load_optimizer_and_scheduler(self, checkpoint: Optional[str]) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self._load_rng_state(checkpoint)  # the library does so only after skipping batches, not at the start of an epoch
 
-    def _load_rng_state(self, checkpoint):
+    def _load_rng_state(self, checkpoint: Optional[str]) -> None:
         try:
             super()._load_rng_state(checkpoint)
         except RuntimeError as error:  # 2.6.2 cannot read the state of a generator that 3.3.1 has written
@@ -281,7 +287,7 @@ class ClassificationTrainer(Trainer):
             generator = paddle.framework.core.default_cpu_generator()
             generator.manual_seed(generator.get_state().current_seed())
 
-    def _save(self, output_dir=None, **options):
+    def _save(self, output_dir: str, **options: Any) -> None:
         super()._save(output_dir, **options)
         if self.args.should_save:
             os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
@@ -289,7 +295,7 @@ class ClassificationTrainer(Trainer):
             if self.rust_tokenizer is not None:
                 self.rust_tokenizer.save(os.path.join(output_dir, "tokenizer.json"))
 
-    def _save_checkpoint(self, model, metrics=None):
+    def _save_checkpoint(self, model: paddle.nn.Layer, metrics: Optional[dict[str, float]] = None) -> None:
         """Write output_dir/checkpoint-N in a staging folder, whose last rename makes it visible, whole.
 
         In the place of the library's method, which writes it in its final place, file by file. Files and contents are the
@@ -326,7 +332,7 @@ class ClassificationTrainer(Trainer):
         if self.state.best_model_checkpoint is None or is_best(self.args, self.state, metrics):
             self.state.best_metric, self.state.best_model_checkpoint = metrics[metric_name(self.args)], folder
 
-    def _collect_random_states(self):
+    def _collect_random_states(self) -> Union[dict[str, Any], list[dict[str, Any]]]:
         """The states of all random generators, in the library's form; of all ranks, in several processes."""
         # Paddle 2.6.2 pickles of its CPU generator only the seed, not how far it has got: give it a new seed at every
         # checkpoint, so that the seed says all. Can go when a loaded generator state draws what the saved one draws.
@@ -336,7 +342,7 @@ class ClassificationTrainer(Trainer):
                   "cpu": generator.get_state()}
         if self.args.world_size == 1:
             return states
-        all_states = []
+        all_states: list[dict[str, Any]] = []
         paddle.distributed.all_gather_object(all_states, states)
         return all_states
 
