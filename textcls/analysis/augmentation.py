@@ -156,6 +156,7 @@ class Variants:
 
     def accept(self, row: int, candidate: str) -> None:
         """Keep a candidate that is new, where the text still lacks one."""
+        candidate = candidate.lstrip("\ufeff")  # which readers drop where a line begins with it
         key = comparison_key(candidate)
         if self.missing(row) and candidate.strip() and key not in self.taken:
             self.taken.add(key)

@@ -1,6 +1,7 @@
 """Data files: read, checked, compared, written."""
 
 import array
+import codecs
 import difflib
 import json
 import os
@@ -19,7 +20,8 @@ SAMPLE = 1 << 16  # bytes of a file whose encoding is guessed
 
 
 def read_lines(path: str, problems: Problems, stream: Optional[BinaryIO] = None) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text) for each sound line of a UTF-8 file; a BOM and CRLF are accepted.
+    """Yield (line number from 1, text) for each sound line of a UTF-8 file, without BOMs at its beginning and CRs at its end: so
+    it stays the same when it is written in another place.
 
     Only LF ends a line. Missing and empty files, invalid UTF-8 and NUL are added to `problems` (such lines are not
     yielded). `stream`: a binary stream to read instead of opening `path`, which then only names it in messages.
@@ -36,12 +38,12 @@ def read_lines(path: str, problems: Problems, stream: Optional[BinaryIO] = None)
             if number == 1:
                 if encoding := bom_encoding(line):
                     return problems.add(path, 1, f"the file is {encoding}", "UTF-8 (save it again as UTF-8)")
-                line = line[3:] if line.startswith(b"\xef\xbb\xbf") else line
-                if not line:
-                    break  # nothing but a BOM
+                if line == codecs.BOM_UTF8:
+                    break
             found = True
-            line = line[:-1] if line.endswith(b"\n") else line
-            line = line[:-1] if line.endswith(b"\r") else line
+            while line.startswith(codecs.BOM_UTF8):
+                line = line[3:]
+            line = line.removesuffix(b"\n").rstrip(b"\r")
             if b"\0" in line:
                 problems.add(path, number, "NUL character", "text without control bytes")
                 continue
