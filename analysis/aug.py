@@ -10,7 +10,6 @@ Writes  aug_path: `<text><tab><label>`, only the new rows. No two of them are al
         of exclude_files; blanks, punctuation, case and width of characters make no difference in that.
 """
 
-import difflib
 import os
 import shlex
 import time
@@ -18,7 +17,7 @@ import time
 import numpy as np
 
 from textcls.analysis.augmentation import STRATEGIES, add_variant_options, augment, load_source
-from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.errors import Problems, UserError, did_you_mean, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import make_parser, positive_int, seed_number
 from textcls.common.outputs import check_outputs
@@ -56,9 +55,8 @@ def read_data(args, label_path, exclude_paths):
     excluded = [line.split("\t")[0] for path in exclude_paths for _, line in read_lines(path, problems)]
     for label in args.classes or []:
         if labels and label not in labels:
-            close = difflib.get_close_matches(label, labels, 1, 0.5)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            problems.add("--classes", None, f"no class {label!r}{hint}", f"one of the {len(labels)} labels")
+            wrong = f"no class {label!r}{did_you_mean(label, labels)}"
+            problems.add("--classes", None, wrong, f"one of the {len(labels)} labels")
     problems.report()
     return texts, label_ids, labels, excluded
 

@@ -1,12 +1,13 @@
 """Errors that the user can mend: one at a time, or all problems of the files at once; and how a script ends."""
 
 import contextlib
+import difflib
 import errno
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Optional
 
 MAX_REPORTED = 20  # problems printed in full; the rest are only counted
@@ -76,6 +77,12 @@ def needs_packages(requirements: str) -> Iterator[None]:
     except ImportError as error:
         print(f"the package {error.name} is missing, expected `pip install -r {requirements}`", file=sys.stderr)
         sys.exit(2)
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Return " (did you mean ...?)" with the one of `names` that is most like `name`; "" where none is."""
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 class Problems:

@@ -2,7 +2,6 @@
 
 import array
 import codecs
-import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import Any, BinaryIO, Optional
 
 import numpy as np
 
-from textcls.common.errors import MAX_REPORTED, Problems, UserError
+from textcls.common.errors import MAX_REPORTED, Problems, UserError, did_you_mean
 from textcls.common.outputs import complete_file
 from textcls.common.texts import LABEL, LINE, TEXT
 from textcls.data.encodings import bom_encoding, guess_encoding
@@ -134,8 +133,7 @@ def read_labelled(path: str, labels: Sequence[str], problems: Problems, label_pa
         elif problem := TEXT.problem(text):
             problems.add(path, number, f"text: {problem}", "<text><tab><label>")
         elif label not in label2id and (labels or not label.strip()):
-            close = difflib.get_close_matches(label, labels, 1, 0.5) if problems.count < MAX_REPORTED else []
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(label, labels) if problems.count < MAX_REPORTED else ""
             wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
             problems.add(path, number, wrong, f"one of its {len(labels)} labels" if labels else "<text><tab><label>")
         else:

@@ -1,7 +1,6 @@
 """Tables of texts and labels, one reader per kind of file: delimited text, workbooks, JSON, Label Studio. Needs no Paddle."""
 
 import csv
-import difflib
 import io
 import os
 import re
@@ -14,7 +13,7 @@ from typing import BinaryIO, Callable, NamedTuple, Optional
 
 import openpyxl
 
-from textcls.common.errors import Problems, UserError
+from textcls.common.errors import Problems, UserError, did_you_mean
 from textcls.data.encodings import bom_encoding, guess_encoding
 from textcls.data.files import read_lines
 from textcls.data.splitting import BREAKS, Place, read_json_rows
@@ -90,9 +89,7 @@ def shown(value: object) -> object:
 def check_name(name: str, names: Sequence[str], wrong: str) -> None:
     """Raise UserError if `name` is not among `names`."""
     if name not in names:
-        close = difflib.get_close_matches(name, names, 1, 0.5)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UserError(f"{wrong} {name!r}{hint}, expected one of {', '.join(map(repr, names))}")
+        raise UserError(f"{wrong} {name!r}{did_you_mean(name, names)}, expected one of {', '.join(map(repr, names))}")
 
 
 # ---------------------------------------------------------------- what kind of file it is

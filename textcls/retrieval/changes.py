@@ -6,7 +6,6 @@ stay in the files and are skipped, since its id is no longer in index.json; the 
 """
 
 import contextlib
-import difflib
 import json
 import os
 import secrets
@@ -16,7 +15,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from textcls.common.errors import Problems, UserError
+from textcls.common.errors import Problems, UserError, did_you_mean
 from textcls.common.outputs import complete_file, named_in_errors
 from textcls.common.texts import LABEL, LINE, TEXT
 from textcls.data.files import read_lines
@@ -183,8 +182,7 @@ def find_label(index: SearchIndex, name: str) -> dict:
     entry = find_entry(index.header, name)
     if entry is not None:
         return entry
-    close = difflib.get_close_matches(name, index.labels, 1, 0.5)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = did_you_mean(name, index.labels)
     raise UserError(f"{index.folder}: no label {name!r}{hint}, expected one of its {len(index.labels)} labels")
 
 
