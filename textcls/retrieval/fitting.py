@@ -199,7 +199,8 @@ def fit_threshold(index: SearchIndex, vectors: np.ndarray, found: Found, label_i
                   precision: float) -> Optional[dict[str, float]]:
     """The lowest probability, as it is shown, from which on at least this share of dev texts is right: {"precision", "value"},
     or None."""
-    confidence, is_right = np.zeros(len(label_ids)), np.zeros(len(label_ids), bool)
+    confidence: np.ndarray = np.zeros(len(label_ids))
+    is_right = np.zeros(len(label_ids), bool)
     for chunk in chunks(index, len(label_ids)):
         probs = fuse(index, part(found, chunk))
         exact = probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk))

@@ -322,7 +322,7 @@ def check_version(client: TimedClient, version: Version, source: Source) -> floa
         start += len(vectors)
     queries = normalized(queries)
     depth = min(CHECKED_HITS, version.num_rows)
-    nearest = np.full((len(sample), depth), -2, np.float32)
+    nearest: np.ndarray = np.full((len(sample), depth), -2, np.float32)
     for vectors, _ in source.blocks():
         both = np.concatenate([nearest, queries @ normalized(vectors).T], axis=1)
         nearest = -np.sort(-np.partition(both, -depth, axis=1)[:, -depth:], axis=1)

@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import threading
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -44,8 +44,9 @@ class Hnsw:
         from usearch.index import Index
 
         self.expansion = settings["expansion"]
-        self._index = Index(ndim=dimension, metric="cos", dtype="i8", connectivity=settings["connectivity"],
-                            expansion_add=self.expansion, expansion_search=self.expansion)
+        # Any: the setter of expansion_search stands where mypy does not look
+        self._index: Any = Index(ndim=dimension, metric="cos", dtype="i8", connectivity=settings["connectivity"],
+                                 expansion_add=self.expansion, expansion_search=self.expansion)
         self._lock = threading.Lock()  # usearch's searches share their scratch memory
 
     def __len__(self) -> int:
@@ -65,7 +66,7 @@ class Hnsw:
     def search(self, queries: np.ndarray, count: int) -> Optional[np.ndarray]:
         """About the nearest rows, in any order: int64 [num_queries, count]; None where the graph does not reach so many."""
         with self._lock:
-            self._index.expansion_search = count  # type: ignore[misc]  # its setter stands where mypy does not look
+            self._index.expansion_search = count
             keys = np.asarray(self._index.search(queries, count).keys).astype(np.int64)
         return keys.reshape(len(queries), count) if keys.size == len(queries) * count else None
 
@@ -162,7 +163,7 @@ def select_top(scores: np.ndarray, k: int, least: float = -np.inf) -> tuple[np.n
     """
     values = np.full((len(scores), k), -np.inf, np.float32)
     columns = np.full((len(scores), k), -1, np.int64)
-    floor = np.full((len(scores), 1), least, np.float32)
+    floor: np.ndarray = np.full((len(scores), 1), least, np.float32)
     if k < scores.shape[1]:
         floor = np.maximum(floor, np.partition(scores, scores.shape[1] - k, axis=1)[:, -k, None] - SAME)
     row, column = np.nonzero((scores >= floor) & (scores > least))
@@ -190,7 +191,8 @@ def exact_search(segment: "Segment", row_labels: np.ndarray, queries: np.ndarray
     skipped, per query, int [num_queries], or None.
     """
     removed = row_labels < 0
-    found = [(np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64))]
+    nothing: tuple[np.ndarray, np.ndarray] = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    found = [nothing]
     for start in range(0, len(row_labels), ROWS):
         block, labels = segment.block(start, start + ROWS), row_labels[start:start + ROWS]
         best = []
