@@ -9,7 +9,6 @@ largest resident set. Needs .venv-simple-serving; about a quarter of an hour on 
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -20,10 +19,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench_retrieval import ROOT, make_nano
-from bench_serving import read_log
 
 import load
+from measuring import ROOT, make_nano
+from servers import simple_serving
 
 PYTHON = ROOT / ".venv-simple-serving/bin/python"
 CLIENTS = 16
@@ -77,38 +76,21 @@ def run(script, *options):
 
 def serve(folder, texts, requests):
     """Start deploy/simple_serving, send requests of one text each, and print speed, accuracy and largest memory."""
-    log, right, seconds = folder / "server.log", [], []
-    command = [PYTHON, "server.py", "--export_dir", folder / "export", "--index_dir", folder / "index", "--port", "0"]
-    with open(log, "w", encoding="utf-8") as stderr:
-        process = subprocess.Popen(list(map(str, command)), cwd=ROOT / "deploy/simple_serving", stderr=stderr)
-    try:
-        while '"listening"' not in (content := read_log(process, log)):
-            time.sleep(0.1)
-        port = int(json.loads(content.split("\n")[0])["url"].rsplit(":", 1)[1])
+    with simple_serving(PYTHON, folder, "--export_dir", folder / "export", "--index_dir", folder / "index") as (process, port):
         rows = [texts[number % len(texts)].split("\t") for number in range(requests)]
-
-        def on_answer(label, status, body, duration):
-            assert status == 200, body
-            right.append(json.loads(body)["result"][0]["label"] == label)
-            seconds.append(duration)
-
-        start = time.perf_counter()
-        asyncio.run(load.drive(port, CLIENTS, ((label, load.encode(text)) for text, label in rows), on_answer))
-        speed = requests / (time.perf_counter() - start)
-        print(f"simple_serving: {speed:.0f} requests/s, median {1000 * np.median(seconds):.0f} ms, {100 * np.mean(right):.2f} % "
-              "right", flush=True)
-    finally:
-        process.terminate()
-        usage = os.wait4(process.pid, 0)[2]
-        print(f"simple_serving: {usage.ru_maxrss / 1024:.0f} MB at most", flush=True)
+        answers, rate = load.ask_all(port, CLIENTS, ((label, load.encode(text)) for text, label in rows))
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    right = np.mean([json.loads(body)["result"][0]["label"] == label for label, body, _ in answers])
+    print(f"simple_serving: {rate:.0f} requests/s, median {1000 * np.median([row[2] for row in answers]):.0f} ms, "
+          f"{100 * right:.2f} % right")
+    print(f"simple_serving: {int(status.split('VmHWM:')[1].split()[0]) / 1024:.0f} MB at most", flush=True)
 
 
 def main():
     args = parse_arguments()
     with contextlib.ExitStack() as stack:
         folder = Path(args.output_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in ("data", "model"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
         write_set(folder / "data", args)
         make_nano(folder / "model")
         encoder = ["--params_path", folder / "export"]

@@ -9,11 +9,7 @@ by PaddleNLP's own tokenizer as they come, every row's label is encoded, the los
 """
 
 import argparse
-import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,13 +17,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from measuring import ROOT, Turns, make_nano, start, work
 from textcls.common.errors import Problems
 from textcls.data.files import read_labels, read_lines
 from textcls.data.tokens import tokenize
-
-ROOT = Path(__file__).resolve().parent.parent
-
-NANO = {"vocab_size": 40000, "hidden_size": 312, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1248}
 
 
 def parse_arguments():
@@ -40,27 +33,19 @@ def parse_arguments():
     parser.add_argument("--pairs", type=int, default=2048, help="training pairs of one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="768 pairs, twice")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # what a process of its own measures
     args = parser.parse_args()
     if args.quick:
         args.pairs, args.repeats = 768, 2
     return args
 
 
-def read_pairs(folder, count):
-    """(texts, label ids, labels) of the first `count` training rows, over again where there are fewer."""
-    labels = read_labels(os.path.join(folder, "label.txt"))
-    rows = [line.rsplit("\t", 1) for _, line in read_lines(os.path.join(folder, "train.txt"), Problems())]
-    rows = (rows * -(-count // len(rows)))[:count]
-    return [text for text, _ in rows], np.array([labels.index(label) for _, label in rows]), labels
-
-
-def make_nano(folder):
-    """A model folder of ERNIE-Nano's shape without weights."""
-    config = json.loads((ROOT / "data/config.json").read_text(encoding="utf-8"))
-    (Path(folder) / "config.json").write_text(json.dumps({**config, **NANO}))
-    (Path(folder) / "vocab.txt").write_text((ROOT / "data/vocab.txt").read_text(encoding="utf-8"), encoding="utf-8")
-    return folder
+def read_pairs(job):
+    """The job as a namespace, and (texts, label ids, labels) of its first training rows, over again where there are fewer."""
+    args = SimpleNamespace(**job)
+    labels = read_labels(os.path.join(args.data_dir, "label.txt"))
+    rows = [line.rsplit("\t", 1) for _, line in read_lines(os.path.join(args.data_dir, "train.txt"), Problems())]
+    rows = (rows * -(-args.pairs // len(rows)))[:args.pairs]
+    return args, [text for text, _ in rows], np.array([labels.index(label) for _, label in rows]), labels
 
 
 def load(args, pooling):
@@ -79,8 +64,9 @@ def load(args, pooling):
     return model, load_tokenizer(args.model_name_or_path), optimizer
 
 
-def time_earlier(args, texts, label_ids, labels):
+def earlier(job):
     """Seconds in which the earlier recipe trains on all pairs once."""
+    args, texts, label_ids, labels = read_pairs(job)
     from textcls.models.paddle_setup import paddle
 
     from paddlenlp.data import Pad
@@ -105,14 +91,15 @@ def time_earlier(args, texts, label_ids, labels):
 
     order = np.random.default_rng(1).permutation(len(texts))
     step(order[:size])
-    start = time.perf_counter()
+    begin = time.perf_counter()
     for first in range(0, len(order), size):
         step(order[first:first + size])
-    return time.perf_counter() - start
+    return {"seconds": time.perf_counter() - begin}
 
 
-def time_new(args, texts, label_ids, labels):
+def new(job):
     """Seconds in which SentenceTrainer's steps train on all pairs once, tokenizing included."""
+    args, texts, label_ids, labels = read_pairs(job)
     from textcls.models.checkpoints import Checkpoint
     from textcls.models.paddle_setup import paddle
     from textcls.models.tokenizers import make_encoder, rust_tokenizer
@@ -128,10 +115,10 @@ def time_new(args, texts, label_ids, labels):
     for name, value in {"margin": 0.2, "scale": 30.0, "text_loss_weight": 1.0, "chunk_size": args.chunk_size,
                         "hard_negatives": 0, "class_sampling": "natural"}.items():
         setattr(options, name, value)
-    start = time.perf_counter()
+    begin = time.perf_counter()
     tokens = tokenize(texts, encode, np.stack([label_ids, np.arange(len(texts))], axis=1))
     trainer = SentenceTrainer(checkpoint, options, tokenize_labels([[label] for label in labels], encode), tokens, None)
-    seconds, sampler = time.perf_counter() - start, trainer._get_train_sampler()
+    seconds, sampler = time.perf_counter() - begin, trainer._get_train_sampler()
 
     def step(rows):
         inputs = trainer.data_collator([tokens[row] for row in rows])
@@ -140,49 +127,30 @@ def time_new(args, texts, label_ids, labels):
         optimizer.clear_grad()
 
     step(range(args.batch_size))
-    start = time.perf_counter()
+    begin = time.perf_counter()
     for rows in sampler:
         step(rows)
-    return seconds + time.perf_counter() - start
-
-
-def measure(args):
-    """What one process of its own measures: prints seconds and its largest memory in MB as JSON."""
-    what, args.chunk_size = (args.measure.split("-") + ["0"])[:2]
-    args.chunk_size = int(args.chunk_size)
-    texts, label_ids, labels = read_pairs(args.data_dir, args.pairs)
-    seconds = {"earlier": time_earlier, "new": time_new}[what](args, texts, label_ids, labels)
-    print(json.dumps({"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
-
-
-def run(args, what, **changes):
-    """Measure in a process of its own: {"seconds", "megabytes"}."""
-    options = {**vars(args), "measure": what, **changes}
-    options = [word for name, value in options.items() if value and name != "quick" for word in (f"--{name}", str(value))]
-    process = subprocess.run([sys.executable, __file__, *options], encoding="utf-8", capture_output=True)
-    if process.returncode:
-        sys.exit(process.stderr)
-    return SimpleNamespace(**json.loads(process.stdout.splitlines()[-1]))
+    return {"seconds": seconds + time.perf_counter() - begin}
 
 
 def main():
     args = parse_arguments()
-    if args.measure:
-        return measure(args)
     with tempfile.TemporaryDirectory() as folder:
-        args.model_name_or_path = args.model_name_or_path or make_nano(folder)
+        if not args.model_name_or_path:
+            args.model_name_or_path = os.path.join(folder, "model")
+            make_nano(Path(args.model_name_or_path))
+        job, turns = {**vars(args), "folder": folder, "chunk_size": 0}, Turns(args.repeats)
         ratios = []
-        for number in range(1, args.repeats + 1):  # in turns, so that both see the same machine
-            earlier, new = run(args, "earlier"), run(args, "new")
-            speeds = [args.pairs / part.seconds for part in (earlier, new)]
+        for number, results in enumerate(turns.rounds(new, job, {"worker": earlier}, {}), 1):
+            speeds = [args.pairs / figures["seconds"] for figures in results]
             ratios.append(speeds[1] / speeds[0])
-            print(f"run {number}: earlier recipe {speeds[0]:.1f} pairs/s, now {speeds[1]:.1f} pairs/s, ratio {ratios[-1]:.2f}",
-                  flush=True)
-        print(f"median ratio {np.median(ratios):.2f}")
+            print(f"run {number}: earlier recipe {speeds[0]:.1f} pairs/s, now {speeds[1]:.1f} pairs/s, ratio {ratios[-1]:.2f}")
+        print(f"median ratio {np.median(ratios):.2f}\n{turns.quiet_note()}", flush=True)
         for batch_size, chunk in ((64, 0), (512, 64), (512, 0)):
-            found = run(args, f"new-{chunk}", batch_size=batch_size, pairs=512)
-            print(f"batch of {batch_size}, chunks of {chunk or 'all'}: {found.megabytes:.0f} MB at most", flush=True)
+            figures = work(new, job, batch_size=batch_size, chunk_size=chunk, pairs=512)
+            megabytes = figures["peak_gb"] * 1e9 / 2**20
+            print(f"batch of {batch_size}, chunks of {chunk or 'all'}: {megabytes:.0f} MB at most", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,7 +13,6 @@ The accuracy is that of the last epoch on dev.txt. p: of a permutation test of t
 
 import argparse
 import itertools
-import json
 import os
 import random
 import statistics
@@ -21,14 +20,10 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from measuring import ROOT, read_json, read_rows, start, work
+
 OPTIONS = {"seeds": 5, "epochs": 1, "learning_rate": 1e-4, "batch_size": 32, "max_seq_length": 64, "device": "cpu",
            "train_rows": 0}
-
-
-def read_rows(path):
-    with open(path, encoding="utf-8", newline="\n") as file:
-        return [line.rstrip("\r\n").split("\t") for line in file]
 
 
 def train_suite(job):
@@ -38,8 +33,7 @@ def train_suite(job):
     options.update((name, job[name]) for name in ("data_dir", "output_dir", "device", "learning_rate", "max_seq_length", "seed"))
     words = [str(word) for pair in options.items() for word in ("--" + pair[0], pair[1])]
     subprocess.run([sys.executable, "train.py", "--do_train", "--do_eval", *words], cwd=ROOT, check=True, capture_output=True)
-    with open(os.path.join(job["output_dir"], "eval_results.json"), encoding="utf-8") as file:
-        return json.load(file)["eval_accuracy"]
+    return {"accuracy": read_json(os.path.join(job["output_dir"], "eval_results.json"))["eval_accuracy"]}
 
 
 def train_torch(job):
@@ -81,7 +75,7 @@ def train_torch(job):
         trainer.get_train_dataloader = lambda: torch.utils.data.DataLoader(
             train, batch_sampler=LengthGroupedBatches(), collate_fn=trainer.data_collator)
     trainer.train()
-    return trainer.evaluate()["eval_accuracy"]
+    return {"accuracy": trainer.evaluate()["eval_accuracy"]}
 
 
 def permutation_test(first, second, draws=100_000):
@@ -106,9 +100,10 @@ def main():
             with open(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as file:
                 file.write("\n".join("\t".join(row) for row in rows))
         for seed, arm in itertools.product(range(1, args.seeds + 1), args.arms):
-            job = dict(vars(args), data_dir=folder, arm=arm, seed=seed, output_dir=os.path.join(folder, f"{arm}-{seed}"))
-            command = [args.torch_python, os.path.abspath(__file__), "worker", json.dumps(job)]
-            accuracy = train_suite(job) if arm == "suite" else json.loads(subprocess.check_output(command).splitlines()[-1])
+            job = {**vars(args), "folder": folder, "data_dir": folder, "arm": arm, "seed": seed,
+                   "output_dir": os.path.join(folder, f"{arm}-{seed}")}
+            figures = work(train_suite, job) if arm == "suite" else work(train_torch, job, python=args.torch_python)
+            accuracy = figures["accuracy"]
             accuracies.setdefault(arm, []).append(accuracy)
             print(f"{arm:<12} seed {seed}: {accuracy:.2%}", flush=True)
     for arm, values in accuracies.items():
@@ -117,4 +112,4 @@ def main():
 
 
 if __name__ == "__main__":
-    print(json.dumps(train_torch(json.loads(sys.argv[2])))) if sys.argv[1:2] == ["worker"] else main()
+    start(main)

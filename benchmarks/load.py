@@ -3,6 +3,8 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 def encode(text, top_k=1):
@@ -80,3 +82,18 @@ async def drive(port, clients, work, on_answer, keep_alive=True):
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return refused
+
+
+def ask_all(port: int, clients: int, requests: Iterable[tuple[Any, bytes]],
+            run: Callable = asyncio.run) -> tuple[list[tuple], float]:
+    """Ask a server all requests, (key, request), by `clients` clients at once. Returns [(key, body, seconds)] in the order of the
+    answers, all of status 200, and the requests per second. run: what runs a coroutine."""
+    answers = []
+
+    def on_answer(key, status, body, seconds):
+        assert status == 200, f"status {status}: {body}"
+        answers.append((key, body, seconds))
+
+    start = time.perf_counter()
+    run(drive(port, clients, iter(requests), on_answer))
+    return answers, len(answers) / (time.perf_counter() - start)

@@ -3,10 +3,10 @@
 import re
 import shutil
 
-import bench_dirty
 import numpy as np
 import pytest
 
+import bench_dirty
 from analysis import dirty
 from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
 from textcls.analysis.duplicates import comparison_key, find_conflicts

@@ -9,7 +9,7 @@ from helpers import ROOT
 # the rooms of textcls/ and the floors they are on; a room imports only what is on a lower floor
 FLOORS = {"common": 1, "data": 2, "runtime": 3, "models": 4, "export": 5, "retrieval": 5, "training": 6, "analysis": 7}
 LIBRARY = sorted(ROOT.glob("textcls/*/*.py"))
-SCRIPT_FOLDERS = (".", "few-shot", "retrieval_based", "analysis", "data", "deploy/*")
+SCRIPT_FOLDERS = (".", "few-shot", "retrieval_based", "analysis", "data", "deploy/*", "benchmarks")
 FILES = LIBRARY + [path for folder in SCRIPT_FOLDERS for path in ROOT.glob(f"{folder}/*.py")]
 # imported without Paddle; those of analysis import it inside functions, so that their scripts say --help at once
 NO_PADDLE = [path for path in LIBRARY if path.parent.name in ("common", "data", "runtime", "retrieval", "analysis")]
