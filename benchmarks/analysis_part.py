@@ -28,6 +28,7 @@ def searching(job):
 
 
 def measure_search(turns, report, folder, quick):
+    """Searching for a number of texts among many training texts."""
     count, texts = (10000, 100) if quick else (100000, 1000)
     best, = turns.best(searching, {"folder": folder, "shape": "medium", "rows": count, "texts": texts}, {})
     seconds = {name: value for name, value in best.items() if " " in name}

@@ -22,7 +22,6 @@ import numpy as np
 
 import load
 from measuring import ROOT, make_nano
-from servers import simple_serving
 
 PYTHON = ROOT / ".venv-simple-serving/bin/python"
 CLIENTS = 16
@@ -76,14 +75,15 @@ def run(script, *options):
 
 def serve(folder, texts, requests):
     """Start deploy/simple_serving, send requests of one text each, and print speed, accuracy and largest memory."""
-    with simple_serving(PYTHON, folder, "--export_dir", folder / "export", "--index_dir", folder / "index") as (process, port):
+    options = ["--export_dir", folder / "export", "--index_dir", folder / "index"]
+    with load.simple_serving(PYTHON, folder, *options) as (process, port):
         rows = [texts[number % len(texts)].split("\t") for number in range(requests)]
         answers, rate = load.ask_all(port, CLIENTS, ((label, load.encode(text)) for text, label in rows))
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     right = np.mean([json.loads(body)["result"][0]["label"] == label for label, body, _ in answers])
-    print(f"simple_serving: {rate:.0f} requests/s, median {1000 * np.median([row[2] for row in answers]):.0f} ms, "
-          f"{100 * right:.2f} % right")
-    print(f"simple_serving: {int(status.split('VmHWM:')[1].split()[0]) / 1024:.0f} MB at most", flush=True)
+    megabytes, median = int(status.split("VmHWM:")[1].split()[0]) / 1024, 1000 * np.median([row[2] for row in answers])
+    print(f"simple_serving: {rate:.0f} requests/s, median {median:.0f} ms, {100 * right:.2f} % right\n"
+          f"simple_serving: {megabytes:.0f} MB at most")
 
 
 def main():

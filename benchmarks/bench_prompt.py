@@ -7,9 +7,8 @@
 and seeded random weights. Both get 8 texts a step, the prompt 这条新闻写的是 and the learning rates of the earlier application's
 published command, and do not evaluate. Every measurement is a fresh process; the two take turns, the best of --repeats counts.
 Steps per second: --steps divided by the time that the Trainer itself reports (train_runtime), without start, loading and saving.
-As it comes: PaddlePaddle and PaddleNLP without this suite's process set-up (only the zlib crash is cured), with SoftVerbalizer,
-PaddleNLP's tokenizer and its PromptDataCollatorWithPadding. Other work on the machine adds time, so the bench also says
-how many cores other processes took: do not quote the ratio of a run that it calls disturbed.
+As it comes: as in bench.py, with SoftVerbalizer and PromptDataCollatorWithPadding. Do not quote the ratio of a run that the bench
+calls disturbed: other work on the machine adds time.
 """
 
 import argparse

@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 import load
+from load import DEPLOY, running, simple_serving
 from measuring import ROOT, Turns, add_kuake_options, kuake_job, make_model, start, work
 from predictor_part import export
-from servers import DEPLOY, running, simple_serving
 
 CLIENTS = 32
 

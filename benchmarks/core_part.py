@@ -88,7 +88,7 @@ VARIANTS = {"stock": stock, "suite": suite, "torch": torch}
 
 def evaluation(job):
     """ms per text: all of the evaluation of job["dev"], its part after tokenization, tokenization of job["texts"]. Writes logits
-    and token ids to job["arrays"]."""
+    and token ids for `agreement`."""
     import numpy as np
     tokenize, predict, *_ = VARIANTS[job["variant"]](job)
     predict(tokenize(job["dev"][:WARM_UP * BATCH]))
@@ -100,7 +100,8 @@ def evaluation(job):
     end = time.perf_counter()
     rows = tokenize(job["texts"])
     last = time.perf_counter()
-    np.savez(job["arrays"], logits=logits, ids=np.concatenate([row["input_ids"] for row in rows]))
+    np.savez(os.path.join(job["folder"], job.get("exported", job["variant"])), logits=logits,
+             ids=np.concatenate([row["input_ids"] for row in rows]))
     return {"ms": (end - start) * 1000 / len(logits), "model_ms": (end - tokenized) * 1000 / len(logits),
             "tokenize_ms": (last - end) * 1000 / len(rows)}
 
@@ -175,14 +176,14 @@ def reading(job):
     return {"read": read - start, "tokenize": time.perf_counter() - read}
 
 
-def agreement(paths, rows=None):
+def agreement(job, first, second, rows=slice(None)):
     """Compare what two evaluations have written, of the second only these rows: (equal predictions, largest difference of the
     logits, number of classes predicted, whether the token ids are equal)."""
     import numpy as np
-    first, second = map(np.load, paths)
-    a, b = first["logits"], second["logits"] if rows is None else second["logits"][rows]
-    predicted = a.argmax(1)
-    return ((predicted == b.argmax(1)).sum(), abs(a - b).max(), len(set(predicted)), np.array_equal(first["ids"], second["ids"]))
+    first, second = (np.load(os.path.join(job["folder"], f"{name}.npz")) for name in (first, second))
+    a, b = first["logits"], second["logits"][rows]
+    equal = (a.argmax(1) == b.argmax(1)).sum()
+    return equal, abs(a - b).max(), len(set(a.argmax(1))), np.array_equal(first["ids"], second["ids"])
 
 
 def measure_shape(turns, report, job, quick, torch_python):
@@ -190,12 +191,11 @@ def measure_shape(turns, report, job, quick, torch_python):
     shape, dev = job["shape"], job["dev"]
     size = SAMPLE if quick or shape == "medium" else len(dev)
     sample = sorted(random.Random(SEED).sample(range(len(dev)), size))
-    stock, suite = ({"variant": name, "arrays": os.path.join(job["folder"], f"{name}.npz")} for name in ("stock", "suite"))
-    torch = {"variant": "torch", "arrays": os.path.join(job["folder"], "torch.npz"), "python": torch_python}
+    stock, suite, torch = {"variant": "stock"}, {"variant": "suite"}, {"variant": "torch", "python": torch_python}
     best = turns.best(evaluation, job, {**stock, "dev": [dev[index] for index in sample]}, suite, torch)
     for figure, what in (("ms", "evaluation"), ("model_ms", "  the model alone"), ("tokenize_ms", "  tokenization")):
         report.rows.append([f"{shape}: {what}", *(figures.get(figure) for figures in best)])
-    equal, difference, classes, same_ids = agreement([stock["arrays"], suite["arrays"]], sample)
+    equal, difference, classes, same_ids = agreement(job, "stock", "suite", sample)
     report.notes.append(f"{shape}: {equal} of {size} predictions as in Paddle as it comes ({classes} classes, logits differ by "
                         f"up to {difference:.1e}), measured on {size} of {len(dev)} dev texts; token ids of train "
                         f"{'equal' if same_ids else 'DIFFERENT'}, as it comes {1000 / best[0]['tokenize_ms']:.0f} and here "

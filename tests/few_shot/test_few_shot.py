@@ -31,6 +31,7 @@ from helpers import (
     weights,
     write_lines,
 )
+from load import simple_serving
 from prompt_models import TEXTS, WORDS, build, guess_words, options, run_train, script, trained, words_as_ids
 from textcls.analysis.attributions import attribute_tokens, interpret
 from textcls.common.errors import UserError
@@ -471,21 +472,11 @@ def test_every_script_of_analysis_takes_a_prompt_model(prompted, few, tmp_path):
 def test_simple_serving_answers_for_a_prompt_model(prompted, deployed, tmp_path):
     python, checkpoint = server_python("simple-serving"), load_checkpoint(str(prompted))
     expected = predict_probs(checkpoint, tokenize(TEXTS, checkpoint.encode), 8)
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([python, ROOT / "deploy/simple_serving/server.py", "--export_dir", deployed, "--port", "0"],
-                                   stderr=log)
-    try:
-        while '"listening"' not in (tmp_path / "log").read_text(encoding="utf-8"):
-            assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
-            time.sleep(0.05)
-        url = re.search(r'"url": "([^"]*)"', (tmp_path / "log").read_text(encoding="utf-8"))[1]
+    with simple_serving(python, tmp_path, "--export_dir", deployed) as (_, port):
         body = json.dumps({"data": {"text": TEXTS}}).encode()
-        request = urllib.request.Request(f"{url}/taskflow/cls", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/taskflow/cls", body, {"Content-Type": "application/json"})
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
             result = json.load(answer)["result"]
-    finally:
-        process.terminate()
-        process.wait(60)
     for item, row in zip(result, expected, strict=True):
         assert item["predictions"][0]["label"] == checkpoint.labels[row.argmax()]
         assert item["predictions"][0]["score"] == pytest.approx(row.max(), abs=1e-4)
