@@ -30,11 +30,11 @@ def export_half(job):
 
 
 def load_predictor(job):
-    """The Predictor of the exported folder, or of the one that job["exported"] names; with job["quantize"] in INT8, with
+    """The Predictor of the exported folder, or of the one that job["exported"] names; with job["dtype"] in that scheme, with
     job["threads"] on so many threads."""
     from textcls.runtime.predictor import Predictor
     folder = os.path.join(job["folder"], job.get("exported", "export"))
-    return Predictor(folder, quantize=job.get("quantize", False), num_threads=job.get("threads"))
+    return Predictor(folder, dtype=job.get("dtype", "fp32"), num_threads=job.get("threads"))
 
 
 def serving(job):
@@ -110,7 +110,7 @@ def measure_predictor(turns, report, job):
     work(export_half, job)
     own, ready, old, half, one, int8, cold = turns.best(
         serving, job, {}, {"worker": ready_made}, {"worker": earlier, "stride": stride}, {"exported": "half"},
-        {"threads": 1}, {"threads": 1, "quantize": True}, {"worker": cold_start})
+        {"threads": 1}, {"threads": 1, "dtype": "int8"}, {"worker": cold_start})
     report.ratios += [
         [f"{shape}: ONNX Runtime alone, ready-made batches", ready["ms"], own["ms"], 0.9],
         [f"{shape}: the earlier application's way", old["ms"], own["ms"], 8 if shape == "nano" else 6],

@@ -15,7 +15,7 @@ def measure_stacks(turns, report, job, other_python):
         work(export, job, **environment)
     for what, worker, changes in (("training", training, {}), ("training in two processes", training, {"ranks": 2}),
                                   ("evaluation", evaluation, {}), ("deploy/predictor", serving, {}),
-                                  ("deploy/predictor, one thread, INT8", serving, {"threads": 1, "quantize": True})):
+                                  ("deploy/predictor, one thread, INT8", serving, {"threads": 1, "dtype": "int8"})):
         best = turns.best(worker, job, {**own, **changes}, {**other, **changes})
         report.stacks.append([f"{shape}: {what}", *(figures["ms"] for figures in best)])
     equal, difference, *_ = agreement(job, "export", "export-other")

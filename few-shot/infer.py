@@ -11,10 +11,10 @@ Prints  for each text `input data: <text>`, `labels: <label>` and a line of dash
 import os
 
 from textcls.common.errors import Problems, run_script
-from textcls.common.options import add_device_options, add_obsolete_options, check_calibration, make_parser, positive_int
+from textcls.common.options import add_obsolete_options, make_parser, positive_int
 from textcls.data.files import read_texts
 from textcls.runtime.predictor import Predictor
-from textcls.runtime.quantize import find_dtype
+from textcls.runtime.quantize import add_device_options, check_calibration
 
 
 def parse_arguments():
@@ -37,9 +37,9 @@ def main():
     texts = list(read_texts(os.path.join(args.data_dir, "data.txt"), problems))
     problems.report()
     predictor = Predictor(args.model_path_prefix, device=args.device, device_id=args.device_id,
-                          dtype=find_dtype(args.use_quantize, args.use_fp16), num_threads=args.num_threads,
-                          batch_size=args.batch_size, max_seq_length=args.max_length,
-                          calibration_file=args.calibration_file, allow_accuracy_drop=args.allow_accuracy_drop)
+                          dtype=args.dtype, num_threads=args.num_threads, batch_size=args.batch_size,
+                          max_seq_length=args.max_length, calibration_file=args.calibration_file,
+                          allow_accuracy_drop=args.allow_accuracy_drop)
     for text, (label,) in zip(texts, predictor(texts)[0]):
         print(f"input data: {text}\nlabels: {label}\n{'-' * 29}")
 

@@ -28,7 +28,7 @@ from textcls.runtime.predictions import (
     open_output,
     write_rows,
 )
-from textcls.runtime.quantize import find_dtype
+from textcls.runtime.quantize import add_scheme_options
 
 
 def parse_arguments():
@@ -41,7 +41,7 @@ def parse_arguments():
     parser.add_argument("--text_pair_file", help="print the cosine of pairs of texts, and do nothing else")
     add_encoder_options(parser)
     parser.add_argument("--num_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
-    parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU, an export)")
+    add_scheme_options(parser)
     add_obsolete_options(parser, "--output_emb_size", "--model_name_or_path", "--pad_to_max_seq_len")
     args = parser.parse_args()
     check_output_options(parser, args)
@@ -78,7 +78,7 @@ def answer_rows(answers, texts, args):
 
 def main():
     args = parse_arguments()
-    options = {"device": args.device, "dtype": find_dtype(args.use_quantize, use_fp16=False), "num_threads": args.num_threads,
+    options = {"device": args.device, "dtype": args.dtype, "num_threads": args.num_threads,
                "batch_size": args.batch_size, "max_seq_length": args.max_seq_length}
     if args.text_pair_file:
         return print_pairs(args.text_pair_file, open_encoder(args.params_path, **options))

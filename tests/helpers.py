@@ -261,7 +261,7 @@ def assert_paths_agree(prefix, texts, calibration_file, least=0.99, **options):
     reference, probs = paddle_inference(prefix, fp32.tokenize(texts), pad_id), fp32.probabilities(texts)
     np.testing.assert_array_equal(probs.argmax(axis=1), reference.argmax(axis=1))
     np.testing.assert_allclose(probs, reference, atol=1e-4)
-    int8 = Predictor(prefix, quantize=True, calibration_file=calibration_file, **options).probabilities(texts)
+    int8 = Predictor(prefix, dtype="int8", calibration_file=calibration_file, **options).probabilities(texts)
     assert (int8.argmax(axis=1) == reference.argmax(axis=1)).mean() >= least
     assert not np.allclose(int8, probs, atol=1e-6)  # else nothing was quantized
     return probs

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Optional
 
 from textcls.common.errors import Problems, needs_packages, run_script
-from textcls.common.options import add_device_options, find_label_file, make_parser, positive_int
+from textcls.common.options import find_label_file, make_parser, positive_int
 from textcls.data.files import compare_labels, read_labelled, read_labels
 from textcls.runtime.predictions import (
     add_output_options,
@@ -34,7 +34,7 @@ from textcls.runtime.predictions import (
     open_stdout,
     write_rows,
 )
-from textcls.runtime.quantize import find_dtype
+from textcls.runtime.quantize import add_device_options
 
 if TYPE_CHECKING:
     from textcls.runtime.predictor import Predictor
@@ -80,14 +80,14 @@ def load_predictor(args: argparse.Namespace) -> "Predictor":
     with needs_packages("deploy/predictor/requirements.txt"):
         from textcls.runtime.predictor import Predictor
     logger.info(">>> [InferBackend] Creating Engine ...")
-    dev_path, dtype = os.path.join(args.dataset_dir, "dev.txt"), find_dtype(args.use_quantize, args.use_fp16)
+    dev_path = os.path.join(args.dataset_dir, "dev.txt")
     predictor = Predictor(
-        args.model_path_prefix, device=args.device, device_id=args.device_id, dtype=dtype, num_threads=args.num_threads,
+        args.model_path_prefix, device=args.device, device_id=args.device_id, dtype=args.dtype, num_threads=args.num_threads,
         batch_size=args.batch_size, max_seq_length=args.max_seq_length,
         calibration_file=dev_path if os.path.isfile(dev_path) else None, allow_accuracy_drop=args.allow_accuracy_drop)
     logger.info(f">>> [InferBackend] Use {args.device.upper()} to inference ...")
-    if dtype != "fp32":
-        logger.info(f">>> [InferBackend] Use {dtype.upper()} to inference ...")
+    if args.dtype != "fp32":
+        logger.info(f">>> [InferBackend] Use {args.dtype.upper()} to inference ...")
     logger.info(">>> [InferBackend] Engine Created ...")
     label_path = find_label_file(args)
     if os.path.isfile(label_path):

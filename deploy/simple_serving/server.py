@@ -27,16 +27,10 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from textcls.common.errors import UserError, needs_packages, run_script
-from textcls.common.options import (
-    add_device_options,
-    check_calibration,
-    make_parser,
-    positive_int,
-    read_token_file,
-    refuse_calibration,
-)
+from textcls.common.options import make_parser, positive_int, read_token_file
 from textcls.runtime.exported import read_export
 from textcls.runtime.listening import BODY_SECONDS, HEAD_SECONDS, IDLE_SECONDS, MAX_TEXT_LENGTH, listen, url_host
+from textcls.runtime.quantize import add_device_options, check_calibration, check_device, refuse_calibration
 
 with needs_packages("deploy/simple_serving/requirements.txt"):
     import uvicorn
@@ -48,7 +42,6 @@ with needs_packages("deploy/simple_serving/requirements.txt"):
     from textcls.retrieval.predictor import SearchPredictor
     from textcls.runtime.onnx_model import count_threads
     from textcls.runtime.predictor import Predictor
-    from textcls.runtime.quantize import check_device, find_dtype
 
 MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)  # a header
@@ -196,9 +189,8 @@ class Server(uvicorn.Server):
 
 def open_model(args: argparse.Namespace) -> Kind:
     """Open the model that --export_dir names: a classifier, or an encoder with the index that it searches. UserError."""
-    dtype = find_dtype(args.use_quantize, args.use_fp16)
-    check_device(args.device, dtype)
-    options = {"device": args.device, "device_id": args.device_id, "dtype": dtype, "num_threads": args.num_threads}
+    check_device(args.device, args.dtype)
+    options = {"device": args.device, "device_id": args.device_id, "dtype": args.dtype, "num_threads": args.num_threads}
     if not read_export(args.export_dir, output=None).labels:
         refuse_calibration(args)
         folder = args.export_dir if os.path.isdir(args.export_dir) else os.path.dirname(args.export_dir)

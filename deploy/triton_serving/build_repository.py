@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Union
 
 from textcls.common import probabilities, texts
 from textcls.common.errors import UserError, needs_packages, run_script
-from textcls.common.options import add_device_options, check_calibration, make_parser, positive_int, refuse_calibration
+from textcls.common.options import make_parser, positive_int
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
 from textcls.runtime.exported import Export, read_export
 from textcls.runtime.listening import MAX_TEXT_LENGTH
-from textcls.runtime.quantize import SCHEMES, check_device, find_dtype
+from textcls.runtime.quantize import SCHEMES, add_device_options, check_calibration, check_device, refuse_calibration
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -63,7 +63,7 @@ def parse_arguments() -> Namespace:
     return args
 
 
-def load_model(args: Namespace, dtype: str) -> tuple[Export, "InferenceSession", Union[str, bytes]]:
+def load_model(args: Namespace) -> tuple[Export, "InferenceSession", Union[str, bytes]]:
     """Check the export and take the model out of it, opened and as the path or the bytes of an ONNX model.
 
     Sets args.instance_count where it is None. UserError.
@@ -73,8 +73,9 @@ def load_model(args: Namespace, dtype: str) -> tuple[Export, "InferenceSession",
         from textcls.runtime.onnx_session import open_session
         from textcls.runtime.predictor import Predictor
     export = read_export(args.export_dir, output=None)
-    converts_here = SCHEMES[dtype].device == "gpu"  # as the machine that builds need not have one
-    opened = "fp32" if converts_here else dtype
+    scheme = SCHEMES[args.dtype]
+    converts_here = scheme.device == "gpu"  # as the machine that builds need not have one
+    opened = "fp32" if converts_here else args.dtype
     if export.labels:
         predictor = Predictor(args.export_dir, dtype=opened, calibration_file=args.calibration_file,
                               allow_accuracy_drop=args.allow_accuracy_drop)
@@ -82,8 +83,8 @@ def load_model(args: Namespace, dtype: str) -> tuple[Export, "InferenceSession",
         refuse_calibration(args)
         predictor = load_exported(export, dtype=opened)
     args.instance_count = args.instance_count or (predictor.num_threads if args.device == "cpu" else 1)
-    model = SCHEMES[dtype].convert(predictor.onnx_model) if converts_here else predictor.onnx_model
-    name = f"{args.export_dir} in 16-bit floats" if args.use_fp16 else args.export_dir
+    model = scheme.convert(predictor.onnx_model) if converts_here else predictor.onnx_model
+    name = f"{args.export_dir} in {args.dtype}"
     session = open_session(model, name, "cpu")
     for item in session.get_inputs() + session.get_outputs():
         if item.type not in TYPES:
@@ -162,15 +163,14 @@ def main():
     args = parse_arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
-    dtype = find_dtype(args.use_quantize, args.use_fp16)
-    check_device(args.device, dtype)
+    check_device(args.device, args.dtype)
     check_replaceable(args.model_repository)
-    export, session, model = load_model(args, dtype)
+    export, session, model = load_model(args)
     with complete_folder(args.model_repository, MARKER) as folder:
         write_repository(folder, args, export, session, model)
     answers = f"{len(export.labels)} labels" if export.labels else f"vectors of {export.output_size} numbers"
     print(f"Model repository saved in {args.model_repository}: {answers}, {export.max_seq_length} tokens, "
-          f"{'INT8' if dtype == 'int8' else dtype} on {args.device}, batches of up to {args.max_batch_size}.", file=sys.stderr)
+          f"{args.dtype.upper()} on {args.device}, batches of up to {args.max_batch_size}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

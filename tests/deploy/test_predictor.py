@@ -14,14 +14,24 @@ import openpyxl
 import pytest
 
 import export_model
-from helpers import ROOT, assert_paths_agree, assert_user_error, read_lines, run, run_here, thousand_texts, write_lines
+from helpers import (
+    ROOT,
+    assert_paths_agree,
+    assert_user_error,
+    load_script,
+    read_lines,
+    run,
+    run_here,
+    thousand_texts,
+    write_lines,
+)
 from textcls.common.errors import UserError
 from textcls.common.probabilities import softmax
 from textcls.common.texts import TEXT, TEXT_PATTERN
 from textcls.data.tokens import model_inputs, pad_batch
 from textcls.runtime.converted import converted_path
 from textcls.runtime.predictor import Predictor
-from textcls.runtime.quantize import SCHEMES, to_fp16, to_int8
+from textcls.runtime.quantize import SCHEMES, Scheme, to_fp16, to_int8
 
 sys.path.insert(0, str(ROOT / "deploy/predictor"))
 import infer as script
@@ -226,6 +236,23 @@ def test_int8_quantizes_and_is_cached(copy, monkeypatch):
     assert not [name for name in os.listdir(copy) if name.endswith(".part")]
 
 
+def test_an_entry_of_schemes_brings_its_option_its_conversion_and_its_comparison(copy, monkeypatch):
+    def convert(path):
+        with open(path, "rb") as file:
+            return file.read()
+
+    monkeypatch.setitem(SCHEMES, "int4", Scheme("--use_int4", "INT4 weights", convert=convert, version=1, is_compared=True))
+    plain, converted = (infer(copy, "--output_file", "-", *more) for more in ((), ("--use_int4",)))
+    assert (converted.returncode, converted.stdout) == (0, plain.stdout), converted.stderr
+    assert "INT4 on 264 texts of a calibration file: 100.00% of the labels as with fp32" in converted.stderr
+    assert os.path.isfile(converted_path(str(copy / "float32.onnx"), "int4"))
+    monkeypatch.setattr("textcls.runtime.predictor.LARGEST_DROP", -1)
+    assert_user_error(infer(copy, "--use_int4"), "--use_int4: INT4 costs 0.00 points of accuracy")
+    assert_user_error(infer(copy, "--use_int4", "--use_quantize"), "--use_quantize: not allowed with argument --use_int4")
+    assert "--use_int4" in run_here(load_script("few-shot", "infer").main, "--help").stdout
+    assert "--use_int4" in run_here(load_script("retrieval_based", "predict").main, "--help").stdout
+
+
 def change_classifier(path, output):
     """Copy an ONNX model with its classes turned round."""
     import onnx
@@ -392,4 +419,4 @@ def test_incomplete_folders_are_refused(copy, name, content, message):
 def test_a_damaged_model_cannot_be_quantized(copy):
     (copy / "float32.onnx").write_bytes(b"damaged")
     with pytest.raises(UserError, match="float32.onnx: cannot be read"):
-        Predictor(copy, quantize=True)
+        Predictor(copy, dtype="int8")

@@ -368,7 +368,7 @@ def test_refusals_at_the_start(server, exported, tmp_path):
         "/none: no such folder or model": ["--export_dir", "/none"],
         "--host: empty": ["--export_dir", exported, "--host", ""],
         "--max_queue 2: expected at least --max_texts, 256": ["--export_dir", exported, "--max_queue", 2],
-        "INT8, expected --use_quantize": ["--export_dir", exported, "--calibration_file", "dev.txt"],
+        "fp32 is not compared with fp32, expected --use_quantize": ["--export_dir", exported, "--calibration_file", "dev.txt"],
         "--device gpu: this onnxruntime is a CPU build, expected --device cpu": ["--export_dir", exported, "--device", "gpu"]}
     for message, process in zip(refused, run_all(PYTHON, SERVER, *refused.values())):
         assert_user_error(process, message)

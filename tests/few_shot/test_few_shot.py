@@ -399,7 +399,7 @@ def test_checkpoint_predict_onnx_and_int8_agree_on_a_thousand_texts(prompted, de
     close = np.abs(expected[:, 0] - 0.5) < 1e-4
     np.testing.assert_array_equal(fp32.argmax(axis=1)[~close], expected.argmax(axis=1)[~close])
     assert 0.1 < expected.argmax(axis=1).mean() < 0.9 and np.ptp(expected[:, 0]) > 0.3
-    int8 = Predictor(deployed, quantize=True, calibration_file=few / "train.txt", allow_accuracy_drop=True).probabilities(texts)
+    int8 = Predictor(deployed, dtype="int8", calibration_file=few / "train.txt", allow_accuracy_drop=True).probabilities(texts)
     agreement = (int8.argmax(axis=1) == expected.argmax(axis=1)).mean()
     print(f"INT8 agrees on {agreement:.2%}")
     assert agreement >= 0.97 and not np.allclose(int8, fp32, atol=1e-6)

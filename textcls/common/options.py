@@ -136,32 +136,6 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
 
 
-def add_device_options(parser: argparse.ArgumentParser, with_calibration_file: bool = True) -> None:
-    """Add the options of the scripts that run an exported ONNX model, or prepare it to be run. What --use_fp16 and --use_quantize
-    say is translated by find_dtype of textcls/runtime/quantize.py."""
-    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
-    parser.add_argument("--device_id", type=int, default=0, help="number of the GPU")
-    parser.add_argument("--use_fp16", action="store_true", help="16-bit floats (GPU)")
-    parser.add_argument("--use_quantize", action="store_true", help="INT8 weights (CPU)")
-    if with_calibration_file:
-        parser.add_argument("--calibration_file", help="labelled texts on which INT8 is compared with fp32")
-    parser.add_argument("--allow_accuracy_drop", action="store_true",
-                        help="use INT8 even where it costs more than 0.5 points of accuracy on labelled texts")
-
-
-def check_calibration(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with the parser's error where options of INT8 are given without it."""
-    if (args.calibration_file or args.allow_accuracy_drop) and not args.use_quantize:
-        parser.error("--calibration_file and --allow_accuracy_drop are for INT8, expected --use_quantize with them")
-
-
-def refuse_calibration(args: argparse.Namespace) -> None:
-    """Raise UserError where the options of the accuracy of INT8 are given and args.export_dir is a sentence encoder."""
-    if args.calibration_file or args.allow_accuracy_drop:
-        raise UserError(f"--calibration_file, --allow_accuracy_drop: {args.export_dir} is a sentence encoder, which has no "
-                        "accuracy, expected --use_quantize alone")
-
-
 def find_label_file(args: argparse.Namespace) -> str:
     """Return the path of the label.txt to compare with the checkpoint's labels; only the default name may be missing."""
     path = os.path.join(args.dataset_dir, args.label_file)

@@ -5,6 +5,7 @@
     vectors = encoder.encode(["头疼怎么办", "拔牙多少钱"])       # float32 [2, encoder.dimension]
 """
 
+import functools
 import logging
 import os
 from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from textcls.runtime.onnx_model import OnnxModel
 
 CHUNK = 8192  # texts whose tokens are in memory at a time; batches by length are formed within a chunk
-LEAST_COSINE = 0.98  # of the vectors of INT8 and fp32, on average
+LEAST_COSINE = 0.98  # of the vectors of a compared scheme and fp32, on average
 logger = logging.getLogger("predictor")
 
 
@@ -73,12 +74,13 @@ def encoder_folder(path: str) -> str:
 
 def load_exported(export: Export, *, device: str = "cpu", device_id: int = 0, dtype: str = "fp32",
                   num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None) -> "OnnxModel":
-    """Load an exported sentence encoder; in INT8 its vectors are compared with fp32. Options: of OnnxModel. UserError."""
+    """Load an exported sentence encoder; where dtype is compared with fp32, by its vectors. Options: of OnnxModel. UserError."""
     from textcls.runtime.converted import Comparison
     from textcls.runtime.onnx_model import OnnxModel
 
-    return OnnxModel(export, Comparison("probes", compare_vectors, check_cosine), device=device, device_id=device_id, dtype=dtype,
-                     num_threads=num_threads, batch_size=batch_size, max_seq_length=max_seq_length)
+    comparison = Comparison("probes", compare_vectors, functools.partial(check_cosine, dtype))
+    return OnnxModel(export, comparison, device=device, device_id=device_id, dtype=dtype, num_threads=num_threads,
+                     batch_size=batch_size, max_seq_length=max_seq_length)
 
 
 def compare_vectors(answer_both: "AnswerBoth") -> dict[str, str]:
@@ -87,13 +89,13 @@ def compare_vectors(answer_both: "AnswerBoth") -> dict[str, str]:
     return {"cosine": f"{(exact * converted).sum(axis=1).mean():.4f}"}
 
 
-def check_cosine(figures: dict[str, str]) -> None:
-    """Log what `compare_vectors` found. UserError where the vectors of INT8 are too far from those of fp32."""
+def check_cosine(dtype: str, figures: dict[str, str]) -> None:
+    """Log what `compare_vectors` found. UserError where the vectors of dtype are too far from those of fp32."""
     cosine = float(figures["cosine"])
-    logger.info(f"INT8 on {len(PROBES)} texts: mean cosine with fp32 {cosine:.4f}")
+    logger.info(f"{dtype.upper()} on {len(PROBES)} texts: mean cosine with fp32 {cosine:.4f}")
     if not cosine >= LEAST_COSINE:
-        raise UserError(f"--use_quantize: the vectors of INT8 have a mean cosine of {cosine:.4f} with those of fp32, expected "
-                        f"{LEAST_COSINE} or more")
+        raise UserError(f"{SCHEMES[dtype].option}: the vectors of {dtype.upper()} have a mean cosine of {cosine:.4f} with those "
+                        f"of fp32, expected {LEAST_COSINE} or more")
 
 
 def _open_checkpoint(path: str, device: Optional[str], batch_size: int, max_seq_length: Optional[int]) -> TextEncoder:

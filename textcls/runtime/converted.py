@@ -1,4 +1,4 @@
-"""Opens a model in one of the schemes of textcls/runtime/quantize.py: converted once, kept beside it, INT8 compared with fp32."""
+"""Opens a model in one of the schemes of textcls/runtime/quantize.py: converted once, kept beside it, compared with fp32."""
 
 import contextlib
 import glob

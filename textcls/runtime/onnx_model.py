@@ -34,7 +34,7 @@ def count_threads(device: str, num_threads: Optional[int] = None) -> int:
 class OnnxModel:
     """A model with its tokenizer. Safe to call from several threads, which share its num_threads threads.
 
-    comparison: what is done with a model in INT8 before it is used. device: "cpu" or "gpu", the one numbered device_id. dtype: a
+    comparison: of a scheme that is compared with fp32. device: "cpu" or "gpu", the one numbered device_id. dtype: a
     scheme of textcls/runtime/quantize.py. num_threads: threads that run batches on a CPU; None: one per usable core. batch_size:
     texts per batch at most. max_seq_length: tokens; None: as in training. onnx_model: the model that runs, a path, or bytes where
     its converted form could not be kept. Raises UserError.

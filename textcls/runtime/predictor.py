@@ -22,10 +22,10 @@ from textcls.data.files import read_labelled
 from textcls.runtime.converted import AnswerBoth, Comparison, short_hash
 from textcls.runtime.exported import read_export
 from textcls.runtime.onnx_model import OnnxModel
-from textcls.runtime.quantize import find_dtype
+from textcls.runtime.quantize import SCHEMES
 
 CALIBRATION_TEXTS = 2000  # of a calibration file at most, evenly spaced
-LARGEST_DROP = 0.5  # points of accuracy that INT8 may cost
+LARGEST_DROP = 0.5  # points of accuracy that a scheme may cost
 logger = logging.getLogger("predictor")
 
 
@@ -33,8 +33,8 @@ class Predictor:
     """A classifier. Safe to call from several threads, which share its num_threads threads.
 
     path: exported folder, or prefix of the model in it. device: "cpu" or "gpu", the one numbered device_id. dtype: "fp32", "int8"
-    (CPU only) or "fp16" (GPU only); quantize and use_fp16 choose the latter two as well. num_threads: threads that run batches
-    on a CPU; None: one per usable core. batch_size: texts per batch at most. max_seq_length: tokens; None: as in training.
+    (CPU only) or "fp16" (GPU only), a name in SCHEMES of textcls/runtime/quantize.py. num_threads: threads that run batches on a
+    CPU; None: one per usable core. batch_size: texts per batch at most. max_seq_length: tokens; None: as in training.
     calibration_file: labelled texts, on which a new INT8 model is compared with fp32; it is refused where it loses more than 0.5
     points of accuracy, unless allow_accuracy_drop. labels: list of str, position = class id. onnx_model: the model that runs, a
     path, or bytes where its converted form could not be kept. Raises UserError.
@@ -42,16 +42,14 @@ class Predictor:
 
     def __init__(self, path: Union[str, "os.PathLike[str]"], *, device: str = "cpu", device_id: int = 0, dtype: str = "fp32",
                  num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None,
-                 calibration_file: Optional[str] = None, allow_accuracy_drop: bool = False,
-                 quantize: bool = False, use_fp16: bool = False):
+                 calibration_file: Optional[str] = None, allow_accuracy_drop: bool = False):
         export = read_export(path)
         self.labels = export.labels
         comparison = Comparison(short_hash(calibration_file) if calibration_file else None,
-                                functools.partial(compare_accuracy, calibration_file or "", self.labels),
-                                functools.partial(check_accuracy, allow_accuracy_drop))
-        self._model = OnnxModel(export, comparison, device=device, device_id=device_id,
-                                dtype=find_dtype(quantize, use_fp16, dtype), num_threads=num_threads, batch_size=batch_size,
-                                max_seq_length=max_seq_length)
+                                functools.partial(compare_accuracy, dtype, calibration_file or "", self.labels),
+                                functools.partial(check_accuracy, dtype, allow_accuracy_drop))
+        self._model = OnnxModel(export, comparison, device=device, device_id=device_id, dtype=dtype, num_threads=num_threads,
+                                batch_size=batch_size, max_seq_length=max_seq_length)
         self.onnx_model, self.max_seq_length = self._model.onnx_model, self._model.max_seq_length
         self.batch_size, self.num_threads = self._model.batch_size, self._model.num_threads
 
@@ -85,29 +83,30 @@ class Predictor:
         return softmax(self._model.run_batch(self.tokenize(texts)))
 
 
-def compare_accuracy(path: str, labels: Sequence[str], answer_both: AnswerBoth) -> dict[str, str]:
-    """Compare the labels and the accuracy of a converted model with those of fp32 on the labelled texts of a file. UserError."""
+def compare_accuracy(dtype: str, path: str, labels: Sequence[str], answer_both: AnswerBoth) -> dict[str, str]:
+    """Compare the labels and the accuracy of a model in dtype with those of fp32 on the labelled texts of a file. UserError."""
     problems = Problems()
     texts, label_ids = read_labelled(path, labels, problems, "the model's label.txt")
     problems.report()
     step = -(-len(texts) // CALIBRATION_TEXTS)
     texts, label_ids = texts[::step], label_ids[::step]
-    logger.info(f"Comparing INT8 with fp32 on {len(texts)} texts of {path} ...")
+    logger.info(f"Comparing {dtype.upper()} with fp32 on {len(texts)} texts of {path} ...")
     exact, guessed = (logits.argmax(axis=1) for logits in answer_both(texts))
-    shares = {"agreement": exact == guessed, "fp32_accuracy": exact == label_ids, "int8_accuracy": guessed == label_ids}
+    shares = {"agreement": exact == guessed, "fp32_accuracy": exact == label_ids, f"{dtype}_accuracy": guessed == label_ids}
     return {"size": str(len(texts)), **{name: f"{share.mean() * 100:.4f}" for name, share in shares.items()}}
 
 
-def check_accuracy(allow_accuracy_drop: bool, figures: dict[str, str]) -> None:
-    """Log what `compare_accuracy` found. UserError where INT8 costs too much accuracy and not allow_accuracy_drop."""
+def check_accuracy(dtype: str, allow_accuracy_drop: bool, figures: dict[str, str]) -> None:
+    """Log what `compare_accuracy` found. UserError where dtype costs too much accuracy and not allow_accuracy_drop."""
     if "agreement" not in figures:
-        logger.warning("INT8 was not compared with fp32: there is no calibration file.")
+        logger.warning(f"{dtype.upper()} was not compared with fp32: there is no calibration file.")
         return
-    before, after = float(figures["fp32_accuracy"]), float(figures["int8_accuracy"])
-    logger.info(f"INT8 on {figures['size']} texts of a calibration file: {float(figures['agreement']):.2f}% of the labels as "
-                f"with fp32, accuracy {before:.2f}% -> {after:.2f}%")
+    before, after = float(figures["fp32_accuracy"]), float(figures[f"{dtype}_accuracy"])
+    logger.info(f"{dtype.upper()} on {figures['size']} texts of a calibration file: {float(figures['agreement']):.2f}% of the "
+                f"labels as with fp32, accuracy {before:.2f}% -> {after:.2f}%")
     if before - after > LARGEST_DROP:
-        message = f"--use_quantize: INT8 costs {before - after:.2f} points of accuracy, expected at most {LARGEST_DROP}"
+        message = (f"{SCHEMES[dtype].option}: {dtype.upper()} costs {before - after:.2f} points of accuracy, expected at most "
+                   f"{LARGEST_DROP}")
         if not allow_accuracy_drop:
             raise UserError(message + "; --allow_accuracy_drop takes it all the same")
         logger.warning(message)

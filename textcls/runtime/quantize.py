@@ -1,10 +1,11 @@
 """The schemes in which an exported ONNX model can run: fp32 as it was exported, INT8 on a CPU, FP16 on a GPU.
 
 Converting needs the package onnx, which nothing else of the predictor does. To add a scheme, write a function from the path of
-an ONNX model to the bytes of the converted one, and give it an entry in SCHEMES. Where converted models are kept, and how they
-are compared with fp32: textcls/runtime/converted.py.
+an ONNX model to the bytes of the converted one, and give it an entry in SCHEMES: all that run an exported model then have its
+option. Where converted models are kept, and how they are compared with fp32: textcls/runtime/converted.py.
 """
 
+import argparse
 import collections
 import contextlib
 import logging
@@ -125,6 +126,7 @@ class Scheme(NamedTuple):
     """How the numbers of a model are kept while it runs."""
 
     option: str = ""  # that chooses it on the command line
+    help: str = ""  # of that option
     device: Optional[str] = None  # the only one that it is for; None: any
     reason: str = ""  # why no other
     convert: Optional[Callable[[str], bytes]] = None  # from the path of an fp32 model; None: it runs as it is
@@ -134,19 +136,49 @@ class Scheme(NamedTuple):
 
 SCHEMES = {
     "fp32": Scheme(),
-    "int8": Scheme("--use_quantize", "cpu", "INT8 is for the CPU, expected --device cpu, or --use_fp16 on a GPU", to_int8, 1,
-                   is_compared=True),
-    "fp16": Scheme("--use_fp16", "gpu", "a CPU is not faster with it, expected --device gpu, or --use_quantize on a CPU",
-                   to_fp16, 1),
+    "int8": Scheme("--use_quantize", "INT8 weights (CPU)", "cpu",
+                   "INT8 is for the CPU, expected --device cpu, or --use_fp16 on a GPU", to_int8, 1, is_compared=True),
+    "fp16": Scheme("--use_fp16", "16-bit floats (GPU)", "gpu",
+                   "a CPU is not faster with it, expected --device gpu, or --use_quantize on a CPU", to_fp16, 1),
 }
 
 
-def find_dtype(quantize: bool, use_fp16: bool, dtype: str = "fp32") -> str:
-    """Translate options into the name of a scheme. dtype: the name, where a caller has given it. UserError where they differ."""
-    names = {name for name, is_chosen in (("int8", quantize), ("fp16", use_fp16), (dtype, dtype != "fp32")) if is_chosen}
-    if len(names) > 1:
-        raise UserError("--use_quantize, --use_fp16: INT8 is for the CPU, 16-bit floats are for the GPU, expected one of them")
-    return names.pop() if names else "fp32"
+def add_scheme_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the schemes, of which one may be given: `dtype` of the parsed arguments is the name in SCHEMES."""
+    group = parser.add_mutually_exclusive_group()
+    for dtype, scheme in SCHEMES.items():
+        if scheme.option:
+            group.add_argument(scheme.option, dest="dtype", action="store_const", const=dtype, default="fp32", help=scheme.help)
+
+
+def add_device_options(parser: argparse.ArgumentParser, with_calibration_file: bool = True) -> None:
+    """Add the options of the scripts that run an exported ONNX model on a chosen device, or prepare it to be run."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--device_id", type=int, default=0, help="number of the GPU")
+    add_scheme_options(parser)
+    if with_calibration_file:
+        parser.add_argument("--calibration_file", help=f"labelled texts on which {compared_options()} is compared with fp32")
+    parser.add_argument("--allow_accuracy_drop", action="store_true",
+                        help=f"take {compared_options()} even where it costs more than 0.5 points of accuracy on labelled texts")
+
+
+def compared_options() -> str:
+    """The options of the schemes that are compared with fp32, for messages."""
+    return " or ".join(scheme.option for scheme in SCHEMES.values() if scheme.is_compared)
+
+
+def check_calibration(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the parser's error where options of a comparison are given, and a scheme that is not compared."""
+    if (args.calibration_file or args.allow_accuracy_drop) and not SCHEMES[args.dtype].is_compared:
+        parser.error(f"--calibration_file, --allow_accuracy_drop: {args.dtype} is not compared with fp32, expected "
+                     f"{compared_options()} with them")
+
+
+def refuse_calibration(args: argparse.Namespace) -> None:
+    """Raise UserError where the options of an accuracy are given and args.export_dir is a sentence encoder."""
+    if args.calibration_file or args.allow_accuracy_drop:
+        raise UserError(f"--calibration_file, --allow_accuracy_drop: {args.export_dir} is a sentence encoder, which has no "
+                        f"accuracy, expected {SCHEMES[args.dtype].option} alone")
 
 
 def check_device(device: str, dtype: str) -> None:
