@@ -41,7 +41,7 @@ from textcls.training.resume import (
     train_and_save,
 )
 from textcls.training.scoring import compute_metrics
-from textcls.training.trainer import ClassificationTrainer, check_training_arguments, collate, parse_dataclasses
+from textcls.training.trainer import ClassificationTrainer, check_limits, check_training_arguments, collate, parse_dataclasses
 from utils import DEFAULT_LENGTH, check_splits, read_json, read_labelled
 
 NEXT_STEPS = """train.py: nothing to do, expected --do_train, --do_eval or both
@@ -83,13 +83,10 @@ def check_arguments(model_args, data_args, args):
     check_output_dir(args, data_args.data_dir, model_args.model_name_or_path, args.do_train)
     if not 0 <= model_args.label_smoothing < 1:
         raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 up to, not including, 1")
-    if not 0 <= model_args.focal_gamma <= 100:
-        raise UserError(f"--focal_gamma {model_args.focal_gamma}: out of range, expected 0 to 100")
+    check_limits(model_args, {"focal_gamma": (0, 100), "early_stopping_patience": (0, 10**9)})
     for name in ("do_predict", "do_export"):
         if getattr(args, name):
             raise UserError(f"--{name}: not done by train.py, expected predict.py or export_model.py after it")
-    if model_args.early_stopping_patience < 0:
-        raise UserError(f"--early_stopping_patience {model_args.early_stopping_patience}: out of range, expected 0 or more")
 
 
 def read_data(data_args, args):

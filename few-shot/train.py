@@ -26,6 +26,7 @@ from textcls.common.errors import Problems, UserError, is_main_rank, run_script
 from textcls.common.log import get_logger, say_next
 from textcls.data.files import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
 from textcls.data.prompts import parse_template, tokenize_words
+from textcls.data.tokens import tokenize
 from textcls.export.deployment import save_deployment
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.configs import config_path, read_prompt
@@ -45,8 +46,8 @@ from textcls.training.prompt_runs import (
     make_trainer,
     save_pretrained,
 )
-from textcls.training.resume import TrainArguments, check_evaluation, check_output_dir, check_row_counts, tokenize_split
-from textcls.training.trainer import check_training_arguments, parse_dataclasses
+from textcls.training.resume import TrainArguments, check_evaluation, check_output_dir, check_row_counts
+from textcls.training.trainer import check_limits, check_training_arguments, parse_dataclasses
 
 NEXT_STEPS = """few-shot/train.py: nothing to do, expected --do_train, or for a model as it is --do_eval, --do_predict
   train      python few-shot/train.py --data_dir ./data/ --prompt "这条新闻写的是" --max_steps 150 --do_train --do_eval
@@ -110,19 +111,14 @@ def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, later."""
     check_training_arguments(args)
     check_evaluation(args)
-    if args.learning_rate <= 0 or not 0 <= args.ppt_learning_rate <= 1000:
-        raise UserError(f"--learning_rate {args.learning_rate} --ppt_learning_rate {args.ppt_learning_rate}: out of range, "
-                        "expected more than 0 (to train only the prompt's part: --freeze_plm)")
-    for name, value in (("repeats", model_args.repeats), ("shots", data_args.shots)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: out of range, expected 1 or more")
-    for name in ("early_stopping_patience", "folds", "distill_epochs", "pretrain_epochs"):
-        if not 0 <= getattr(model_args, name) <= 10000:  # not a number is refused, too
-            raise UserError(f"--{name} {getattr(model_args, name)}: out of range, expected 0 to 10000")
+    if not args.learning_rate:
+        raise UserError("--learning_rate 0: out of range, expected more than 0 (to train only the prompt's part: --freeze_plm)")
+    check_limits(model_args, {"repeats": (1, 10000), **dict.fromkeys(
+        ("early_stopping_patience", "folds", "distill_epochs", "pretrain_epochs"), (0, 10000))})
+    check_limits(data_args, {"shots": (1, 10**9)})
+    check_limits(args, dict.fromkeys(("alpha_rdrop", "alpha_rgl"), (0, 10000)))
     if args.seed + model_args.repeats > 2**32:
         raise UserError(f"--seed {args.seed} --repeats {model_args.repeats}: out of range, expected seeds below {2**32}")
-    if args.alpha_rdrop < 0 or args.alpha_rgl < 0:
-        raise UserError("--alpha_rdrop, --alpha_rgl: out of range, expected 0 or more")
 
 
 def read_templates(prompts, word_ids):
@@ -195,8 +191,8 @@ def evaluate(checkpoint, args, splits):
     """Log and save the metrics of dev and test, as far as they are asked for."""
     for name, split, is_wanted in (("eval", "dev", args.do_eval), ("test", "test", args.do_predict)):
         if is_wanted:
-            tokens = tokenize_split(getattr(splits, split), checkpoint.encode, checkpoint.max_seq_length, split).longest_first()
-            trainer = make_trainer(checkpoint, args, dev=tokens)
+            texts, label_ids = getattr(splits, split)
+            trainer = make_trainer(checkpoint, args, dev=tokenize(texts, checkpoint.encode, label_ids).longest_first())
             metrics = trainer.evaluate(metric_key_prefix=name)
             trainer.log_metrics(name, metrics)
             trainer.save_metrics(name, metrics)

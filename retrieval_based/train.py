@@ -43,7 +43,7 @@ from textcls.training.resume import (
     train_and_save,
 )
 from textcls.training.sentence_training import RECALLS, SentenceTrainer, metric_names, tokenize_labels
-from textcls.training.trainer import check_training_arguments, parse_dataclasses
+from textcls.training.trainer import check_limits, check_training_arguments, parse_dataclasses
 
 WITHOUT_EFFECT = ("--recall_result_dir", "--recall_result_file", "--evaluate_result", "--recall_num", "--hnsw_m", "--hnsw_ef",
                   "--hnsw_max_elements")
@@ -125,12 +125,8 @@ def check_arguments(model_args, data_args, args):
     check_training_arguments(args)
     check_output_dir(args, data_args.data_dir, find_model_folder(model_args), True)
     check_evaluation(args, metric_names(max(RECALLS)))
-    for name, value, most in (("margin", args.margin, 2), ("text_loss_weight", args.text_loss_weight, 1000), ("chunk_size",
-                              args.chunk_size, 1 << 20), ("hard_negatives", args.hard_negatives, 1000), ("output_emb_size",
-                              model_args.output_emb_size or 0, 1 << 16), ("early_stopping_patience",
-                              model_args.early_stopping_patience, 10000)):
-        if not 0 <= value <= most:  # not a number is refused, too
-            raise UserError(f"--{name} {value}: out of range, expected 0 to {most}")
+    check_limits(args, {"margin": (0, 2), "text_loss_weight": (0, 1000), "chunk_size": (0, 1 << 20), "hard_negatives": (0, 1000)})
+    check_limits(model_args, {"output_emb_size": (0, 1 << 16), "early_stopping_patience": (0, 10000)})
     if not 0 < args.scale <= 1000:
         raise UserError(f"--scale {args.scale}: out of range, expected more than 0, up to 1000")
     if args.gradient_accumulation_steps > 1 or args.recompute:

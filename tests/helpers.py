@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -150,7 +151,7 @@ def launch(*command, cwd=ROOT, log_dir):
 def assert_user_error(process, *parts):
     """Exit code 2, every part of the message on standard error, no traceback."""
     assert process.returncode == 2, process.stderr
-    assert "Traceback" not in process.stderr + process.stdout, process.stderr
+    assert not re.search("Traceback|usage:", process.stderr + process.stdout), process.stderr
     for part in parts:
         assert part in process.stderr
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import platform
 import re
-from typing import Optional, Union
+from typing import NoReturn, Optional, Union
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
@@ -104,10 +104,17 @@ def add_version_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action=ShowVersions, help="print the versions of Python and of the packages used, and end")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the usage of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} ({self.prog} --help lists all options)")
+
+
 def make_parser(doc: str, epilog: Optional[str] = None) -> argparse.ArgumentParser:
     """Make the parser of a script. doc: its docstring, whose first line says what it does; epilog: ends the help."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter, epilog=epilog)
+    parser = Parser(description=doc.splitlines()[0], allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, epilog=epilog)
     add_version_option(parser)
     return parser
 

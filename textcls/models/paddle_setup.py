@@ -119,8 +119,9 @@ def _import_paddlenlp() -> None:
     paddle.disable_signal_handler()  # as paddlenlp/__init__.py does
     logger.handler.setFormatter(make_formatter())
     logger.set_level("WARNING")  # until --verbose asks for more
-    # folders that are there for a moment only
-    logger.logger.addFilter(lambda record: f"{os.sep}{STAGING}" not in record.getMessage())
+    # folders that are there for a moment only, and what --do_eval alone means
+    noise = (f"{os.sep}{STAGING}", "evaluation_strategy reset to")
+    logger.logger.addFilter(lambda record: not any(part in record.getMessage() for part in noise))
 
 
 _prepare_process()

@@ -59,8 +59,9 @@ def check_evaluation(args: TrainingArguments, metrics: Sequence[str] = ("loss", 
                         "--evaluation_strategy epoch")
     if args.prediction_loss_only and metric not in ("", "loss"):
         raise UserError(f"--prediction_loss_only: computes no {metric}, expected --metric_for_best_model loss")
-    if args.fp16 and args.device.startswith("cpu"):
-        raise UserError("--fp16 needs a GPU, expected --device gpu (or training without --fp16)")
+    for name in ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval"):
+        if getattr(args, name) and args.device.startswith("cpu"):
+            raise UserError(f"--{name} needs a GPU, expected --device gpu (or a run without --{name})")
 
 
 def check_metric(args: TrainingArguments, metrics: Sequence[str]) -> str:
@@ -81,6 +82,7 @@ def check_output_dir(args: TrainingArguments, data_dir: str, model_folder: str, 
     if saves_model and is_new:
         inputs["the model to begin with"] = model_folder
     check_output_folder(folder, "--output_dir", inputs, "config.json" if saves_model else None)
+    check_output_folder(args.logging_dir, "--logging_dir")
     if not (saves_model and is_new and os.path.isdir(folder)):
         return
     checkpoints = list_checkpoints(folder)

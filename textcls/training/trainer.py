@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from textcls.common.errors import UserError
 from textcls.common.log import describe_seconds, get_logger, log_everything, progress_bar
-from textcls.common.options import add_obsolete_options, add_version_option
+from textcls.common.options import Parser, add_obsolete_options, add_version_option
 from textcls.common.outputs import STAGING, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import TokenizedTexts, pad_batch
@@ -41,9 +41,29 @@ ONE_DEVICE = ("sharding", "sharding_degree", "sharding_parallel_degree", "tensor
               "sep_parallel_degree", "enable_auto_parallel", "unified_checkpoint")  # options that spread a model over devices
 # of the metrics of an evaluation: what is as in every other one, said otherwise, or the accuracy again
 NOT_SAID = ("_runtime", "_per_second", "progress_or_epoch", "_micro_", "recall@")
-MOST_EPOCHS, MOST_COUNT = 10**6, 10**9
-COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_steps", "eval_steps",
-          "logging_steps", "eval_accumulation_steps")
+MOST_EPOCHS = 10**6
+# of TrainingArguments, and of what few-shot/train.py has beside them: the least and the greatest value
+OPTIMIZER_LIMITS = {"learning_rate": (0, 1000), "weight_decay": (0, 1000), "adam_beta1": (0, 0.99999), "adam_beta2": (0, 0.99999),
+                    "adam_epsilon": (0, 1)}
+LIMITS = {**OPTIMIZER_LIMITS, **{f"ppt_{name}": limits for name, limits in OPTIMIZER_LIMITS.items()},
+          **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+                           "scale_loss", "save_steps", "eval_steps", "logging_steps", "eval_accumulation_steps"), (1, 10**9)),
+          **dict.fromkeys(("warmup_steps", "max_grad_norm", "save_total_limit", "num_cycles", "lr_end"), (0, 10**9)),
+          "max_steps": (-1, 10**9), "seed": (0, 2**32 - 1)}
+
+
+class TrainingParser(PdArgumentParser):
+    """PaddleNLP's parser of dataclasses, with the errors of the other scripts' parser."""
+
+    error = Parser.error
+
+
+def check_limits(values: object, limits: Mapping[str, tuple[float, float]]) -> None:
+    """UserError where an attribute of `values` is out of its limits, {name of the option: (least, greatest)}, or no number."""
+    for name, (least, most) in limits.items():
+        value = getattr(values, name, None)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} {value}: out of range, expected {least} to {most}")
 
 
 def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Sequence[str] = ()) -> tuple:
@@ -51,16 +71,10 @@ def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Seque
 
     obsolete: options that are taken without effect, of OBSOLETE in textcls/common/options.py. Raises UserError.
     """
-    script = os.path.basename(sys.argv[0])
-
-    def refuse(message: str) -> None:
-        raise UserError(f"{script}: {message} ({script} --help lists all options)")
-
-    parser = PdArgumentParser(classes, allow_abbrev=False, description=description.splitlines()[0])
+    parser = TrainingParser(classes, allow_abbrev=False, description=description.splitlines()[0])
     add_version_option(parser)
     add_obsolete_options(parser, *obsolete)
     parser.add_argument("--verbose", nargs="?", const=True, default=False, type=strtobool, help="Log all that there is to say.")
-    parser.error = refuse  # instead of the usage of 150 options
     arguments = sys.argv[1:]
     if arguments and arguments[0].endswith(".json"):
         from_file = []
@@ -70,8 +84,9 @@ def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Seque
         arguments = from_file + arguments[1:]
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        refuse(f"unknown option {' '.join(unknown)}")
+        parser.error(f"unknown option {' '.join(unknown)}")
     log_everything(options.verbose)
+    check_limits(options, LIMITS)  # here already: the library puts another number in the place of --eval_steps 0
     for name in ONE_DEVICE:  # TrainingArguments forgets them in a single process
         if str(getattr(options, name)) not in (str(parser.get_default(name)), "1"):
             raise UserError(f"--{name}: not supported, expected a run without it; models of this size fit on one device, and "
@@ -80,18 +95,18 @@ def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Seque
         return parser.parse_dict(vars(options))
     except (ValueError, AssertionError) as error:  # from TrainingArguments' own checks
         condition = traceback.extract_tb(error.__traceback__)[-1].line or ""  # some of them say nothing else
-        raise UserError(f"{script}: {str(error) or condition.replace('assert self.', 'expected --')}") from None
+        message = str(error) or condition.replace("assert self.", "expected --")
+        if "strategy to match" in message:
+            message = ("--load_best_model_at_end chooses between checkpoints that were evaluated, expected --evaluation_strategy "
+                       "and --save_strategy alike, such as epoch")
+        raise UserError(f"{parser.prog}: {message}") from None
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
     """Refuse values of TrainingArguments that would only fail, or train nothing, later. Raises UserError."""
-    for name in COUNTS:
-        if getattr(args, name) is not None and not 1 <= getattr(args, name) <= MOST_COUNT:
-            raise UserError(f"--{name} {getattr(args, name)}: out of range, expected 1 to {MOST_COUNT}")
-    if not 0 <= args.learning_rate <= 1000:  # not a number is refused, too
-        raise UserError(f"--learning_rate {args.learning_rate}: out of range, expected 0 to 1000")
-    if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed {args.seed}: out of range, expected 0 to {2**32 - 1}")
+    check_limits(args, LIMITS)  # once more: some options of retrieval_based/train.py stand for others
+    if args.fp16_opt_level not in ("O1", "O2"):
+        raise UserError(f"--fp16_opt_level {args.fp16_opt_level}: unknown, expected O1 or O2")
     if args.optim.value != "adamw":
         raise UserError(f"--optim {args.optim.value}: PaddleNLP 2.8.1 has no such optimizer, expected adamw")
     if args.label_names:
@@ -103,8 +118,6 @@ def check_training_arguments(args: TrainingArguments) -> None:
         raise UserError(f"--report_to {unknown[0]}: not installed or unknown, expected visualdl or none")
     if not 0 < args.num_train_epochs <= MOST_EPOCHS and args.max_steps <= 0:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: out of range, expected more than 0, up to {MOST_EPOCHS}")
-    if args.max_steps > MOST_COUNT:
-        raise UserError(f"--max_steps {args.max_steps}: out of range, expected {MOST_COUNT} at most")
 
 
 @contextlib.contextmanager
