@@ -8,10 +8,10 @@ Reads   texts from the command line, or --data_file, one per line (-: standard i
 Prints  a block per text: text, label, confidence; or with --output_format jsonl a JSON object per text.
 """
 
+import importlib.machinery
 import importlib.util
 import json
 import os
-import sys
 from argparse import Namespace
 from types import ModuleType
 
@@ -28,10 +28,11 @@ def import_messages() -> ModuleType:
     package = importlib.util.find_spec("paddle_serving_server")
     if package is None:
         raise UserError("paddle_serving_server is missing, expected the environment of service.py (README.md, section 1)")
-    sys.path.append(os.path.join(package.submodule_search_locations[0], "pipeline", "proto"))
-    import pipeline_service_pb2
-
-    return pipeline_service_pb2
+    folder = os.path.join(package.submodule_search_locations[0], "pipeline", "proto")
+    spec = importlib.machinery.PathFinder.find_spec("pipeline_service_pb2", [folder])
+    messages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(messages)
+    return messages
 
 
 def make_ask(args: Namespace) -> Ask:

@@ -13,7 +13,12 @@ import subprocess
 import sys
 import time
 
+import build_model
+import http_gateway
 import pytest
+import request_check
+import service as script
+import settings
 
 from helpers import (
     ROOT,
@@ -28,13 +33,6 @@ from helpers import (
 )
 from textcls.common.errors import UserError
 
-sys.path.insert(0, str(ROOT / "deploy/paddle_serving"))
-import build_model
-import http_gateway
-import request_check
-import service as script
-import settings
-
 pytestmark = needs_paddle_2
 SERVING = ROOT / "deploy/paddle_serving"
 LABELS = read_lines(ROOT / "data/label.txt")
@@ -46,7 +44,6 @@ PATH = "/seq_cls/prediction"
 SENDER = """
 import http.client, json, sys
 from concurrent.futures import ThreadPoolExecutor
-sys.path.insert(0, "deploy/paddle_serving")
 from rpc_client import METHOD, import_messages
 messages = import_messages()
 import grpc
@@ -77,7 +74,6 @@ with ThreadPoolExecutor(8) as pool:
 # Has eight large requests answered at once and says when the server has them all; then prints status and size of each answer.
 HURRIED = """
 import http.client, json, sys, time
-sys.path.insert(0, "deploy/paddle_serving")
 from rpc_client import METHOD, import_messages
 messages = import_messages()
 import grpc
@@ -181,7 +177,7 @@ def service(inside, served):
 def send(inside, service):
     """Function that sends requests for SENDER, eight at a time; returns the answers."""
     def send(requests):
-        process = run_inside(inside, "-c", SENDER, stdin=json.dumps(requests))
+        process = run_inside(inside, "-c", SENDER, cwd=SERVING, stdin=json.dumps(requests))
         assert process.returncode == 0, process.stderr
         return json.loads(process.stdout)
     return send
@@ -588,16 +584,15 @@ def test_build_model(exported, served, tmp_path):
                                            ("rpc_client.py", "paddle_serving_server is missing, expected the environment of")])
 def test_missing_packages_are_named(served, tmp_path, name, message):
     """In this environment, which has no Paddle Serving."""
-    code = ("import os, runpy, sys; sys.modules['paddle'] = None; sys.argv.pop(0); sys.path[0] = os.path.dirname(sys.argv[0]); "
-            "runpy.run_path(sys.argv[0], {}, '__main__')")
+    code = "import runpy, sys; sys.modules['paddle'] = None; sys.argv.pop(0); runpy.run_path(sys.argv[0], {}, '__main__')"
     options = ["--config", served / "config.yml", "--log_dir", tmp_path] if name == "service.py" else ["头疼"]
-    process = subprocess.run([sys.executable, "-c", code, SERVING / name, *options], capture_output=True, encoding="utf-8")
+    process = subprocess.run([sys.executable, "-c", code, name, *options], cwd=SERVING, capture_output=True, encoding="utf-8")
     assert_user_error(process, message)
 
 
 def test_sigterm_answers_what_is_in_work(inside, service):
     """The end of the service of the tests before."""
-    sender = subprocess.Popen([*inside, server_python("paddle-serving"), "-c", HURRIED], cwd=ROOT, stdout=subprocess.PIPE,
+    sender = subprocess.Popen([*inside, server_python("paddle-serving"), "-c", HURRIED], cwd=SERVING, stdout=subprocess.PIPE,
                               encoding="utf-8")
     assert sender.stdout.readline() == "all sent\n"
     assert stop(service, signal.SIGTERM) == 143

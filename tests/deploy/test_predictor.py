@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import threading
 
 import numpy as np
@@ -33,9 +32,7 @@ from textcls.runtime.converted import converted_path
 from textcls.runtime.predictor import Predictor
 from textcls.runtime.quantize import SCHEMES, Scheme, to_fp16, to_int8
 
-sys.path.insert(0, str(ROOT / "deploy/predictor"))
-import infer as script
-
+script = load_script("deploy/predictor", "infer")
 INFER, DATA = "deploy/predictor/infer.py", ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")
 

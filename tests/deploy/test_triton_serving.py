@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import ROOT, assert_answers_agree, assert_user_error, read_lines, run_all, run_here, server_python, write_lines
+from helpers import (
+    ROOT,
+    assert_answers_agree,
+    assert_user_error,
+    load_script,
+    read_lines,
+    run_all,
+    run_here,
+    server_python,
+    write_lines,
+)
 from textcls.retrieval.encoder import open_encoder
 from textcls.runtime.predictor import Predictor
 
-sys.path.insert(0, str(ROOT / "deploy/triton_serving"))
-import build_repository
-
+build_repository = load_script("deploy/triton_serving", "build_repository")
 PYTHON = server_python("triton")
 TRITON = ROOT / "deploy/triton_serving"
 LABELS = read_lines(ROOT / "data/label.txt")
@@ -474,11 +481,10 @@ def test_wrong_starts(server, repository, tmp_path):
 
 
 def test_missing_packages_are_named(exported, tmp_path):
-    code = ("import os, runpy, sys; sys.modules[sys.argv[1]] = None; del sys.argv[:2]; "
-            "sys.path[0] = os.path.dirname(sys.argv[0]); runpy.run_path(sys.argv[0], {}, '__main__')")
+    code = "import runpy, sys; sys.modules[sys.argv[1]] = None; del sys.argv[:2]; runpy.run_path(sys.argv[0], {}, '__main__')"
     for package, name, options in (("onnxruntime", "build_repository.py", ["--export_dir", exported]),
                                    ("tritonclient.grpc", "seqcls_grpc_client.py", ["头疼"])):
-        process = subprocess.run([PYTHON, "-c", code, package, TRITON / name, *options], capture_output=True, encoding="utf-8")
+        process = subprocess.run([PYTHON, "-c", code, package, name, *options], cwd=TRITON, capture_output=True, encoding="utf-8")
         assert_user_error(process, f"the package {package} is missing, expected `pip install -r deploy/triton_serving/req")
 
 
