@@ -11,7 +11,7 @@ Prints  for each text `input data: <text>`, `labels: <label>` and a line of dash
 import os
 
 from textcls.common.errors import Problems, run_script
-from textcls.common.options import add_obsolete_options, make_parser, positive_int
+from textcls.common.options import add_obsolete_options, make_parser, positive_int, thread_count
 from textcls.data.files import read_texts
 from textcls.runtime.predictor import Predictor
 from textcls.runtime.quantize import add_device_options, check_calibration
@@ -24,7 +24,7 @@ def parse_arguments():
     parser.add_argument("--data_dir", default="./data/", help="folder with data.txt")
     parser.add_argument("--max_length", type=int, help="longest text with its prompt, in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=200, help="texts per batch")
-    parser.add_argument("--num_threads", type=positive_int, help="threads on a CPU; None: one per usable core")
+    parser.add_argument("--num_threads", type=thread_count, help="threads on a CPU; None: one per usable core")
     add_device_options(parser)
     args = parser.parse_args()
     check_calibration(parser, args)

@@ -18,7 +18,7 @@ import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, positive_int, probability
+from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, probability, thread_count
 from textcls.common.outputs import check_output, check_output_folder, complete_file
 from textcls.data.files import check_splits, read_label_words, read_labelled, read_lines
 from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_means, rows_of_texts, write_index
@@ -52,7 +52,7 @@ def parse_arguments():
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
     add_encoder_options(parser)
-    parser.add_argument("--cpu_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
+    parser.add_argument("--cpu_threads", type=thread_count, help="threads of an export on a CPU; None: one per usable core")
     add_obsolete_options(parser, "--use_tensorrt", "--enable_mkldnn", "--model_name_or_path", "--hnsw_max_elements")
     return parser.parse_args()
 

@@ -54,14 +54,14 @@ def parse_arguments():
 
 
 def read_new_texts(args):
-    """The texts of --texts and --text_file, each once."""
+    """The texts of --texts and --text_file, each once, without blanks around them, as descriptions in label.txt are."""
     problems = Problems()
     for number, text in enumerate(args.texts, 1):
         if problem := LINE.problem(text):
             problems.add("--texts", number, problem, LINE.expected)
     texts = args.texts + (list(read_texts(args.text_file, problems)) if args.text_file else [])
     problems.report()
-    return list(dict.fromkeys(texts))
+    return list(dict.fromkeys(text.strip() for text in texts))
 
 
 def make_change(args, texts, encoder_of):

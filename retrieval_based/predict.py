@@ -13,7 +13,8 @@ Writes  output_file in the order of the input, as predict.py of the suite does; 
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, positive_int, probability_or_auto
+from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, probability_or_auto, thread_count
+from textcls.common.texts import TEXT
 from textcls.data.files import read_lines
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.predictor import SearchPredictor
@@ -40,7 +41,7 @@ def parse_arguments():
     parser.add_argument("--num_nearest", type=int, default=0, help="how many of the nearest texts to write as reasons (jsonl)")
     parser.add_argument("--text_pair_file", help="print the cosine of pairs of texts, and do nothing else")
     add_encoder_options(parser)
-    parser.add_argument("--num_threads", type=positive_int, help="threads of an export on a CPU; None: one per usable core")
+    parser.add_argument("--num_threads", type=thread_count, help="threads of an export on a CPU; None: one per usable core")
     add_scheme_options(parser)
     add_obsolete_options(parser, "--output_emb_size", "--model_name_or_path", "--pad_to_max_seq_len")
     args = parser.parse_args()
@@ -56,8 +57,9 @@ def print_pairs(path, encoder):
     pairs = []
     for number, line in read_lines(path, problems):
         pairs.append(line.split("\t"))
-        if len(pairs[-1]) != 2 or not all(text.strip() for text in pairs[-1]):
-            problems.add(path, number, "no pair of texts", "<text><tab><text>")
+        problem = next(filter(None, map(TEXT.problem, pairs[-1])), None) if len(pairs[-1]) == 2 else "no pair of texts"
+        if problem:
+            problems.add(path, number, problem, "<text><tab><text>")
     problems.report()
     cosines = (encoder.encode([first for first, _ in pairs]) * encoder.encode([second for _, second in pairs])).sum(axis=1)
     for (first, second), cosine in zip(pairs, cosines):

@@ -12,7 +12,7 @@ import time
 
 from textcls.common.errors import run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import make_parser, positive_int
+from textcls.common.options import make_parser, positive_int, thread_count
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.milvus import (
     MOST_NEIGHBOURS,
@@ -38,7 +38,7 @@ def parse_arguments():
     parser.add_argument("--output_format", default="txt", choices=["txt", "jsonl"])
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch of the encoder")
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
-    parser.add_argument("--num_threads", type=positive_int, help="threads of the encoder; None: one per usable core")
+    parser.add_argument("--num_threads", type=thread_count, help="threads of the encoder; None: one per usable core")
     add_milvus_options(parser)
     args = parser.parse_args()
     if args.top_k > MOST_NEIGHBOURS:

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Optional
 
 from textcls.common.errors import Problems, needs_packages, run_script
-from textcls.common.options import find_label_file, make_parser, positive_int
+from textcls.common.options import find_label_file, make_parser, positive_int, thread_count
 from textcls.data.files import compare_labels, read_labelled, read_labels
 from textcls.runtime.predictions import (
     add_output_options,
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--model_path_prefix", default="../../export/float32", help="exported folder, or prefix in it")
     add_device_options(parser, with_calibration_file=False)  # that is dataset_dir/dev.txt
-    parser.add_argument("--num_threads", type=positive_int, help="CPU threads; None: one per usable core")
+    parser.add_argument("--num_threads", type=thread_count, help="CPU threads; None: one per usable core")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
     parser.add_argument("--dataset_dir", default="../../data", help="folder of the data files")

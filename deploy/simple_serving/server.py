@@ -27,7 +27,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from textcls.common.errors import UserError, needs_packages, run_script
-from textcls.common.options import make_parser, positive_int, read_token_file
+from textcls.common.options import make_parser, positive_int, read_token_file, thread_count
 from textcls.runtime.exported import read_export
 from textcls.runtime.listening import BODY_SECONDS, HEAD_SECONDS, IDLE_SECONDS, MAX_TEXT_LENGTH, listen, url_host
 from textcls.runtime.quantize import add_device_options, check_calibration, check_device, refuse_calibration
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--token_file", help="file with a token that requests must bring: Authorization: Bearer <token>")
     model = parser.add_argument_group("model")
     add_device_options(model)
-    model.add_argument("--num_threads", type=positive_int, help="CPU threads; None: one per usable core")
+    model.add_argument("--num_threads", type=thread_count, help="CPU threads; None: one per usable core")
     model.add_argument("--batch_size", type=positive_int, help="texts per batch; None: 4 on a CPU, 32 on a GPU")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max_texts", type=positive_int, default=256, help="texts per request")

@@ -51,7 +51,7 @@ def test_reads_bom_crlf_and_a_last_line_without_end(tmp_path):
     ("好\t病因\n".encode("utf-16"), 1, "the file is UTF-16", "UTF-8"),
     ("好\t病因\n".encode("utf-32"), 1, "the file is UTF-32", "UTF-8"),
     (b"\0\0\xfe\xff" + "好".encode("utf-32-be"), 1, "the file is UTF-32", "UTF-8"),
-    ("a\0b\t病因\n", 1, "NUL character", "text without control bytes"),
+    ("a\0b\t病因\n", 1, "a NUL character", "text without control bytes"),
     ("", None, "file is empty", "at least one line"),
     (b"\xef\xbb\xbf", None, "file is empty", "at least one line"),
 ])

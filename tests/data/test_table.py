@@ -149,7 +149,7 @@ def test_unsound_rows_are_all_reported_and_nothing_is_written(table):
 @pytest.mark.parametrize("content, part", [
     ("问题,类别\n头疼,甲\n".encode() + b"\xff\xfe\n", "a.csv:3: invalid UTF-8 at byte 1"),
     ("Où est l'hôtel près d'ici,a\n".encode("cp1252"), "a.csv:1: invalid UTF-8 at byte 2"),
-    (b"text,label\na\0b,x\n", "a.csv:2: NUL character"), (b"", "a.csv: file is empty"), (b" \n\n", "a.csv: no columns"),
+    (b"text,label\na\0b,x\n", "a.csv:2: a NUL character"), (b"", "a.csv: file is empty"), (b" \n\n", "a.csv: no columns"),
     ("頭痛怎麼辦請問腹脹是什麼引起的\n".encode("big5"), "UTF-8 text (convert it: iconv -f Big5"),
     (delimited([HEADER]).encode("utf-16")[:-1], "a.csv:1: the file is UTF-16"),
     (b"text,label\n", "a.csv: none of 0 rows is usable"), (b"PK\3\4", "a.csv: an Excel workbook by its content"),

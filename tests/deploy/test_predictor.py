@@ -327,6 +327,7 @@ def test_wrong_calls_are_refused(exported, tmp_path):
     assert_user_error(infer(exported, "--data_file", "-", *output, stdin="好\n\na\tb\n"), "standard input:2: empty line",
                       "standard input:3: a tab")
     assert_user_error(infer(exported, "--output_format", "csv"), "--output_format csv needs --output_file")
+    assert_user_error(infer(exported, "--num_threads", 100000), "--num_threads: '100000': expected a whole number, 1 to 1024")
     process = run("-c", f"import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, {INFER!r}, "
                   f"'--model_path_prefix', {str(exported)!r}, '--data_file', '-'])")
     assert_user_error(process, "standard input is closed")

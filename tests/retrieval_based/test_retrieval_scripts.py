@@ -142,6 +142,9 @@ def test_predictions_in_all_forms_agree(built, encoder_export, data, tmp_path):
     write_lines(tmp_path / "pairs.txt", ["感冒怎么办\t感冒怎么办", "感冒怎么办\t戴牙套贵吗"])
     lines = run_here(predict.main, *options, "--text_pair_file", tmp_path / "pairs.txt").stdout.splitlines()
     assert lines[0].endswith("\t1.000000") and float(lines[1].split("\t")[2]) < 0.9999
+    write_lines(tmp_path / "pairs.txt", ["感冒怎么办\t ", "感冒怎么办"])
+    assert_user_error(run_here(predict.main, *options, "--text_pair_file", tmp_path / "pairs.txt"),
+                      "pairs.txt:1: empty or blank, expected <text>", "pairs.txt:2: no pair of texts")
 
 
 def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
@@ -151,7 +154,7 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
     process = run("retrieval_based/index.py", "add", "疫苗接种", "--texts", *texts, *options)
     assert process.returncode == 0 and " ms; 12 labels now" in process.stderr, process.stderr
     rows = len(open_index(folder).row_labels)
-    process = run_here(change.main, "add", "疫苗接种", "--texts", "打完疫苗能喝酒吗", "疫苗第三针隔多久打", *options)
+    process = run_here(change.main, "add", "疫苗接种", "--texts", "打完疫苗能喝酒吗 ", "疫苗第三针隔多久打", *options)
     assert process.returncode == 0 and "add 疫苗接种, 2 texts (1 of them there already), " in process.stderr, process.stderr
     assert run_here(change.main, "add", "疫苗接种", "--texts", *texts, *options).returncode == 0  # nothing is new
     index = open_index(folder)

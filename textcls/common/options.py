@@ -9,6 +9,7 @@ from typing import NoReturn, Optional, Union
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 
+MOST_THREADS = 1024  # more cores than a machine has; with many more it would only stand still
 # options of older command lines, still taken but without effect -> why
 OBSOLETE = {
     "--model_name": "the export holds all that is needed",
@@ -26,6 +27,13 @@ def positive_int(text: str) -> int:
     """Type of options that count something."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
+    return int(text)
+
+
+def thread_count(text: str) -> int:
+    """Type of options that say how many threads work at once."""
+    if positive_int(text) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 to {MOST_THREADS}")
     return int(text)
 
 

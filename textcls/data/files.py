@@ -11,7 +11,7 @@ import numpy as np
 
 from textcls.common.errors import MAX_REPORTED, Problems, UserError, did_you_mean
 from textcls.common.outputs import complete_file
-from textcls.common.texts import LABEL, LINE, TEXT
+from textcls.common.texts import LABEL, LINE, NUL, TEXT
 from textcls.data.encodings import bom_encoding, guess_encoding
 
 LabelledTexts = tuple[list[str], np.ndarray]  # texts, label ids int64 [num_texts]
@@ -44,7 +44,7 @@ def read_lines(path: str, problems: Problems, stream: Optional[BinaryIO] = None)
                 line = line[3:]
             line = line.removesuffix(b"\n").rstrip(b"\r")
             if b"\0" in line:
-                problems.add(path, number, "NUL character", "text without control bytes")
+                problems.add(path, number, NUL["\0"], "text without control bytes")
                 continue
             try:
                 yield number, line.decode("utf-8")
