@@ -93,7 +93,7 @@ def measure(args, seed, labels, rows):
             paths["checkpoint"], "--seed", seed, "--overwrite_output_dir", "--do_train", *args.train_options)
         run(f"{folder}/export.log", "export_model", "--params_path", paths["checkpoint"], "--output_path", paths["export"])
     run(f"{folder}/build.log", "build_index", "--params_path", paths["export"], "--data_dir", folder, "--index_dir",
-        paths["index"])
+        paths["index"], "--overwrite")
     truth, is_new = np.array([labels[index] for index in rows["test"][1]]), np.isin(rows["test"][1], new)
     before, known = answer(folder, "before")
     texts, label_ids = rows["train"]

@@ -7,9 +7,10 @@
 
 Reads   params_path (made by retrieval_based/train.py, or by its export_model.py), data_dir/label.txt, train.txt and dev.txt.
         A line of label.txt may be `label==description==synonym`; what is before a `##` in a label is no part of its text.
-Writes  index_dir, in place of what index may be there; it can be used meanwhile. With --data_name also
-        output_dir/<data_name>_embedding.npy, the vectors that are searched, float32 [rows, size]: of train.txt or --corpus_file
-        line by line; of label.txt each label's own name, then what is written behind it.
+Writes  index_dir, in place of what index may be there (with --overwrite also of one that index.py has changed); it can be used
+        meanwhile. With --data_name also output_dir/<data_name>_embedding.npy, the vectors that are searched, float32
+        [rows, size]: of train.txt or --corpus_file line by line; of label.txt each label's own name, then what is written
+        behind it.
 """
 
 import os
@@ -21,7 +22,15 @@ from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, probability, thread_count
 from textcls.common.outputs import check_output, check_output_folder, complete_file
 from textcls.data.files import check_splits, read_label_words, read_labelled, read_lines
-from textcls.retrieval.changes import label_rows, memory_index, new_header, rows_of_means, rows_of_texts, write_index
+from textcls.retrieval.changes import (
+    check_not_changed,
+    label_rows,
+    memory_index,
+    new_header,
+    rows_of_means,
+    rows_of_texts,
+    write_index,
+)
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.fitting import fit
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
@@ -51,10 +60,14 @@ def parse_arguments():
     parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
+    parser.add_argument("--overwrite", action="store_true", help="also replace an index that index.py has changed")
     add_encoder_options(parser)
     parser.add_argument("--cpu_threads", type=thread_count, help="threads of an export on a CPU; None: one per usable core")
     add_obsolete_options(parser, "--use_tensorrt", "--enable_mkldnn", "--model_name_or_path", "--hnsw_max_elements")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.output_dir and not args.data_name:
+        parser.error("--output_dir is for the vectors of --data_name, expected --data_name too, or --index_dir for the index")
+    return args
 
 
 def read_data(args):
@@ -136,6 +149,8 @@ def main():
     wanted = wanted_type(args)
     inputs = {"the encoder": args.params_path, "the data folder": args.data_dir}
     check_output_folder(args.index_dir, "--index_dir", inputs, MARKER)
+    if not args.overwrite:
+        check_not_changed(args.index_dir)
     vectors_path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
     if args.data_name:
         check_output(vectors_path, [], args.data_dir)
@@ -148,7 +163,7 @@ def main():
     index = choose(args, encoder, labels, make_rows(corpora, encoder, labels, train), dev)
     if args.precision is not None and dev is not None and index.header["threshold"] is None:
         get_logger().warning(f"No threshold: no share of the dev texts has a precision of {args.precision}.")
-    header = write_index(args.index_dir, index, wanted)
+    header = write_index(args.index_dir, index, wanted, args.overwrite)
     if args.data_name:
         with complete_file(vectors_path, "wb") as file:
             vectors = index.segments[0].vectors  # of texts: without those of labels that have none, which no line is of

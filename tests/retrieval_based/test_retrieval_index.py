@@ -419,6 +419,7 @@ def test_damaged_and_foreign_indexes_are_refused(tmp_path):
     header = json.loads((tmp_path / "index/index.json").read_text(encoding="utf-8"))
     unknown_id = {"id": 99, "name": "x", "texts": []}
     for name, value in [("format", 1), ("dtype", "float64"), ("segments", []), ("labels", [unknown_id, unknown_id]), ("vote", {}),
+                        *(("lexical", {**header["lexical"], "neighbours": count}) for count in (5.0, 1e30, 10**30)),
                         ("known", {"weights": [1], "offset": 0}), ("segments", [{"folder": "../other", "rows": 1}])]:
         (tmp_path / "index/index.json").write_text(json.dumps({**header, name: value}), encoding="utf-8")
         with pytest.raises(UserError, match=f"{name}"):

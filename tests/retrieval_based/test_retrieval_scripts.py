@@ -153,6 +153,7 @@ def test_labels_change_from_the_command_line(built, encoder_export, tmp_path):
     texts = ["打完疫苗能喝酒吗", "疫苗第二针隔多久打"]
     process = run("retrieval_based/index.py", "add", "疫苗接种", "--texts", *texts, *options)
     assert process.returncode == 0 and " ms; 12 labels now" in process.stderr, process.stderr
+    assert_user_error(run_here(build.main, "--data_dir", "data", *options), "holds an index that was changed by index.py")
     rows = len(open_index(folder).row_labels)
     process = run_here(change.main, "add", "疫苗接种", "--texts", "打完疫苗能喝酒吗 ", "疫苗第三针隔多久打", *options)
     assert process.returncode == 0 and "add 疫苗接种, 2 texts (1 of them there already), " in process.stderr, process.stderr

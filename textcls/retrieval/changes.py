@@ -18,7 +18,7 @@ import numpy as np
 from textcls.common.errors import Problems, UserError, did_you_mean
 from textcls.common.outputs import complete_file, named_in_errors
 from textcls.common.texts import LABEL, LINE, TEXT
-from textcls.data.files import read_lines
+from textcls.data.files import read_json, read_lines
 from textcls.retrieval.index import FORMAT, MARKER, PARTS, SearchIndex, Segment, assemble, label_word, of_single_texts, open_index
 from textcls.retrieval.lexical import Idf, count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
 from textcls.retrieval.nearest import TYPES, WantedType, build_approximate
@@ -80,16 +80,26 @@ def memory_index(header: dict, rows: NewRows) -> SearchIndex:
     return assemble("", header, None, [make_segment(rows, None)])
 
 
-def write_index(folder: str, index: SearchIndex, wanted: Optional[WantedType] = None) -> dict:
+def check_not_changed(folder: str) -> None:
+    """UserError where the index in a folder, if there is one, was changed since it was built: a new one would lose that."""
+    path = os.path.join(folder, MARKER)
+    if os.path.exists(path) and read_json(path).get("changed"):
+        raise UserError(f"{folder}: holds an index that was changed by index.py since it was built, expected another folder, or "
+                        "--overwrite to lose these changes")
+
+
+def write_index(folder: str, index: SearchIndex, wanted: Optional[WantedType] = None, overwrite: bool = True) -> dict:
     """Write a `memory_index` into a folder, in place of what index may be there. wanted: of `wanted_type`.
 
-    Returns its index.json.
+    Returns its index.json. overwrite: also one that was changed since it was built. UserError.
     """
     with changing(folder):
+        if not overwrite:
+            check_not_changed(folder)
         header = {**index.header, "segments": [write_segment(folder, index.header, index.segments[0])]}
         if wanted is not None and len(index.row_labels) > wanted.beyond:
             header[wanted.name] = build_approximate(folder, index, wanted)
-        return write_header(folder, header)
+        return write_header(folder, header, changed=False)
 
 
 def make_segment(rows: NewRows, idf: Optional[Idf]) -> Segment:
@@ -145,8 +155,12 @@ def write_segment(folder: str, header: dict, segment: Segment) -> dict:
     return {"folder": name, "rows": len(segment.label_ids)}
 
 
-def write_header(folder: str, header: dict) -> dict:
-    """The last step of a change: replace index.json, then delete what it does not name. Returns header."""
+def write_header(folder: str, header: dict, changed: bool = True) -> dict:
+    """The last step of a change: replace index.json, then delete what it does not name. Returns the new index.json.
+
+    changed: whether this is no longer what was built.
+    """
+    header = {**header, "changed": changed}
     with complete_file(os.path.join(folder, MARKER)) as file:
         file.write(json.dumps(header, ensure_ascii=False) + "\n")
     used = {entry["folder"] for entry in header["segments"]} | {header[name]["file"] for name in TYPES if header[name]}

@@ -191,9 +191,9 @@ def check_header(header: dict, path: str) -> None:
             type(entry["id"]) is int and 0 <= entry["id"] < header["next_id"] and type(entry["name"]) is str
             and type(entry["texts"]) is list for entry in value),
         "segments": lambda value: value and all(PARTS.match(entry["folder"]) and _is_count(entry["rows"]) for entry in value),
-        "vote": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and value["sharpness"] > 0
+        "vote": lambda value: _is_depth(value["neighbours"]) and value["temperature"] > 0 and value["sharpness"] > 0
         and value["least_rows"] >= 0,
-        "lexical": lambda value: value["neighbours"] > 0 and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
+        "lexical": lambda value: _is_depth(value["neighbours"]) and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
         "known": lambda value: value is None or (len(value["weights"]) == 2 and sum(value["weights"]) + value["offset"] < np.inf),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1,
         **{name: functools.partial(_is_approximate, kind.settings) for name, kind in TYPES.items()}}
@@ -208,6 +208,10 @@ def check_header(header: dict, path: str) -> None:
 
 def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
+
+
+def _is_depth(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**31
 
 
 def _is_approximate(settings: tuple[str, ...], entry: Optional[dict]) -> bool:
