@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from paddlenlp.transformers import PretrainedModel, PretrainedTokenizer
 
+KNOWN = f"a model of one of the types {', '.join(FAMILIES)}"  # for messages
+
 
 def load_model(name_or_path: str, head: str = "SequenceClassification", strict: bool = False,
                ignore_mismatched_sizes: bool = False, sentence_options: Optional[SentenceOptions] = None,
@@ -61,8 +63,8 @@ def load_model(name_or_path: str, head: str = "SequenceClassification", strict: 
     config = read_config(name_or_path)
     family, is_prompt_model = find_family(config), head != "MaskedLM" and read_prompt(config, name_or_path) is not None
     if is_encoder and (is_prompt_model or family is OTHER):
-        raise UserError(f"{name_or_path}: is a prompt model, or of a family that is not known, expected an ERNIE, ERNIE-M or "
-                        "BERT without a prompt (few-shot/train.py --save_plm writes the encoder of a prompt model)")
+        raise UserError(f"{name_or_path}: is a prompt model, or of a family that is not known, expected {KNOWN} without "
+                        "a prompt (few-shot/train.py --save_plm writes the encoder of a prompt model)")
     path = find_weights(name_or_path)
     with _explain_building(name_or_path):
         if family is OTHER:
@@ -126,8 +128,8 @@ def _explain_building(folder: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, AttributeError, RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"{folder}: the model cannot be built ({type(error).__name__}: {error}), expected the "
-                        "complete folder of an ERNIE, ERNIE-M or BERT model") from error
+        raise UserError(f"{folder}: the model cannot be built ({type(error).__name__}: {error}), expected the complete folder of "
+                        f"{KNOWN}") from error
 
 
 def _load_other(auto_model: "type[PretrainedModel]", folder: str, path: Optional[str], ignore_mismatched_sizes: bool,
