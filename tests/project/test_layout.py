@@ -86,3 +86,23 @@ def test_the_library_works_in_a_project_that_has_a_utils_of_its_own(tmp_path):
             "print(utils.mine)")
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, encoding="utf-8", capture_output=True)
     assert (process.returncode, process.stdout) == (0, "True\n"), process.stderr
+
+
+def test_requirement_files_say_where_they_are_installed_from():
+    """pip takes `-e .` from the working folder, all other paths from the file."""
+    paths = [path.relative_to(ROOT).as_posix() for folder in ("deploy/*", "few-shot", "retrieval_based")
+             for path in ROOT.glob(f"{folder}/requirements*.txt") if "-e ." in path.read_text(encoding="utf-8").split("\n")]
+    assert len(paths) == 7
+    for path in paths:
+        first = (ROOT / path).read_text(encoding="utf-8").split("\n")[0]
+        assert first == f"# To be run in the root of the repository: pip install -r {path}"
+
+
+def test_the_extra_of_the_package_is_what_a_predictor_imports():
+    from setuptools.config.pyprojecttoml import read_configuration
+
+    project = read_configuration(ROOT / "pyproject.toml")["project"]
+    rooms = {path for path in LIBRARY if path.parent.name in ("common", "data", "runtime")}
+    packages = {name.split(".")[0] for path in rooms for name in imported_names(path)}
+    needed = {"numpy", "onnxruntime", "tokenizers"}
+    assert needed == {*project["dependencies"], *project["optional-dependencies"]["predictor"]} and needed <= packages
