@@ -13,7 +13,6 @@ and texts that occur with different labels are reported and left out; rows witho
 (no JSON, no text, spans instead of labels, ...) are all reported; then nothing is written and the exit code is 2.
 """
 
-import time
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.options import make_parser
@@ -58,12 +57,10 @@ def read_rows(path, problems):
 
 
 def main():
-    started = time.perf_counter()
     args = parse_arguments()
     problems = Problems()
     rows = read_rows(args.doccano_file, problems)
     make_data_folder(args, args.doccano_file, rows, "exactly one label (a list of one string, or a string)", problems)
-    print(f"Finished! It takes {time.perf_counter() - started:.2f} seconds")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ all get its value. Split, reports and refusals are those of data/doccano.py; in 
 their tabs and line breaks become one blank.
 """
 
-import time
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.options import make_parser
@@ -97,7 +96,6 @@ def read_rows(table, text_column, label_column, only_order, problems):
 
 
 def main():
-    started = time.perf_counter()
     args = parse_arguments()
     problems = Problems()
     table = read_table(args.table_file, args.sheet, (args.text_column, args.label_column, *TEXT_NAMES, *LABEL_NAMES), problems)
@@ -106,7 +104,6 @@ def main():
         raise UserError(f"{args.table_file}: no columns, expected a header and rows with a text and a label")
     rows = read_rows(table, *choose_columns(args, table), problems)
     make_data_folder(args, args.table_file, rows, "one label", problems)
-    print(f"Finished! It takes {time.perf_counter() - started:.2f} seconds")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from textcls.common.log import progress_bar
 from textcls.common.options import positive_int
 from textcls.common.outputs import complete_file
 from textcls.common.texts import LINE
+from textcls.data.files import load_json
 from textcls.data.tokens import pad_batch, sorted_batches
 from textcls.models.checkpoints import load_model
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer
@@ -341,16 +342,7 @@ def read_dictionary(path: str) -> dict[str, list[str]]:
     Returns it without entries that name the word itself. UserError naming all lines that are wrong.
     """
     problems = Problems()
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = file.read()
-        pairs = json.loads(content, object_pairs_hook=lambda pairs: pairs)
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found (--custom_file_path), expected a JSON file {{word: [word, ...]}}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected {{word: [word, ...]}}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, or a number of thousands of digits
-        raise UserError(f"{path}: cannot be read ({error}), expected a JSON file {{word: [word, ...]}} in UTF-8") from None
+    pairs, content = load_json(path, "a JSON file {word: [word, ...]} in UTF-8", object_pairs_hook=lambda pairs: pairs)
     if not content.lstrip().startswith("{") or not pairs:
         problems.add(path, 1, "not an object with words", "{word: [word, ...]}")
         pairs = []

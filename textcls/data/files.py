@@ -4,7 +4,7 @@ import array
 import codecs
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Optional
 
 import numpy as np
@@ -196,15 +196,21 @@ def _shorten(text: str, length: int = 40) -> str:
 
 def read_json(path: str) -> dict[str, Any]:
     """Read a JSON object (UTF-8, a BOM is accepted); UserError where the file is missing or not one."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found, expected a JSON file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected a JSON object") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}), expected a JSON object") from None
+    content, _ = load_json(path, "a JSON object")
     if not isinstance(content, dict):
         raise UserError(f"{path}: a JSON {type(content).__name__}, expected an object")
     return content
+
+
+def load_json(path: str, expected: str, object_pairs_hook: Optional[Callable[[list], Any]] = None) -> tuple[Any, str]:
+    """Read a JSON file as json.loads does. Returns what it holds, and its text. expected: for the message of the UserError."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+        return json.loads(text, object_pairs_hook=object_pairs_hook), text
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found, expected {expected}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}), expected {expected}") from None
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, or a number of thousands of digits
+        raise UserError(f"{path}: cannot be read as JSON ({error}), expected {expected}") from None

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, NoReturn, Optional
 
@@ -231,6 +232,7 @@ def make_data_folder(args: argparse.Namespace, path: str, rows: Iterable[Row], o
 
     args: the options of add_split_options; one_label: as in collect_texts. Raises UserError.
     """
+    started = time.perf_counter()
     check_output_folder(args.save_dir, "--save_dir")
     labels = read_labels(args.label_file) if args.label_file else None  # without sound labels every row would be reported
     texts, unlabelled = collect_texts(path, rows, labels, one_label, problems)
@@ -254,3 +256,4 @@ def make_data_folder(args: argparse.Namespace, path: str, rows: Iterable[Row], o
     check_files(args, path, outputs, problems)
     problems.report()
     write_files(args.save_dir, outputs)
+    print(f"Finished! It takes {time.perf_counter() - started:.2f} seconds")
