@@ -286,6 +286,12 @@ def test_a_checkpoint_of_another_model_or_label_set_is_not_resumed(tiny_data, ti
     assert_user_error(run_train(tiny_model, tmp_path / "data", out, resume_from_checkpoint=point),
                       f"label.txt:1: label {labels[-1]!r} where the checkpoint has {labels[0]!r}")
     assert not out.exists()
+    for name in ("rng_state.pth", "optimizer.pdopt", "scheduler.pdparams"):
+        damaged = shutil.copytree(point, tmp_path / name)
+        paddle.save([1, 2], str(damaged / name))
+        assert_user_error(run_train(tiny_model, tiny_data, out / name, resume_from_checkpoint=damaged, **ACCUMULATION),
+                          f"{damaged}: its optimizer's or random state cannot be read (")
+
 
 FEW_STEPS = {"max_steps": 2, "evaluation_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
 
@@ -539,6 +545,15 @@ def test_hidden_imports_and_damaged_pickles_are_refused(tmp_path, code):
         check_pickle(tmp_path / "x.pdparams")
 
 
+def test_a_pickle_that_paddle_stumbles_over_is_refused(tmp_path):
+    from textcls.models.pickle_guard import guard_paddle_load
+
+    guard_paddle_load()
+    (tmp_path / "x.pdparams").write_bytes(pickle.dumps({"StructuredToParameterName@@": [5]}, protocol=2))
+    with pytest.raises(UserError, match="x.pdparams: damaged"):
+        paddle.load(str(tmp_path / "x.pdparams"))
+
+
 def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_model, tmp_path):
     folder = tmp_path / "torch"
     shutil.copytree(tiny_model, folder)
@@ -549,6 +564,8 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
         load_model(str(folder))
     with pytest.raises(UserError, match="no config.json in this folder"):
         load_model(str(tiny_data))
+    with pytest.raises(UserError, match="label.txt: no such folder, expected"):
+        load_model(str(tiny_data / "label.txt"))
     os.remove(folder / "pytorch_model.bin")
     for content, wrong in (("{", "config.json:1: not JSON"), ('{"a":' * 100_000, "config.json: cannot be read as JSON"),
                            *((f'{{"{name}": 5}}', "its model_type is none of") for name in ("architectures", "init_class"))):
@@ -558,7 +575,8 @@ def test_weights_of_pytorch_and_incomplete_folders_are_refused(tiny_data, tiny_m
     make_model(folder, num_attention_heads=7)
     with pytest.raises(UserError, match="the model cannot be built"):
         load_model(str(folder))
-    for name, value in (("num_hidden_layers", 100000), ("hidden_dropout_prob", 5), ("vocab_size", 2.5), ("hidden_size", True)):
+    for name, value in (("num_hidden_layers", 100000), ("hidden_dropout_prob", 5), ("vocab_size", 2.5), ("hidden_size", True),
+                        ("pad_token_id", -5)):
         make_model(folder, **{name: value})
         with pytest.raises(UserError, match=f"{name} in its config.json is {value}, expected a"):
             load_model(str(folder))

@@ -226,6 +226,7 @@ def test_weights_that_are_not_the_models_are_refused(tmp_path):
     cases = [
         ("lacks 1 parameters, bert.encoder.layers.1.linear2.weight", {}, {name: None}),
         ("the shape of bert.encoder.layers.1.linear2.weight is", {}, {name: weights[name].T}),
+        ("bert.encoder.layers.1.linear2.weight holds int64, expected", {}, {name: weights[name].astype(np.int64)}),
         ("the shape of classifier.weight is", {}, {"classifier.weight": weights["classifier.weight"][:2]}),
         ("model_type is none of bert, ernie, ernie_m", {"model_type": "roberta"}, {}),
         ("of a family whose weights are only read in PaddleNLP's form", {"model_type": "ernie_m"}, {}),

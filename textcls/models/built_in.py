@@ -20,7 +20,7 @@ def explain_download(name: str) -> Iterator[None]:
     """Say what to do where a built-in model, or what is none, cannot be downloaded in the block. UserError."""
     known = f"one of {', '.join(BUILT_IN_MODELS)}, or a folder with config.json and vocab.txt"
     names = BUILT_IN_MODELS + RETRIEVAL_MODELS
-    if os.sep in name and name not in names:
+    if name not in names and (os.sep in name or os.path.exists(name)):
         raise UserError(f"{name}: no such folder, expected {known}")
     try:
         yield

@@ -60,6 +60,9 @@ def check_numbers(config: dict[str, Any], folder: str) -> None:
         value = config.get(name)
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
             raise UserError(f"{folder}: {name} in its config.json is {value!r}, expected a number, 0 to 1")
+    pad_id = config.get("pad_token_id")
+    if pad_id is not None and not (type(pad_id) is int and 0 <= pad_id < config.get("vocab_size", MOST["vocab_size"])):
+        raise UserError(f"{folder}: pad_token_id in its config.json is {pad_id!r}, expected the number of a token")
     size, inner = config.get("hidden_size", 1), config.get("intermediate_size", 1)
     count = config.get("vocab_size", 1) * size + config.get("num_hidden_layers", 1) * (4 * size + 2 * inner) * size
     if count > MOST_PARAMETERS:

@@ -14,6 +14,7 @@ PICKLE_GLOBALS = {
     ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("builtins", "tuple"), ("__builtin__", "tuple"),
     ("collections", "OrderedDict"), ("paddle.base.libpaddle", "GeneratorState"),
 }
+EXPECTED = "a file that paddle.save wrote; do not load files from sources you do not trust"
 PICKLE_STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 
 
@@ -22,7 +23,6 @@ def check_pickle(path: str) -> None:
 
     Reads the opcodes without running them. An import whose name is not spelled out right before it is refused too.
     """
-    expected = "a file that paddle.save wrote; do not load files from sources you do not trust"
     found: Optional[str] = None
     recent: list[Optional[str]] = []
     memo: dict[object, Optional[str]] = {}
@@ -42,14 +42,14 @@ def check_pickle(path: str) -> None:
                     if tuple(reference) not in PICKLE_GLOBALS:
                         found = ".".join(str(part) for part in reference)
                 if found:
-                    raise UserError(f"{path}: refused, its pickle refers to {found!r}, expected {expected}")
+                    raise UserError(f"{path}: refused, its pickle refers to {found!r}, expected {EXPECTED}")
                 if name in PICKLE_STRINGS:
                     recent.append(argument)
                 else:
                     recent.append(memo.get(argument) if name in ("BINGET", "LONG_BINGET", "GET") else None)
                 del recent[:-2]
     except (ValueError, OSError, UnicodeDecodeError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: damaged or not a Paddle file ({error}), expected {expected}") from None
+        raise UserError(f"{path}: damaged or not a Paddle file ({error}), expected {EXPECTED}") from None
 
 
 @functools.cache
@@ -60,6 +60,9 @@ def guard_paddle_load() -> None:
     @functools.wraps(load)
     def checked_load(path: str, **configs: Any) -> Any:
         check_pickle(path)
-        return load(path, **configs)
+        try:
+            return load(path, **configs)
+        except (TypeError, ValueError, AttributeError, LookupError, EOFError) as error:  # what Paddle stumbles over
+            raise UserError(f"{path}: damaged or not a Paddle file ({error}), expected {EXPECTED}") from None
 
     paddle.load = checked_load

@@ -66,6 +66,8 @@ def set_weights(model: "PretrainedModel", weights: dict[str, np.ndarray], path: 
     for name, parameter in state.items():
         if name not in weights or id(parameter) in given:
             continue
+        if not np.issubdtype(weights[name].dtype, np.floating):
+            raise UserError(f"{path}: {name} holds {weights[name].dtype}, expected floating-point numbers")
         if list(weights[name].shape) == parameter.shape:
             parameter.set_value(np.ascontiguousarray(weights[name], np.float32))
             given.add(id(parameter))

@@ -131,8 +131,9 @@ def check_resume_point(folder: str, args: TrainingArguments, labels: list[str], 
     check_weights(model, os.path.join(folder, WEIGHTS))
     path = os.path.join(folder, "trainer_state.json")
     state = read_json(path)
-    epochs, steps = state.get("epoch"), state.get("global_step")
-    if not (isinstance(epochs, (int, float)) and isinstance(steps, int) and isinstance(state.get("log_history"), list)):
+    epochs, steps, log = state.get("epoch"), state.get("global_step"), state.get("log_history")
+    if not (isinstance(epochs, (int, float)) and isinstance(steps, int) and isinstance(log, list)
+            and all(isinstance(entry, dict) for entry in log) and state.keys() <= vars(TrainerState()).keys()):
         raise UserError(f"{path}: damaged, expected the file that train.py wrote")
     if args.max_steps <= 0 and epochs > args.num_train_epochs:
         raise UserError(f"--num_train_epochs {args.num_train_epochs}: {folder} has {epochs:g} epochs already, expected as many "

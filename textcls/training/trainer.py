@@ -286,16 +286,18 @@ class ClassificationTrainer(Trainer):
             self.args.dataset_rank, self.args.dataloader_drop_last)
 
     def _load_optimizer_and_scheduler(self, checkpoint: Optional[str]) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        self._load_rng_state(checkpoint)  # the library does so only after skipping batches, not at the start of an epoch
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            self._load_rng_state(checkpoint)  # the library does so only after skipping batches, not at the start of an epoch
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+            # damaged; or of 3.3.1, the state of whose random generator 2.6.2 cannot read
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"{checkpoint}: its optimizer's or random state cannot be read ({reason}), expected the files that "
+                            f"train.py wrote, by the Paddle that the training began with; --model_name_or_path {checkpoint} "
+                            "begins a new training with its weights") from None
 
     def _load_rng_state(self, checkpoint: Optional[str]) -> None:
-        try:
-            super()._load_rng_state(checkpoint)
-        except RuntimeError as error:  # 2.6.2 cannot read the state of a generator that 3.3.1 has written
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{checkpoint}: its random state cannot be read ({reason}), expected the Paddle that the training "
-                            f"began with; --model_name_or_path {checkpoint} begins a new training with its weights") from None
+        super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             generator = paddle.framework.core.default_cpu_generator()
             generator.manual_seed(generator.get_state().current_seed())
