@@ -62,7 +62,7 @@ def check_numbers(config: dict[str, Any], folder: str) -> None:
             raise UserError(f"{folder}: {name} in its config.json is {value!r}, expected a number, 0 to 1")
     pad_id = config.get("pad_token_id")
     if pad_id is not None and not (type(pad_id) is int and 0 <= pad_id < config.get("vocab_size", MOST["vocab_size"])):
-        raise UserError(f"{folder}: pad_token_id in its config.json is {pad_id!r}, expected the number of a token")
+        raise UserError(f"{folder}: pad_token_id in its config.json is {pad_id!r}, expected a token's number")
     size, inner = config.get("hidden_size", 1), config.get("intermediate_size", 1)
     count = config.get("vocab_size", 1) * size + config.get("num_hidden_layers", 1) * (4 * size + 2 * inner) * size
     if count > MOST_PARAMETERS:
