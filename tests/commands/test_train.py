@@ -312,7 +312,7 @@ def test_a_finished_training_is_repeated_in_its_folder_only_where_asked(tiny_dat
 
 
 @pytest.mark.parametrize("name, content", [("train.txt", "头疼\t甲\n"), ("data.txt", "头疼\n"), ("label.txt", "我的标签\n"),
-                                           ("deploy.json", "{}"), ("index.json", "{}")])
+                                           ("deploy.json", "{}"), ("index.json", "{}"), ("vocab.txt", "头\n")])
 def test_folders_with_files_of_others_are_no_outputs(checkpoint, tiny_data, tiny_model, tmp_path, name, content):
     """Neither of train.py nor of export_model.py, by whatever name; what they hold stays."""
     folder, link = tmp_path / "folder", tmp_path / "link"

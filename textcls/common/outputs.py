@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -12,7 +13,9 @@ from typing import IO, Optional
 from textcls.common.errors import UserError
 
 STAGING = ".staging"  # how the names of folders begin that are not finished
-MARKERS = {"config.json": "of a model", "deploy.json": "of an exported model", "index.json": "of an index"}
+MARKERS = {"config.json": "of a model", "model_config.json": "of an older model", "deploy.json": "of an exported model",
+           "index.json": "of an index"}
+MODEL_PARTS = re.compile(r"vocab\.txt|(tokenizer|special_tokens|added_tokens).*json|sentencepiece.*|.+\.(pdmodel|pdiparams|onnx)")
 DATA_FILES = ("train.txt", "dev.txt", "test.txt", "label.txt", "data.txt")  # no script may overwrite these
 
 
@@ -44,8 +47,8 @@ def check_output_folder(path: str, option: str, inputs: Optional[dict[str, str]]
     """Raise UserError where the output folder that an option names could not be made or written to, or would cost the user files.
 
     inputs: {what is read: its path}; none of them may be the folder. marker: of `complete_folder`, for folders whose files are
-    replaced: they may not be the working folder or one above it, nor hold data files or an output of another kind. A
-    label.txt is a data file unless an earlier output has left it.
+    replaced: they may not be the working folder or one above it, nor hold data files or an output of another kind. A label.txt
+    or a part of a model, which would be replaced, may only be there if an earlier output has left it.
     """
     if not path or (os.path.exists(path) and not os.path.isdir(path)):
         raise UserError(f"{option} {path}: is no folder, expected the name of one, new or old")
@@ -60,10 +63,12 @@ def check_output_folder(path: str, option: str, inputs: Optional[dict[str, str]]
     if os.path.realpath(path) in map(str, [Path.cwd(), *Path.cwd().parents]):
         raise UserError(f"{option} {path}: is the working folder or above it, expected a folder for the output alone")
     names = os.listdir(path)
-    is_ours = marker in names or any(name.startswith(STAGING) for name in names)
-    foreign = sorted({*DATA_FILES, *MARKERS}.intersection(names) - {marker} - ({"label.txt"} if is_ours else set()))
+    own = {marker, "model_config.json"} if marker == "config.json" else {marker}
+    is_ours = bool(own.intersection(names)) or any(name.startswith(STAGING) for name in names)
+    parts = set() if is_ours else set(filter(MODEL_PARTS.fullmatch, names))
+    foreign = sorted({*DATA_FILES, *MARKERS, *parts}.intersection(names) - own - ({"label.txt"} if is_ours else set()))
     if foreign:
-        what = MARKERS.get(foreign[0], "a data file")
+        what = "a data file" if foreign[0] in DATA_FILES else MARKERS.get(foreign[0], "a part of a model")
         raise UserError(f"{option} {path}: holds {foreign[0]}, {what}, expected a folder for the output alone")
 
 
