@@ -159,7 +159,7 @@ def test_key_words_matter_more_than_random_words(trained, method):
     found = measure_faithfulness(trained, texts, results, 2)
     assert found["texts"] > 20
     assert found["comprehensiveness"] > found["random_comprehensiveness"] + 0.15
-    assert found["sufficiency"] < found["random_sufficiency"] - 0.15
+    assert found["sufficiency"] < found["random_sufficiency"] - 0.1
 
 
 def test_the_seed_decides(trained):

@@ -130,10 +130,15 @@ def write_folder(folder, config, weights, kind="F32", buffers=True):
 
 
 def run(model, ids=IDS):
+    from textcls.models.last_layer import compute_all
     from textcls.models.paddle_setup import paddle
 
     with paddle.no_grad():
-        return model.base_model(paddle.to_tensor(ids))[0].numpy(), model(paddle.to_tensor(ids)).numpy()
+        logits = model(paddle.to_tensor(ids)).numpy()
+        compute_all(model)  # else the last layer computes what the head reads
+        states = model.base_model(paddle.to_tensor(ids))[0].numpy()
+        np.testing.assert_allclose(model(paddle.to_tensor(ids)).numpy(), logits, atol=1e-5)
+        return states, logits
 
 
 def assert_agree(model, weights, config, ids=IDS):

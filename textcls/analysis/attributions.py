@@ -1,8 +1,7 @@
 """How much each word of a text counts for the model's prediction, by one of four methods."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable, Optional
 
 import numpy as np
@@ -19,7 +18,6 @@ from textcls.models.inference import predict_probs
 
 if TYPE_CHECKING:
     from paddle import Tensor
-    from paddle.nn import Layer
 
 STEPS = {"ig": 50, "lime": 500, "gradshap": 20, "attention": 1}
 Explain = Callable[["Tensor", np.ndarray], list]  # token ids int64 [batch, longest], classes int64 [batch] -> TrustAI's results
@@ -147,31 +145,7 @@ def make_attention(checkpoint: Checkpoint, model: InterpretedModel) -> Explain:
     attention = trustai.AttentionInterpreter(model, predict_fn=attend)
 
     def explain(input_ids: "Tensor", classes: np.ndarray) -> list:
-        with paddle.no_grad(), mask_asks(checkpoint.model, input_ids):
+        with paddle.no_grad():
             return attention((input_ids,))
 
     return explain
-
-
-@contextlib.contextmanager
-def mask_asks(model: "Layer", input_ids: "Tensor") -> Iterator[None]:
-    """Let, in a prompt model's last layer, the first mask ask in the place of [CLS], whose attention TrustAI takes.
-
-    The model's answer stays the same: it reads the masks' states, which do not depend on what [CLS] asks there.
-    """
-    from textcls.models.paddle_setup import paddle
-
-    if getattr(model.config, "prompt", None) is None:
-        yield
-        return
-    is_mask = (input_ids == model.config.prompt["mask_id"]).astype("int64")
-    first = ((paddle.cumsum(is_mask, axis=1) == 1).astype("int64") * is_mask).astype("float32").unsqueeze(1)  # (batch, 1, length)
-
-    def replace(layer: "Layer", inputs: tuple["Tensor", ...], output: "Tensor") -> "Tensor":
-        return paddle.concat([paddle.matmul(first, output), output[:, 1:]], axis=1)
-
-    hook = model.base_model.encoder.layers[-1].self_attn.q_proj.register_forward_post_hook(replace)
-    try:
-        yield
-    finally:
-        hook.remove()

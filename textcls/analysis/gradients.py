@@ -11,36 +11,12 @@ import numpy as np
 from textcls.common.log import progress_bar
 from textcls.data.tokens import pad_batch
 from textcls.models.checkpoints import Checkpoint
+from textcls.models.families import find_word_embeddings
 from textcls.models.inference import map_batches
 
 if TYPE_CHECKING:
     from paddle import Tensor
     from paddle.nn import Layer
-
-
-def find_word_embeddings(model: "Layer") -> "Layer":
-    """Find the embedding layer of the tokens of an ERNIE, BERT or ERNIE-M."""
-    return next(layer for name, layer in model.named_sublayers() if name.endswith("word_embeddings"))
-
-
-@contextlib.contextmanager
-def only_first_position(model: "Layer") -> Iterator[None]:
-    """Let the last layer compute only the position of [CLS], all that a classifier without a prompt reads."""
-    if getattr(model.config, "prompt", None) is not None:
-        yield
-        return
-    last = model.base_model.encoder.layers[-1]
-    object.__setattr__(last, "forward", functools.partial(_encode_first, last))  # past __setattr__, which PaddleNLP rewrites
-    try:
-        yield
-    finally:
-        object.__delattr__(last, "forward")
-
-
-def _encode_first(layer: "Layer", values: "Tensor", src_mask: "Tensor" = None, **_: object) -> "Tensor":
-    first = values[:, :1]
-    first = layer.norm1(first + layer.self_attn(first, values, values, src_mask))
-    return layer.norm2(first + layer.linear2(layer.activation(layer.linear1(first))))
 
 
 @contextlib.contextmanager
@@ -108,8 +84,7 @@ def integrated_gradients(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], 
     batches = [pairs[start:start + batch_size] for start in range(0, len(pairs), batch_size)]
     hook = find_word_embeddings(checkpoint.model).register_forward_post_hook(scale)
     try:
-        with without_weight_gradients(checkpoint.model), only_first_position(checkpoint.model), \
-                progress_bar(len(rows), "Interpreting") as progress:
+        with without_weight_gradients(checkpoint.model), progress_bar(len(rows), "Interpreting") as progress:
             for batch, slopes in map_batches(run, batches):
                 for text, share, slope in zip(texts[batch], shares[batch], slopes):
                     sums[text] += share * slope[:len(sums[text])]

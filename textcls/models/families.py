@@ -4,12 +4,14 @@ import types
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from textcls.models.huggingface import BERT_NAMES
+from textcls.models.last_layer import compute_only_read
 from textcls.models.wordpiece import build_rust_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from paddle import Tensor
+    from paddle.nn import Layer
     from paddlenlp.transformers import PretrainedModel
 
 
@@ -72,6 +74,11 @@ def count_positions(model: "PretrainedModel") -> int:
     return positions - family_of(model).first_position
 
 
+def find_word_embeddings(model: "Layer") -> "Layer":
+    """Find the layer that turns the tokens of a model of FAMILIES into vectors."""
+    return next(layer for name, layer in model.named_sublayers() if name.endswith("word_embeddings"))
+
+
 def prepare(model: "PretrainedModel") -> "PretrainedModel":
     """Give a model what its family needs and PaddleNLP leaves out; returns it in eval mode."""
     from textcls.models.paddle_setup import paddle
@@ -81,6 +88,8 @@ def prepare(model: "PretrainedModel") -> "PretrainedModel":
         for layer in model.sublayers():
             if isinstance(layer, paddle.nn.LayerNorm):
                 layer._epsilon = model.config.layer_norm_eps
+    if type(model).__name__ == f"{family.classes}ForSequenceClassification":
+        compute_only_read(model)
     if family.forward:
         # past Layer.__setattr__, where PaddleNLP would rewrite it
         object.__setattr__(model, "forward", types.MethodType(family.forward, model))

@@ -19,24 +19,36 @@ if TYPE_CHECKING:
     import paddle
 
 
-def map_batches(run: Callable, batches: Iterable) -> Iterator:
-    """Yield run(batch) of each batch, in order. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and
-    layer norm use one thread only, whatever OMP_NUM_THREADS says."""
+def count_cores() -> int:
+    """Return how many cores this process uses: OMP_NUM_THREADS, which paddle_setup sets to all where the user has not."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", 1)))
+
+
+def open_pool(num_threads: int) -> ThreadPoolExecutor:
+    """Open a pool of threads that run Paddle on its device; on a CPU they share its cores out between their matrix products."""
     from threadpoolctl import threadpool_limits
 
     from textcls.models.paddle_setup import paddle
 
-    device = paddle.get_device()
+    device, cores = paddle.get_device(), max(1, count_cores() // num_threads)
 
     def prepare_thread() -> None:
         paddle.set_device(device)
-        threadpool_limits(1, user_api="openmp")  # of this thread; the other threads keep theirs
+        threadpool_limits(cores, user_api="openmp")  # of this thread; the other threads keep theirs
 
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 1))) if device == "cpu" else 1
+    return ThreadPoolExecutor(num_threads, initializer=prepare_thread)
+
+
+def map_batches(run: Callable, batches: Iterable) -> Iterator:
+    """Yield run(batch) of each batch, in order. On a CPU each thread runs batches of its own: Paddle's GELU, softmax and
+    layer norm use one thread only, whatever OMP_NUM_THREADS says."""
+    from textcls.models.paddle_setup import paddle
+
+    threads = count_cores() if paddle.get_device() == "cpu" else 1
     if threads == 1:
         yield from map(run, batches)
     else:
-        with ThreadPoolExecutor(threads, initializer=prepare_thread) as pool:
+        with open_pool(threads) as pool:
             yield from pool.map(run, batches)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from textcls.data.prompts import Prompt
 from textcls.models.families import prepare
+from textcls.models.last_layer import compute_only_read
 from textcls.models.paddle_setup import paddle
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class PromptClassifier(PretrainedModel):
         if prompt.num_soft:
             embeddings = self.base_model.embeddings
             embeddings.word_embeddings = SoftEmbedding(embeddings.word_embeddings, prompt)
+        self.selection = compute_only_read(self)
         self.prefix = Prefix(prompt, config) if prompt.prefix_length else None
         self.classifier = paddle.nn.Linear(prompt.num_masks * config.hidden_size, config.num_labels)
         self.has_dropout_frozen = False
@@ -137,13 +139,16 @@ class PromptClassifier(PretrainedModel):
         if self.has_dropout_frozen:
             self.eval()
 
-    def forward(self, input_ids: paddle.Tensor, token_type_ids: Optional[paddle.Tensor] = None) -> paddle.Tensor:
+    def forward(self, input_ids: paddle.Tensor, token_type_ids: Optional[paddle.Tensor] = None,
+                with_features: bool = False) -> paddle.Tensor:
         """input_ids: int64 [batch, length], texts in the prompt; token_type_ids: zeros, or None, to which the prompt's
         own are added.
 
-        Returns logits, float32 [batch, num_labels].
+        Returns logits, float32 [batch, num_labels]; with_features: with the classifier's input after them, of `encode`.
         """
-        return self.classifier(self.encode(input_ids, token_type_ids))
+        features = self.encode(input_ids, token_type_ids)
+        logits = self.classifier(features)
+        return paddle.concat([logits, features], axis=1) if with_features else logits
 
     def encode(self, input_ids: paddle.Tensor, token_type_ids: Optional[paddle.Tensor] = None) -> paddle.Tensor:
         """Return what the masked LM's transform makes of the masks' states, float32 [batch, num_masks * hidden_size]."""
@@ -155,12 +160,12 @@ class PromptClassifier(PretrainedModel):
             options["token_type_ids"] = token_type_ids
         if self.prefix is not None:
             options.update(self.prefix_options(self.prefix, input_ids))
-        hidden = self.base_model(input_ids, **options)[0]  # (batch, length, hidden_size)
         is_mask = (input_ids == self.prompt.mask_id).astype("int64").unsqueeze(1)  # (batch, 1, length)
         if self.prompt.num_masks > 1:
             numbers = paddle.arange(1, self.prompt.num_masks + 1).reshape([1, -1, 1])
             is_mask = is_mask * (paddle.cumsum(is_mask, axis=2) == numbers).astype("int64")  # (batch, masks, length)
-        states = paddle.matmul(is_mask.astype(hidden.dtype), hidden)  # (batch, masks, hidden_size)
+        self.selection.weights = is_mask.astype(paddle.get_default_dtype())
+        states = self.base_model(input_ids, **options)[0]  # (batch, masks, hidden_size)
         head = self.cls.predictions
         return head.layer_norm(head.activation(head.transform(states))).flatten(1)
 

@@ -3,6 +3,7 @@
 import functools
 from typing import TYPE_CHECKING, Any, Optional
 
+from textcls.models.last_layer import compute_only_read
 from textcls.models.paddle_setup import paddle
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class SentenceEncoder(PretrainedModel):
         self.pooling, size = config.sentence_encoder["pooling"], config.sentence_encoder["output_emb_size"]
         self.projection = paddle.nn.Linear(config.hidden_size, size) if size else None
         self.embedding_size = size or config.hidden_size
+        if self.pooling != "mean":
+            compute_only_read(self)
         for parameter in self.base_model.pooler.parameters() if self.pooling != "pooler" else ():
             parameter.stop_gradient = True  # no part of the result
 

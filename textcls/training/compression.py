@@ -12,6 +12,7 @@ from textcls.common.log import Progress, get_logger, progress_bar
 from textcls.data.tokens import TokenizedTexts, model_inputs
 from textcls.export.deployment import input_names, input_spec, write_deployment
 from textcls.models.checkpoints import Checkpoint
+from textcls.models.last_layer import compute_all
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.models.weights import WEIGHTS
 from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
@@ -55,6 +56,7 @@ class PruningTrainer(ClassificationTrainer):
         self.steps = args.max_steps if args.max_steps > 0 else max(1, int(args.num_train_epochs * batches))
         args.save_steps = min(args.save_steps, self.steps)  # compress() saves nothing in a run that is shorter
         self.trained_model = copy.deepcopy(checkpoint.model)
+        compute_all(checkpoint.model)  # the student learns the teacher's states of all tokens, in the last layer, too
         patch_compression(self, lambda trainer: export_widths(trainer, checkpoint))
 
     def _get_train_sampler(self) -> AdvancingSampler:

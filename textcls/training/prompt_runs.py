@@ -180,7 +180,8 @@ def further_pretrain(task: Task, args: TrainArguments, texts: list[str], epochs:
     if args.resume_from_checkpoint and config_path(folder):
         get_logger().info(f"{folder} is finished.")
         return folder
-    args = without_evaluation(args, folder, num_train_epochs=epochs, max_steps=-1)
+    args = without_evaluation(args, folder, num_train_epochs=epochs, max_steps=-1,
+                              full_embeddings=True)  # any token may be guessed
     paddle.seed(args.seed)
     model, tokenizer = load_model(task.model_folder, head="MaskedLM"), task.tokenizer
     length = min(args.max_seq_length, count_positions(model))

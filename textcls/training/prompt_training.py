@@ -50,19 +50,15 @@ class PromptTrainer(ClassificationTrainer):
         if not is_training or not (args.use_rdrop or args.use_rgl):
             return super().compute_loss(model, inputs, return_outputs)
         input_ids, labels = inputs["input_ids"], inputs["labels"]
-        features = []
-        hook = self.unwrapped().classifier.register_forward_pre_hook(lambda layer, given: features.append(given[0]))
-        try:
-            # both passes of R-Drop at once
-            logits = model(paddle.concat([input_ids, input_ids]) if args.use_rdrop else input_ids)
-        finally:
-            hook.remove()
+        # both passes of R-Drop at once
+        outputs = model(paddle.concat([input_ids, input_ids]) if args.use_rdrop else input_ids, with_features=True)
+        logits, features = outputs[:, :len(self.labels)], outputs[:, len(self.labels):]
         parts = paddle.split(logits, 2) if args.use_rdrop else [logits]
         loss = sum(self.criterion(part, labels) for part in parts) / len(parts)
         if args.use_rdrop:
             loss = loss + args.alpha_rdrop * rdrop_divergence(*parts)
         if args.use_rgl:
-            loss = loss + args.alpha_rgl / 100 * relation_loss(features[0][:len(labels)], labels)
+            loss = loss + args.alpha_rgl / 100 * relation_loss(features[:len(labels)], labels)
         return (loss, parts[0]) if return_outputs else loss
 
 

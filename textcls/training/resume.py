@@ -48,6 +48,8 @@ class TrainArguments(TrainingArguments):
         "help": "Where the training curves go: visualdl (output_dir/runs), none, or others PaddleNLP knows."})
     device: Optional[str] = field(default=None, metadata={"help": "cpu, gpu, gpu:N, xpu or npu; the default is the GPU if "
                                                           "there is one, else the CPU."})
+    full_embeddings: bool = field(default=False, metadata={"help": "Train the whole table of word embeddings, not only the rows "
+                                                           "whose tokens occur: the same result, slower."})
 
 
 def check_evaluation(args: TrainingArguments, metrics: Sequence[str] = ("loss", *METRICS)) -> None:

@@ -153,6 +153,9 @@ class SentenceTrainer(ClassificationTrainer):
         self.negatives: Optional[np.ndarray] = None  # int32 [num_texts, hard_negatives]: labels
         self.negatives_epoch: Optional[int] = None  # when they were mined
 
+    def training_texts(self) -> list[TokenizedTexts]:
+        return [*super().training_texts(), self.label_texts.tokens]
+
     def unwrapped(self) -> paddle.nn.Layer:
         """Return the model without what spreads it over processes."""
         return getattr(self.model, "_layers", self.model)
@@ -171,7 +174,7 @@ class SentenceTrainer(ClassificationTrainer):
         activations of one chunk only (gradient cache: Gao et al. 2021, arXiv:2101.06983). A chunk drops out the same in both
         passes, since each has a seed of its own; a batch of one chunk is encoded once.
         """
-        model.train()
+        (self.threads or model).train()
         rank, args = self.args.dataset_rank, self.args
         rows = self.gather(inputs["labels"].numpy())
         column_labels, columns = self.choose_columns(np.concatenate(rows))
@@ -188,6 +191,10 @@ class SentenceTrainer(ClassificationTrainer):
             part = self.encode(parts[index], seeds[index]) if is_cached else vectors[index]
             gradient = paddle.to_tensor(gradient)
             part.backward(self.scaler.scale(gradient) if self.do_grad_scaling else gradient)
+            if self.threads is not None:
+                self.threads.backward()
+        if self.threads is not None:
+            self.threads.sum_gradients()
         if args.dataset_world_size > 1:
             for parameter in self.unwrapped().parameters():
                 if parameter.grad is not None:
@@ -224,9 +231,13 @@ class SentenceTrainer(ClassificationTrainer):
 
     def encode(self, input_ids: np.ndarray, seed: int) -> paddle.Tensor:
         """Return the vectors of a chunk, float32 [num_texts, size]; seed: of its dropout."""
-        paddle.seed(int(seed))
+        model = self.threads or self.unwrapped()
+        if self.threads is not None:
+            self.threads.begin(int(seed), 0)
+        else:
+            paddle.seed(int(seed))
         with self.autocast_smart_context_manager():
-            return self.unwrapped()(paddle.to_tensor(input_ids)).astype("float32")
+            return model(paddle.to_tensor(input_ids)).astype("float32")
 
     def differentiate(self, values: np.ndarray, rows: list[np.ndarray], column_labels: np.ndarray
                       ) -> tuple[paddle.Tensor, np.ndarray]:

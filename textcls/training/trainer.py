@@ -2,12 +2,14 @@
 resumption."""
 
 import contextlib
+import functools
 import os
 import random
 import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -19,7 +21,11 @@ from textcls.common.options import Parser, add_obsolete_options, add_version_opt
 from textcls.common.outputs import STAGING, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import TokenizedTexts, pad_batch
+from textcls.models.inference import open_pool
 from textcls.models.paddle_setup import paddle
+from textcls.training.embedding_rows import ROWS, EmbeddingRows, find_table, fit_moments, occurring_ids
+from textcls.training.operators import fast_operators
+from textcls.training.threads import ThreadedModel, count_threads
 
 import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
 from paddlenlp.trainer import (
@@ -34,6 +40,7 @@ from paddlenlp.trainer import (
 )
 from paddlenlp.trainer.argparser import strtobool
 from paddlenlp.trainer.integrations import get_available_reporting_integrations
+from paddlenlp.trainer.trainer_utils import TrainOutput
 
 GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
 
@@ -219,6 +226,27 @@ class StopAtNonFinite(TrainerCallback):
                                 "number; try a lower --learning_rate, or --warmup_ratio 0.1")
 
 
+class CountBatches(TrainerCallback):
+    """Lets a trainer's num_batches be those of the step that is going on, whatever an epoch has left over."""
+
+    def __init__(self, trainer: "ClassificationTrainer"):
+        self.trainer = trainer
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.num_batches = 0
+
+
+class ShrinkRows(TrainerCallback):
+    """Notes by how much weight decay makes the word embeddings smaller that are left out of a training."""
+
+    def __init__(self, rows: EmbeddingRows):
+        self.rows = rows
+
+    def on_optimizer_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                           optimizer: paddle.optimizer.Optimizer, **kwargs: Any) -> None:
+        self.rows.shrink(1 - optimizer.get_lr() * args.weight_decay)
+
+
 class TrainingLog(TrainerCallback):
     """What a training says: its size, how far it is, the loss, and each evaluation in a line. In the place of the library's log.
 
@@ -270,11 +298,77 @@ class ClassificationTrainer(Trainer):
 
     def __init__(self, labels: list[str], rust_tokenizer: Optional[Tokenizer], args: TrainingArguments, **options: object):
         self.labels, self.rust_tokenizer = labels, rust_tokenizer
+        self.rows: Optional[EmbeddingRows] = None  # while it trains; None: the whole table
+        self.pool: Optional[ThreadPoolExecutor] = None  # while it trains on a CPU
+        self.threads: Optional[ThreadedModel] = None  # while it trains in a single process on a CPU
+        self.num_batches = 0  # that the step has had so far
         shows_progress, args.disable_tqdm = not args.disable_tqdm, True
         super().__init__(args=args, **options)
         args.disable_tqdm = not shows_progress
         self.pop_callback(PrinterCallback)
         self.add_callback(TrainingLog(shows_progress))
+        self.add_callback(CountBatches(self))
+
+    def train(self, *given: Any, **options: Any) -> TrainOutput:
+        if paddle.get_device() != "cpu":
+            return self.train_rows(*given, **options)
+        num_threads = count_threads(self.args.per_device_train_batch_size)
+        with open_pool(num_threads) as self.pool, fast_operators(self.pool):
+            return self.train_rows(*given, **options)
+
+    def train_rows(self, *given: Any, **options: Any) -> TrainOutput:
+        """Train as the library does; whatever happens, the model then has its whole table of word embeddings."""
+        try:
+            return super().train(*given, **options)
+        finally:
+            self.threads = self.pool = None
+            self.restore_rows()
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        if not getattr(self.args, "full_embeddings", True):
+            self.keep_rows()
+        super().create_optimizer_and_scheduler(num_training_steps)
+        if self.pool is not None:
+            # a gradient that is put away costs less than one that is filled with zeros and added to
+            self.optimizer.clear_grad = functools.partial(self.optimizer.clear_grad, set_to_zero=False)
+        if self.pool is not None and self.args.world_size == 1:
+            self.threads = ThreadedModel(self.model, count_threads(self.args.per_device_train_batch_size), self.pool)
+
+    def training_texts(self) -> list[TokenizedTexts]:
+        """List all texts that the model sees during the training."""
+        return [texts for texts in (self.train_dataset, self.eval_dataset) if texts is not None]
+
+    def keep_rows(self) -> None:
+        """Train only the word embeddings of tokens that occur, from now until `restore_rows`."""
+        table = find_table(self.model).weight
+        if table.stop_gradient:
+            return
+        ids = occurring_ids(self.model, self.training_texts(), self.tokenizer.all_special_ids)
+        self.rows = EmbeddingRows(self.model, ids)
+        self.add_callback(ShrinkRows(self.rows))
+        get_logger().info(f"Word embeddings: trains the {len(ids):,} of {table.shape[0]:,} rows whose tokens occur in the data")
+
+    def restore_rows(self) -> None:
+        """Give the model its whole table of word embeddings back."""
+        if self.rows is not None:
+            self.rows.restore()
+            self.pop_callback(ShrinkRows)
+            self.rows = None
+
+    def training_step(self, model: paddle.nn.Layer, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
+        if self.threads is None or "masked_positions" in inputs:  # which count the batch's rows
+            return super().training_step(model, inputs)
+        accumulated = self.args.gradient_accumulation_steps
+        self.threads.begin(self.args.seed, self.state.global_step * accumulated + self.num_batches)
+        self.num_batches += 1
+        loss = super().training_step(self.threads, inputs)
+        self.threads.backward()
+        self.threads.sum_gradients()
+        return loss
+
+    def _set_state_dict_in_model(self, state_dict: dict[str, np.ndarray]) -> None:
+        self.restore_rows()  # the best model, which is loaded at the end, has the whole table
+        super()._set_state_dict_in_model(state_dict)
 
     def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
         get_logger().info(f"***** {split} metrics *****")
@@ -288,6 +382,10 @@ class ClassificationTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: Optional[str]) -> None:
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                table = find_table(self.model).weight
+                size = table.shape[0] if self.rows is None else self.rows.shape[0]
+                fit_moments(self.optimizer._accumulators_holder, table.name, size, self.rows)  # what the library has just read
             self._load_rng_state(checkpoint)  # the library does so only after skipping batches, not at the start of an epoch
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
             # damaged; or of 3.3.1, the state of whose random generator 2.6.2 cannot read
@@ -303,7 +401,8 @@ class ClassificationTrainer(Trainer):
             generator.manual_seed(generator.get_state().current_seed())
 
     def _save(self, output_dir: str, **options: Any) -> None:
-        super()._save(output_dir, **options)
+        with self.rows.whole() if self.rows is not None else contextlib.nullcontext():
+            super()._save(output_dir, **options)
         if self.args.should_save:
             os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
             write_labels(os.path.join(output_dir, "label.txt"), self.labels)
@@ -326,7 +425,10 @@ class ClassificationTrainer(Trainer):
             try:
                 self.save_model(staging)
                 if not self.args.ignore_save_lr_and_optim:
-                    paddle.save(self.optimizer.state_dict(), os.path.join(staging, "optimizer.pdopt"))
+                    moments = self.optimizer.state_dict()
+                    if self.rows is not None:
+                        moments[ROWS] = paddle.to_tensor(self.rows.ids)
+                    paddle.save(moments, os.path.join(staging, "optimizer.pdopt"))
                     paddle.save(self.lr_scheduler.state_dict(), os.path.join(staging, "scheduler.pdparams"))
                     if self.do_grad_scaling:
                         paddle.save(self.scaler.state_dict(), os.path.join(staging, "scaler.pdparams"))
