@@ -142,8 +142,14 @@ def check_resume_point(folder: str, args: TrainingArguments, labels: list[str], 
                         "or more")
     if 0 < args.max_steps < steps:
         raise UserError(f"--max_steps {args.max_steps}: {folder} has {steps} steps already, expected as many or more")
-    batch_size, accumulated = args.per_device_train_batch_size * args.dataset_world_size, args.gradient_accumulation_steps
-    batches = num_rows // batch_size if args.dataloader_drop_last else -(-num_rows // batch_size)
+    if getattr(args, "tokens_per_batch", None) is None:
+        batch_size = args.per_device_train_batch_size * args.dataset_world_size
+        check_steps(folder, args, state, num_rows // batch_size if args.dataloader_drop_last else -(-num_rows // batch_size))
+
+
+def check_steps(folder: str, args: TrainingArguments, state: dict, batches: int) -> None:
+    """UserError unless a training with so many batches an epoch can have come to the state of a checkpoint."""
+    epochs, steps, accumulated = state["epoch"], state["global_step"], args.gradient_accumulation_steps
     # accumulation leaves batches over, at most a step's in every epoch
     if not 0 <= epochs * batches - steps * accumulated + 0.5 <= (int(epochs) + 1) * accumulated + 0.5:
         raise UserError(f"--resume_from_checkpoint {folder}: made {steps} steps in {epochs:g} epochs, where this run has "
@@ -210,6 +216,9 @@ def train_and_save(trainer: ClassificationTrainer, args: TrainingArguments, resu
     get_logger().info(f"Model: {type(trainer.model).__name__}, {count:,} parameters, {len(trainer.labels)} labels, "
                       f"texts of up to {trainer.model.config.max_seq_length} tokens")
     trainer.add_callback(ClearLeftovers(resume_point))
+    if resume_point and getattr(args, "tokens_per_batch", None) is not None:  # else checked before the texts were tokenized
+        check_steps(resume_point, args, read_json(os.path.join(resume_point, "trainer_state.json")),
+                    len(trainer.get_train_dataloader()))
     with plain_library_errors():
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
     StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved

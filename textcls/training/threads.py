@@ -18,9 +18,9 @@ from textcls.training.operators import DRAWS
 LEAST_ROWS = 8  # for a thread: with fewer, the sum of the threads' gradients takes longer than the rows
 
 
-def count_threads(batch_size: int) -> int:
+def count_threads(num_rows: int) -> int:
     """Return how many threads share the rows of a step out; the cores beyond go to the matrix products of each."""
-    return max(1, min(count_cores(), batch_size // LEAST_ROWS))
+    return max(1, min(count_cores(), num_rows // LEAST_ROWS))
 
 
 class Call(NamedTuple):

@@ -158,15 +158,24 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        lengths, step = self.dataset.lengths, self.batch_size * self.nranks
+        lengths, size = self.dataset.lengths, self.texts_per_step() * GROUP_BATCHES
         order = self.draw_order(generator)
-        groups = [order[start:start + step * GROUP_BATCHES] for start in range(0, len(order), step * GROUP_BATCHES)]
+        groups = [order[start:start + size] for start in range(0, len(order), size)]
         order = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
+        ends = self.find_ends(lengths[order])
         for index in generator.permutation(len(self)):
-            batch = order[index * step:(index + 1) * step]
+            batch = order[ends[index]:ends[index + 1]]
             if len(batch) % self.nranks:
                 batch = np.resize(batch, len(batch) + self.nranks - len(batch) % self.nranks)
             yield batch[self.local_rank::self.nranks].tolist()
+
+    def texts_per_step(self) -> int:
+        """Return how many texts a step of all ranks has, or has on average."""
+        return self.batch_size * self.nranks
+
+    def find_ends(self, lengths: np.ndarray) -> np.ndarray:
+        """Find where the batches of an epoch begin and end: int64 [len(self) + 1]. lengths: of its texts in order."""
+        return np.minimum(np.arange(len(self) + 1) * self.texts_per_step(), len(lengths))
 
     def draw_order(self, generator: np.random.Generator) -> np.ndarray:
         """Return the texts of an epoch in random order: int64 [num_texts]."""
@@ -175,6 +184,28 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
     def __len__(self) -> int:
         step = self.batch_size * self.nranks
         return len(self.dataset) // step if self.drop_last else -(-len(self.dataset) // step)
+
+
+class TokenBatchSampler(LengthGroupedBatchSampler):
+    """As its base, but each batch of a rank has about num_tokens tokens, and so the more texts the shorter these are.
+
+    num_tokens: as many as the longest text has, or more.
+    """
+
+    def __init__(self, dataset: TokenizedTexts, num_tokens: int, seed: int, num_replicas: int, rank: int):
+        super().__init__(dataset, 1, seed, num_replicas, rank, drop_last=False)
+        self.num_steps = max(1, int(dataset.lengths.sum()) // (num_tokens * num_replicas))
+
+    def texts_per_step(self) -> int:
+        return -(-len(self.dataset) // self.num_steps)
+
+    def find_ends(self, lengths: np.ndarray) -> np.ndarray:
+        shares = np.arange(1, self.num_steps) / self.num_steps
+        ends = np.searchsorted(np.cumsum(lengths), shares * lengths.sum(), side="right")
+        return np.concatenate([[0], ends, [len(lengths)]])
+
+    def __len__(self) -> int:
+        return self.num_steps
 
 
 def metric_name(args: TrainingArguments) -> str:
@@ -260,7 +291,7 @@ class TrainingLog(TrainerCallback):
                        train_dataloader: paddle.io.DataLoader, **kwargs: Any) -> None:
         begun = f"; going on after step {state.global_step}" if state.global_step else ""
         get_logger().info(f"Training begins: {state.max_steps} steps, {len(train_dataloader)} batches of "
-                          f"{args.per_device_train_batch_size * args.dataset_world_size} texts an epoch{begun}")
+                          f"{train_dataloader.batch_sampler.texts_per_step()} texts an epoch{begun}")
         self.steps = progress_bar(state.max_steps, "Training", unit="steps", initial=state.global_step,
                                   disable=not (self.shows_progress and state.is_world_process_zero))
 
@@ -312,8 +343,7 @@ class ClassificationTrainer(Trainer):
     def train(self, *given: Any, **options: Any) -> TrainOutput:
         if paddle.get_device() != "cpu":
             return self.train_rows(*given, **options)
-        num_threads = count_threads(self.args.per_device_train_batch_size)
-        with open_pool(num_threads) as self.pool, fast_operators(self.pool):
+        with open_pool(self.count_threads()) as self.pool, fast_operators(self.pool):
             return self.train_rows(*given, **options)
 
     def train_rows(self, *given: Any, **options: Any) -> TrainOutput:
@@ -332,7 +362,11 @@ class ClassificationTrainer(Trainer):
             # a gradient that is put away costs less than one that is filled with zeros and added to
             self.optimizer.clear_grad = functools.partial(self.optimizer.clear_grad, set_to_zero=False)
         if self.pool is not None and self.args.world_size == 1:
-            self.threads = ThreadedModel(self.model, count_threads(self.args.per_device_train_batch_size), self.pool)
+            self.threads = ThreadedModel(self.model, self.count_threads(), self.pool)
+
+    def count_threads(self) -> int:
+        """Return how many threads share a step's texts out."""
+        return count_threads(self._get_train_sampler().texts_per_step())
 
     def training_texts(self) -> list[TokenizedTexts]:
         """List all texts that the model sees during the training."""
@@ -375,6 +409,9 @@ class ClassificationTrainer(Trainer):
         get_logger().info(describe_metrics(metrics))
 
     def _get_train_sampler(self) -> LengthGroupedBatchSampler:
+        if getattr(self.args, "tokens_per_batch", None):
+            return TokenBatchSampler(self.train_dataset, self.args.tokens_per_batch, self.args.seed, self.args.dataset_world_size,
+                                     self.args.dataset_rank)
         return LengthGroupedBatchSampler(
             self.train_dataset, self.args.per_device_train_batch_size, self.args.seed, self.args.dataset_world_size,
             self.args.dataset_rank, self.args.dataloader_drop_last)
