@@ -131,15 +131,15 @@ def fast_operators(pool: ThreadPoolExecutor) -> Iterator[None]:
     linear, dropout = paddle.nn.functional.linear, paddle.nn.functional.dropout
 
     def linear_product(x: paddle.Tensor, weight: paddle.Tensor, bias: Optional[paddle.Tensor] = None,
-                       name: Optional[str] = None) -> paddle.Tensor:
+                       **options: Any) -> paddle.Tensor:
         if bias is None or weight.stop_gradient and bias.stop_gradient:
-            return linear(x, weight, bias, name)
+            return linear(x, weight, bias=bias, **options)
         return LinearProduct.apply(x, weight, bias)
 
     def drop(x: paddle.Tensor, p: float = 0.5, axis: Optional[int] = None, training: bool = True,
-             mode: str = "upscale_in_train", name: Optional[str] = None) -> paddle.Tensor:
+             mode: str = "upscale_in_train", **options: Any) -> paddle.Tensor:
         if DRAWS.key is None or not training or not p or axis is not None or mode != "upscale_in_train":
-            return dropout(x, p, axis, training, mode, name)
+            return dropout(x, p=p, axis=axis, training=training, mode=mode, **options)
         return x * paddle.to_tensor(np.multiply(DRAWS.keep(x.shape, 1 - p), np.float32(1 / (1 - p))))
 
     with contextlib.ExitStack() as stack:
