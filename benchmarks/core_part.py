@@ -49,14 +49,17 @@ def suite(job):
     from textcls.models.device import select_device
     from textcls.models.inference import predict_logits
     from textcls.models.paddle_setup import paddle
+    from textcls.training.resume import TrainArguments
     from textcls.training.trainer import ClassificationTrainer, collate
 
     from paddlenlp import trainer
     select_device("cpu")
     saved = load_checkpoint(job["folder"], max_seq_length=MAX_LENGTH)
     options = {"model": saved.model, "criterion": paddle.nn.CrossEntropyLoss(), "labels": saved.labels,
-               "rust_tokenizer": saved.rust_tokenizer, "data_collator": lambda rows: collate(rows, saved.pad_id),
-               "args": trainer.TrainingArguments(device="cpu", **trainer_options(job))}
+               "rust_tokenizer": saved.rust_tokenizer, "tokenizer": saved.tokenizer,
+               "data_collator": lambda rows: collate(rows, saved.pad_id),
+               "eval_dataset": utils.tokenize(job["dev"], saved.encode),  # whose tokens keep their embeddings, too
+               "args": TrainArguments(device="cpu", **trainer_options(job))}
     return (lambda texts: utils.tokenize(texts, saved.encode), lambda tokens: predict_logits(saved, tokens, BATCH),
             ClassificationTrainer, options, trainer.TrainerCallback)
 
@@ -138,6 +141,39 @@ def training(job):
             "ops": self_times(profiler, job["steps"]) if profiler else []}
 
 
+def products(job):
+    """ms per text of nothing but the matrix products of a training step, as this suite makes them: on as many threads as cores,
+    for texts of the mean length of the training texts, forward, for the values' gradients and for the weights'."""
+    import utils
+    from textcls.models.checkpoints import load_checkpoint
+    from textcls.models.inference import map_batches
+    from textcls.models.paddle_setup import paddle
+    shape, rows = SHAPES[job["shape"]], BATCH // CORES
+    saved = load_checkpoint(job["folder"], max_seq_length=MAX_LENGTH)
+    length = round(utils.tokenize(job["texts"], saved.encode).lengths.mean())
+    hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    every = [(hidden, hidden)] * 2  # keys and values
+    read = [(hidden, hidden)] * 2 + [(hidden, inner), (inner, hidden)]  # queries, output, feed-forward: at the end of [CLS] only
+    sizes = [(rows * length, pair) for pair in (every + read) * (layers - 1) + every] + [(rows, pair) for pair in read]
+    matrices = {(count, *pair): (paddle.randn([count, pair[0]]), paddle.randn(pair), paddle.randn([count, pair[1]]))
+                for count, pair in sizes}
+
+    def step(_):
+        for count, pair in sizes:
+            values, weight, gradient = matrices[(count, *pair)]
+            paddle.matmul(values, weight)
+            paddle.matmul(gradient, weight, transpose_y=True)
+            paddle.matmul(values, gradient, transpose_x=True)
+
+    def run(steps):
+        for _ in map_batches(step, range(CORES * steps)):
+            pass
+        return time.perf_counter()
+
+    start = run(WARM_UP)
+    return {"ms": (run(job["steps"]) - start) * 1000 / job["steps"] / (CORES * rows)}
+
+
 def spread(order, lengths, steps):
     """WARM_UP + steps of a sampler's batches, the steps spread evenly over all its batches by length."""
     flat = not isinstance(order[0], list)  # transformers' sampler gives texts, Paddle's give batches
@@ -147,7 +183,14 @@ def spread(order, lengths, steps):
     chosen = [batches[int((step + 0.5) * len(batches) / steps)] for step in range(steps)]
     random.Random(SEED).shuffle(chosen)  # the ranks of a distributed run shuffle alike
     chosen = [chosen[step % len(chosen)] for step in range(WARM_UP)] + chosen
-    return sum(chosen, []) if flat else chosen
+    return sum(chosen, []) if flat else Batches(chosen)
+
+
+class Batches(list):
+    """A list that is asked what this suite's samplers are asked."""
+
+    def texts_per_step(self):
+        return BATCH * int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
 
 
 def self_times(profiler, steps):
@@ -203,6 +246,10 @@ def measure_shape(turns, report, job, quick, torch_python):
     stock, own, torch, two = turns.best(training, job, stock, suite, torch, {**suite, "ranks": 2})
     for what, figures in (("training", own), ("  this suite in two processes", two)):
         report.rows.append([f"{shape}: {what}", stock["ms"], figures["ms"], torch.get("ms")])
+    report.rows.append([f"{shape}: training, peak memory, GB", *(figures.get("peak_gb") for figures in (stock, own, torch))])
+    limit, = turns.best(products, job, {})
+    report.notes.append(f"{shape}: the matrix products of a training step alone take {limit['ms']:.3g} ms per text, "
+                        f"{limit['ms'] / own['ms']:.0%} of the training's time")
 
 
 def measure_reading(turns, report, job, count):

@@ -349,7 +349,8 @@ def test_a_diverged_training_saves_nothing(tiny_data, tiny_model, tmp_path):
     state = type("State", (), {"global_step": 3})
     with pytest.raises(UserError, match="the training has diverged: loss is nan at step 3"):
         StopAtNonFinite().on_log(None, state, None, {"loss": float("nan")})
-    process = run_train(tiny_model, tiny_data, tmp_path / "out", **{**FEW_STEPS, "learning_rate": 1000, "weight_decay": 1000, "max_steps": 20})
+    process = run_train(tiny_model, tiny_data, tmp_path / "out", **{**FEW_STEPS, "learning_rate": 1000, "weight_decay": 1000,
+                                                                    "max_steps": 20})
     assert_user_error(process, "the training has diverged: ", "is nan at step")
     assert not (tmp_path / "out/config.json").exists()
 

@@ -6,6 +6,7 @@ norm, the optimizer's moments and its step are those of the rows that occur.
 """
 
 import contextlib
+import tempfile
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
@@ -28,19 +29,21 @@ def find_table(model: paddle.nn.Layer) -> paddle.nn.Embedding:
 class EmbeddingRows:
     """The rows of a model's word embeddings that a training needs, in the place of the whole table.
 
-    model: a PretrainedModel; ids: of `occurring_ids`. `whole` and `restore` put the table back.
+    model: a PretrainedModel; ids: of `occurring_ids`; folder: an existing one for a file without a name, in which the table waits
+    until `whole` or `restore` puts it back.
     """
 
-    def __init__(self, model: paddle.nn.Layer, ids: np.ndarray):
+    def __init__(self, model: paddle.nn.Layer, ids: np.ndarray, folder: str):
         self.layer, self.ids = find_table(model), ids
         table = self.layer.weight
         self.name, self.shape, self.stop_gradient = table.name, tuple(table.shape), table.stop_gradient
-        self.table = table.numpy()  # rows that do not occur; the others stand in the layer
-        self.shrinkage = 1.0
+        values, self.shrinkage = table.numpy(), 1.0
+        self.file = tempfile.TemporaryFile(dir=folder)
+        values.tofile(self.file)
         places = np.full(self.shape[0], -1, np.int64)  # a token that is not expected is no row, and an error
         places[ids] = np.arange(len(ids))
         padding = None if self.layer._padding_idx is None else int(places[self.layer._padding_idx])
-        self._put(self.table[ids])
+        self._put(values[ids])
         numbers = paddle.to_tensor(places)
 
         def look_up(layer: paddle.nn.Embedding, input_ids: paddle.Tensor) -> paddle.Tensor:
@@ -62,11 +65,15 @@ class EmbeddingRows:
 
     def fill(self) -> np.ndarray:
         """Bring the whole table up to date: float32 [vocab_size, hidden_size]."""
+        self.file.seek(0)
+        table = np.fromfile(self.file, np.float32).reshape(self.shape)
         if self.shrinkage != 1.0:
-            self.table *= np.float32(self.shrinkage)
+            table *= np.float32(self.shrinkage)
             self.shrinkage = 1.0
-        self.table[self.ids] = self.layer.weight.numpy()
-        return self.table
+            self.file.seek(0)
+            table.tofile(self.file)
+        table[self.ids] = self.layer.weight.numpy()
+        return table
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -81,6 +88,7 @@ class EmbeddingRows:
     def restore(self) -> None:
         """Put the whole table back for good."""
         self._put(self.fill())
+        self.file.close()
         vars(self.layer).pop("forward", None)
 
 

@@ -25,7 +25,7 @@ class LinearProduct(paddle.autograd.PyLayer):
         """values: float32 [..., inputs], weight: float32 [inputs, outputs], bias: float32 [outputs] -> float32 [..., outputs]"""
         ctx.save_for_backward(values, weight)
         ctx.needs = [not tensor.stop_gradient for tensor in (values, weight, bias)]
-        return paddle.add(paddle.matmul(values, weight), bias)
+        return paddle.matmul(values, weight).add_(bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
@@ -39,6 +39,20 @@ class LinearProduct(paddle.autograd.PyLayer):
         if ctx.needs[2]:
             results.append(paddle.matmul(paddle.ones([1, rows.shape[0]]), rows).flatten())
         return tuple(results)
+
+
+class Dropout(paddle.autograd.PyLayer):
+    """Dropout by DRAWS that keeps for its gradient what it has kept, a byte a value, and not its input."""
+
+    @staticmethod
+    def forward(ctx: Any, values: paddle.Tensor, share: float) -> paddle.Tensor:
+        """values: float32 of any shape; share: of them to keep, 0 to 1, which are then divided by it."""
+        ctx.kept, ctx.share = DRAWS.keep(values.shape, share), share
+        return values * paddle.to_tensor(np.multiply(ctx.kept, np.float32(1 / share)))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: paddle.Tensor) -> paddle.Tensor:
+        return gradient * paddle.to_tensor(np.multiply(ctx.kept, np.float32(1 / ctx.share)))
 
 
 class Draws(threading.local):
@@ -140,7 +154,7 @@ def fast_operators(pool: ThreadPoolExecutor) -> Iterator[None]:
              mode: str = "upscale_in_train", **options: Any) -> paddle.Tensor:
         if DRAWS.key is None or not training or not p or axis is not None or mode != "upscale_in_train":
             return dropout(x, p=p, axis=axis, training=training, mode=mode, **options)
-        return x * paddle.to_tensor(np.multiply(DRAWS.keep(x.shape, 1 - p), np.float32(1 / (1 - p))))
+        return Dropout.apply(x, 1 - p)
 
     with contextlib.ExitStack() as stack:
         for owner, name, own in (

@@ -193,8 +193,6 @@ class SentenceTrainer(ClassificationTrainer):
             part.backward(self.scaler.scale(gradient) if self.do_grad_scaling else gradient)
             if self.threads is not None:
                 self.threads.backward()
-        if self.threads is not None:
-            self.threads.sum_gradients()
         if args.dataset_world_size > 1:
             for parameter in self.unwrapped().parameters():
                 if parameter.grad is not None:

@@ -5,6 +5,9 @@ use more. So each thread here runs the model forward and backward on its rows.
 """
 
 import copy
+import functools
+import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -30,12 +33,18 @@ class Call(NamedTuple):
     output: paddle.Tensor  # all of them, without their past
 
 
+def lead_back(call: Call, index: int) -> None:
+    """Run the backward pass of one part of a call."""
+    start = sum(len(part) for part in call.parts[:index])
+    call.parts[index].backward(call.output.grad[start:start + len(call.parts[index])])
+
+
 class ThreadedModel:
     """A model that several threads run, in the place of the model itself in a training step on a CPU.
 
     model: a PretrainedModel, which is one of the threads'; the others have copies that share the weights, not the gradients.
     pool: of `open_pool(num_threads)`.
-    Called like the model, it returns an output whose gradient `backward` and `sum_gradients` lead on to the model's weights.
+    Called like the model, it returns an output whose gradient `backward` leads on to the model's weights.
     """
 
     def __init__(self, model: paddle.nn.Layer, num_threads: int, pool: ThreadPoolExecutor):
@@ -44,7 +53,13 @@ class ThreadedModel:
             for source, target in zip(model.parameters(), copied.parameters()):
                 source._share_buffer_to(target)
                 target.stop_gradient = source.stop_gradient
-        self.trained = [[parameter for parameter in own.parameters() if not parameter.stop_gradient] for own in self.models]
+        trained = [[parameter for parameter in own.parameters() if not parameter.stop_gradient] for own in self.models]
+        self.weights = list(zip(*trained))  # each of the model's own, with those of the copies
+        self.arrived, self.num_parts, self.lock = [0] * len(self.weights), 0, threading.Lock()
+        itself = weakref.ref(self)  # the model keeps the hooks for ever
+        for number, parameters in enumerate(self.weights):
+            for parameter in parameters:
+                parameter._register_backward_hook(functools.partial(_arrive, itself, number))
         self.calls: list[Call] = []
         self.key, self.num_calls = (0, 0), 0
         self.pool = pool
@@ -87,33 +102,34 @@ class ThreadedModel:
         return output
 
     def backward(self) -> None:
-        """Lead the gradients that outputs have by now back to the weights; each thread keeps its own until `sum_gradients`."""
+        """Lead the gradients that outputs have by now back to the model's weights, and forget those outputs."""
         calls = [call for call in self.calls if call.output.grad is not None]
         self.calls = [call for call in self.calls if call.output.grad is None]
+        for call in calls:
+            self.num_parts = len(call.parts)
+            self.share_out(functools.partial(lead_back, call), self.num_parts)
+        self.num_parts = 0
 
-        def run(index: int) -> None:
-            for call in calls:
-                if index < len(call.parts):
-                    start = sum(len(part) for part in call.parts[:index])
-                    call.parts[index].backward(call.output.grad[start:start + len(call.parts[index])])
-
-        self.share_out(run, len(self.models))
-
-    def sum_gradients(self) -> None:
-        """Add the copies' gradients to the model's own, in the order of the threads, and forget the outputs."""
-        self.calls = []
-        weights = list(zip(*self.trained))
-
-        def run(index: int) -> None:
-            with paddle.no_grad():
-                for own, *others in weights[index::len(self.models)]:
-                    for other in others:
-                        if other.grad is not None:
-                            own.grad.add_(other.grad)
-                            other.clear_gradient(False)
-
-        self.share_out(run, len(self.models))
+    def arrive(self, number: int) -> None:
+        """Note that one more thread has its gradient of a weight; the last one adds them up, in the order of the threads."""
+        with self.lock:
+            self.arrived[number] += 1
+            if self.arrived[number] < self.num_parts:
+                return
+            self.arrived[number] = 0
+        own, *others = self.weights[number][:self.num_parts]
+        with paddle.no_grad():
+            for other in others:
+                own.grad.add_(other.grad)
+                other.clear_gradient(False)
 
     def share_out(self, run: Callable[[int], Any], count: int) -> list:
         """Run run(0) to run(count - 1), each on a thread; the first error of one is raised here."""
         return list(self.pool.map(run, range(count)))
+
+
+def _arrive(itself: "weakref.ref[ThreadedModel]", number: int) -> None:
+    """The hook of a weight, which Paddle calls when its gradient of a backward pass is complete."""
+    threads = itself()
+    if threads is not None and threads.num_parts:
+        threads.arrive(number)

@@ -26,8 +26,8 @@ from textcls.models.paddle_setup import paddle
 from textcls.training.embedding_rows import ROWS, EmbeddingRows, find_table, fit_moments, occurring_ids
 from textcls.training.operators import fast_operators
 from textcls.training.threads import ThreadedModel, count_threads
+from textcls.training.trainer_import import paddlenlp  # noqa: F401  before anything of its trainer
 
-import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
 from paddlenlp.trainer import (
     EarlyStoppingCallback,
     PdArgumentParser,
@@ -378,7 +378,8 @@ class ClassificationTrainer(Trainer):
         if table.stop_gradient:
             return
         ids = occurring_ids(self.model, self.training_texts(), self.tokenizer.all_special_ids)
-        self.rows = EmbeddingRows(self.model, ids)
+        os.makedirs(self.args.output_dir, exist_ok=True)
+        self.rows = EmbeddingRows(self.model, ids, self.args.output_dir)
         self.add_callback(ShrinkRows(self.rows))
         get_logger().info(f"Word embeddings: trains the {len(ids):,} of {table.shape[0]:,} rows whose tokens occur in the data")
 
@@ -397,7 +398,6 @@ class ClassificationTrainer(Trainer):
         self.num_batches += 1
         loss = super().training_step(self.threads, inputs)
         self.threads.backward()
-        self.threads.sum_gradients()
         return loss
 
     def _set_state_dict_in_model(self, state_dict: dict[str, np.ndarray]) -> None:
