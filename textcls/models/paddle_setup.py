@@ -22,7 +22,7 @@ from textcls.common.log import make_formatter
 from textcls.common.outputs import STAGING
 
 # of glibc's mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD (bytes), M_ARENA_MAX
-MALLOC_OPTIONS = {-3: 2**30, -1: 2**31 - 1, -8: 1}
+MALLOC_OPTIONS = {-3: 2**26, -1: 2**31 - 1, -8: 1}
 
 
 def _prepare_process() -> None:
