@@ -113,11 +113,13 @@ def write_folder(folder, config, weights, kind="F32", buffers=True):
     """A model folder as transformers saves it, weights of the type `kind`; old versions save a buffer of positions, too."""
     header, parts, start = {"__metadata__": {"format": "pt"}}, [], 0
     for name, value in weights.items():
-        if kind == "BF16":
+        if value.dtype == np.int64:
+            parts.append(value.astype("<i8").tobytes())
+        elif kind == "BF16":
             parts.append((np.ascontiguousarray(value).view(np.uint32) >> 16).astype("<u2").tobytes())
         else:
             parts.append(value.astype("<f2" if kind == "F16" else "<f4").tobytes())
-        header[name] = {"dtype": kind, "shape": value.shape, "data_offsets": [start, start + len(parts[-1])]}
+        header[name] = {"dtype": "I64" if value.dtype == np.int64 else kind, "shape": value.shape, "data_offsets": [start, start + len(parts[-1])]}
         start += len(parts[-1])
     if buffers:
         parts.append(np.arange(20, dtype="<i8").tobytes())

@@ -8,6 +8,7 @@ import pytest
 
 import train
 from helpers import make_model, run_here, train_options, weights
+from textcls.data.tokens import TokenizedTexts
 from textcls.models.checkpoints import load_model
 from textcls.models.configs import SentenceOptions
 from textcls.models.inference import open_pool
@@ -16,6 +17,7 @@ from textcls.models.paddle_setup import paddle
 from textcls.training.embedding_rows import EmbeddingRows
 from textcls.training.operators import DRAWS, fast_operators
 from textcls.training.threads import ThreadedModel
+from textcls.training.trainer import TokenBatchSampler
 
 IDS = np.random.default_rng(0).integers(5, 300, (24, 9))
 IDS[3:9, 7:] = 0  # padding
@@ -89,6 +91,25 @@ def test_dropout_keeps_its_share_of_values_that_have_nothing_to_do_with_each_oth
         assert mask.mean() == pytest.approx(0.9, abs=0.01)
         assert np.ptp(mask.mean(axis=(1, 2))) < 0.1 and not (mask[0] == mask[1]).all()
     assert (kept[0] == kept[1]).mean() == pytest.approx(0.82, abs=0.02)  # 0.9 ** 2 + 0.1 ** 2
+
+
+@pytest.mark.parametrize("num_tokens,ranks", [(128, 1), (1000, 2), (10**9, 1)])
+def test_batches_by_tokens_hold_each_text_once_and_about_as_many_tokens(num_tokens, ranks):
+    lengths = np.random.default_rng(1).integers(3, 129, 700)
+    tokens = TokenizedTexts(np.zeros(lengths.sum(), np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+    samplers = [TokenBatchSampler(tokens, num_tokens, 5, ranks, rank) for rank in range(ranks)]
+    orders = []
+    for epoch in range(2):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        steps = [np.concatenate(batches) for batches in zip(*samplers)]
+        assert len(steps) == len(samplers[0]) == max(1, lengths.sum() // (num_tokens * ranks))
+        order = np.concatenate(steps)
+        assert set(order) == set(range(700)) and len(order) < 700 + ranks * len(steps)  # the ranks' shares are of one size
+        sums = [lengths[step].sum() for step in steps]
+        assert max(sums) <= min(num_tokens * ranks * (1 + 1 / len(steps)), lengths.sum()) + 2 * 128
+        orders.append(order.tolist())
+    assert orders[0] != orders[1] or len(steps) == 1
 
 
 def trained(model, data, folder, **changes):

@@ -32,9 +32,9 @@ def _prepare_process() -> None:
       crashes (segfault in inflateReset2). Loading the system library first cures it. Linux only.
     - OMP_NUM_THREADS: Paddle sets 1 unless it is set. All usable cores, shared out between the ranks of this machine.
     - MKL_DEBUG_CPU_TYPE: the bundled MKL takes its slowest path on AMD CPUs; 5 selects AVX2, 7 AVX-512.
-    - malloc: Paddle asks glibc for each result of an operator anew, which by default gives large ones back to the system at
-      once and lets it fill them with zeros again: a quarter of a step's time (a sum of two tensors of 6 MB: 1.65 ms, not 0.07).
-      Memory that is free is kept, and shared by all threads. Linux with glibc only.
+    - malloc: Paddle asks glibc anew for each result of an operator, and glibc gives large ones back to the system at once, which
+      fills them with zeros the next time (measured: a sum of two tensors of 6 MB 1.65 ms, not 0.07). Blocks of up to 64 MB are
+      kept instead, and shared by all threads. Linux with glibc only.
     - KMP_BLOCKTIME: threads that wait for the next matrix product keep a core busy for 200 ms; 1 ms leaves it to other threads.
     - GLOG_minloglevel: Paddle's C++ side says which executor runs at every export; its warnings and errors stay.
     The first three can go when Paddle no longer bundles zlib and MKL 2019.

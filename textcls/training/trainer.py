@@ -361,7 +361,8 @@ class ClassificationTrainer(Trainer):
         if self.pool is not None:
             # a gradient that is put away costs less than one that is filled with zeros and added to
             self.optimizer.clear_grad = functools.partial(self.optimizer.clear_grad, set_to_zero=False)
-        if self.pool is not None and self.args.world_size == 1:
+        # recomputing runs the forward pass again within the backward one, where nobody says which numbers it had drawn
+        if self.pool is not None and self.args.world_size == 1 and not self.args.recompute:
             self.threads = ThreadedModel(self.model, self.count_threads(), self.pool)
 
     def count_threads(self) -> int:
