@@ -15,7 +15,7 @@ from textcls.models.inference import open_pool
 from textcls.models.last_layer import compute_all
 from textcls.models.paddle_setup import paddle
 from textcls.training.embedding_rows import EmbeddingRows
-from textcls.training.operators import DRAWS, fast_operators
+from textcls.training.operators import DRAWS, LinearProduct, fast_operators
 from textcls.training.threads import ThreadedModel
 from textcls.training.trainer import TokenBatchSampler
 
@@ -65,6 +65,7 @@ def assert_close(first, second):
 
 
 def test_a_step_on_threads_has_the_gradients_of_paddles_own(tmp_path):
+    paddle.seed(1)
     model = load_model(str(make_model(tmp_path, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)), num_labels=3)
     expected = gradients(model, 0)
     assert max(np.abs(gradient).max() for gradient in expected[1].values()) > 0.01
@@ -73,12 +74,30 @@ def test_a_step_on_threads_has_the_gradients_of_paddles_own(tmp_path):
 
 
 def test_dropout_does_not_depend_on_the_number_of_threads_but_on_the_step(tmp_path):
+    paddle.seed(1)
     model = load_model(str(make_model(tmp_path)), num_labels=3)
     expected = gradients(model, 1)
     for num_threads in (2, 3):
         assert_close(gradients(model, num_threads), expected)
     for key in ((1, 3), (2, 2)):
-        assert gradients(model, 2, key)[0] != pytest.approx(expected[0], abs=1e-4)
+        others = gradients(model, 2, key)[1]
+        assert max(np.abs(others[name] - gradient).max() for name, gradient in expected[1].items()) > 0.01
+
+
+@pytest.mark.parametrize("trained", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (0, 0, 1), (1, 0, 0), (1, 1, 1)])
+def test_a_linear_layer_has_the_gradients_of_paddles_own(trained):
+    results = []
+    for function in (paddle.nn.functional.linear, LinearProduct.apply):
+        paddle.seed(3)
+        tensors = [paddle.randn(shape) for shape in ([2, 3, 4], [4, 5], [5])]
+        for tensor, is_trained in zip(tensors, trained):
+            tensor.stop_gradient = not is_trained
+        (function(*tensors) ** 2).sum().backward()
+        results.append([None if tensor.grad is None else tensor.grad.numpy() for tensor in tensors])
+    for expected, found, is_trained in zip(*results, trained):
+        assert (found is not None) == bool(is_trained)
+        if is_trained:
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_dropout_keeps_its_share_of_values_that_have_nothing_to_do_with_each_other():

@@ -39,7 +39,7 @@ class EmbeddingRows:
         self.name, self.shape, self.stop_gradient = table.name, tuple(table.shape), table.stop_gradient
         values, self.shrinkage = table.numpy(), 1.0
         self.file = tempfile.TemporaryFile(dir=folder)
-        values.tofile(self.file)
+        self._write(values)
         places = np.full(self.shape[0], -1, np.int64)  # a token that is not expected is no row, and an error
         places[ids] = np.arange(len(ids))
         padding = None if self.layer._padding_idx is None else int(places[self.layer._padding_idx])
@@ -53,6 +53,11 @@ class EmbeddingRows:
             return paddle.nn.functional.embedding(rows, layer.weight, padding_idx=padding)
 
         object.__setattr__(self.layer, "forward", types.MethodType(look_up, self.layer))
+
+    def _write(self, table: np.ndarray) -> None:
+        self.file.seek(0)
+        self.file.write(np.ascontiguousarray(table).data)
+        self.file.flush()
 
     def _put(self, rows: np.ndarray) -> None:
         parameter = type(self.layer.weight).from_tensor(paddle.to_tensor(rows), name=self.name)
@@ -70,8 +75,7 @@ class EmbeddingRows:
         if self.shrinkage != 1.0:
             table *= np.float32(self.shrinkage)
             self.shrinkage = 1.0
-            self.file.seek(0)
-            table.tofile(self.file)
+            self._write(table)
         table[self.ids] = self.layer.weight.numpy()
         return table
 

@@ -28,17 +28,12 @@ class LinearProduct(paddle.autograd.PyLayer):
         return paddle.matmul(values, weight).add_(bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
+    def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[Optional[paddle.Tensor], ...]:
         values, weight = ctx.saved_tensor()
         rows = gradient.reshape([-1, gradient.shape[-1]])
-        results = []
-        if ctx.needs[0]:
-            results.append(paddle.matmul(gradient, weight, transpose_y=True))
-        if ctx.needs[1]:
-            results.append(paddle.matmul(values.reshape([-1, values.shape[-1]]), rows, transpose_x=True))
-        if ctx.needs[2]:
-            results.append(paddle.matmul(paddle.ones([1, rows.shape[0]]), rows).flatten())
-        return tuple(results)
+        return (paddle.matmul(gradient, weight, transpose_y=True) if ctx.needs[0] else None,
+                paddle.matmul(values.reshape([-1, values.shape[-1]]), rows, transpose_x=True) if ctx.needs[1] else None,
+                paddle.matmul(paddle.ones([1, rows.shape[0]]), rows).flatten() if ctx.needs[2] else None)
 
 
 class Dropout(paddle.autograd.PyLayer):
