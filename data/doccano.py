@@ -13,7 +13,6 @@ and texts that occur with different labels are reported and left out; rows witho
 (no JSON, no text, spans instead of labels, ...) are all reported; then nothing is written and the exit code is 2.
 """
 
-
 from textcls.common.errors import Problems, run_script
 from textcls.common.options import make_parser
 from textcls.data.splitting import add_split_options, check_shares, make_data_folder, read_json_rows

@@ -15,7 +15,6 @@ all get its value. Split, reports and refusals are those of data/doccano.py; in 
 their tabs and line breaks become one blank.
 """
 
-
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.options import make_parser
 from textcls.data.splitting import BREAKS, add_split_options, check_shares, make_data_folder

@@ -82,8 +82,11 @@ def test_feature_similarity_is_trustais(folder, model):
     rows = read_results(folder)
     for result, row in zip(trustai(batches(TEXTS, 4)[0], sample_num=3), rows):
         assert LABELS[result.pred_label] == row["predict_label"]
-        for indexes, kind in ((result.pos_indexes, "positive"), (result.neg_indexes, "negative")):
-            assert {train[index] for index in indexes} == {found["text"] for found in row[kind]}  # equal scores have no order
+        for indexes, scores, kind in ((result.pos_indexes, result.pos_scores, "positive"),
+                                      (result.neg_indexes, result.neg_scores, "negative")):
+            ordered = sorted((-round(float(score), 6), train[index]) for index, score in zip(indexes, scores))  # ties by text
+            assert [text for _, text in ordered] == [
+                text for _, text in sorted((-found["score"], found["text"]) for found in row[kind])]
         assert result.pos_scores == pytest.approx([found["score"] for found in row["positive"]], abs=1e-4)
         assert result.neg_scores == pytest.approx([found["score"] for found in row["negative"]], abs=1e-4)
 
