@@ -55,7 +55,7 @@ def train_torch(job):
     train, size, generator = read("train.txt"), job["batch_size"], np.random.default_rng(job["seed"])
     lengths = np.array([len(row["input_ids"]) for row in train])
 
-    class LengthGroupedBatches:  # as textcls.training.trainer.LengthGroupedBatchSampler: another order in every epoch
+    class LengthGroupedBatches:  # as textcls.training.samplers.LengthGroupedBatchSampler: another order in every epoch
         def __len__(self):
             return -(-len(train) // size)
 

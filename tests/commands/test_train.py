@@ -344,7 +344,7 @@ def test_inputs_and_the_working_folder_are_no_outputs(checkpoint, tiny_data, tin
 
 
 def test_a_diverged_training_saves_nothing(tiny_data, tiny_model, tmp_path):
-    from textcls.training.trainer import StopAtNonFinite
+    from textcls.training.callbacks import StopAtNonFinite
 
     state = type("State", (), {"global_step": 3})
     with pytest.raises(UserError, match="the training has diverged: loss is nan at step 3"):
@@ -446,7 +446,7 @@ def test_imbalance_options_reach_the_loss(tmp_path, tiny_model, tiny_data):
 
 def test_batches_group_lengths_shuffle_every_epoch_and_agree_on_all_ranks():
     from textcls.data.tokens import TokenizedTexts
-    from textcls.training.trainer import LengthGroupedBatchSampler
+    from textcls.training.samplers import LengthGroupedBatchSampler
 
     lengths = np.random.default_rng(0).integers(3, 90, size=1001)
     data = TokenizedTexts(np.zeros(lengths.sum(), np.int32), np.concatenate([[0], np.cumsum(lengths)]))

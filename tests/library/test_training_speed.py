@@ -16,8 +16,8 @@ from textcls.models.last_layer import compute_all
 from textcls.models.paddle_setup import paddle
 from textcls.training.embedding_rows import EmbeddingRows
 from textcls.training.operators import DRAWS, LinearProduct, fast_operators
+from textcls.training.samplers import TokenBatchSampler
 from textcls.training.threads import ThreadedModel
-from textcls.training.trainer import TokenBatchSampler
 
 IDS = np.random.default_rng(0).integers(5, 300, (24, 9))
 IDS[3:9, 7:] = 0  # padding

@@ -15,7 +15,8 @@ from textcls.models.checkpoints import Checkpoint
 from textcls.models.last_layer import compute_all
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.models.weights import WEIGHTS
-from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
+from textcls.training.samplers import LengthGroupedBatchSampler
+from textcls.training.trainer import ClassificationTrainer, collate
 
 from paddlenlp.trainer import CompressionArguments, trainer_compress
 from paddlenlp.transformers import PretrainedModel

@@ -6,8 +6,9 @@ import numpy as np
 
 from textcls.data.tokens import TokenizedTexts, pad_batch
 from textcls.models.paddle_setup import paddle
+from textcls.training.callbacks import is_best
 from textcls.training.losses import rdrop_divergence, relation_loss
-from textcls.training.trainer import ClassificationTrainer, is_best, plain_library_errors
+from textcls.training.trainer import ClassificationTrainer, plain_library_errors
 
 from paddlenlp.trainer import TrainerCallback
 

@@ -16,16 +16,13 @@ from textcls.data.files import compare_labels, read_json, read_labels
 from textcls.data.tokens import TokenizedTexts, tokenize
 from textcls.models.tokenizers import Encode
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
+from textcls.training.callbacks import DropRemainder, ResumableEarlyStopping, StopAtNonFinite, metric_name
 from textcls.training.scoring import METRICS
 from textcls.training.trainer import (
     ClassificationTrainer,
-    DropRemainder,
-    ResumableEarlyStopping,
-    StopAtNonFinite,
     check_batch,
     list_checkpoints,
     lock_folder,
-    metric_name,
     plain_library_errors,
     random_state_file,
     remove_folder,

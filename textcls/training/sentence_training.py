@@ -14,7 +14,8 @@ from textcls.models.paddle_setup import paddle
 from textcls.models.sentence_model import unit_length
 from textcls.models.tokenizers import Encode
 from textcls.retrieval.nearest import select_top
-from textcls.training.trainer import ClassificationTrainer, LengthGroupedBatchSampler, collate
+from textcls.training.samplers import LengthGroupedBatchSampler
+from textcls.training.trainer import ClassificationTrainer, collate
 
 from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 

@@ -16,38 +16,27 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from textcls.common.errors import UserError
-from textcls.common.log import describe_seconds, get_logger, log_everything, progress_bar
+from textcls.common.log import get_logger, log_everything
 from textcls.common.options import Parser, add_obsolete_options, add_version_option
 from textcls.common.outputs import STAGING, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import TokenizedTexts, pad_batch
 from textcls.models.inference import open_pool
 from textcls.models.paddle_setup import paddle
+from textcls.training.callbacks import CountBatches, ShrinkRows, TrainingLog, describe_metrics, is_best, metric_name
 from textcls.training.embedding_rows import ROWS, EmbeddingRows, find_table, fit_moments, occurring_ids
 from textcls.training.operators import fast_operators
+from textcls.training.samplers import LengthGroupedBatchSampler, TokenBatchSampler
 from textcls.training.threads import ThreadedModel, count_threads
 from textcls.training.trainer_import import paddlenlp  # noqa: F401  before anything of its trainer
 
-from paddlenlp.trainer import (
-    EarlyStoppingCallback,
-    PdArgumentParser,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from paddlenlp.trainer import PdArgumentParser, PrinterCallback, Trainer, TrainingArguments
 from paddlenlp.trainer.argparser import strtobool
 from paddlenlp.trainer.integrations import get_available_reporting_integrations
 from paddlenlp.trainer.trainer_utils import TrainOutput
 
-GROUP_BATCHES = 50  # batches that are sorted by length together: enough to save the padding, few enough to stay random
-
 ONE_DEVICE = ("sharding", "sharding_degree", "sharding_parallel_degree", "tensor_parallel_degree", "pipeline_parallel_degree",
               "sep_parallel_degree", "enable_auto_parallel", "unified_checkpoint")  # options that spread a model over devices
-# of the metrics of an evaluation: what is as in every other one, said otherwise, or the accuracy again
-NOT_SAID = ("_runtime", "_per_second", "progress_or_epoch", "_micro_", "recall@")
 MOST_EPOCHS = 10**6
 # of TrainingArguments, and of what few-shot/train.py has beside them: the least and the greatest value
 OPTIMIZER_LIMITS = {"learning_rate": (0, 1000), "weight_decay": (0, 1000), "adam_beta1": (0, 0.99999), "adam_beta2": (0, 0.99999),
@@ -143,181 +132,6 @@ def check_batch(args: TrainingArguments, num_rows: int) -> None:
     if args.dataloader_drop_last and num_rows < args.per_device_train_batch_size * args.dataset_world_size:
         raise UserError(f"--dataloader_drop_last: {num_rows} training rows do not fill one batch, expected a smaller "
                         "--per_device_train_batch_size")
-
-
-class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
-    """Batches of texts of like length, shuffled anew in every epoch.
-
-    Every rank draws the same order from (seed, epoch) and takes its share of each step, so that the ranks work on
-    batches of like length. Texts are repeated where the last step could not be shared out evenly.
-    """
-
-    def __init__(self, dataset: TokenizedTexts, batch_size: int, seed: int, num_replicas: int, rank: int, drop_last: bool):
-        super().__init__(dataset, batch_size, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = np.random.default_rng([self.seed, self.epoch])
-        lengths, size = self.dataset.lengths, self.texts_per_step() * GROUP_BATCHES
-        order = self.draw_order(generator)
-        groups = [order[start:start + size] for start in range(0, len(order), size)]
-        order = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
-        ends = self.find_ends(lengths[order])
-        for index in generator.permutation(len(self)):
-            batch = order[ends[index]:ends[index + 1]]
-            if len(batch) % self.nranks:
-                batch = np.resize(batch, len(batch) + self.nranks - len(batch) % self.nranks)
-            yield batch[self.local_rank::self.nranks].tolist()
-
-    def texts_per_step(self) -> int:
-        """Return how many texts a step of all ranks has, or has on average."""
-        return self.batch_size * self.nranks
-
-    def find_ends(self, lengths: np.ndarray) -> np.ndarray:
-        """Find where the batches of an epoch begin and end: int64 [len(self) + 1]. lengths: of its texts in order."""
-        return np.minimum(np.arange(len(self) + 1) * self.texts_per_step(), len(lengths))
-
-    def draw_order(self, generator: np.random.Generator) -> np.ndarray:
-        """Return the texts of an epoch in random order: int64 [num_texts]."""
-        return generator.permutation(len(self.dataset))
-
-    def __len__(self) -> int:
-        step = self.batch_size * self.nranks
-        return len(self.dataset) // step if self.drop_last else -(-len(self.dataset) // step)
-
-
-class TokenBatchSampler(LengthGroupedBatchSampler):
-    """As its base, but each batch of a rank has about num_tokens tokens, and so the more texts the shorter these are.
-
-    num_tokens: as many as the longest text has, or more.
-    """
-
-    def __init__(self, dataset: TokenizedTexts, num_tokens: int, seed: int, num_replicas: int, rank: int):
-        super().__init__(dataset, 1, seed, num_replicas, rank, drop_last=False)
-        self.num_steps = max(1, int(dataset.lengths.sum()) // (num_tokens * num_replicas))
-
-    def texts_per_step(self) -> int:
-        return -(-len(self.dataset) // self.num_steps)
-
-    def find_ends(self, lengths: np.ndarray) -> np.ndarray:
-        shares = np.arange(1, self.num_steps) / self.num_steps
-        ends = np.searchsorted(np.cumsum(lengths), shares * lengths.sum(), side="right")
-        return np.concatenate([[0], ends, [len(lengths)]])
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-
-def metric_name(args: TrainingArguments) -> str:
-    """Return the name under which an evaluation gives the metric that decides which model is best: eval_accuracy."""
-    return "eval_" + args.metric_for_best_model.replace("eval_", "", 1)
-
-
-def is_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, float]) -> bool:
-    """Return whether an evaluation's metrics are better than those of the best checkpoint so far."""
-    value, best = metrics[metric_name(args)], state.best_metric
-    return best is None or (value > best if args.greater_is_better else value < best)
-
-
-class ResumableEarlyStopping(EarlyStoppingCallback):
-    """Early stopping whose patience survives a resume, where the library's callback would count from zero again."""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        values = [entry[metric_name(args)] for entry in state.log_history if metric_name(args) in entry]
-        if values:
-            best = np.argmax(values) if args.greater_is_better else np.argmin(values)
-            self.early_stopping_patience_counter = len(values) - 1 - int(best)
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float],
-                    **kwargs: Any) -> None:
-        is_at_end = control.should_training_stop
-        super().on_evaluate(args, state, control, metrics, **kwargs)
-        if control.should_training_stop and not is_at_end:
-            get_logger().info(f"Early stop! No better {metric_name(args)} in {self.early_stopping_patience} evaluations")
-
-
-class DropRemainder(TrainerCallback):
-    """Forget the gradients of batches that gradient accumulation left over at the end of an epoch: the library carries them
-    into the next epoch, but not into its checkpoints, so that a resumed training would go another way."""
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                       optimizer: paddle.optimizer.Optimizer, **kwargs: Any) -> None:
-        optimizer.clear_grad()
-
-
-class StopAtNonFinite(TrainerCallback):
-    """End a training whose loss is no longer a number: nothing that follows could mend it."""
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float],
-               **kwargs: Any) -> None:
-        for name in ("loss", "eval_loss", "train_loss"):
-            if not np.isfinite(logs.get(name, 0.0)):
-                raise UserError(f"the training has diverged: {name} is {logs[name]} at step {state.global_step}, expected a "
-                                "number; try a lower --learning_rate, or --warmup_ratio 0.1")
-
-
-class CountBatches(TrainerCallback):
-    """Lets a trainer's num_batches be those of the step that is going on, whatever an epoch has left over."""
-
-    def __init__(self, trainer: "ClassificationTrainer"):
-        self.trainer = trainer
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.num_batches = 0
-
-
-class ShrinkRows(TrainerCallback):
-    """Notes by how much weight decay makes the word embeddings smaller that are left out of a training."""
-
-    def __init__(self, rows: EmbeddingRows):
-        self.rows = rows
-
-    def on_optimizer_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                           optimizer: paddle.optimizer.Optimizer, **kwargs: Any) -> None:
-        self.rows.shrink(1 - optimizer.get_lr() * args.weight_decay)
-
-
-class TrainingLog(TrainerCallback):
-    """What a training says: its size, how far it is, the loss, and each evaluation in a line. In the place of the library's log.
-
-    shows_progress: whether it says how far it is.
-    """
-
-    def __init__(self, shows_progress: bool):
-        self.shows_progress = shows_progress
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                       train_dataloader: paddle.io.DataLoader, **kwargs: Any) -> None:
-        begun = f"; going on after step {state.global_step}" if state.global_step else ""
-        get_logger().info(f"Training begins: {state.max_steps} steps, {len(train_dataloader)} batches of "
-                          f"{train_dataloader.batch_sampler.texts_per_step()} texts an epoch{begun}")
-        self.steps = progress_bar(state.max_steps, "Training", unit="steps", initial=state.global_step,
-                                  disable=not (self.shows_progress and state.is_world_process_zero))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.steps.update(1)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.steps.__exit__(None, None, None)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float],
-               train_dataloader: paddle.io.DataLoader, **kwargs: Any) -> None:
-        if "loss" in logs:
-            epoch, batch = divmod((state.global_step - 1) * args.gradient_accumulation_steps, len(train_dataloader))
-            get_logger().info("global step %d, epoch: %d, batch: %d, loss: %.5f, speed: %.2f step/s" % (
-                state.global_step, epoch + 1, batch + 1, logs["loss"], logs["interval_steps_per_second"]))
-        elif "train_runtime" in logs:
-            duration = describe_seconds(logs["train_runtime"])
-            get_logger().info(f"Training ends at step {state.global_step} after {duration}")
-        elif control.should_evaluate:  # within the training; the last one is said by log_metrics
-            get_logger().info(f"epoch {state.epoch:.3g}: {describe_metrics(logs)}")
-
-
-def describe_metrics(metrics: dict[str, float]) -> str:
-    """Put the metrics that a user looks for in a line."""
-    said = [name for name in metrics if not any(part in name for part in NOT_SAID)]
-    return ", ".join(f"{name}: {metrics[name]:.4f}" for name in said)
 
 
 class ClassificationTrainer(Trainer):
