@@ -88,6 +88,8 @@ class PruneArguments(CompressionArguments):
     seed: int = field(default=3, metadata={"help": "Random seed."})
     device: Optional[str] = field(default=None, metadata={"help": "cpu, gpu, gpu:N, xpu or npu; the default is the GPU if "
                                                           "there is one, else the CPU."})
+    full_embeddings: bool = field(default=False, metadata={"help": "Train the whole table of word embeddings, not only the rows "
+                                                           "whose tokens occur: the same result, slower."})
 
 
 def parse_widths(texts, num_heads):

@@ -18,6 +18,7 @@ from helpers import (
     run,
     run_here,
     thousand_texts,
+    weights,
     write_lines,
 )
 from prune import hold_out, main, parse_widths
@@ -25,6 +26,7 @@ from textcls.common.errors import UserError
 from textcls.models.paddle_setup import PADDLE_3
 
 DATA = ROOT / "data"
+LEARNING = ["--learning_rate", "3e-4", "--weight_decay", "0.5"]
 WIDTHS = {"0.75": 9, "0.67": 8, "0.5": 6}  # folder: heads that are left of 12
 FILES = {*(f"pruned_model{ending}" for ending in GRAPH), "model_state.pdparams", "config.json",
          "tokenizer.json", "tokenizer_config.json", "vocab.txt", "label.txt", "deploy.json"}
@@ -52,7 +54,7 @@ def table(process):
 def pruned(checkpoint, tmp_path_factory):
     """(output folder, finished process) of a run that is shorter than --save_steps."""
     folder = tmp_path_factory.mktemp("prune")
-    return folder, prune(checkpoint, folder, "--width_mult_list", "3/4", "2/3", "1/2", "--learning_rate", "3e-4", "--onnx")
+    return folder, prune(checkpoint, folder, "--width_mult_list", "3/4", "2/3", "1/2", *LEARNING, "--onnx")
 
 
 def graph_accuracy(prefix, folder):
@@ -96,6 +98,19 @@ def test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table
     assert "global step 6," in process.stderr and "global step 7," not in process.stderr
     with pytest.raises(UserError, match="width_mult_0.5: a pruned model, which can only be deployed"):
         load_checkpoint(str(folder / "width_mult_0.5"))
+
+
+def test_a_width_is_the_same_where_the_whole_table_of_embeddings_is_trained(pruned, checkpoint, tmp_path):
+    folder, process = pruned
+    again = prune(checkpoint, tmp_path, "--width_mult_list", "3/4", "2/3", "1/2", *LEARNING, "--full_embeddings")
+    assert re.search(r"Word embeddings: trains the [\d,]+ of [\d,]+ rows", process.stderr)
+    assert "Word embeddings" not in again.stderr
+    for width in WIDTHS:
+        first, second = weights(folder / f"width_mult_{width}"), weights(tmp_path / f"width_mult_{width}")
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            if not name.endswith("k_proj.bias"):  # whose gradient is rounding alone
+                np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
 
 
 def test_every_width_agrees_with_its_onnx_model_on_a_thousand_texts(pruned):

@@ -1,7 +1,9 @@
 """A last layer that computes only the positions that a model's head reads: [CLS] for classifiers, the masks for prompt models."""
 
+import contextlib
 import threading
 import types
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Optional
 
 if TYPE_CHECKING:
@@ -37,6 +39,18 @@ def compute_only_read(model: "PretrainedModel") -> Selection:
 def compute_all(model: "PretrainedModel") -> None:
     """Undo `compute_only_read`, for those who look at the states of all tokens."""
     vars(model.base_model.encoder.layers[-1]).pop("forward", None)
+
+
+@contextlib.contextmanager
+def only_cls(model: "PretrainedModel") -> Iterator[None]:
+    """Let a model's last layer compute only [CLS] for a while, and then again what it has computed before."""
+    layer = model.base_model.encoder.layers[-1]
+    forward = vars(layer).get("forward", layer.forward)
+    compute_only_read(model)
+    try:
+        yield
+    finally:
+        object.__setattr__(layer, "forward", forward)
 
 
 def _encode(layer: "Layer", src: "Tensor", src_mask: "Optional[Tensor]" = None, cache: Any = None,

@@ -1,5 +1,6 @@
 """How prune.py prunes: Trainer.compress() of PaddleNLP 2.8.1, what is wrong in it mended, and the export of each width."""
 
+import contextlib
 import copy
 import os
 from collections.abc import Iterator
@@ -12,14 +13,16 @@ from textcls.common.log import Progress, get_logger, progress_bar
 from textcls.data.tokens import TokenizedTexts, model_inputs
 from textcls.export.deployment import input_names, input_spec, write_deployment
 from textcls.models.checkpoints import Checkpoint
-from textcls.models.last_layer import compute_all
+from textcls.models.inference import count_cores, open_pool
+from textcls.models.last_layer import compute_all, only_cls
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.models.weights import WEIGHTS
+from textcls.training.operators import fast_operators
 from textcls.training.samplers import LengthGroupedBatchSampler
 from textcls.training.trainer import ClassificationTrainer, collate
 
 from paddlenlp.trainer import CompressionArguments, trainer_compress
-from paddlenlp.transformers import PretrainedModel
+from paddlenlp.transformers import PretrainedModel, ofa_utils
 
 
 class AdvancingSampler(LengthGroupedBatchSampler):
@@ -49,6 +52,7 @@ class PruningTrainer(ClassificationTrainer):
                  train: TokenizedTexts, held_out: TokenizedTexts):
         args = copy.copy(args)
         args.output_dir = folder
+        self.trains_rows, args.full_embeddings = not args.full_embeddings, True  # rows from within compress() on
         args.width_mult_list = [repr(width) for width in widths]  # compress() evaluates these strings
         super().__init__(checkpoint.labels, checkpoint.rust_tokenizer, args, model=checkpoint.model,
                          criterion=paddle.nn.CrossEntropyLoss(), data_collator=lambda rows: collate(rows, checkpoint.pad_id),
@@ -57,8 +61,39 @@ class PruningTrainer(ClassificationTrainer):
         self.steps = args.max_steps if args.max_steps > 0 else max(1, int(args.num_train_epochs * batches))
         args.save_steps = min(args.save_steps, self.steps)  # compress() saves nothing in a run that is shorter
         self.trained_model = copy.deepcopy(checkpoint.model)
+        self.speed = contextlib.ExitStack()  # what makes the training faster and must not reach the export
         compute_all(checkpoint.model)  # the student learns the teacher's states of all tokens, in the last layer, too
         patch_compression(self, lambda trainer: export_widths(trainer, checkpoint))
+
+    def compress(self, **options: Any) -> None:
+        """Prune and quantize as the library does."""
+        with self.speed:
+            if paddle.get_device() == "cpu" and "dynabert" in self.args.strategy:
+                self.speed.enter_context(fast_operators(self.speed.enter_context(open_pool(count_cores()))))
+            super().compress(**options)
+
+    def keep_rows(self) -> None:
+        """Train only the word embeddings of tokens that occur, until `speed` is closed, and save the whole table all the same."""
+        super().keep_rows()
+        self.speed.callback(self.restore_rows)
+        save = self.model.save_pretrained
+
+        def save_whole(*given: Any, **options: Any) -> None:
+            with self.rows.whole() if self.rows is not None else contextlib.nullcontext():
+                save(*given, **options)
+
+        object.__setattr__(self.model, "save_pretrained", save_whole)
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        super().create_optimizer_and_scheduler(num_training_steps)
+        step = self.optimizer.step
+
+        def shrink_and_step() -> None:  # compress() calls no callbacks
+            if self.rows is not None:
+                self.rows.shrink(1 - self.optimizer.get_lr() * self.args.weight_decay)
+            step()
+
+        self.optimizer.step = shrink_and_step
 
     def _get_train_sampler(self) -> AdvancingSampler:
         sampler = AdvancingSampler(self.train_dataset, self.args.per_device_train_batch_size, self.args.seed,
@@ -93,6 +128,26 @@ class TeacherOfRanks(paddle.nn.Layer):
         return self._layers(*inputs, **options)
 
 
+def answer_once(teacher: PretrainedModel, ofa_model: paddle.nn.Layer) -> None:
+    """Let the teacher be asked once a batch, not once a width, and keep nothing for gradients that it has not.
+
+    ofa_model: the OFA that asks it, whose Tacts are the states of the teacher's layers.
+    """
+    forward = teacher.forward
+    last: dict[str, Any] = {"ids": None}
+    ofa_model.Tacts = {}
+
+    def answer(input_ids: paddle.Tensor, **options: Any) -> paddle.Tensor:
+        if last["ids"] is not input_ids:
+            with paddle.no_grad():
+                output = forward(input_ids, **options)
+            last.update(ids=input_ids, output=output, states=dict(ofa_model.Tacts))
+        ofa_model.Tacts.update(last["states"])
+        return last["output"]
+
+    object.__setattr__(teacher, "forward", answer)
+
+
 class EmbeddingByPlace(paddle.nn.Embedding):
     """paddle.nn.Embedding with the arguments of Paddle 2 in their places."""
 
@@ -119,6 +174,9 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
       to unpack"). Can go when its forward runs.
     - In several processes the student's layers have other names than the teacher's, and the distillation of layers is
       left out without a word. Can go when OFA's calc_distill_loss is not 0 there.
+    - The gradients by which heads and neurons are weighed would be part of the first step's. Can go when none is left before it.
+    - The teacher answers anew for each width, with gradients that nobody reads; the student only begins to drop out, and the
+      teacher with it, after the first evaluation. Can go when OFA asks an evaluating teacher once a batch.
     - The export applies every width to the model that the widths before have shrunk (12 heads, 9, 6 instead of 8), and
       every rank writes it. Can go when _dynabert_export copies the model.
     - With Paddle 3 PaddleSlim's layers give paddle.nn.Embedding and LayerNorm arguments by place which they only take by name.
@@ -131,6 +189,7 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
 
     begin, quantize, save = (trainer_compress._dynabert_init, quantization.PostTrainingQuantization,
                              paddle.static.save_inference_model)
+    weigh, reorder = ofa_utils.compute_neuron_head_importance, ofa_utils.reorder_neuron_head
 
     def layer_norm(self: paddle.nn.LayerNorm, hidden: paddle.Tensor) -> paddle.Tensor:
         size = hidden.shape[-1]
@@ -144,7 +203,19 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
             layers = ofa_model._mapping_layers  # the list that distill_config holds, too
             layers[:] = [f"_layers.{name}" for name in layers]
             ofa_model.ofa_teacher_model.model = TeacherOfRanks(teacher)
+        answer_once(teacher, ofa_model)
+        ofa_model.model.train()  # the student drops out, the teacher does not
         return ofa_model, teacher
+
+    def weigh_by_cls(model: PretrainedModel, **options: Any) -> tuple[paddle.Tensor, list[np.ndarray]]:
+        with only_cls(model):
+            return weigh(model=model, **options)
+
+    def reorder_and_keep_rows(model: PretrainedModel, *importance: Any) -> None:
+        reorder(model, *importance)
+        model.clear_gradients()
+        if trainer.trains_rows:  # here: the teacher has been copied, and paddle.DataParallel does not hold the weights yet
+            trainer.keep_rows()
 
     names = input_names(trainer.trained_model)
 
@@ -164,6 +235,8 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
     if PADDLE_3:
         SuperEmbedding.__bases__, SuperLayerNorm.__bases__ = (EmbeddingByPlace,), (LayerNormByPlace,)
     trainer_compress._dynabert_init = begin_with_names
+    trainer_compress.compute_neuron_head_importance = weigh_by_cls
+    trainer_compress.reorder_neuron_head = reorder_and_keep_rows
     trainer_compress._dynabert_export = export_widths
     trainer_compress.generate_input_spec = lambda *_: input_spec(names)  # as in export/
     quantization.PostTrainingQuantization = quantize_from_loader
@@ -179,19 +252,20 @@ def evaluate_held_out(trainer: PruningTrainer, model: paddle.nn.Layer, loader: p
     """
     from paddleslim.nas.ofa import OFA
 
-    is_training = model.training
     inner = model.model if isinstance(model, OFA) else model  # OFA would run the teacher, too
     inner = inner._layers if isinstance(inner, paddle.DataParallel) else inner
     # DynaBERT's forward takes a list of two masks, and makes the first itself
     is_elastic = getattr(inner.base_model.forward, "__func__", None) is trainer_compress.auto_model_dynabert_forward
-    model.eval()
+    is_training = inner.training
+    inner.eval()
     correct, loss = 0, 0.0
-    for batch in loader:
-        logits = inner(input_ids=batch["input_ids"], attention_mask=[None, None] if is_elastic else None)
-        correct += int((logits.argmax(axis=-1) == batch["labels"]).sum())
-        loss += float(paddle.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"))
+    with only_cls(inner):
+        for batch in loader:
+            logits = inner(input_ids=batch["input_ids"], attention_mask=[None, None] if is_elastic else None)
+            correct += int((logits.argmax(axis=-1) == batch["labels"]).sum())
+            loss += float(paddle.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"))
     if is_training:
-        model.train()
+        inner.train()  # and not the OFA, whose teacher would then drop out
     accuracy, loss = correct / len(trainer.eval_dataset), loss / len(trainer.eval_dataset)
     get_logger().info(f"held-out rows, loss: {loss:.5f}, acc: {accuracy:.5f}")
     return accuracy + 1e-6 / (1 + loss)
@@ -221,6 +295,7 @@ def width_folder(width: float) -> str:
 
 def export_widths(trainer: PruningTrainer, checkpoint: Checkpoint) -> None:
     """Turn each width's best weights, of the whole model, into a folder to deploy. Only the first process does so."""
+    trainer.speed.close()
     if paddle.distributed.get_world_size() > 1:
         paddle.distributed.barrier()  # the weights are whole
     trainer.args.input_filename_prefix = "pruned_model"  # what the quantizing strategies go on with

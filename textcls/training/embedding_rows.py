@@ -23,7 +23,7 @@ ROWS = "embedding_rows"  # the entry of optimizer.pdopt with the ids whose momen
 def find_table(model: paddle.nn.Layer) -> paddle.nn.Embedding:
     """Find the layer with the table of a model's word embeddings."""
     layer = find_word_embeddings(model)
-    return getattr(layer, "table", layer)  # that of a SoftEmbedding
+    return getattr(layer, "table", getattr(layer, "fn", layer))  # that of a SoftEmbedding, or of a Block of PaddleSlim
 
 
 class EmbeddingRows:
@@ -46,7 +46,8 @@ class EmbeddingRows:
         self._put(values[ids])
         numbers = paddle.to_tensor(places)
 
-        def look_up(layer: paddle.nn.Embedding, input_ids: paddle.Tensor) -> paddle.Tensor:
+        # options: the width that PaddleSlim gives its layers, which here is always the whole
+        def look_up(layer: paddle.nn.Embedding, input_ids: paddle.Tensor, **options: Any) -> paddle.Tensor:
             rows = paddle.gather(numbers, input_ids.flatten()).reshape(input_ids.shape)
             if int(rows.min()) < 0:  # Paddle's own layer looks anywhere in memory
                 raise ValueError("a token that does not occur in the texts of this training, expected one of EmbeddingRows.ids")

@@ -172,7 +172,7 @@ class ClassificationTrainer(Trainer):
         if not getattr(self.args, "full_embeddings", True):
             self.keep_rows()
         super().create_optimizer_and_scheduler(num_training_steps)
-        if self.pool is not None:
+        if paddle.get_device() == "cpu":
             # a gradient that is put away costs less than one that is filled with zeros and added to
             self.optimizer.clear_grad = functools.partial(self.optimizer.clear_grad, set_to_zero=False)
         # recomputing runs the forward pass again within the backward one, where nobody says which numbers it had drawn
