@@ -19,7 +19,7 @@ from textcls.common.errors import UserError, is_main_rank, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, find_label_file, make_parser
 from textcls.common.outputs import complete_file
-from textcls.models.checkpoints import load_checkpoint
+from textcls.models.checkpoints import load_checkpoint, saved_threshold
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
 from textcls.runtime.predictions import (
@@ -58,6 +58,8 @@ def merge_parts(parts, output):
 
 def main():
     args = parse_arguments()
+    if args.threshold == "auto":
+        args.threshold = saved_threshold(args.params_path)
     rank, ranks = int(os.environ.get("PADDLE_TRAINER_ID", 0)), int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
     from_stdin, to_stdout = args.data_file == "-", args.output_file == "-"
     if ranks > 1 and (from_stdin or to_stdout or args.output_format == "xlsx"):

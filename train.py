@@ -10,7 +10,7 @@
     python train.py options.json            # the same options as one JSON object; options after it take precedence
 
 Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (one label per line, line order = class id).
-Writes  output_dir/: config.json (labels, max_seq_length), model_state.pdparams, tokenizer files, label.txt,
+Writes  output_dir/: config.json (labels, max_seq_length, temperature), model_state.pdparams, tokenizer files, label.txt,
         train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/ to resume from.
 """
 
@@ -20,7 +20,7 @@ from typing import Optional
 
 import numpy as np
 
-from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.errors import Problems, UserError, is_main_rank, run_script
 from textcls.common.log import get_logger, say_next
 from textcls.models.checkpoints import load_model
 from textcls.models.configs import check_length, choose_length, config_path, read_checkpoint_labels, read_prompt
@@ -28,6 +28,7 @@ from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
+from textcls.training.calibration import CALIBRATIONS, calibrate_model
 from textcls.training.losses import ClassificationLoss
 from textcls.training.resume import (
     TrainArguments,
@@ -40,7 +41,7 @@ from textcls.training.resume import (
     tokenize_split,
     train_and_save,
 )
-from textcls.training.scoring import compute_metrics
+from textcls.training.scoring import KeptMetrics
 from textcls.training.trainer import ClassificationTrainer, check_limits, check_training_arguments, collate, parse_dataclasses
 from utils import DEFAULT_LENGTH, check_splits, read_json, read_labelled
 
@@ -64,6 +65,9 @@ class ModelArguments:
     class_weights: str = field(default="none", metadata={"help": "balanced: weight classes by 1 / frequency.",
                                                          "choices": ["none", "balanced"]})
     label_smoothing: float = field(default=0.0, metadata={"help": "Probability mass spread over all classes, 0 to 1."})
+    calibrate: str = field(default="temperature", metadata={
+        "help": "temperature: fit one to the dev texts after the training, so that probabilities can be trusted; none: leave "
+        "them as they are.", "choices": CALIBRATIONS})
 
 
 @dataclass
@@ -161,10 +165,11 @@ def main():
     if args.do_eval:  # the Trainer evaluates in the order given
         dev_tokens = tokenize_split(dev, encode, max_seq_length, "dev").longest_first()
 
+    evaluation = KeptMetrics()
     trainer = ClassificationTrainer(
         labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)), tokenizer=tokenizer,
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
-        eval_dataset=dev_tokens, compute_metrics=compute_metrics,
+        eval_dataset=dev_tokens, compute_metrics=evaluation,
         callbacks=choose_callbacks(args, model_args.early_stopping_patience))
     if args.do_train:
         train_and_save(trainer, args, resume_point)
@@ -173,6 +178,8 @@ def main():
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if args.do_train:
+        if model_args.calibrate == "temperature" and is_main_rank():
+            calibrate_model(args.output_dir, evaluation.logits, dev, data_args.dev_file, evaluation.label_ids)
         trainer.save_state()
         get_logger().info(f"Model saved in {args.output_dir}")
         say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, "--report_dir",

@@ -3,21 +3,33 @@
     python analysis/evaluate.py --device "gpu" --max_seq_length 128 --batch_size 32 --bad_case_file "bad_case.txt" \\
         --dataset_dir "data" --params_path "./checkpoint"
     python analysis/evaluate.py --dataset_dir data --params_path ./checkpoint --baseline --report_dir report
+    python analysis/evaluate.py --dev_file test.txt --wanted_precision 0.95 --save_threshold
 
 Reads   dataset_dir/train.txt, dev.txt, label.txt; params_path (made by train.py).
 Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong dev text per line; with --report_dir also metrics.json,
-        confusion_matrix.png, reliability.png and report.html (one self-contained page of all of it).
+        confusion_matrix.png, reliability.png, risk_coverage.png and report.html (one self-contained page of all of it); with
+        --save_threshold the threshold into params_path/config.json, for --threshold auto.
 """
 
+import os
+
+import numpy as np
+
 from textcls.analysis.evaluation_report import score_splits, train_baseline, write_report
+from textcls.common.confidence import CONFIDENCE, explain_no_threshold, find_threshold, precision_bound
 from textcls.common.errors import run_script
-from textcls.common.log import get_logger
-from textcls.common.options import add_model_options, find_label_file, make_parser
-from textcls.common.outputs import check_output, check_output_folder, complete_file
+from textcls.common.log import get_logger, progress_bar
+from textcls.common.options import add_model_options, find_label_file, make_parser, share_below_one
+from textcls.common.outputs import check_output, check_output_folder, check_writable, complete_file
+from textcls.common.probabilities import DECIMALS, softmax
 from textcls.data.tokens import tokenize
+from textcls.models.configs import change_config
 from textcls.models.device import select_device
-from textcls.models.inference import predict_probs
+from textcls.models.inference import predict_logits
 from textcls.models.loading import data_paths, load_with_data, read_splits
+from textcls.models.weights import WEIGHTS
+from textcls.runtime.exported import sha256
+from textcls.training.calibration import rows_id
 from textcls.training.scoring import find_bad_cases
 
 
@@ -29,7 +41,13 @@ def parse_arguments():
     parser.add_argument("--report_dir", help="folder for metrics.json, pictures and report.html")
     parser.add_argument("--baseline", action="store_true",
                         help="also train character TF-IDF + logistic regression and print its accuracy")
-    return parser.parse_args()
+    parser.add_argument("--wanted_precision", type=share_below_one,
+                        help="find the lowest --threshold from which on at least this share of the answers is right")
+    parser.add_argument("--save_threshold", action="store_true", help="keep it in the checkpoint, for --threshold auto")
+    args = parser.parse_args()
+    if args.save_threshold and args.wanted_precision is None:
+        parser.error("--save_threshold keeps what --wanted_precision finds, expected --wanted_precision too, such as 0.95")
+    return args
 
 
 def write_bad_cases(path, bad_cases, with_confidence):
@@ -43,9 +61,36 @@ def write_bad_cases(path, bad_cases, with_confidence):
 
 
 def run_model(checkpoint, split, batch_size, name):
-    """Probabilities float32 [num_texts, num_classes] of a split (texts, label ids)."""
+    """Logits float32 [num_texts, num_classes] of a split (texts, label ids)."""
     tokens = tokenize(split[0], checkpoint.encode, description=f"Tokenizing {name}")
-    return predict_probs(checkpoint, tokens, batch_size, f"Evaluating {name}")
+    with progress_bar(len(tokens), f"Evaluating {name}") as progress:
+        return predict_logits(checkpoint, tokens, batch_size, progress)
+
+
+def choose_threshold(args, checkpoint, dev_split, probs):
+    """Log the threshold of --wanted_precision on dev, and save it if that is asked for; None where there is none.
+
+    probs: float32 [num_texts, num_classes] of dev. Returns a dict of JSON.
+    """
+    texts, label_ids = dev_split
+    confidences = np.array([round(value, DECIMALS) for value in probs.max(axis=1).tolist()])  # as answers show them
+    found = find_threshold(confidences, probs.argmax(axis=1) == label_ids, args.wanted_precision)
+    what = f"threshold for a precision of {args.wanted_precision:g} in {args.dev_file}"
+    if found is None:
+        get_logger().warning(f"No {what}: {explain_no_threshold(len(texts), args.wanted_precision)}."
+                             + (" Nothing is saved." if args.save_threshold else ""))
+        return None
+    observed, coverage = found.right / found.rows, found.rows / len(texts)
+    get_logger().info(f"The {what}: {found.value:.6f} | coverage {coverage * 100:.2f}% ({found.rows} of {len(texts)} texts) | "
+                      f"precision there {observed * 100:.2f}%, with a confidence of {CONFIDENCE * 100:.0f}% at least "
+                      f"{precision_bound(found.right, found.rows) * 100:.2f}%")
+    threshold = {"value": found.value, "precision": args.wanted_precision, "coverage": coverage, "observed_precision": observed,
+                 "rows": len(texts), "file": args.dev_file, "rows_id": rows_id(*dev_split)}
+    if args.save_threshold:
+        weights = sha256(os.path.join(args.params_path, WEIGHTS))[:16]
+        change_config(args.params_path, threshold={**threshold, "temperature": checkpoint.temperature, "weights": weights})
+        get_logger().info(f"Threshold saved in {os.path.join(args.params_path, 'config.json')}")
+    return threshold
 
 
 def main():
@@ -54,13 +99,19 @@ def main():
     check_output(args.bad_case_file, [*data_paths(args), find_label_file(args), args.params_path], args.dataset_dir)
     if args.report_dir:
         check_output_folder(args.report_dir, "--report_dir")
+    if args.save_threshold:
+        check_writable("--save_threshold", args.params_path)
     checkpoint, splits = load_with_data(args, lambda *found: read_splits(args, *found))
     labels, dev_split = checkpoint.labels, splits[1]
-    probs = [run_model(checkpoint, split, args.batch_size, name) for split, name in zip(splits, ("train", "dev"))]
-    train, dev = score_splits(labels, [label_ids for _, label_ids in splits], probs)
-    bad_cases = find_bad_cases(*dev_split, probs[1], labels)
+    logits = [run_model(checkpoint, split, args.batch_size, name) for split, name in zip(splits, ("train", "dev"))]
+    train, dev = score_splits(labels, [label_ids for _, label_ids in splits], logits, checkpoint.temperature,
+                              checkpoint.fitted_on == rows_id(*dev_split))
+    probs = softmax(logits[1], checkpoint.temperature)
+    bad_cases = find_bad_cases(*dev_split, probs, labels)
     write_bad_cases(args.bad_case_file, bad_cases, args.bad_case_confidence)
     get_logger().info(f"Bad case in dev dataset saved in {args.bad_case_file}")
+    if args.wanted_precision is not None:
+        dev["threshold"] = choose_threshold(args, checkpoint, dev_split, probs)
     baseline = train_baseline(*splits, labels, dev) if args.baseline else None
     if args.report_dir:
         write_report(args.report_dir, labels, train, dev, bad_cases, baseline, args.params_path)

@@ -7,7 +7,7 @@ Reads   dataset_dir/train.txt, dev.txt, label.txt; params_path (made by train.py
 Writes  report_dir: report.html, self-contained: the evaluation as evaluate.py --report_dir gives it; the wrong dev texts with
         their words shaded (as word_interpret.py) and the nearest training rows (sent_interpret.py); the training rows whose
         labels are suspect and near-duplicates with different labels (dirty.py); the dev texts that the training data cover
-        least (sparse.py). metrics.json, confusion_matrix.png, reliability.png as of evaluate.py.
+        least (sparse.py). metrics.json and pictures as of evaluate.py.
         cache_dir: features of the training rows, for the next run with this model.
 """
 
@@ -27,6 +27,7 @@ from textcls.common.outputs import check_output_folder
 from textcls.common.probabilities import softmax
 from textcls.models.device import select_device
 from textcls.models.loading import load_with_data, read_splits
+from textcls.training.calibration import rows_id
 from textcls.training.scoring import find_bad_cases
 
 FOLDS = 5  # for the suspect labels
@@ -57,7 +58,8 @@ def explain_cases(checkpoint, args, cases, train, train_outputs, outputs):
         return []  # the model gets all of dev right
     texts = [case["text"] for case in cases]
     explained = interpret(checkpoint, texts, args.interpreter, args.batch_size, seed=args.seed)
-    found = find_influences(checkpoint.labels, train, train_outputs, texts, outputs, NUM_NEAREST)
+    found = find_influences(checkpoint.labels, train, train_outputs, texts, outputs, NUM_NEAREST,
+                            temperature=checkpoint.temperature)
     return [{**case, "segments": make_segments(case["text"], answer.words), "nearest": rows["positive"]}
             for case, answer, rows in zip(cases, explained, found)]
 
@@ -107,10 +109,10 @@ def main():
 
     outputs = [cached_features(checkpoint, args.params_path, split[0], args.batch_size, args.cache_dir, name)
                for name, split in (("train", train), ("dev", dev))]
-    features, probs = [split[0] for split in outputs], [softmax(split[1]) for split in outputs]
-    metrics = score_splits(labels, [train[1], dev[1]], probs)
-    guesses = probs[1].argmax(axis=1)
-    bad_cases = find_bad_cases(*dev, probs[1], labels)
+    features, logits = [split[0] for split in outputs], [split[1] for split in outputs]
+    metrics = score_splits(labels, [train[1], dev[1]], logits, checkpoint.temperature, checkpoint.fitted_on == rows_id(*dev))
+    guesses = logits[1].argmax(axis=1)
+    bad_cases = find_bad_cases(*dev, softmax(logits[1], checkpoint.temperature), labels)
     most_confident = sorted(range(len(bad_cases)), key=lambda i: -bad_cases[i]["confidence"])[:args.num_cases]
     get_logger().info(f"Explaining {len(most_confident)} of {len(bad_cases)} bad cases, it will take some time...")
     rows = np.flatnonzero(guesses != dev[1])[most_confident]  # of the cases in dev

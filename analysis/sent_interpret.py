@@ -77,7 +77,8 @@ def main():
     train_outputs = cached_features(checkpoint, args.params_path, train[0], args.batch_size, args.cache_dir, "train")
     texts = [row.text for row in rows]
     outputs = extract_features(checkpoint, texts, args.batch_size, "the texts")
-    found = find_influences(checkpoint.labels, train, train_outputs, texts, outputs, args.top_k, args.method, args.sim_fn)
+    found = find_influences(checkpoint.labels, train, train_outputs, texts, outputs, args.top_k, args.method, args.sim_fn,
+                            checkpoint.temperature)
     found = [{**result, "label": row.label} for result, row in zip(found, rows)]
     with complete_file(args.interpret_result_file) as blocks, complete_file(args.jsonl_file) as lines:
         blocks.write("\n".join(format_block(row) for row in found))

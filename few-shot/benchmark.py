@@ -27,15 +27,13 @@ from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import make_parser, positive_int
 from textcls.common.outputs import check_output, complete_file
-from textcls.common.probabilities import softmax
 from textcls.data.files import draw_shots, read_json, read_label_words, read_labelled, read_lines
 from textcls.training.baseline import baseline_probs
-from textcls.training.scoring import calibration, score_classes
+from textcls.training.calibration import cross_fit, measure_confidence
+from textcls.training.scoring import score_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("prompts", "prompt", "fine_tuning", "tfidf", "setfit")
-TEMPERATURES = np.geomspace(0.25, 8, 61)
-CALIBRATION_FOLDS = 5
 # These decide what is run, not how; the number of steps stands beside each result.
 FREE_OPTIONS = ("methods", "shots", "seeds", "max_steps", "figure", "output_dir", "setfit_python")
 
@@ -131,15 +129,10 @@ def train(script, folder, output, args, learning_rate, shots, seed, *options):
 
 def measure(logits, label_ids):
     """Accuracy, macro-F1, and expected calibration error as it comes and with a temperature fitted on other folds."""
-    fold = np.random.default_rng(0).permutation(len(label_ids)) % CALIBRATION_FOLDS
-    scaled = np.empty_like(logits)
-    for held_out in range(CALIBRATION_FOLDS):
-        rest = fold != held_out
-        losses = [-np.log(softmax(logits[rest] / t)[np.arange(rest.sum()), label_ids[rest]] + 1e-12).mean() for t in TEMPERATURES]
-        scaled[~rest] = logits[~rest] / TEMPERATURES[int(np.argmin(losses))]
+    scaled = measure_confidence(logits, label_ids, cross_fit(logits, label_ids))
     scores = score_classes(label_ids, logits.argmax(axis=1), logits.shape[1])
     return {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"],
-            "ece": calibration(label_ids, softmax(logits))[0], "ece_scaled": calibration(label_ids, softmax(scaled))[0]}
+            "ece": measure_confidence(logits, label_ids).error, "ece_scaled": scaled.error}
 
 
 def predict(folder, texts):

@@ -33,6 +33,7 @@ from textcls.models.configs import config_path, read_prompt
 from textcls.models.device import select_device
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import load_tokenizer
+from textcls.training.calibration import CALIBRATIONS, calibrate_model
 from textcls.training.prompt_members import ENOUGH_DEV_ROWS, Member, train_all
 from textcls.training.prompt_runs import (
     NO_ROWS,
@@ -44,6 +45,7 @@ from textcls.training.prompt_runs import (
     further_pretrain,
     is_finished,
     make_trainer,
+    predict_texts,
     save_pretrained,
 )
 from textcls.training.resume import TrainArguments, check_evaluation, check_output_dir, check_row_counts
@@ -75,6 +77,9 @@ class ModelArguments:
     pretrain_epochs: float = field(default=1.0, metadata={"help": "Times that it sees them."})
     calibrate: bool = field(default=True, metadata={"help": "Begin without a liking for certain labels: take off the mean logits "
                                                     "of data.txt, or else of the training texts."})
+    calibrate_confidence: str = field(default="temperature", metadata={
+        "help": "temperature: fit one to dev.txt after the training, so that probabilities can be trusted; none: leave them as "
+        "they are. It is --calibrate of the root's train.py.", "choices": CALIBRATIONS})
 
 
 @dataclass
@@ -248,7 +253,8 @@ def main():
             raise UserError("several prompts, --repeats and --pretrain_file run in one process only, expected a run without "
                             "paddle.distributed.launch")
         task = Task(folder, labels, label_path, words, word_ids, tokenizer, model_args.verbalizer,
-                    model_args.early_stopping_patience, choose_neutral_texts(splits, labels) if model_args.calibrate else [])
+                    model_args.early_stopping_patience, choose_neutral_texts(splits, labels) if model_args.calibrate else [],
+                    model_args.calibrate_confidence == "temperature")
         check_templates(task, templates, args)
         if is_main_rank():
             begin_run(args, describe_run(model_args, args, templates, labels, words, splits))
@@ -256,6 +262,8 @@ def main():
             task = task._replace(model_folder=further_pretrain(task, args, splits.pretrain, model_args.pretrain_epochs))
         train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
         folder = args.output_dir
+        if task.fits_temperature and is_main_rank():
+            calibrate_model(folder, predict_texts(folder, [splits.dev[0]], args)[0], splits.dev, "dev.txt")
         if args.world_size > 1:
             paddle.distributed.barrier()  # until the first process has saved it
         get_logger().info(f"Model saved in {folder}")

@@ -13,7 +13,7 @@ Writes  output_file in the order of the input, as predict.py of the suite does; 
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, probability_or_auto, thread_count
+from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, thread_count
 from textcls.common.texts import TEXT
 from textcls.data.files import read_lines
 from textcls.retrieval.encoder import open_encoder
@@ -37,7 +37,7 @@ def parse_arguments():
     parser.add_argument("--params_path", default="./checkpoint", help="encoder: checkpoint or export")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
     parser.add_argument("--dataset_dir", default="./data", help="folder of data_file")
-    add_output_options(parser, output_file="output.txt", threshold_type=probability_or_auto)
+    add_output_options(parser, output_file="output.txt")
     parser.add_argument("--num_nearest", type=int, default=0, help="how many of the nearest texts to write as reasons (jsonl)")
     parser.add_argument("--text_pair_file", help="print the cosine of pairs of texts, and do nothing else")
     add_encoder_options(parser)

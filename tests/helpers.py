@@ -247,9 +247,9 @@ def make_ernie_m(folder, rows):
 
 def paddle_inference(prefix, rows, pad_id):
     """Probabilities by Paddle Inference, batches of 32 in the order of rows; float32 [num_texts, num_classes]."""
-    graph = open_graph(str(prefix))
+    graph, deploy = open_graph(str(prefix)), json.loads((prefix.parent / "deploy.json").read_text())
     return softmax(np.concatenate([run_graph(graph, pad_batch(rows[start:start + 32], pad_id))
-                                   for start in range(0, len(rows), 32)]))
+                                   for start in range(0, len(rows), 32)]), deploy["temperature"])
 
 
 def assert_paths_agree(prefix, texts, calibration_file, least=0.99, **options):

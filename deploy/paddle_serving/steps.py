@@ -66,7 +66,7 @@ class Classify(pipeline.Op):
         rows, size = feed_batch[0]["rows"], len(self.export.labels)
         try:
             logits = run_by_length(self.run_model, TokenizedTexts.from_rows(rows), self.texts_per_batch, self.export.pad_id, size)
-            return {"probs": softmax(logits)}, 0, ""
+            return {"probs": softmax(logits, self.export.temperature)}, 0, ""
         except Exception:
             logger.exception("the model failed")
             return {"probs": np.full((len(rows), size), np.nan, np.float32)}, 0, ""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Optional
 from textcls.common.errors import Problems, needs_packages, run_script
 from textcls.common.options import find_label_file, make_parser, positive_int, thread_count
 from textcls.data.files import compare_labels, read_labelled, read_labels
+from textcls.runtime.exported import read_export, saved_threshold
 from textcls.runtime.predictions import (
     add_output_options,
     check_files,
@@ -146,6 +147,8 @@ def measure(args: argparse.Namespace) -> None:
 def main():
     args = parse_arguments()
     set_up_logging()
+    if args.threshold == "auto":
+        args.threshold = saved_threshold(read_export(args.model_path_prefix))
     if args.perf:
         return measure(args)
     model = args.model_path_prefix if os.path.isdir(args.model_path_prefix) else os.path.dirname(args.model_path_prefix)

@@ -104,6 +104,7 @@ def make_configs(args: Namespace, export: Export, session: "InferenceSession") -
     longest = f"dims: [ {export.max_seq_length} ], zero_data: true"
     values = {
         **vars(args), "max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "output_size": export.output_size,
+        "temperature": repr(export.temperature),
         "tokenizer": tokenizer, "model": model, "output": output.name, "output_type": TYPES[output.type],
         "instances": f"count: {args.instance_count}, kind: KIND_{args.device.upper()}{gpus}",
         "threads": ONE_THREAD if args.device == "cpu" else "",

@@ -14,7 +14,9 @@ from probabilities import softmax, top_classes
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.logits = json.loads(args["model_config"])["input"][0]["name"]
+        config = json.loads(args["model_config"])
+        self.logits = config["input"][0]["name"]
+        self.temperature = float(config["parameters"]["temperature"]["string_value"])
         with open(os.path.join(args["model_repository"], args["model_version"], "label.txt"), encoding="utf-8") as file:
             self.labels = np.array(file.read().split("\n")[:-1], dtype=np.object_)
 
@@ -32,7 +34,7 @@ class TritonPythonModel:
             message = f"parameter top_k: is {json.dumps(top_k)[:40]}, expected a whole number, 1 to {len(self.labels)}"
             return pb_utils.InferenceResponse([], pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         logits = pb_utils.get_input_tensor_by_name(request, self.logits).as_numpy()
-        probs = softmax(logits)
+        probs = softmax(logits, self.temperature)
         top = top_classes(probs, top_k)
         return pb_utils.InferenceResponse([pb_utils.Tensor("label", self.labels[top]),
                                            pb_utils.Tensor("confidence", np.take_along_axis(probs, top, axis=1))])

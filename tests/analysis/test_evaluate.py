@@ -103,12 +103,13 @@ def test_report_is_complete_and_self_contained(evaluated, expected):
     error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / 264
     assert sum(b["count"] for b in bins) == 264
     assert metrics["dev"]["expected_calibration_error"] == pytest.approx(error)
-    for name in ("confusion_matrix.png", "reliability.png"):
+    for name in ("confusion_matrix.png", "reliability.png", "risk_coverage.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert [b["count"] for b in bins] == [18] * 9 + [17] * 6
     page = (folder / "report.html").read_text(encoding="utf-8")
-    confidence = sum(max(row) for row in expected[1]) / 264 * 100
+    confidence = sum(b["count"] * b["confidence"] for b in bins) / 264 * 100
     assert float(re.search(r"On dev it is (\S+)% on average", page)[1]) == pytest.approx(confidence, abs=0.006)
-    assert f"accuracy over 10 ranges of confidence, {error * 100:.1f} points" in page
+    assert f"accuracy over 15 ranges of confidence with equally many texts, {error * 100:.1f} points" in page
     assert "src=\"data:image/png;base64," in page and "http" not in page
     for line in read_lines(evaluated[0] / "bad_case.txt")[1:]:
         assert f'<td class="text">{line.split(chr(9))[0]}</td>' in page
@@ -123,10 +124,10 @@ def test_many_classes_have_a_list_of_confusions_instead_of_a_matrix(tmp_path):
     label_ids, probs = generator.integers(3000, size=2000), generator.random((2000, 3000), dtype=np.float32) / 1500
     probs[:400][np.arange(400), label_ids[:400]] = 0.5
     label_ids[400:403], probs[400:403, 7] = 9, 0.9  # one confusion three times
-    train, dev = score_splits(labels, [label_ids] * 2, [probs] * 2)
+    train, dev = score_splits(labels, [label_ids] * 2, [np.log(probs)] * 2)
     bad_cases = find_bad_cases([f"文本{number}" for number in range(2000)], label_ids, probs, labels)
     write_report(tmp_path, labels, train, dev, bad_cases, None, "checkpoint")
-    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "metrics.json", "reliability.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "metrics.json", "reliability.png", "risk_coverage.png"}
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3e6
     confusions = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["dev"]["confusions"]
     wrong = Counter((label_id, guess) for label_id, guess in zip(label_ids.tolist(), probs.argmax(axis=1).tolist())

@@ -36,7 +36,7 @@ def section(page, name):
 def test_the_page_joins_all_parts(reported, checkpoint):
     folder, process = reported
     assert {path.name for path in (folder / "report").iterdir()} == {"report.html", "metrics.json", "confusion_matrix.png",
-                                                                     "reliability.png"}
+                                                                     "reliability.png", "risk_coverage.png"}
     page = (folder / "report/report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<b>感冒" not in page  # dev texts are text, not HTML

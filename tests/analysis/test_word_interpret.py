@@ -138,7 +138,7 @@ def test_integrated_gradients_add_up_to_the_change_of_probability(trained):
 @pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
 def test_integrated_gradients_are_trustais(name, request):
     """Those of texts of many lengths, run at once, are those that TrustAI gives for one text at a time."""
-    checkpoint, batch_size, steps = request.getfixturevalue(name), 7, 12
+    checkpoint, batch_size, steps = request.getfixturevalue(name)._replace(temperature=1.0), 7, 12  # TrustAI knows none
     texts = ["为什么会发烧", NASTY[0], NASTY[4], "看牙齿矫正一共要花多少钱呢", NASTY[3]]
     rows = [locate_tokens(checkpoint, text)[0] for text in texts]
     assert len(set(map(len, rows))) > 3
@@ -154,6 +154,7 @@ def test_integrated_gradients_are_trustais(name, request):
 
 @pytest.mark.parametrize("method", ["ig", "lime", "gradshap"])
 def test_key_words_matter_more_than_random_words(trained, method):
+    trained = trained._replace(temperature=1.0)
     texts = [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")[::6]]
     results = interpret(trained, texts, method, steps={"lime": 100}.get(method))
     found = measure_faithfulness(trained, texts, results, 2)

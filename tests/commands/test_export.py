@@ -65,7 +65,7 @@ def test_the_export_alone_gives_the_checkpoints_answers(checkpoint, exported, tm
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     texts = read_lines(ROOT / "data/data.txt") + ["长" * 300, "😀 CT 检查×2～", "[SEP]x"]
     logits = run_graph(folder, lambda text: tokenizer.encode(text).ids, texts)
-    assert_agree(logits, predicted(checkpoint, texts, tmp_path), read_lines(folder / "label.txt"))
+    assert_agree(logits / deploy["temperature"], predicted(checkpoint, texts, tmp_path), read_lines(folder / "label.txt"))
 
 
 def test_wrong_folders_are_refused_and_nothing_is_left(checkpoint, tmp_path):
@@ -89,7 +89,7 @@ def test_ernie_m_is_recognised_and_its_padding_is_masked(ernie_m, tmp_path):
     texts = [line.split("\t")[0] for line in read_lines(ernie_m / "dev.txt")] + ["多" * 200]
     logits = run_graph(tmp_path / "plain", lambda text: tokenizer(text, max_length=64, truncation=True)["input_ids"], texts)
     # predict.py pads batches of 32, the graph above saw each text alone: they agree only if padding is masked
-    assert_agree(logits, predicted(checkpoint, texts, tmp_path), ["医疗费用", "病因分析"])
+    assert_agree(logits / deploy["temperature"], predicted(checkpoint, texts, tmp_path), ["医疗费用", "病因分析"])
 
 
 def test_a_damaged_export_never_replaces_a_good_one(checkpoint, exported, tmp_path):

@@ -61,7 +61,8 @@ def test_checkpoint_graph_onnx_and_int8_agree_on_a_thousand_texts(checkpoint, ex
     probs = assert_paths_agree(exported / "float32", texts, DATA / "dev.txt")
     select_device("cpu")
     loaded = load_checkpoint(str(checkpoint))
-    expected = softmax(predict_logits(loaded, tokenize(texts, loaded.encode), 32))
+    expected = softmax(predict_logits(loaded, tokenize(texts, loaded.encode), 32), loaded.temperature)
+    assert loaded.temperature != 1
     np.testing.assert_array_equal(probs.argmax(axis=1), expected.argmax(axis=1))
     np.testing.assert_allclose(probs, expected, atol=1e-4)
     assert len(texts) > 990 and len(set(expected.argmax(axis=1))) > 5
@@ -294,7 +295,7 @@ def test_fp16_conversion_keeps_types_and_answers(exported):
     batch = pad_batch(predictor.tokenize(texts), 0)
     [logits] = session.run(None, model_inputs(batch, ["input_ids", "token_type_ids"]))
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(softmax(logits), predictor.probabilities(texts), atol=0.02)
+    np.testing.assert_allclose(softmax(logits, predictor.temperature), predictor.probabilities(texts), atol=0.02)
 
 
 def test_perf_prints_accuracy_and_speed(exported):

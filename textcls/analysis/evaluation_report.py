@@ -12,7 +12,8 @@ from textcls.analysis.pages import render
 from textcls.common.log import get_logger
 from textcls.common.outputs import complete_folder
 from textcls.training.baseline import baseline_probs
-from textcls.training.scoring import calibration, score
+from textcls.training.calibration import Confidence, cross_fit, describe_change, measure_confidence, measure_rows
+from textcls.training.scoring import INTERVAL, bootstrap_intervals, risk_coverage, score
 
 Split = tuple[list[str], np.ndarray]  # texts, label ids int64 [num_texts]
 
@@ -23,14 +24,27 @@ CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han
              "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Heiti TC", "Arial Unicode MS")
 
 
-def score_splits(labels: list[str], label_ids: list[np.ndarray], probs: list[np.ndarray]) -> tuple[dict, dict]:
-    """Score train and dev, and log the metrics. Returns those of train, and those of dev with its calibration.
+def score_splits(labels: list[str], label_ids: list[np.ndarray], logits: list[np.ndarray], temperature: float = 1.0,
+                 is_fitted_on_dev: bool = False) -> tuple[dict, dict]:
+    """Score train and dev, and log the metrics. Returns those of train, and those of dev with how sure they and its probabilities
+    are.
 
-    label_ids: int64 [num_texts] of train and of dev; probs: float32 [num_texts, num_classes] of both.
+    label_ids: int64 [num_texts] of train and of dev; logits: float32 [num_texts, num_classes] of both. temperature: the model's;
+    is_fitted_on_dev: by these dev rows, whose probabilities are then measured with temperatures that others of them decide.
     """
-    train, dev = (score(*split) for split in zip(label_ids, probs))
+    train, dev = (score(*split) for split in zip(label_ids, logits))
     log_metrics(labels, train, dev)
-    dev["expected_calibration_error"], dev["calibration_bins"] = calibration(label_ids[1], probs[1])
+    ids, own = label_ids[1], logits[1]
+    dev["intervals"] = bootstrap_intervals(ids, own.argmax(axis=1), len(labels))
+    before = measure_confidence(own, ids)
+    after = measure_confidence(own, ids, cross_fit(own, ids) if is_fitted_on_dev else temperature)
+    dev.update(temperature=temperature, is_cross_fitted=is_fitted_on_dev, expected_calibration_error=after.error, nll=after.nll,
+               confidence=after.confidence, calibration_bins=after.bins)
+    if temperature != 1:
+        dev["without_temperature"] = {"expected_calibration_error": before.error, "nll": before.nll,
+                                      "calibration_bins": before.bins}
+    dev["risk_coverage"] = risk_coverage(measure_rows(own, ids, temperature)[0], own.argmax(axis=1) == ids)
+    log_confidence(dev, before, after)
     return train, dev
 
 
@@ -52,6 +66,22 @@ def log_metrics(labels: list[str], train: dict, dev: dict) -> None:
     for name, metrics in (("train", train), ("dev", dev)):
         info(f"Macro average in {name} dataset | precision: {metrics['macro_precision'] * 100:.2f} | recall: "
              f"{metrics['macro_recall'] * 100:.2f} | F1 score {metrics['macro_f1'] * 100:.2f}")
+
+
+def log_confidence(dev: dict, before: Confidence, after: Confidence) -> None:
+    """Log how sure the figures of dev are, and its probabilities, before and after the temperature."""
+    accuracy, macro_f1 = (" to ".join(f"{end * 100:.2f}" for end in dev["intervals"][name]) for name in ("accuracy", "macro_f1"))
+    get_logger().info(f"{INTERVAL * 100:.0f}% intervals in dev dataset | accuracy: {accuracy} | macro F1 score: {macro_f1} "
+                      f"(bootstrap of the {dev['size']} rows)")
+    if dev["temperature"] == 1:
+        change = f"expected calibration error {after.error:.4f} | NLL {after.nll:.4f} | no temperature"
+    else:
+        how = "fitted on this file, so each row by one fitted on others" if dev["is_cross_fitted"] else "fitted on other rows"
+        change = f"{describe_change(before, after)} | temperature {dev['temperature']:.4f} ({how})"
+    get_logger().info(f"Calibration in dev dataset | {change}")
+    curve = dev["risk_coverage"]
+    get_logger().info(f"Risk-coverage curve in dev dataset | AURC {curve['aurc']:.4f}, {curve['excess_aurc']:.4f} more than that "
+                      "of a perfect order")
 
 
 def describe_class(metrics: dict, index: int) -> str:
@@ -81,7 +111,7 @@ def train_baseline(train: Split, dev: Split, labels: list[str], model: dict) -> 
 
 
 def draw_pictures(folder: str, labels: list[str], dev: dict) -> None:
-    """Draw reliability.png, and where there is a matrix confusion_matrix.png.
+    """Draw reliability.png, risk_coverage.png, and where there is a matrix confusion_matrix.png.
 
     Classes go by their ids where no Chinese font is installed.
     """
@@ -96,7 +126,8 @@ def draw_pictures(folder: str, labels: list[str], dev: dict) -> None:
     with matplotlib.rc_context({"font.sans-serif": fonts + ["DejaVu Sans"], "axes.unicode_minus": False}):
         if "confusion_matrix" in dev:
             draw_confusion_matrix(os.path.join(folder, "confusion_matrix.png"), names, np.array(dev["confusion_matrix"]))
-        draw_reliability(os.path.join(folder, "reliability.png"), dev["calibration_bins"], dev["expected_calibration_error"])
+        draw_reliability(os.path.join(folder, "reliability.png"), dev)
+        draw_risk_coverage(os.path.join(folder, "risk_coverage.png"), dev)
 
 
 def draw_confusion_matrix(path: str, names: list[str], matrix: np.ndarray) -> None:
@@ -119,20 +150,49 @@ def draw_confusion_matrix(path: str, names: list[str], matrix: np.ndarray) -> No
     pyplot.close(figure)
 
 
-def draw_reliability(path: str, bins: list[dict], error: float) -> None:
-    """Draw the accuracy of each range of confidence. bins, error: of `calibration`."""
+def draw_reliability(path: str, dev: dict) -> None:
+    """Draw the accuracy of each range of confidence, and without the temperature, where there is one. dev: of `score_splits`."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 4.5), dpi=120)
     axes.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
-    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o-", label="model")
-    for b in bins:
-        axes.annotate(b["count"], (b["confidence"], b["accuracy"]), textcoords="offset points", xytext=(6, -10), fontsize=7)
-    axes.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.02), ylim=(0, 1.02),
-             title=f"Reliability, dev (expected calibration error {error:.3f})")
+    curves = [(dev, "o-", "C0", "model")]
+    if "without_temperature" in dev:
+        curves.insert(0, (dev["without_temperature"], ".:", "C1", "without temperature"))
+    for figures, style, color, name in curves:
+        bins = figures["calibration_bins"]
+        axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], style, color=color,
+                  label=f"{name}: error {figures['expected_calibration_error']:.3f}")
+    axes.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title="Reliability, dev")
     axes.legend()
     figure.savefig(path, bbox_inches="tight")
     pyplot.close(figure)
+
+
+def draw_risk_coverage(path: str, dev: dict) -> None:
+    """Draw the share of wrong answers by the share of texts that are answered, and a found threshold. dev: of `score_splits`."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 4.5), dpi=120)
+    curve, found = dev["risk_coverage"], dev.get("threshold")
+    axes.plot([share * 100 for share in curve["coverage"]], [share * 100 for share in curve["risk"]],
+              label=f"model: AURC {curve['aurc']:.4f}")
+    if found:
+        axes.plot(found["coverage"] * 100, (1 - found["observed_precision"]) * 100, "o", color="C3",
+                  label=f"threshold {found['value']:.4f}")
+        axes.axhline((1 - found["precision"]) * 100, linestyle="--", color="grey", label=f"precision {found['precision']:g}")
+    axes.set(xlabel="Coverage: texts answered, the surest first, %", ylabel="Risk: wrong answers among them, %", xlim=(0, 102),
+             title="Risk-coverage curve, dev")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def read_picture(path: str) -> str:
+    """Read a picture for a page that holds it: base64."""
+    with open(path, "rb") as file:
+        return base64.b64encode(file.read()).decode("ascii")
 
 
 def write_report(folder: str, labels: list[str], train: dict, dev: dict, bad_cases: list[dict], baseline: Optional[dict],
@@ -142,18 +202,17 @@ def write_report(folder: str, labels: list[str], train: dict, dev: dict, bad_cas
     train, dev: of `score_splits`; bad_cases: of `find_bad_cases`; baseline: of `train_baseline`; analysis: what report.py adds
     to the page, as report_template.html names it.
     """
-    confidence = sum(b["count"] * b["confidence"] for b in dev["calibration_bins"]) / dev["size"]
+    confidence = dev["confidence"]
     confusions = Counter((case["label"], case["prediction"]) for case in bad_cases).most_common(MAX_CONFUSIONS)
     with complete_folder(folder, marker="report.html") as staging:
         with open(os.path.join(staging, "metrics.json"), "w", encoding="utf-8") as file:
             json.dump({"labels": labels, "train": train, "dev": dev, "baseline": baseline}, file, ensure_ascii=False,
                       indent=2)
         draw_pictures(staging, labels, dev)
-        with open(os.path.join(staging, "reliability.png"), "rb") as file:
-            reliability = base64.b64encode(file.read()).decode("ascii")
+        reliability, curve = (read_picture(os.path.join(staging, f"{name}.png")) for name in ("reliability", "risk_coverage"))
         page = render("report_template.html", labels=labels, matrix_labels=MATRIX_LABELS, max_listed=MAX_LISTED, train=train,
                       dev=dev, confidence=confidence, confusions=confusions, baseline=baseline, params_path=params_path,
-                      reliability=reliability, analysis=analysis,
+                      reliability=reliability, curve=curve, analysis=analysis,
                       bad_cases=sorted(bad_cases, key=lambda case: -case["confidence"]))
         with open(os.path.join(staging, "report.html"), "w", encoding="utf-8") as file:
             file.write(page)

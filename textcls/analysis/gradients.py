@@ -77,7 +77,7 @@ def integrated_gradients(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], 
         path.factors = paddle.to_tensor((points[pairs] / steps).astype(np.float32)).reshape([-1, 1, 1])
         logits = checkpoint.model(paddle.to_tensor(pad_batch([rows[text] for text in texts[pairs]], checkpoint.pad_id)))
         chosen = paddle.nn.functional.one_hot(paddle.to_tensor(classes[texts[pairs]]), logits.shape[1])
-        (paddle.nn.functional.softmax(logits, axis=1) * chosen).sum().backward()
+        (paddle.nn.functional.softmax(logits / checkpoint.temperature, axis=1) * chosen).sum().backward()
         return pairs, (path.scaled.grad * path.whole).sum(axis=-1).numpy()  # (pairs, longest)
 
     pairs = np.arange(len(texts))

@@ -58,17 +58,17 @@ def influence_scores(method: str, sim_fn: str, train: tuple[np.ndarray, np.ndarr
 
 def find_influences(labels: list[str], train: tuple[list[str], np.ndarray], train_outputs: tuple[np.ndarray, np.ndarray],
                     texts: list[str], outputs: tuple[np.ndarray, np.ndarray], top_k: int = 3,
-                    method: str = "feature_similarity", sim_fn: Optional[str] = None) -> list[dict]:
+                    method: str = "feature_similarity", sim_fn: Optional[str] = None, temperature: float = 1.0) -> list[dict]:
     """Find the training rows with the most positive and the most negative influence on the model's answers.
 
     labels: names by class id; train: texts and label ids int64 [num_rows]; train_outputs, outputs:
-    (features, logits) of both, as of `extract_features`; method, sim_fn: see `influence_scores`.
+    (features, logits) of both, as of `extract_features`; method, sim_fn: see `influence_scores`; temperature: the checkpoint's.
     Returns a list of dicts, one per text: text, predict_label, probability (0 to 1, of predict_label), positive and
     negative: lists of dicts of text, label, score, line (number from 1 in the training file), the strongest first.
     """
     score = influence_scores(method, sim_fn or METHODS[method][0], (*train_outputs, train[1]), outputs)
     positive, positive_scores, negative, negative_scores = nearest_rows(score, len(texts), top_k, lowest=True)
-    probs = softmax(outputs[1])
+    probs = softmax(outputs[1], temperature)
 
     def describe(indices: np.ndarray, scores: np.ndarray) -> list[dict]:
         return [{"text": train[0][index], "label": labels[train[1][index]], "score": float(f"{score:.6g}"), "line": index + 1}

@@ -48,6 +48,17 @@ def probability(text: str) -> float:
     return value
 
 
+def share_below_one(text: str) -> float:
+    """Type of options that name a share that has to be shown by a sample, which can show neither 0 nor 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0 and below 1, such as 0.95")
+    return value
+
+
 def probability_or_auto(text: str) -> Union[float, str]:
     """Type of --threshold where a threshold is stored with the model."""
     try:

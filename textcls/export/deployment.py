@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from textcls.models.checkpoints import Checkpoint
 from textcls.models.configs import shortest_length
 from textcls.models.families import count_positions, family_of
 from textcls.models.paddle_setup import PADDLE_3, paddle
-from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, GRAPH_ENDINGS, PROBES, graph_file
+from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, GRAPH_ENDINGS, PROBES, graph_file, sha256
 
 if TYPE_CHECKING:
     from paddle import inference
@@ -111,7 +111,7 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
         checkpoint.rust_tokenizer.save(os.path.join(folder, "tokenizer.json"))
     if checkpoint.encoder_id is None:
         write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
-        kind = {"output": CLASS_LOGITS, "num_labels": len(checkpoint.labels)}
+        kind = {"output": CLASS_LOGITS, "num_labels": len(checkpoint.labels), **describe_confidence(checkpoint, prefix)}
     else:
         kind = {"output": EMBEDDING, "embedding_size": expected[0].shape[1], "encoder_id": checkpoint.encoder_id}
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
@@ -120,6 +120,17 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
                   "input_names": input_names(model), "pad_token_id": checkpoint.pad_id,
                   "model_file": os.path.basename(graph_file(prefix)), "params_file": f"{name}.pdiparams"}
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)
+
+
+def describe_confidence(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
+    """Make the entries of a deploy.json that say how sure a classifier's answers are: temperature, and threshold where the
+    checkpoint holds one that belongs to it."""
+    entries: dict[str, Any] = {"temperature": checkpoint.temperature}
+    if checkpoint.threshold is not None:
+        hashes = {kind: sha256(prefix + ending)[:16] for kind, ending in (("params", ".pdiparams"), ("onnx", ".onnx"))
+                  if os.path.isfile(prefix + ending)}
+        entries["threshold"] = {**checkpoint.threshold, "weights": hashes}
+    return entries
 
 
 def remove_older(folder: str, name: str) -> None:

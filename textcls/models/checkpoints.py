@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
+from textcls.common.confidence import check_threshold_of_model, read_threshold
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.models.built_in import explain_download
@@ -15,6 +16,7 @@ from textcls.models.configs import (
     check_length,
     choose_length,
     config_path,
+    read_calibration,
     read_checkpoint_config,
     read_checkpoint_labels,
     read_config,
@@ -30,7 +32,7 @@ from textcls.runtime.exported import sha256
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from paddlenlp.transformers import PretrainedModel, PretrainedTokenizer
+    from paddlenlp.transformers import PretrainedConfig, PretrainedModel, PretrainedTokenizer
 
 KNOWN = f"a model of one of the types {', '.join(FAMILIES)}"  # for messages
 
@@ -79,7 +81,7 @@ def load_model(name_or_path: str, head: str = "SequenceClassification", strict: 
             from textcls.models.sentence_model import sentence_class
 
             model_class = sentence_class(model_class)
-        config = model_class.config_class.from_pretrained(name_or_path, **config_changes, dtype="float32")
+        config = forget_confidence(model_class.config_class.from_pretrained(name_or_path, **config_changes, dtype="float32"))
         if sentence_options is not None:
             config.sentence_encoder = sentence_options._asdict()
         elif not is_encoder and getattr(config, "sentence_encoder", None):
@@ -95,6 +97,14 @@ def load_model(name_or_path: str, head: str = "SequenceClassification", strict: 
         get_logger().warning(f"{name_or_path} holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}): "
                              "the model starts from RANDOM weights.")
     return prepare(model)
+
+
+def forget_confidence(config: "PretrainedConfig") -> "PretrainedConfig":
+    """Return a model's config without what means nothing with other weights, so that no training passes it on. A Checkpoint has
+    it from the file."""
+    for name in ("calibration", "threshold"):
+        vars(config).pop(name, None)
+    return config
 
 
 def _load_built_in(auto_model: "type[PretrainedModel]", name: str, ignore_mismatched_sizes: bool, config_changes: dict[str, Any],
@@ -139,7 +149,9 @@ def _load_other(auto_model: "type[PretrainedModel]", folder: str, path: Optional
         raise UserError(f"{folder}: its model_type is none of {', '.join(FAMILIES)}, expected one of them, or a model in "
                         f"PaddleNLP's form ({WEIGHTS})")
     model_class = auto_model._get_model_class_from_config(folder, config_path(folder))
-    return prepare(model_class.from_pretrained(folder, ignore_mismatched_sizes=ignore_mismatched_sizes, **config_changes))
+    model = model_class.from_pretrained(folder, ignore_mismatched_sizes=ignore_mismatched_sizes, **config_changes)
+    forget_confidence(model.config)
+    return prepare(model)
 
 
 class Checkpoint(NamedTuple):
@@ -155,6 +167,9 @@ class Checkpoint(NamedTuple):
     num_before: int = 1  # tokens before those of the text: [CLS], or a prompt's
     num_after: int = 1  # tokens after them: [SEP], or a prompt's
     encoder_id: Optional[str] = None  # of a model that gives vectors, in the place of labels
+    temperature: float = 1.0  # what logits are divided by before the softmax
+    fitted_on: str = ""  # `rows_id` of the rows that it was fitted on; "" without one
+    threshold: Optional[dict[str, Any]] = None  # of --threshold auto, with what it was found for
 
 
 def load_checkpoint(folder: str, label_path: Optional[str] = None, max_seq_length: Optional[int] = None) -> Checkpoint:
@@ -167,8 +182,26 @@ def load_checkpoint(folder: str, label_path: Optional[str] = None, max_seq_lengt
     if config.get("sentence_encoder") is not None:
         raise UserError(f"{folder}: a sentence encoder, which gives vectors, expected a classifier made by train.py; the "
                         "commands of retrieval_based/ take this one")
-    labels = read_checkpoint_labels(folder, config, label_path)
-    return _open_checkpoint(folder, config, max_seq_length, labels, num_labels=len(labels))
+    labels, calibration = read_checkpoint_labels(folder, config, label_path), read_calibration(config, folder)
+    threshold = read_threshold(config, os.path.join(folder, "config.json"))
+    if threshold is not None:
+        try:
+            saved_threshold(folder)
+        except UserError:
+            get_logger().warning(f"{folder}: its threshold was found with another model or temperature: it is not used.")
+            threshold = None
+    return _open_checkpoint(folder, config, max_seq_length, labels, num_labels=len(labels))._replace(
+        temperature=calibration.get("temperature", 1.0), fitted_on=calibration.get("rows_id", ""), threshold=threshold)
+
+
+def saved_threshold(folder: str) -> float:
+    """Return the threshold that a checkpoint holds, before it is loaded. UserError where it holds none, or that of another
+    model."""
+    config = read_checkpoint_config(folder, "train.py")
+    path = os.path.join(folder, "config.json")
+    entry = read_threshold(config, path)
+    own = sha256(os.path.join(folder, WEIGHTS))[:16] if entry is not None else ""
+    return check_threshold_of_model(entry, path, read_calibration(config, folder).get("temperature", 1.0), own)
 
 
 def load_sentence_encoder(folder: str, max_seq_length: Optional[int] = None) -> Checkpoint:

@@ -1,10 +1,13 @@
 """Read and check what the config.json of a model folder says: sizes, labels, lengths, prompt, options of a sentence encoder."""
 
+import json
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
+from textcls.common.confidence import read_temperature
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
+from textcls.common.outputs import complete_file
 from textcls.data.files import compare_labels, read_json, read_labels
 from textcls.data.prompts import Prompt
 from textcls.data.tokens import DEFAULT_LENGTH, SHORTEST_LENGTH
@@ -110,6 +113,30 @@ def read_prompt(config: dict[str, Any], folder: str) -> Optional[Prompt]:
         raise UserError(f"{folder}: prompt in its config.json is damaged ({error}), expected what few-shot/train.py wrote"
                         ) from None
     return prompt
+
+
+def read_calibration(config: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Take what `save_calibration` wrote from the content of a folder's config.json; {} where it is not there. UserError.
+
+    It is an entry of its own, since PaddleNLP's config has a `temperature`, that of generating texts.
+    """
+    entry = config.get("calibration")
+    if entry is None:
+        return {}
+    path = os.path.join(folder, "config.json")
+    if not isinstance(entry, dict) or "temperature" not in entry:
+        raise UserError(f"{path}: calibration is {str(entry)[:80]}, expected what train.py wrote")
+    return {**entry, "temperature": read_temperature(entry, f"{path}: calibration")}
+
+
+def change_config(folder: str, **entries: Any) -> None:
+    """Set entries of the config.json in a model folder; those that are None are taken out of it."""
+    path = os.path.join(folder, "config.json")
+    config = {**read_json(path), **entries}
+    with complete_file(path) as file:
+        json.dump({name: value for name, value in config.items() if name not in entries or value is not None}, file, indent=2,
+                  ensure_ascii=False, sort_keys=True)
+        file.write("\n")
 
 
 def choose_length(max_seq_length: Optional[int], config: dict[str, Any], folder: str) -> int:

@@ -77,14 +77,15 @@ def _run_model(model: Callable[["paddle.Tensor"], "paddle.Tensor"], pad_id: int,
 
 def predict_probs(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: int, description: Optional[str] = None,
                   progress: Optional[Progress] = None) -> np.ndarray:
-    """Run the classifier over tokenized texts; returns probabilities float32 [num_texts, num_classes], rows sum to 1.
+    """Run the classifier over tokenized texts; returns probabilities float32 [num_texts, num_classes], rows sum to 1, by the
+    checkpoint's temperature.
 
     description: what a progress bar of this run is called, or None; progress: an open bar to advance instead, or None.
     """
     if description is None:
-        return softmax(predict_logits(checkpoint, tokens, batch_size, progress))
+        return softmax(predict_logits(checkpoint, tokens, batch_size, progress), checkpoint.temperature)
     with progress_bar(len(tokens), description) as progress:
-        return softmax(predict_logits(checkpoint, tokens, batch_size, progress))
+        return softmax(predict_logits(checkpoint, tokens, batch_size, progress), checkpoint.temperature)
 
 
 def predict_features(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: int,

@@ -8,8 +8,9 @@ sentence encoder gives unit vectors [texts, size] in the place of logits, and ha
 import hashlib
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
+from textcls.common.confidence import check_threshold_of_model, read_temperature, read_threshold
 from textcls.common.errors import UserError
 from textcls.data.files import read_json, read_labels
 from textcls.data.tokens import SHORTEST_LENGTH
@@ -41,6 +42,8 @@ class Export(NamedTuple):
     min_seq_length: int  # fewer would leave no room for a text
     output_size: int  # number of classes, or length of a vector
     encoder_id: str  # of a sentence encoder: that of the checkpoint it was made from; else ""
+    temperature: float  # what logits are divided by before the softmax
+    threshold: Optional[dict[str, Any]]  # for --threshold auto, with the precision it was found for and the model it belongs to
 
 
 def graph_file(prefix: str) -> str:
@@ -91,7 +94,8 @@ def read_export(path: Union[str, "os.PathLike[str]"], with_onnx: bool = True,
                         "deploy.json says")
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
                   deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH),
-                  deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id", ""))
+                  deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id", ""),
+                  read_temperature(deploy, deploy_path), read_threshold(deploy, deploy_path))
 
 
 def check_names(deploy: dict, path: str) -> None:
@@ -186,6 +190,17 @@ def read_tokenizer(export: Export) -> "Tokenizer":
         raise UserError(f"{export.tokenizer_path}: [PAD] has the id {pad_id}, expected that of deploy.json, {export.pad_id}")
     tokenizer.enable_truncation(export.max_seq_length)
     return tokenizer
+
+
+def saved_threshold(export: Export) -> float:
+    """Return the threshold that an Export holds. UserError where it holds none, or that of another model."""
+    path = os.path.join(os.path.dirname(export.tokenizer_path), "deploy.json")
+    entry, kind = export.threshold, "onnx" if export.onnx_path else "params"
+    if entry is not None:
+        weights = entry.get("weights")
+        entry = {**entry, "weights": weights.get(kind) if isinstance(weights, dict) else None}
+    own = sha256(export.onnx_path or export.params_path)[:16] if entry is not None else ""
+    return check_threshold_of_model(entry, path, export.temperature, own)
 
 
 def sha256(path: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from textcls.common.errors import Problems, UserError
 from textcls.common.log import Progress, progress_bar
-from textcls.common.options import positive_int, probability, probability_or_auto
+from textcls.common.options import positive_int, probability_or_auto
 from textcls.common.outputs import check_output, complete_file, is_stream
 from textcls.common.probabilities import DECIMALS, top_labels
 from textcls.data.files import read_texts
@@ -25,16 +25,15 @@ UNDECIDED = "undecided"  # written where the highest probability is below --thre
 Row = Any  # of jsonl a dict; else a list of str, in which xlsx has its numbers as float
 
 
-def add_output_options(parser: argparse.ArgumentParser, output_file: Optional[str],
-                       threshold_type: Callable[[str], Union[float, str]] = probability) -> None:
+def add_output_options(parser: argparse.ArgumentParser, output_file: Optional[str]) -> None:
     """Add the options of the scripts that label a file of texts. output_file: the default."""
     parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
     parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
     parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl", "xlsx"])
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
-    auto = "; auto: the one that was found on dev.txt" if threshold_type is probability_or_auto else ""
-    parser.add_argument("--threshold", type=threshold_type, default=0.0,
-                        help=f"answers with a lower probability are written as `{UNDECIDED}`{auto}")
+    parser.add_argument("--threshold", type=probability_or_auto, default=0.0,
+                        help=f"answers with a lower probability are written as `{UNDECIDED}`; auto: the one that was found for a "
+                             "precision, and saved")
 
 
 def check_output_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -36,15 +36,15 @@ class Predictor:
     (CPU only) or "fp16" (GPU only), a name in SCHEMES of textcls/runtime/quantize.py. num_threads: threads that run batches on a
     CPU; None: one per usable core. batch_size: texts per batch at most. max_seq_length: tokens; None: as in training.
     calibration_file: labelled texts, on which a new INT8 model is compared with fp32; it is refused where it loses more than 0.5
-    points of accuracy, unless allow_accuracy_drop. labels: list of str, position = class id. onnx_model: the model that runs, a
-    path, or bytes where its converted form could not be kept. Raises UserError.
+    points of accuracy, unless allow_accuracy_drop. labels: list of str, position = class id. temperature: what logits are divided
+    by. onnx_model: the model that runs, a path, or bytes where its converted form could not be kept. Raises UserError.
     """
 
     def __init__(self, path: Union[str, "os.PathLike[str]"], *, device: str = "cpu", device_id: int = 0, dtype: str = "fp32",
                  num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None,
                  calibration_file: Optional[str] = None, allow_accuracy_drop: bool = False):
         export = read_export(path)
-        self.labels = export.labels
+        self.labels, self.temperature = export.labels, export.temperature
         comparison = Comparison(short_hash(calibration_file) if calibration_file else None,
                                 functools.partial(compare_accuracy, dtype, calibration_file or "", self.labels),
                                 functools.partial(check_accuracy, dtype, allow_accuracy_drop))
@@ -69,7 +69,7 @@ class Predictor:
 
         progress: a progress bar to advance by the texts done, or None. TypeError or ValueError as `tokenize`.
         """
-        return softmax(self._model.run(self.tokenize(texts), progress))
+        return softmax(self._model.run(self.tokenize(texts), progress), self.temperature)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of texts, special tokens included, cut to max_seq_length.
@@ -80,7 +80,7 @@ class Predictor:
 
     def batch_probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """Return what `probabilities` does, run as one batch in the calling thread: for callers with threads of their own."""
-        return softmax(self._model.run_batch(self.tokenize(texts)))
+        return softmax(self._model.run_batch(self.tokenize(texts)), self.temperature)
 
 
 def compare_accuracy(dtype: str, path: str, labels: Sequence[str], answer_both: AnswerBoth) -> dict[str, str]:

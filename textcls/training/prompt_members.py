@@ -15,6 +15,7 @@ from textcls.data.prompts import Part
 from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.paddle_setup import paddle
+from textcls.training.calibration import calibrate_model
 from textcls.training.losses import SoftLabelLoss
 from textcls.training.prompt_runs import (
     NO_ROWS,
@@ -63,6 +64,8 @@ def train_all(task: Task, members: list[Member], args: TrainArguments, splits: S
     for member, folder in zip(members, folders):
         train_member(task, member, folder, args, splits)
         logits.append(predict_texts(folder, texts, args))
+        if task.fits_temperature:
+            calibrate_model(folder, logits[-1][0], splits.dev, "dev.txt")
         results.append({"name": member.name, "template": member.template, "seed": member.seed, **measure(logits[-1], splits),
                         "seconds": read_seconds(folder)})
     mean = [np.mean(parts, axis=0) for parts in zip(*logits)]

@@ -66,6 +66,7 @@ class Task(NamedTuple):
     verbalizer: str  # soft: the classifier is trained; manual: it stays at the label words
     patience: int  # of early stopping
     neutral_texts: list[str]  # over them no label shall be liked more than another before the training; []: as it comes
+    fits_temperature: bool  # to dev, after the training
 
 
 def check_templates(task: Task, templates: list[list[Part]], args: TrainArguments) -> None:

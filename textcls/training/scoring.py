@@ -1,12 +1,13 @@
-"""How good a classifier is: its metrics, its calibration, and the texts it gets wrong. Needs NumPy alone."""
+"""How good a classifier is: its metrics, how sure they are, and the texts it gets wrong. Needs NumPy alone."""
 
-from typing import Protocol
+from typing import Optional, Protocol
 
 import numpy as np
 
 from textcls.common.probabilities import top_classes
 
-CALIBRATION_BINS = 10
+RESAMPLES, INTERVAL = 1000, 0.95  # of the bootstrap
+CURVE_POINTS = 200  # of a risk-coverage curve
 MATRIX_CLASSES = 200  # up to so many classes there is a whole confusion matrix
 METRICS = ("accuracy", *(f"{average}_{name}" for average in ("micro", "macro") for name in ("precision", "recall", "f1")))
 
@@ -28,8 +29,19 @@ def compute_metrics(prediction: Prediction) -> dict[str, float]:
     return {name: metrics["accuracy" if name.startswith("micro_") else name] for name in METRICS}
 
 
+class KeptMetrics:
+    """`compute_metrics` that keeps what it was last given: logits float32 [num_texts, num_classes] and label_ids int64."""
+
+    logits: Optional[np.ndarray] = None
+    label_ids: Optional[np.ndarray] = None
+
+    def __call__(self, prediction: Prediction) -> dict[str, float]:
+        self.logits, self.label_ids = prediction.predictions, prediction.label_ids
+        return compute_metrics(prediction)
+
+
 def score(label_ids: np.ndarray, probs: np.ndarray) -> dict:
-    """Compute the metrics of one split. label_ids: int64 [num_texts]; probs: float32 [num_texts, num_classes].
+    """Compute the metrics of one split. label_ids: int64 [num_texts]; probs: float32 [num_texts, num_classes], or logits.
 
     Returns a dict: size, what `score_classes` and `count_confusions` return, top_k accuracies (k below the number of classes).
     """
@@ -76,17 +88,33 @@ def score_classes(label_ids: np.ndarray, guesses: np.ndarray, num_classes: int) 
     return metrics
 
 
-def calibration(label_ids: np.ndarray, probs: np.ndarray) -> tuple[float, list[dict]]:
-    """Compute the expected calibration error and its bins (Guo et al. 2017, arXiv:1706.04599).
+def bootstrap_intervals(label_ids: np.ndarray, guesses: np.ndarray, num_classes: int, seed: int = 0) -> dict[str, list[float]]:
+    """Say how far accuracy and macro F1 would differ on other rows: the middle INTERVAL of RESAMPLES resamples of these.
 
-    Returns (error, bins): bins are dicts of count, confidence and accuracy, empty bins left out.
+    label_ids, guesses: int64 [num_texts]. Returns {"accuracy": [low, high], "macro_f1": [low, high]}, 0 to 1.
     """
-    confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == label_ids
-    index = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    bins = [{"count": int((index == i).sum()), "confidence": float(confidence[index == i].mean()),
-             "accuracy": float(correct[index == i].mean())} for i in range(CALIBRATION_BINS) if (index == i).any()]
-    error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(label_ids)
-    return error, bins
+    generator, num_texts = np.random.default_rng(seed), len(label_ids)
+    is_right, values = label_ids == guesses, np.zeros((RESAMPLES, 2))
+    for number in range(RESAMPLES):
+        rows = generator.integers(num_texts, size=num_texts)
+        right, label_of, guess_of = is_right[rows], label_ids[rows], guesses[rows]
+        hits, counts = (np.bincount(ids, minlength=num_classes) for ids in (label_of[right], np.append(label_of, guess_of)))
+        values[number] = right.mean(), (2 * hits[counts > 0] / counts[counts > 0]).mean()
+    ends = np.quantile(values, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], axis=0)
+    return {name: ends[:, column].tolist() for column, name in enumerate(("accuracy", "macro_f1"))}
+
+
+def risk_coverage(confidences: np.ndarray, is_right: np.ndarray) -> dict:
+    """Compute the share of wrong answers among the surest 1, 2, ... of the texts (Geifman and El-Yaniv 2017, arXiv:1705.08500).
+
+    confidences: float [num_texts]; is_right: bool [num_texts]. Returns aurc, the mean of these shares, excess_aurc, what it has
+    beyond that of a perfect order, and coverage and risk: lists of at most CURVE_POINTS points.
+    """
+    wrong, numbers = ~is_right[np.argsort(-confidences, kind="stable")], np.arange(1, len(is_right) + 1)
+    risks, best = (np.cumsum(errors) / numbers for errors in (wrong, np.sort(wrong)))
+    points = np.unique(np.linspace(0, len(risks) - 1, CURVE_POINTS).astype(int))
+    return {"aurc": float(risks.mean()), "excess_aurc": float(risks.mean() - best.mean()),
+            "coverage": (numbers[points] / len(risks)).tolist(), "risk": risks[points].tolist()}
 
 
 def find_bad_cases(texts: list[str], label_ids: np.ndarray, probs: np.ndarray, labels: list[str]) -> list[dict]:
