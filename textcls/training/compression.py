@@ -63,7 +63,8 @@ class PruningTrainer(ClassificationTrainer):
         self.trained_model = copy.deepcopy(checkpoint.model)
         self.speed = contextlib.ExitStack()  # what makes the training faster and must not reach the export
         compute_all(checkpoint.model)  # the student learns the teacher's states of all tokens, in the last layer, too
-        patch_compression(self, lambda trainer: export_widths(trainer, checkpoint))
+        patch_pruning(self, lambda trainer: export_widths(trainer, checkpoint))
+        patch_quantization(self)
 
     def compress(self, **options: Any) -> None:
         """Prune and quantize as the library does."""
@@ -166,9 +167,9 @@ class LayerNormByPlace(paddle.nn.LayerNorm):
         super().__init__(normalized_shape, epsilon=epsilon, weight_attr=weight_attr, bias_attr=bias_attr, name=name)
 
 
-def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningTrainer], None]) -> None:
-    """Replace, for the rest of this process, what is wrong in PaddleSlim 2.6.0, PaddleNLP 2.8.1 (trainer_compress) and
-    between them and Paddle 2.6.2.
+def patch_pruning(trainer: PruningTrainer, export_widths: Callable[[PruningTrainer], None]) -> None:
+    """Replace, for the rest of this process, what is wrong with pruning in PaddleSlim 2.6.0, PaddleNLP 2.8.1 (trainer_compress)
+    and between them and Paddle 2.6.2.
 
     - PaddleSlim's SuperLayerNorm expects three results of an operator that returns one since Paddle 2.6 ("too many values
       to unpack"). Can go when its forward runs.
@@ -181,15 +182,11 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
       every rank writes it. Can go when _dynabert_export copies the model.
     - With Paddle 3 PaddleSlim's layers give paddle.nn.Embedding and LayerNorm arguments by place which they only take by name.
       Can go when SuperEmbedding and SuperLayerNorm can be built.
-    - Quantization hands over a generator where Paddle takes a DataLoader ("data_loader cannot be None"), and names where
-      it takes variables ("'feed_vars' should be a Variable"). Can go when the strategies ptq and embeddings run.
     """
-    from paddle.static import quantization
     from paddleslim.nas.ofa.layers import SuperEmbedding, SuperLayerNorm
 
-    begin, quantize, save = (trainer_compress._dynabert_init, quantization.PostTrainingQuantization,
-                             paddle.static.save_inference_model)
-    weigh, reorder = ofa_utils.compute_neuron_head_importance, ofa_utils.reorder_neuron_head
+    begin, weigh, reorder = (trainer_compress._dynabert_init, ofa_utils.compute_neuron_head_importance,
+                             ofa_utils.reorder_neuron_head)
 
     def layer_norm(self: paddle.nn.LayerNorm, hidden: paddle.Tensor) -> paddle.Tensor:
         size = hidden.shape[-1]
@@ -217,6 +214,24 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
         if trainer.trains_rows:  # here: the teacher has been copied, and paddle.DataParallel does not hold the weights yet
             trainer.keep_rows()
 
+    SuperLayerNorm.forward = layer_norm
+    if PADDLE_3:
+        SuperEmbedding.__bases__, SuperLayerNorm.__bases__ = (EmbeddingByPlace,), (LayerNormByPlace,)
+    trainer_compress._dynabert_init = begin_with_names
+    trainer_compress.compute_neuron_head_importance = weigh_by_cls
+    trainer_compress.reorder_neuron_head = reorder_and_keep_rows
+    trainer_compress._dynabert_export = export_widths
+
+
+def patch_quantization(trainer: PruningTrainer) -> None:
+    """Replace, for the rest of this process, what is wrong with quantization between PaddleNLP 2.8.1 and Paddle 2.6.2.
+
+    It hands over a generator where Paddle takes a DataLoader ("data_loader cannot be None"), and names where it takes variables
+    ("'feed_vars' should be a Variable"). Can go when the strategies ptq and embeddings run.
+    """
+    from paddle.static import quantization
+
+    quantize, save = quantization.PostTrainingQuantization, paddle.static.save_inference_model
     names = input_names(trainer.trained_model)
 
     def feed(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -231,13 +246,6 @@ def patch_compression(trainer: PruningTrainer, export_widths: Callable[[PruningT
         feeds = [program.global_block().var(feed) if isinstance(feed, str) else feed for feed in feeds]
         return save(prefix, feeds, fetches, executor, program=program, **options)
 
-    SuperLayerNorm.forward = layer_norm
-    if PADDLE_3:
-        SuperEmbedding.__bases__, SuperLayerNorm.__bases__ = (EmbeddingByPlace,), (LayerNormByPlace,)
-    trainer_compress._dynabert_init = begin_with_names
-    trainer_compress.compute_neuron_head_importance = weigh_by_cls
-    trainer_compress.reorder_neuron_head = reorder_and_keep_rows
-    trainer_compress._dynabert_export = export_widths
     trainer_compress.generate_input_spec = lambda *_: input_spec(names)  # as in export/
     quantization.PostTrainingQuantization = quantize_from_loader
     paddle.static.save_inference_model = save_variables
