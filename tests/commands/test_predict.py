@@ -6,9 +6,11 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import openpyxl
@@ -174,14 +176,27 @@ def test_wrong_input_is_reported_and_nothing_is_written(checkpoint, tmp_path):
 def test_sigterm_leaves_no_unfinished_file(checkpoint, tmp_path):
     """Standard input stays open, so that the script is in the midst of its work when the signal comes."""
     command = ["predict.py", "--params_path", checkpoint, "--data_file", "-", "--output_file", tmp_path / "out.txt"]
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.time() + 120
     while not list(tmp_path.glob(".out.txt.*.part")):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.01)
     process.terminate()
     assert process.wait(60) == 143 and os.listdir(tmp_path) == []
+    assert process.stderr.read().endswith(b"Terminated.\n")
     process.stdin.close()
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="nothing tells how far the imports are")
+def test_ctrl_c_during_imports_has_no_traceback():
+    process = subprocess.Popen([sys.executable, "train.py"], cwd=ROOT, stderr=subprocess.PIPE)
+    while "libpaddle.so" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate()[1]  # to which Paddle may add a line
+    assert errors.endswith(b"Interrupted.\n") and b"Traceback" not in errors and process.returncode == 130
 
 
 def test_binary_task(binary, tmp_path):

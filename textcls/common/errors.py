@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Optional
 
 MAX_REPORTED = 20  # problems printed in full; the rest are only counted
+TERMINATED = 143  # exit code of a process that SIGTERM has ended
 
 
 def is_main_rank() -> bool:
@@ -23,7 +24,7 @@ class UserError(Exception):
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130.
+    """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130, SIGTERM with 143.
 
     SIGTERM ends it as an exception would, so that unfinished files are removed. What the script prints is UTF-8, whatever the
     terminal says that it can show: an ASCII one would end the script at the first Chinese text.
@@ -32,7 +33,8 @@ def run_script(main: Callable[[], object]) -> None:
         sys.stdout.reconfigure(encoding="utf-8")
     exit_on_sigterm()
     try:
-        main()
+        with interruptible():
+            main()
     except UserError as error:
         if is_main_rank():
             print(error, file=sys.stderr)
@@ -49,9 +51,10 @@ def run_script(main: Callable[[], object]) -> None:
         reason = error.strerror or " ".join(map(str, error.args))  # NumPy's have no strerror
         print(f"{place}: {reason}, expected a file that can be read or written and free space", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            print("Terminated.", file=sys.stderr)
+        raise
     if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1:
         # Paddle 2.6.2 with gloo now and then crashes while a rank that has done its work shuts down: skip that part
         sys.stdout.flush()
@@ -59,12 +62,27 @@ def run_script(main: Callable[[], object]) -> None:
         os._exit(0)
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C in the block, such as imports that take seconds, end the process in a line, with code 130."""
+    try:
+        yield
+    except (KeyboardInterrupt, ImportError) as error:
+        reason: Optional[BaseException] = error
+        while reason is not None and not isinstance(reason, KeyboardInterrupt):  # C++ makes an ImportError of it
+            reason = reason.__cause__ or reason.__context__
+        if reason is None:
+            raise
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+
+
 def exit_on_sigterm() -> None:
     """Let SIGTERM, and SIGHUP unless nohup has it ignored, end the process as an exception would.
 
     To be called once more after importing what takes these signals over (textcls.models.paddle_setup puts them back itself).
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
 
@@ -73,7 +91,8 @@ def exit_on_sigterm() -> None:
 def needs_packages(requirements: str) -> Iterator[None]:
     """End the process with code 2 where an import in the block fails. requirements: the file whose packages are needed."""
     try:
-        yield
+        with interruptible():
+            yield
     except ImportError as error:
         print(f"the package {error.name} is missing, expected `pip install -r {requirements}`", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from typing import Any, TextIO
 
+from textcls.common.errors import interruptible
 from textcls.common.log import make_formatter
 from textcls.common.outputs import STAGING
 
@@ -136,7 +137,7 @@ def _import_paddlenlp() -> None:
 
 
 _prepare_process()
-with _kept_signals(), quiet_import():
+with interruptible(), _kept_signals(), quiet_import():
     import paddle
 
     _import_paddlenlp()

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -205,6 +205,19 @@ def choose_callbacks(args: TrainingArguments, patience: int) -> list[TrainerCall
     return callbacks
 
 
+@contextlib.contextmanager
+def telling_what_is_kept(output_dir: str) -> Iterator[None]:
+    """Log which checkpoint a training leaves that Ctrl-C or SIGTERM ends in the block."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        checkpoint = get_last_checkpoint(output_dir)
+        if is_main_rank() and not os.path.basename(output_dir).startswith(STAGING):  # of a cross-validation, which leaves none
+            get_logger().warning(f"{checkpoint} is kept, and --resume_from_checkpoint goes on from there" if checkpoint else
+                                 "no checkpoint has been written yet: nothing of the training is kept")
+        raise
+
+
 def train_and_save(trainer: ClassificationTrainer, args: TrainingArguments, resume_point: Optional[str]) -> None:
     """Train, save the model in args.output_dir, complete or not at all, and its metrics."""
     if is_main_rank():
@@ -216,7 +229,7 @@ def train_and_save(trainer: ClassificationTrainer, args: TrainingArguments, resu
     if resume_point and getattr(args, "tokens_per_batch", None) is not None:  # else checked before the texts were tokenized
         check_steps(resume_point, args, read_json(os.path.join(resume_point, "trainer_state.json")),
                     len(trainer.get_train_dataloader()))
-    with plain_library_errors():
+    with plain_library_errors(), telling_what_is_kept(args.output_dir):
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
     StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
     if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:

@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Iterator
 
+from textcls.common.errors import interruptible
 from textcls.models import paddle_setup  # noqa: F401  before anything of paddlenlp
 
 UNUSED = ("datasets", "paddlenlp.datasets", "paddlenlp.metrics", "paddlenlp.metrics.squad", "matplotlib", "matplotlib.pyplot",
@@ -46,6 +47,6 @@ def _without_unused() -> Iterator[None]:
             del sys.modules[name]
 
 
-with _without_unused():
+with interruptible(), _without_unused():
     import paddlenlp.prompt  # noqa: F401  before its trainer: they import each other
     import paddlenlp.trainer  # noqa: F401
