@@ -88,7 +88,7 @@ class FineTuningArguments(TrainArguments):
 
 
 def check_arguments(model_args, data_args, args):
-    """Refuse what would only fail, or mean nothing, after hours of training."""
+    """Refuse what would only fail, or mean nothing, after hours of training. Returns the tokens that a text may have."""
     check_training_arguments(args)
     check_evaluation(args)
     check_output_dir(args, data_args.data_dir, model_args.model_name_or_path, args.do_train)
@@ -98,6 +98,13 @@ def check_arguments(model_args, data_args, args):
     for name in ("do_predict", "do_export"):
         if getattr(args, name):
             raise UserError(f"--{name}: not done by train.py, expected predict.py or export_model.py after it")
+    folder = model_args.model_name_or_path
+    config = config_path(folder)
+    max_seq_length = choose_length(data_args.max_seq_length, read_json(config) if config else {}, folder)
+    if args.tokens_per_batch is not None and not max_seq_length <= args.tokens_per_batch <= 10**9:
+        raise UserError(f"--tokens_per_batch {args.tokens_per_batch}: out of range, expected {max_seq_length} (max_seq_length) "
+                        "or more")
+    return max_seq_length
 
 
 def read_data(data_args, args):
@@ -140,7 +147,7 @@ def main():
     if not (args.do_train or args.do_eval):
         raise UserError(NEXT_STEPS)
     args.device = select_device(args.device)
-    check_arguments(model_args, data_args, args)
+    max_seq_length = check_arguments(model_args, data_args, args)
     resume_point = find_resume_point(args) if args.do_train else None
     labels, train, dev = read_data(data_args, args)
     label_path = os.path.join(data_args.data_dir, data_args.label_file)
@@ -151,11 +158,7 @@ def main():
     model = load_model(folder, strict=not args.do_train, ignore_mismatched_sizes=True, num_labels=len(labels),
                        id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     check_model(model, folder, args, labels, label_path, resume_point, len(train[0]))
-    max_seq_length = choose_length(data_args.max_seq_length, vars(model.config), folder)
     model.config.max_seq_length = check_length(max_seq_length, model)  # for the scripts that load it later
-    if args.tokens_per_batch is not None and not max_seq_length <= args.tokens_per_batch <= 10**9:
-        raise UserError(f"--tokens_per_batch {args.tokens_per_batch}: out of range, expected {max_seq_length} (max_seq_length) "
-                        "or more")
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
     rust = rust_tokenizer(tokenizer, max_seq_length, prompt=read_prompt(vars(model.config), folder))

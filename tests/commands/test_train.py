@@ -97,6 +97,7 @@ def test_options_from_json_and_random_weights_are_said(tiny_data, tiny_model, tm
     ({"learning_rate": "fast"}, ["invalid float value: 'fast'"]),
     ({"no_such_option": "1"}, ["unknown option --no_such_option 1"]),
     ({"hybrid_parallel_topo_order": "x"}, ["train.py: expected --hybrid_parallel_topo_order in ["]),
+    ({"tokens_per_batch": "8"}, ["--tokens_per_batch 8: out of range, expected", "(max_seq_length) or more"]),
     ({"label_smoothing": "1.5"}, ["--label_smoothing 1.5: out of range"]),
     ({"per_device_train_batch_size": 0}, ["--per_device_train_batch_size 0"]),
     *(({name: "", "device": "cpu"}, [f"--{name} needs a GPU"]) for name in ("fp16", "bf16")),
