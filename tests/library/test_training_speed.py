@@ -17,7 +17,7 @@ from textcls.models.paddle_setup import paddle
 from textcls.training.embedding_rows import EmbeddingRows
 from textcls.training.operators import DRAWS, LinearProduct, fast_operators
 from textcls.training.samplers import TokenBatchSampler
-from textcls.training.threads import ThreadedModel
+from textcls.training.threads import EvaluatedModel, ThreadedModel
 
 IDS = np.random.default_rng(0).integers(5, 300, (24, 9))
 IDS[3:9, 7:] = 0  # padding
@@ -71,6 +71,16 @@ def test_a_step_on_threads_has_the_gradients_of_paddles_own(tmp_path):
     assert max(np.abs(gradient).max() for gradient in expected[1].values()) > 0.01
     for num_threads in (1, 2, 3):
         assert_close(gradients(model, num_threads), expected)
+
+
+def test_an_evaluation_on_threads_has_the_answers_of_the_model(tmp_path):
+    paddle.seed(1)
+    model, ids = load_model(str(make_model(tmp_path)), num_labels=3), paddle.to_tensor(IDS)
+    with open_pool(3) as pool:
+        for rows in (1, 2, len(IDS)):
+            output = EvaluatedModel(model, 3, pool)(ids[:rows])
+            assert output.stop_gradient
+            np.testing.assert_allclose(output.numpy(), model(ids[:rows]).numpy(), atol=1e-6)
 
 
 def test_dropout_does_not_depend_on_the_number_of_threads_but_on_the_step(tmp_path):

@@ -1,4 +1,4 @@
-"""A training step on the threads of one process, each with some of the batch's rows and gradients of its own.
+"""A training step, or an evaluation, on the threads of one process: each has some of the batch's rows and gradients of its own.
 
 Paddle runs layer norm, GELU, softmax, dropout and sums on one thread, whatever OMP_NUM_THREADS says; only its matrix products
 use more. So each thread here runs the model forward and backward on its rows.
@@ -126,6 +126,27 @@ class ThreadedModel:
     def share_out(self, run: Callable[[int], Any], count: int) -> list:
         """Run run(0) to run(count - 1), each on a thread; the first error of one is raised here."""
         return list(self.pool.map(run, range(count)))
+
+
+class EvaluatedModel:
+    """A model that several threads ask about the rows of a batch, in the place of the model itself in an evaluation on a CPU.
+
+    model: a PretrainedModel in eval mode, which the threads share; pool: of `open_pool(num_threads)`.
+    """
+
+    training = False
+
+    def __init__(self, model: paddle.nn.Layer, num_threads: int, pool: ThreadPoolExecutor):
+        self.model, self.num_threads, self.pool = model, num_threads, pool
+
+    def __call__(self, input_ids: paddle.Tensor) -> paddle.Tensor:
+        """Return the model's output, without its past."""
+        @paddle.no_grad()
+        def run(rows: np.ndarray) -> paddle.Tensor:
+            return self.model(input_ids[int(rows[0]):int(rows[-1]) + 1])
+
+        rows = np.array_split(np.arange(len(input_ids)), min(self.num_threads, len(input_ids)))
+        return paddle.concat(list(self.pool.map(run, rows)))
 
 
 def _arrive(itself: "weakref.ref[ThreadedModel]", number: int) -> None:

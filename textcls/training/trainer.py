@@ -27,13 +27,13 @@ from textcls.training.callbacks import CountBatches, ShrinkRows, TrainingLog, de
 from textcls.training.embedding_rows import ROWS, EmbeddingRows, find_table, fit_moments, occurring_ids
 from textcls.training.operators import fast_operators
 from textcls.training.samplers import LengthGroupedBatchSampler, TokenBatchSampler
-from textcls.training.threads import ThreadedModel, count_threads
+from textcls.training.threads import EvaluatedModel, ThreadedModel, count_threads
 from textcls.training.trainer_import import paddlenlp  # noqa: F401  before anything of its trainer
 
 from paddlenlp.trainer import PdArgumentParser, PrinterCallback, Trainer, TrainingArguments
 from paddlenlp.trainer.argparser import strtobool
 from paddlenlp.trainer.integrations import get_available_reporting_integrations
-from paddlenlp.trainer.trainer_utils import TrainOutput
+from paddlenlp.trainer.trainer_utils import EvalLoopOutput, TrainOutput
 
 ONE_DEVICE = ("sharding", "sharding_degree", "sharding_parallel_degree", "tensor_parallel_degree", "pipeline_parallel_degree",
               "sep_parallel_degree", "enable_auto_parallel", "unified_checkpoint")  # options that spread a model over devices
@@ -146,6 +146,7 @@ class ClassificationTrainer(Trainer):
         self.rows: Optional[EmbeddingRows] = None  # while it trains; None: the whole table
         self.pool: Optional[ThreadPoolExecutor] = None  # while it trains on a CPU
         self.threads: Optional[ThreadedModel] = None  # while it trains in a single process on a CPU
+        self.evaluated: Optional[EvaluatedModel] = None  # while it evaluates on a CPU
         self.num_batches = 0  # that the step has had so far
         shows_progress, args.disable_tqdm = not args.disable_tqdm, True
         super().__init__(args=args, **options)
@@ -214,6 +215,20 @@ class ClassificationTrainer(Trainer):
         loss = super().training_step(self.threads, inputs)
         self.threads.backward()
         return loss
+
+    def evaluation_loop(self, *given: Any, **options: Any) -> EvalLoopOutput:
+        if paddle.get_device() != "cpu":
+            return super().evaluation_loop(*given, **options)
+        num_threads = count_threads(self.args.per_device_eval_batch_size)
+        try:
+            with open_pool(num_threads) as pool:
+                self.evaluated = EvaluatedModel(self.model, num_threads, pool)
+                return super().evaluation_loop(*given, **options)
+        finally:
+            self.evaluated = None
+
+    def prediction_step(self, model: paddle.nn.Layer, *given: Any, **options: Any) -> tuple[Optional[paddle.Tensor], ...]:
+        return super().prediction_step(self.evaluated or model, *given, **options)
 
     def _set_state_dict_in_model(self, state_dict: dict[str, np.ndarray]) -> None:
         self.restore_rows()  # the best model, which is loaded at the end, has the whole table
