@@ -23,14 +23,15 @@ from textcls.models.checkpoints import load_checkpoint, saved_threshold
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
 from textcls.runtime.predictions import (
-    CHUNK,
     add_output_options,
     check_files,
     check_labels,
     check_output_options,
+    input_path,
     label_texts,
     make_rows,
     open_output,
+    read_chunks,
     write_rows,
 )
 from utils import tokenize
@@ -45,15 +46,12 @@ def parse_arguments():
     return args
 
 
-def merge_parts(parts, output):
-    """Copy the ranks' chunks to `output` in the order of the input. parts: paths, in rank order."""
+def merge_parts(parts, sizes, output):
+    """Copy the ranks' chunks to `output` in the order of the input. parts: paths, in rank order; sizes: lines of each chunk."""
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(part, "rb")) for part in parts]
-        for file in itertools.cycle(files):
-            lines = list(itertools.islice(file, CHUNK))
-            output.writelines(lines)
-            if len(lines) < CHUNK:
-                break
+        for file, size in zip(itertools.cycle(files), sizes):
+            output.writelines(itertools.islice(file, size))
 
 
 def main():
@@ -99,7 +97,7 @@ def predict_in_parts(args, rows, rank, ranks):
         if rank == 0:
             with open_output(args) as output:
                 output.flush()
-                merge_parts(parts, output.buffer)
+                merge_parts(parts, map(len, read_chunks(input_path(args))), output.buffer)
         paddle.distributed.barrier()
     finally:
         with contextlib.suppress(FileNotFoundError):

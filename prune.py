@@ -215,7 +215,7 @@ def measure(graphs, tokens, checkpoint, batch_size):
     for name, predictor in predictors.items():
         logits = run_by_length(functools.partial(run_graph, predictor), tokens, batch_size, checkpoint.pad_id,
                                len(checkpoint.labels))
-        metrics = compute_metrics(SimpleNamespace(predictions=logits, label_ids=tokens.labels))
+        metrics = compute_metrics(SimpleNamespace(predictions=logits, label_ids=tokens.text_labels))
         results[name] = {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"], "time": float("inf")}
     chosen = sorted_batches(tokens.lengths, batch_size)[::max(1, len(tokens) // TIMED_TEXTS)]  # spread over all lengths
     chosen = [pad_batch([tokens[index]["input_ids"] for index in indices], checkpoint.pad_id) for indices in chosen]

@@ -37,7 +37,9 @@ from textcls.training.resume import (
     check_resume_point,
     check_row_counts,
     choose_callbacks,
+    choose_long_text,
     find_resume_point,
+    save_long_text,
     tokenize_split,
     train_and_save,
 )
@@ -161,14 +163,16 @@ def main():
     model.config.max_seq_length = check_length(max_seq_length, model)  # for the scripts that load it later
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
-    rust = rust_tokenizer(tokenizer, max_seq_length, prompt=read_prompt(vars(model.config), folder))
-    encode = make_encoder(tokenizer, rust, max_seq_length)
-    train_tokens = tokenize_split(train, encode, max_seq_length, "training") if args.do_train else None
+    prompt, long_text = read_prompt(vars(model.config), folder), choose_long_text(args, vars(model.config), folder)
+    save_long_text(model, long_text)
+    rust = rust_tokenizer(tokenizer, prompt=prompt)
+    encode = make_encoder(tokenizer, rust, max_seq_length, prompt, long_text)
+    train_tokens = tokenize_split(train, encode, "training") if args.do_train else None
     dev_tokens = None
     if args.do_eval:  # the Trainer evaluates in the order given
-        dev_tokens = tokenize_split(dev, encode, max_seq_length, "dev").longest_first()
+        dev_tokens = tokenize_split(dev, encode, "dev").longest_first()
 
-    evaluation = KeptMetrics()
+    evaluation = KeptMetrics(dev_tokens)
     trainer = ClassificationTrainer(
         labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)), tokenizer=tokenizer,
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,

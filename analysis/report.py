@@ -60,7 +60,7 @@ def explain_cases(checkpoint, args, cases, train, train_outputs, outputs):
     explained = interpret(checkpoint, texts, args.interpreter, args.batch_size, seed=args.seed)
     found = find_influences(checkpoint.labels, train, train_outputs, texts, outputs, NUM_NEAREST,
                             temperature=checkpoint.temperature)
-    return [{**case, "segments": make_segments(case["text"], answer.words), "nearest": rows["positive"]}
+    return [{**case, "segments": make_segments(case["text"], answer.words), "window": answer.window, "nearest": rows["positive"]}
             for case, answer, rows in zip(cases, explained, found)]
 
 

@@ -7,7 +7,8 @@ Reads   interpret_input_file (one to three columns: text, label, prediction; bad
         dataset_dir, params_path (made by train.py). The prediction is made anew by the model.
 Writes  html_file (a self-contained page, words shaded by attribution), output_file (JSON lines: text, label, prediction,
         probability, words: [[word, start, end, attribution], ...]) and a table of the key words on standard output. Offsets
-        count characters; the attribution of a word beyond max_seq_length is null.
+        count characters; the attribution of a word that the model has not read is null. Of a text read in several windows
+        the one is explained that decided, "window": [start, end].
 """
 
 import json
@@ -59,8 +60,11 @@ def write_jsonl(path, rows, results, labels):
     with complete_file(path, newline="\n") as output:
         for row, result in zip(rows, results):
             words = [[*word[:3], None if word.attribution is None else round(word.attribution, 6)] for word in result.words]
-            output.write(json.dumps({"text": row.text, "label": row.label, "prediction": labels[result.prediction],
-                                     "probability": round(result.probability, 6), "words": words}, ensure_ascii=False) + "\n")
+            entry = {"text": row.text, "label": row.label, "prediction": labels[result.prediction],
+                     "probability": round(result.probability, 6), "words": words}
+            if result.window is not None:
+                entry["window"] = result.window
+            output.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def main():

@@ -108,7 +108,7 @@ def new(job):
     from paddlenlp.trainer import TrainerCallback
 
     model, tokenizer, _ = load(args, "mean")
-    rust = rust_tokenizer(tokenizer, args.max_seq_length)
+    rust = rust_tokenizer(tokenizer)
     encode = make_encoder(tokenizer, rust, args.max_seq_length)
     checkpoint = Checkpoint(model, tokenizer, rust, encode, labels, args.max_seq_length, tokenizer.pad_token_id)
     options = TrainArguments(output_dir=tempfile.gettempdir(), per_device_train_batch_size=args.batch_size, device="cpu",

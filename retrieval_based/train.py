@@ -38,7 +38,9 @@ from textcls.training.resume import (
     check_resume_point,
     check_row_counts,
     choose_callbacks,
+    choose_long_text,
     find_resume_point,
+    save_long_text,
     tokenize_split,
     train_and_save,
 )
@@ -127,6 +129,8 @@ def check_arguments(model_args, data_args, args):
     check_evaluation(args, metric_names(max(RECALLS)))
     check_limits(args, {"margin": (0, 2), "text_loss_weight": (0, 1000), "chunk_size": (0, 1 << 20), "hard_negatives": (0, 1000)})
     check_limits(model_args, {"output_emb_size": (0, 1 << 16), "early_stopping_patience": (0, 10000)})
+    if args.window_vote == "max":
+        raise UserError("--window_vote max: of vectors there is only a mean, expected a run without it")
     if not 0 < args.scale <= 1000:
         raise UserError(f"--scale {args.scale}: out of range, expected more than 0, up to 1000")
     if args.gradient_accumulation_steps > 1 or args.recompute:
@@ -169,7 +173,7 @@ def find_model_folder(model_args):
     return encoder_folder(model_args.init_from_ckpt) if model_args.init_from_ckpt else model_args.model_name_or_path
 
 
-def load_encoder(model_args, data_args, labels):
+def load_encoder(model_args, data_args, args, labels):
     """The model to train: a Checkpoint."""
     folder = find_model_folder(model_args)
     options = choose_options(model_args, folder)
@@ -182,8 +186,13 @@ def load_encoder(model_args, data_args, labels):
     model.config.max_seq_length = length  # for the scripts that load it later
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
-    rust = rust_tokenizer(tokenizer, length)
-    return Checkpoint(model, tokenizer, rust, make_encoder(tokenizer, rust, length), labels, length, tokenizer.pad_token_id)
+    long_text = choose_long_text(args, vars(model.config), folder)
+    if long_text.mode == "window":
+        long_text = long_text._replace(window_vote="unit_mean")
+    save_long_text(model, long_text)
+    rust = rust_tokenizer(tokenizer)
+    encode = make_encoder(tokenizer, rust, length, long_text=long_text)
+    return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id)
 
 
 def check_resumed(resume_point, args, checkpoint, label_path, num_rows):
@@ -205,12 +214,12 @@ def main():
         (data_args.corpus_file, "label.txt"))]
     labels, words, train, dev = read_data(paths, args)
     paddle.seed(args.seed)
-    checkpoint = load_encoder(model_args, data_args, labels)
+    checkpoint = load_encoder(model_args, data_args, args, labels)
     if resume_point:
         check_resumed(resume_point, args, checkpoint, paths[2], len(train[0]))
     rows = (train[0], np.stack([train[1], np.arange(len(train[0]))], axis=1))
-    train_tokens = tokenize_split(rows, checkpoint.encode, checkpoint.max_seq_length, "training")
-    dev_tokens = tokenize_split(dev, checkpoint.encode, checkpoint.max_seq_length, "dev") if args.do_eval else None
+    train_tokens = tokenize_split(rows, checkpoint.encode, "training")
+    dev_tokens = tokenize_split(dev, checkpoint.encode, "dev") if args.do_eval else None
 
     trainer = SentenceTrainer(checkpoint, args, tokenize_labels(words, checkpoint.encode), train_tokens, dev_tokens,
                               choose_callbacks(args, model_args.early_stopping_patience))

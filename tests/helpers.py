@@ -259,7 +259,8 @@ def assert_paths_agree(prefix, texts, calibration_file, least=0.99, **options):
     """
     fp32, texts = Predictor(prefix), [text for text in texts if not TEXT.problem(text)]
     pad_id = json.loads((prefix.parent / "deploy.json").read_text())["pad_token_id"]
-    reference, probs = paddle_inference(prefix, fp32.tokenize(texts), pad_id), fp32.probabilities(texts)
+    rows = [row["input_ids"] for row in fp32.tokenize(texts)]
+    reference, probs = paddle_inference(prefix, rows, pad_id), fp32.probabilities(texts)
     np.testing.assert_array_equal(probs.argmax(axis=1), reference.argmax(axis=1))
     np.testing.assert_allclose(probs, reference, atol=1e-4)
     int8 = Predictor(prefix, dtype="int8", calibration_file=calibration_file, **options).probabilities(texts)

@@ -91,8 +91,9 @@ def build(folder, template, words, length=64):
     prompt, starts = compile_template(parse_template(template), words, tokenizer, masked.config.vocab_size)
     labels = [str(index) for index in range(len(words))]
     model = make_prompt_model(load_model(str(folder), head="MaskedLM"), prompt, words_as_ids(tokenizer, words), starts, labels)
-    rust = rust_tokenizer(tokenizer, length, prompt=prompt)
-    return model, make_encoder(tokenizer, rust, length), tokenizer, masked
+    rust = rust_tokenizer(tokenizer, prompt=prompt)
+    encode = make_encoder(tokenizer, rust, length, prompt)
+    return model, lambda texts: [row for [row] in encode(texts)], tokenizer, masked
 
 
 def guess_words(masked, rows, mask_id, words, pad_id):

@@ -27,7 +27,7 @@ from settings import NAME, check_device, read_config, read_model
 
 from textcls.common.errors import UserError, run_script
 from textcls.common.options import make_parser, positive_int
-from textcls.runtime.exported import read_tokenizer
+from textcls.runtime.exported import read_encoder
 from textcls.runtime.listening import listen, url_host
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def main():
     config = read_config(args)
     folder = config["op"][NAME]["local_service_conf"]["model_config"]
     export = read_model(folder)
-    tokenizer = read_tokenizer(export)
+    encode = read_encoder(export)
     for name in ("rpc_port", "http_port"):
         listen(config["host"], config[name], name).close()
     with output_to(args.log_dir) as stderr:
@@ -223,7 +223,7 @@ def main():
         from steps import Classify, Request
 
         limits = Limits(args.max_texts, args.max_characters, args.max_bytes, args.max_connections, len(export.labels))
-        last_step = Classify(Request(limits), export, tokenizer, args.batch_size)
+        last_step = Classify(Request(limits), export, encode, args.batch_size)
         servicer = start_pipeline(pipeline, last_step, config, args.log_dir)
         check_answer(servicer, messages, folder, limits)
     serve(config, servicer, messages, limits)

@@ -9,9 +9,9 @@ import numpy as np
 from paddle_serving_server import pipeline
 from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, Limits, RequestError, check_request
 from settings import NAME
-from tokenizers import Tokenizer
 
 from textcls.common.probabilities import softmax, top_labels
+from textcls.data.encoders import Encoder
 from textcls.data.tokens import TokenizedTexts, model_inputs, run_by_length
 from textcls.runtime.exported import Export
 
@@ -37,9 +37,9 @@ class Request(pipeline.RequestOp):
 class Classify(pipeline.Op):
     """Label texts. export: what is served; texts_per_batch: of the model."""
 
-    def __init__(self, request_step: Request, export: Export, tokenizer: Tokenizer, texts_per_batch: int) -> None:
+    def __init__(self, request_step: Request, export: Export, encode: Encoder, texts_per_batch: int) -> None:
         super().__init__(name=NAME, input_ops=[request_step])
-        self.export, self.tokenizer, self.texts_per_batch = export, tokenizer, texts_per_batch
+        self.export, self.encode, self.texts_per_batch = export, encode, texts_per_batch
 
     def _auto_batching_generator(self, input_channel, op_name, batch_size, timeout, op_info_prefix):
         """Yield lists of the requests that wait, at most batch_size. Paddle Serving's own way lets each request wait for
@@ -51,11 +51,12 @@ class Classify(pipeline.Op):
             yield batch
 
     def preprocess(self, input_dicts, data_id=0, log_id=0):
-        """{"rows": object array [texts] of lists of token ids}: arrays of requests in work at once are joined to one."""
+        """{"rows": object array [texts] of tuples of windows, lists of token ids}: arrays of requests in work at once are
+        joined to one."""
         try:
             [request] = input_dicts.values()
             rows = np.empty(len(request["texts"]), object)
-            rows[:] = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(request["texts"])]
+            rows[:] = [tuple(windows) for windows in self.encode(request["texts"])]
         except Exception:
             logger.exception("tokenizing failed")
             return None, False, INTERNAL_ERROR, FAILED
@@ -65,7 +66,8 @@ class Classify(pipeline.Op):
         """{"probs": float32 [texts, classes]}, NaN where the model failed."""
         rows, size = feed_batch[0]["rows"], len(self.export.labels)
         try:
-            logits = run_by_length(self.run_model, TokenizedTexts.from_rows(rows), self.texts_per_batch, self.export.pad_id, size)
+            tokens = TokenizedTexts.from_windows(rows, self.export.long_text.window_vote)
+            logits = run_by_length(self.run_model, tokens, self.texts_per_batch, self.export.pad_id, size)
             return {"probs": softmax(logits, self.export.temperature)}, 0, ""
         except Exception:
             logger.exception("the model failed")

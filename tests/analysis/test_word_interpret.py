@@ -15,7 +15,7 @@ from helpers import ROOT, assert_user_error, make_model, read_lines, run, run_he
 from textcls.analysis import trustai_setup
 from textcls.analysis.attributions import attribute_tokens, explain_batches, interpret
 from textcls.analysis.faithfulness import measure_faithfulness
-from textcls.analysis.words import join_words, locate_tokens, split_words
+from textcls.analysis.words import Window, join_words, locate_tokens, split_words
 from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import Checkpoint, load_checkpoint, load_model
 from textcls.models.device import select_device
@@ -74,9 +74,11 @@ def test_tokens_lie_where_their_characters_are(name, request):
     plain = re.compile(r"[a-z0-9\u4e00-\u9fff]+")
     compared = 0
     for text in texts:
-        ids, offsets, is_cut = locate_tokens(checkpoint, text)
-        assert ids == checkpoint.encode([text])[0] and len(offsets) == len(ids) - 2
-        assert is_cut == (text == NASTY[-1] or len(ids) == checkpoint.max_seq_length and is_cut)
+        [window] = locate_tokens(checkpoint, text)
+        ids, offsets, [(first, last)] = window
+        assert [ids] == checkpoint.encode([text])[0] and len(offsets) == len(ids) - 2
+        assert first == 0 and (last < len(text)) <= (text == NASTY[-1] or len(ids) == checkpoint.max_seq_length)
+        assert last < len(text) or text != NASTY[-1]
         assert all(0 <= start <= end <= len(text) for start, end in offsets)
         for token, (start, end) in zip(checkpoint.tokenizer.convert_ids_to_tokens(ids[1:-1]), offsets):
             token = token.replace("##", "").replace("\u2581", "")
@@ -85,15 +87,15 @@ def test_tokens_lie_where_their_characters_are(name, request):
                 assert place == token, (text, token)
                 compared += 1
         values = np.arange(1.0, len(offsets) + 1)
-        joined = join_words(text, split_words(text), offsets, values, is_cut)
+        joined = join_words(split_words(text), window, values)
         assert not joined or sum(value or 0 for *_, value in joined) == pytest.approx(values.sum())
     assert compared > 400
 
 
 def test_a_token_across_two_words_is_shared_by_characters():
     words = [("多少", 0, 2), ("钱", 2, 3), ("呢", 4, 5)]
-    assert [word[3] for word in join_words("多少钱 呢", words, [(0, 3), (3, 5)], [3.0, 5.0])] == [2.0, 1.0, 5.0]
-    assert [word[3] for word in join_words("多少钱 呢", words, [(0, 2)], [1.0], is_cut=True)] == [1.0, None, None]
+    assert [word[3] for word in join_words(words, Window([], [(0, 3), (3, 5)], [(0, 5)]), [3.0, 5.0])] == [2.0, 1.0, 5.0]
+    assert [word[3] for word in join_words(words, Window([], [(0, 2)], [(0, 2)]), [1.0])] == [1.0, None, None]
 
 
 @pytest.mark.parametrize("name", ["trained", "bert", "ernie_m_model"])
@@ -102,14 +104,14 @@ def test_every_method_on_every_model(name, request):
     texts = [NASTY[0], NASTY[4], NASTY[-1], "为什么会发烧"]
     before = [parameter.stop_gradient for parameter in checkpoint.model.parameters()]
     probs = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 32)
-    rows = [locate_tokens(checkpoint, text)[0] for text in texts]
+    rows = [locate_tokens(checkpoint, text)[0].ids for text in texts]
     for method in METHODS:
         results = interpret(checkpoint, texts, method, steps=10)
         values = attribute_tokens(checkpoint, rows, probs.argmax(axis=1), method, steps=10)
         for text, row, result, own in zip(texts, probs, results, values):
             assert (result.prediction, result.probability) == (row.argmax(), pytest.approx(row.max(), abs=1e-6))
             assert "".join(word for word, *_ in result.words) == text
-            assert len(own) == len(checkpoint.encode([text])[0])
+            assert len(own) == len(checkpoint.encode([text])[0][0])
             if text != "\x01":  # no token at all
                 assert np.abs(own[1:-1]).max() > 0
                 assert sum(word[3] or 0 for word in result.words) == pytest.approx(own[1:-1].sum(), rel=1e-6, abs=1e-9)
@@ -128,7 +130,7 @@ def test_integrated_gradients_add_up_to_the_change_of_probability(trained):
     baseline = predict_probs(trained, tokens, 32)
     hook.remove()
     classes = probs.argmax(axis=1)
-    rows = [locate_tokens(trained, text)[0] for text in texts]
+    rows = [locate_tokens(trained, text)[0].ids for text in texts]
     sums = [values.sum() for values in attribute_tokens(trained, rows, classes, steps=200)]
     change = (probs - baseline)[np.arange(6), classes]
     assert np.abs(change).max() > 0.5
@@ -140,7 +142,7 @@ def test_integrated_gradients_are_trustais(name, request):
     """Those of texts of many lengths, run at once, are those that TrustAI gives for one text at a time."""
     checkpoint, batch_size, steps = request.getfixturevalue(name)._replace(temperature=1.0), 7, 12  # TrustAI knows none
     texts = ["为什么会发烧", NASTY[0], NASTY[4], "看牙齿矫正一共要花多少钱呢", NASTY[3]]
-    rows = [locate_tokens(checkpoint, text)[0] for text in texts]
+    rows = [locate_tokens(checkpoint, text)[0].ids for text in texts]
     assert len(set(map(len, rows))) > 3
     classes = np.arange(len(rows)) % 2
     with trustai_setup.interpreted_model(checkpoint.model) as wrapped:

@@ -292,7 +292,7 @@ def test_fp16_conversion_keeps_types_and_answers(exported):
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])  # it casts; speed is the GPU's
     assert {item.type for item in session.get_inputs()} == {"tensor(int64)"}
     predictor, texts = Predictor(exported), read_lines(DATA / "data.txt")
-    batch = pad_batch(predictor.tokenize(texts), 0)
+    batch = pad_batch([row["input_ids"] for row in predictor.tokenize(texts)], 0)
     [logits] = session.run(None, model_inputs(batch, ["input_ids", "token_type_ids"]))
     assert logits.dtype == np.float32
     np.testing.assert_allclose(softmax(logits, predictor.temperature), predictor.probabilities(texts), atol=0.02)
@@ -353,10 +353,10 @@ def change_deploy(folder, **changes):
 def test_lengths_up_to_the_models_positions(copy):
     """Also of an export of before, which does not name them: there no more than in training."""
     long = "长" * 600
-    assert [len(row) for row in Predictor(copy, max_seq_length=512).tokenize([long])] == [512]
+    assert Predictor(copy, max_seq_length=512).tokenize([long]).lengths.tolist() == [512]
     assert Predictor(copy, max_seq_length=512)([long])[1].shape == (1, 1)
     change_deploy(copy, max_positions=None, output=None)
-    assert [len(row) for row in Predictor(copy, max_seq_length=64).tokenize([long])] == [64]
+    assert Predictor(copy, max_seq_length=64).tokenize([long]).lengths.tolist() == [64]
     with pytest.raises(UserError, match="--max_seq_length 65: this export does not say .* the 64 of training, or a new export"):
         Predictor(copy, max_seq_length=65)
 

@@ -419,13 +419,13 @@ def test_words_are_explained_without_those_of_the_prompt(prompted):
     texts = ["孕妇可以做B超吗？CT检查呢", "头疼[MASK]怎么办", "感冒" * 60]
     tokens = tokenize(texts, checkpoint.encode)
     probs = predict_probs(checkpoint, tokens, 8)
-    rows = checkpoint.encode(texts)
+    rows = [row for [row] in checkpoint.encode(texts)]
     for method in ("ig", "lime", "gradshap", "attention"):
         values = attribute_tokens(checkpoint, rows, probs.argmax(axis=1), method, steps=10)
         for text, row, result, own in zip(texts, probs, interpret(checkpoint, texts, method, steps=10), values):
             assert (result.prediction, result.probability) == (row.argmax(), pytest.approx(row.max(), abs=1e-5))
             assert "".join(word for word, *_ in result.words) == text
-            of_text = own[checkpoint.num_before:-checkpoint.num_after]
+            of_text = own[checkpoint.encode.num_before:-checkpoint.encode.num_after]
             assert np.abs(of_text).max() > 0
             assert sum(word[3] or 0 for word in result.words) == pytest.approx(of_text.sum(), rel=1e-5, abs=1e-8)
         assert result.words[-1][3] is None  # beyond max_seq_length

@@ -8,13 +8,13 @@ import numpy as np
 
 from textcls.analysis.gradients import integrated_gradients
 from textcls.analysis.trustai_setup import InterpretedModel, import_trustai, interpreted_model, prepare_interpretdl
-from textcls.analysis.words import Explanation, join_words, locate_tokens, split_words
+from textcls.analysis.words import Explanation, Window, join_words, locate_tokens, split_words
 from textcls.common.errors import UserError
 from textcls.common.log import progress_bar
 from textcls.common.probabilities import softmax
-from textcls.data.tokens import TokenizedTexts, pad_batch, sorted_batches, tokenize
+from textcls.data.tokens import TokenizedTexts, pad_batch, sorted_batches
 from textcls.models.checkpoints import Checkpoint
-from textcls.models.inference import predict_probs
+from textcls.models.inference import predict_logits, predict_probs
 
 if TYPE_CHECKING:
     from paddle import Tensor
@@ -29,18 +29,35 @@ def interpret(checkpoint: Checkpoint, texts: list[str], interpreter: str = "ig",
 
     interpreter: ig, lime, gradshap or attention; batch_size: how many texts, pairs of a text and a step, or copies are run at
     once; steps: see word_interpret.py --steps, None takes STEPS.
+    Of a text of several windows that one is explained which speaks most for the prediction.
     A positive attribution speaks for the predicted class; its unit is probability for ig, gradshap and lime; attention is a
     share, never negative. Raises UserError.
     """
     located = [locate_tokens(checkpoint, text) for text in texts]
-    tokens = tokenize(texts, checkpoint.encode)
+    tokens = TokenizedTexts.from_windows([[window.ids for window in windows] for windows in located],
+                                         checkpoint.encode.long_text.window_vote)
     probs = predict_probs(checkpoint, tokens, batch_size, "Predicting")
     classes = probs.argmax(axis=1)
-    values = attribute_tokens(checkpoint, [ids for ids, _, _ in located], classes, interpreter, batch_size, steps, seed)
-    of_text = slice(checkpoint.num_before, -checkpoint.num_after)
-    return [Explanation(int(label), float(row[label]),
-                        join_words(text, split_words(text), offsets, attributions[of_text], is_cut))
-            for text, label, row, (_, offsets, is_cut), attributions in zip(texts, classes, probs, located, values)]
+    chosen = choose_windows(checkpoint, tokens, classes, located, batch_size)
+    values = attribute_tokens(checkpoint, [window.ids for window in chosen], classes, interpreter, batch_size, steps, seed)
+    of_text = slice(checkpoint.encode.num_before, -checkpoint.encode.num_after)
+    results = []
+    for text, label, row, windows, window, attributions in zip(texts, classes, probs, located, chosen, values):
+        characters = (window.read[0][0], window.read[-1][1]) if len(windows) > 1 else None
+        results.append(Explanation(int(label), float(row[label]), join_words(split_words(text), window, attributions[of_text]),
+                                   characters))
+    return results
+
+
+def choose_windows(checkpoint: Checkpoint, tokens: TokenizedTexts, classes: np.ndarray, located: Sequence[Sequence[Window]],
+                   batch_size: int) -> list[Window]:
+    """Choose of each text the window that speaks most for its class, by the logits. tokens: of all windows; classes: int64
+    [num_texts]; located: the windows of each text."""
+    if tokens.owners is None:
+        return [windows[0] for windows in located]
+    logits = predict_logits(checkpoint, TokenizedTexts(tokens.ids, tokens.offsets), batch_size)  # of each window by itself
+    ends = tokens.starts[1:-1]
+    return [windows[int(rows[:, label].argmax())] for windows, rows, label in zip(located, np.split(logits, ends), classes)]
 
 
 def attribute_tokens(checkpoint: Checkpoint, rows: Sequence[Sequence[int]], classes: np.ndarray, interpreter: str = "ig",
@@ -108,7 +125,7 @@ def predict_copies(checkpoint: Checkpoint, batch_size: int, original: np.ndarray
     text has many, are run once.
     """
     copies = inputs[0].numpy().astype(np.int32)
-    first, last = checkpoint.num_before, copies.shape[1] - checkpoint.num_after
+    first, last = checkpoint.encode.num_before, copies.shape[1] - checkpoint.encode.num_after
     copies[:, :first], copies[:, last:] = original[:first], original[last:]
     copies, places = np.unique(copies, axis=0, return_inverse=True)
     tokens = TokenizedTexts(copies.ravel(), np.arange(len(copies) + 1) * len(original))

@@ -28,7 +28,7 @@ def extract_features(checkpoint: Checkpoint, texts: list[str], batch_size: int,
                      description: str) -> tuple[np.ndarray, np.ndarray]:
     """Run the model over texts; returns (features float32 [num_texts, hidden_size], logits float32 [num_texts, num_classes])."""
     tokens = tokenize(texts, checkpoint.encode, description=f"Tokenizing {description}")
-    with progress_bar(len(tokens), f"Reading features of {description}") as progress:
+    with progress_bar(len(texts), f"Reading features of {description}") as progress:
         return predict_features(checkpoint, tokens, batch_size, progress)
 
 

@@ -20,7 +20,7 @@ def make_page(rows: list[Row], results: list[Explanation], labels: list[str], co
               params_path: str) -> str:
     """Make word_interpret.py's page, with `count` key words of each text. results: of the rows, by `interpret`."""
     cases = [{"label": row.label, "prediction": labels[result.prediction], "probability": result.probability,
-              "segments": make_segments(row.text, result.words),
+              "segments": make_segments(row.text, result.words), "window": result.window, "length": len(row.text),
               "key_words": [result.words[index] for index in find_key_words(result.words, count)]}
              for row, result in zip(rows, results)]
     return render("word_interpret_template.html", cases=cases, interpreter=interpreter, params_path=params_path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 import numpy as np
 
 from textcls.common.errors import UserError
+from textcls.common.long_texts import find_spans
 
 if TYPE_CHECKING:
     from textcls.models.checkpoints import Checkpoint
@@ -33,7 +34,7 @@ class Word(NamedTuple):
     text: str
     start: int
     end: int
-    attribution: Optional[float]  # None where the model has not seen the word, beyond max_seq_length
+    attribution: Optional[float]  # None where the model has not read the word, or not in the window that decided
 
 
 class Explanation(NamedTuple):
@@ -42,6 +43,15 @@ class Explanation(NamedTuple):
     prediction: int  # class id
     probability: float  # of the prediction, 0 to 1
     words: list[Word]
+    window: Optional[tuple[int, int]] = None  # the characters of the window that decided; None: the text has one window
+
+
+class Window(NamedTuple):
+    """What the model reads at once of a text."""
+
+    ids: list[int]  # with the special tokens and the prompt's
+    offsets: list[tuple[int, int]]  # (start, end) in the text of each of the others
+    read: list[tuple[int, int]]  # the parts of the text that these are
 
 
 @functools.cache
@@ -73,16 +83,24 @@ def split_words(text: str) -> list[tuple[str, int, int]]:
     return words
 
 
-def locate_tokens(checkpoint: "Checkpoint", text: str) -> tuple[list[int], list[tuple[int, int]], bool]:
-    """Find where the tokens that the model sees stand in the text.
-
-    Returns (input_ids: list of int with the special tokens and the prompt's, offsets: [(start, end)] of the others, is_cut:
-    whether the text goes on after the last of them). Raises UserError for a text that cannot be traced.
-    """
+def locate_tokens(checkpoint: "Checkpoint", text: str) -> list[Window]:
+    """Find what the model reads of a text, and where its tokens stand there. UserError for a text that cannot be traced."""
+    encode, tokenizer = checkpoint.encode, checkpoint.tokenizer
     if checkpoint.rust_tokenizer is not None:
         encoding = checkpoint.rust_tokenizer.encode(text)
-        return encoding.ids, encoding.offsets[checkpoint.num_before:-checkpoint.num_after], bool(encoding.overflowing)
-    ids, tokenizer = checkpoint.encode([text])[0], checkpoint.tokenizer
+        ids, offsets = encoding.ids, encoding.offsets[encode.num_before:-encode.num_after]
+    else:
+        ids, offsets = list(encode.encode_whole([text])[0]), _slow_offsets(tokenizer, text)
+    room, windows = encode.max_seq_length - encode.num_before - encode.num_after, []
+    for own, spans in zip(encode.fit(ids), find_spans(len(offsets), room, encode.long_text)):
+        read = [(0 if start == 0 else offsets[start][0], len(text) if stop == len(offsets) else offsets[stop - 1][1])
+                for start, stop in spans if start < stop or start == 0]
+        windows.append(Window(own, [offset for start, stop in spans for offset in offsets[start:stop]], read))
+    return windows
+
+
+def _slow_offsets(tokenizer: "PretrainedTokenizer", text: str) -> list[tuple[int, int]]:
+    """Find the offsets of all tokens of PaddleNLP's own tokenizer: [(start, end)]. UserError."""
     try:
         offsets = _sentencepiece_offsets(tokenizer, text) if hasattr(tokenizer, "sp_model") else \
             tokenizer.get_offset_mapping(text)
@@ -92,7 +110,7 @@ def locate_tokens(checkpoint: "Checkpoint", text: str) -> tuple[list[int], list[
     if not complete:
         raise UserError(f"{text!r}: its tokens cannot be traced back to its characters with this {type(tokenizer).__name__}, "
                         "expected a text without unusual characters, or the tokenizer that train.py saves")
-    return ids, offsets[:len(ids) - 2], len(offsets) > len(ids) - 2
+    return offsets
 
 
 def _sentencepiece_offsets(tokenizer: "PretrainedTokenizer", text: str) -> list[tuple[int, int]]:
@@ -121,24 +139,27 @@ def _sentencepiece_offsets(tokenizer: "PretrainedTokenizer", text: str) -> list[
     return offsets
 
 
-def join_words(text: str, words: list[tuple[str, int, int]], offsets: list[tuple[int, int]], attributions: np.ndarray,
-               is_cut: bool = False) -> list[Word]:
+def join_words(words: list[tuple[str, int, int]], window: Window, attributions: np.ndarray) -> list[Word]:
     """Sum the attributions of tokens to words. A token across several words is shared between them by its characters.
 
-    words: of `split_words`; offsets, is_cut: of `locate_tokens`; attributions: float [num_tokens], without special tokens.
+    words: of `split_words`; window: of `locate_tokens`; attributions: float [num_tokens], of the window's offsets.
     """
     sums = np.zeros(len(words))
-    owner = np.full(len(text) + 1, -1)  # word of each character
+    length = max([end for _, _, end in words] + [end for _, end in window.offsets], default=0)
+    owner = np.full(length + 1, -1)  # word of each character
     for index, (_, start, end) in enumerate(words):
         owner[start:end] = index
-    for (start, end), attribution in zip(offsets, attributions):
+    for (start, end), attribution in zip(window.offsets, attributions):
         owners = owner[start:max(end, start + 1)]
         owners = owners[owners >= 0]
         if not len(owners) and words:  # a token without a visible character counts for the word before it
             owners = np.array([max(0, sum(first <= start for _, first, _ in words) - 1)])
         np.add.at(sums, owners, attribution / max(1, len(owners)))
-    seen = max((end for _, end in offsets), default=0) if is_cut else len(text)
-    return [Word(word, start, end, float(value) if start < seen else None) for (word, start, end), value in zip(words, sums)]
+    joined = []
+    for (word, start, end), value in zip(words, sums):
+        is_read = any(first <= start < last or start <= first < end for first, last in window.read)
+        joined.append(Word(word, start, end, float(value) if is_read else None))
+    return joined
 
 
 def find_key_words(words: list[Word], count: int) -> list[int]:

@@ -8,26 +8,37 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from textcls.common.log import Progress, progress_bar
+from textcls.data.encoders import Encoder, split_texts
 
-TOKENIZE_CHUNK = 8192  # texts handed to the Rust tokenizer at once: bounds memory, keeps both cores busy
 SHORTEST_LENGTH, DEFAULT_LENGTH = 3, 128  # tokens: the least max_seq_length, and what it is where nobody says
+
+MapBatches = Callable[[Callable, Iterable], Iterable]  # like `map`
 
 
 class TokenizedTexts:
-    """Token ids of many texts, kept flat: 4 bytes a token, where a list of lists takes 40.
+    """Token ids of many texts, kept flat: 4 bytes a token, where a list of lists takes 40. A row is a text, or a window of one.
 
-    ids: int32 [num_tokens]; offsets: int64 [num_texts + 1]; labels: int64 [num_texts] or None.
+    ids: int32 [num_tokens]; offsets: int64 [num_rows + 1]; labels: [num_rows, ...] or None. owners: int64 [num_rows], rising: the
+    number of each row's text; None: each row is a text. vote: how the answers for windows become that of their text.
     """
 
-    def __init__(self, ids: np.ndarray, offsets: np.ndarray, labels: Optional[np.ndarray] = None):
-        self.ids, self.offsets, self.labels = ids, offsets, labels
-        self.lengths = np.diff(offsets)  # int64 [num_texts], special tokens included
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, labels: Optional[np.ndarray] = None,
+                 owners: Optional[np.ndarray] = None, vote: str = "mean"):
+        self.ids, self.offsets, self.labels, self.owners, self.vote = ids, offsets, labels, owners, vote
+        self.lengths = np.diff(offsets)  # int64 [num_rows], special tokens included
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[int]]) -> "TokenizedTexts":
         """Pack texts that a tokenizer has turned into rows of ids."""
+        return cls.from_windows([[row] for row in rows])
+
+    @classmethod
+    def from_windows(cls, texts: Sequence[Sequence[Sequence[int]]], vote: str = "mean") -> "TokenizedTexts":
+        """Pack texts of one or more windows each."""
+        rows = [row for windows in texts for row in windows]
         offsets = np.cumsum([0, *map(len, rows)])
-        return cls(np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1]), offsets)
+        owners = np.repeat(np.arange(len(texts)), [len(windows) for windows in texts]) if len(rows) > len(texts) else None
+        return cls(np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1]), offsets, None, owners, vote)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -39,30 +50,80 @@ class TokenizedTexts:
             item["labels"] = self.labels[index]
         return item
 
+    @property
+    def starts(self) -> np.ndarray:
+        """The first row of each text, and the number of rows: int64 [num_texts + 1]."""
+        if self.owners is None:
+            return np.arange(len(self) + 1)
+        return np.concatenate([np.flatnonzero(np.diff(self.owners, prepend=-1)), [len(self)]])
+
+    @property
+    def num_texts(self) -> int:
+        """How many texts there are."""
+        return len(self) if self.owners is None else int(self.owners[-1]) + 1
+
+    @property
+    def text_labels(self) -> np.ndarray:
+        """The labels of the texts: [num_texts, ...]."""
+        assert self.labels is not None
+        return self.labels[self.starts[:-1]]
+
     def select(self, indices: np.ndarray) -> "TokenizedTexts":
-        """Return the texts with these indices, in this order. indices: int [num_selected]."""
-        lengths = self.lengths[indices]
-        ids = [self.ids[self.offsets[index]:self.offsets[index + 1]] for index in indices]
-        return TokenizedTexts(np.concatenate(ids) if ids else self.ids[:0], np.concatenate([[0], np.cumsum(lengths)]),
-                              None if self.labels is None else self.labels[indices])
+        """Return the texts with these numbers, in this order. indices: int [num_selected]."""
+        starts = self.starts
+        counts = np.diff(starts)[indices]
+        rows = indices if self.owners is None else np.concatenate(
+            [np.arange(starts[index], starts[index + 1]) for index in indices] or [np.zeros(0, np.int64)])
+        ids = [self.ids[self.offsets[row]:self.offsets[row + 1]] for row in rows]
+        return TokenizedTexts(np.concatenate(ids) if ids else self.ids[:0],
+                              np.concatenate([[0], np.cumsum(self.lengths[rows])]),
+                              None if self.labels is None else self.labels[rows],
+                              None if self.owners is None else np.repeat(np.arange(len(indices)), counts), self.vote)
 
     def longest_first(self) -> "TokenizedTexts":
-        """Return the same texts by falling length, so that batches in this order are of like length."""
-        return self.select(np.argsort(-self.lengths, kind="stable"))
+        """Return the same texts by falling length of their longest windows, so that batches in this order are of like length."""
+        lengths = self.lengths if self.owners is None else np.maximum.reduceat(self.lengths, self.starts[:-1])
+        return self.select(np.argsort(-lengths, kind="stable"))
+
+    def count_texts(self, rows: np.ndarray) -> int:
+        """Count the texts whose first row is among these. rows: int [num_rows]."""
+        return len(rows) if self.owners is None else int((np.diff(self.owners, prepend=-1) > 0)[rows].sum())
+
+    def join(self, answers: np.ndarray) -> np.ndarray:
+        """Make the answers for texts of those for rows, by the vote of each text's windows.
+
+        answers: float32 [num_rows, size]. Returns float32 [num_texts, size].
+        """
+        if self.owners is None:
+            return answers
+        starts = self.starts
+        if self.vote == "max":
+            return np.maximum.reduceat(answers, starts[:-1])
+        means = np.add.reduceat(answers, starts[:-1]) / np.diff(starts)[:, None].astype(answers.dtype)
+        return means / np.linalg.norm(means, axis=1, keepdims=True) if self.vote == "unit_mean" else means
 
 
-def tokenize(texts: list[str], encode: Callable[[list[str]], Sequence[Sequence[int]]],
-             labels: Optional[np.ndarray] = None, description: str = "Tokenizing") -> TokenizedTexts:
-    """Tokenize a list of str with an encoder of `make_encoder`; returns TokenizedTexts."""
-    ids, lengths = array.array("i"), array.array("q", [0])
+def tokenize(texts: Sequence[str], encode: Encoder, labels: Optional[np.ndarray] = None, description: str = "Tokenizing",
+             whole_lengths: Optional[list[int]] = None) -> TokenizedTexts:
+    """Tokenize texts. labels: [num_texts, ...], of the texts. whole_lengths: gets the number of tokens of each whole text."""
+    ids, lengths, counts = array.array("i"), array.array("q", [0]), array.array("q")
     with progress_bar(len(texts), description) as progress:
-        for start in range(0, len(texts), TOKENIZE_CHUNK):
-            chunk = texts[start:start + TOKENIZE_CHUNK]
-            for encoded in encode(chunk):
-                ids.extend(encoded)
-                lengths.append(len(encoded))
-            progress.update(len(chunk))
-    return TokenizedTexts(np.frombuffer(ids, np.int32), np.cumsum(np.frombuffer(lengths, np.int64)), labels)
+        for part in split_texts(texts):
+            for whole in encode.encode_whole(part):
+                windows = encode.fit(whole)
+                for window in windows:
+                    ids.extend(window)
+                    lengths.append(len(window))
+                counts.append(len(windows))
+                if whole_lengths is not None:
+                    whole_lengths.append(len(whole))
+            progress.update(len(part))
+    owners = None
+    if len(lengths) - 1 > len(texts):
+        owners = np.repeat(np.arange(len(texts)), np.frombuffer(counts, np.int64))
+        labels = None if labels is None else labels[owners]
+    return TokenizedTexts(np.frombuffer(ids, np.int32), np.cumsum(np.frombuffer(lengths, np.int64)), labels, owners,
+                          encode.long_text.window_vote)
 
 
 def pad_batch(rows: Sequence[Union[Sequence[int], np.ndarray]], pad_id: int) -> np.ndarray:
@@ -80,8 +141,9 @@ def sorted_batches(lengths: Union[Sequence[int], np.ndarray], batch_size: int) -
 
 
 def run_by_length(run: Callable[[np.ndarray], np.ndarray], tokens: TokenizedTexts, batch_size: int, pad_id: int, size: int, *,
-                  map_batches: Callable[[Callable, Iterable], Iterable] = map, progress: Optional[Progress] = None) -> np.ndarray:
+                  map_batches: MapBatches = map, progress: Optional[Progress] = None) -> np.ndarray:
     """Run a model over tokenized texts in batches of like length; returns float32 [num_texts, size] in the order of the texts.
+    Of a text of several windows each is run, and their answers are joined.
 
     run: function of a padded batch, int64 [batch, length], that returns float32 [batch, size]: Paddle, ONNX Runtime or Paddle
     Serving. map_batches: like `map`, but it may run several batches at a time. progress: to advance by the texts done, or None.
@@ -91,11 +153,11 @@ def run_by_length(run: Callable[[np.ndarray], np.ndarray], tokens: TokenizedText
     def run_batch(indices: np.ndarray) -> None:
         answers[indices] = run(pad_batch([tokens[index]["input_ids"] for index in indices], pad_id))
         if progress is not None:
-            progress.update(len(indices))
+            progress.update(tokens.count_texts(indices))
 
     for _ in map_batches(run_batch, sorted_batches(tokens.lengths, batch_size)):
         pass  # until the last batch is done, or an error of one is raised here
-    return answers
+    return tokens.join(answers)
 
 
 def model_inputs(input_ids: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:

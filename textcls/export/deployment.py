@@ -12,6 +12,7 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
+from textcls.common.long_texts import CUT
 from textcls.common.outputs import complete_folder, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import model_inputs, pad_batch
@@ -20,6 +21,7 @@ from textcls.models.checkpoints import Checkpoint
 from textcls.models.configs import shortest_length
 from textcls.models.families import count_positions, family_of
 from textcls.models.paddle_setup import PADDLE_3, paddle
+from textcls.models.tokenizers import save_rust_tokenizer
 from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, GRAPH_ENDINGS, PROBES, graph_file, sha256
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def run_graph(predictor: "inference.Predictor", input_ids: np.ndarray) -> np.nda
 
 def probe_batches(checkpoint: Checkpoint) -> list[np.ndarray]:
     """Tokenize PROBES into batches of several shapes: list of int64 [batch, length]."""
-    rows = checkpoint.encode(PROBES)
+    rows = [window for windows in checkpoint.encode(PROBES) for window in windows]
     return [pad_batch(batch, checkpoint.pad_id) for batch in (rows, rows[:1], rows[2:3], rows[-1:])]
 
 
@@ -108,12 +110,15 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
         get_logger().info(f"Largest {output} difference between checkpoint and ONNX model: {difference:.2e}")
     checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.rust_tokenizer is not None:
-        checkpoint.rust_tokenizer.save(os.path.join(folder, "tokenizer.json"))
+        save_rust_tokenizer(checkpoint.rust_tokenizer, os.path.join(folder, "tokenizer.json"), checkpoint.max_seq_length)
     if checkpoint.encoder_id is None:
         write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
         kind = {"output": CLASS_LOGITS, "num_labels": len(checkpoint.labels), **describe_confidence(checkpoint, prefix)}
     else:
         kind = {"output": EMBEDDING, "embedding_size": expected[0].shape[1], "encoder_id": checkpoint.encoder_id}
+    long_text = checkpoint.encode.long_text
+    if long_text != CUT:
+        kind["long_text"] = long_text._asdict()
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
         deploy = {"model_type": model.config.model_type, **kind, "max_seq_length": checkpoint.max_seq_length,
                   "min_seq_length": shortest_length(model), "max_positions": count_positions(model),

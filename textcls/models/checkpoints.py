@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 from textcls.common.confidence import check_threshold_of_model, read_threshold
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
+from textcls.data.encoders import Encoder, read_long_text
 from textcls.models.built_in import explain_download
 from textcls.models.configs import (
     SentenceOptions,
@@ -25,7 +26,7 @@ from textcls.models.configs import (
 )
 from textcls.models.families import FAMILIES, OTHER, family_of, find_family, prepare
 from textcls.models.huggingface import name_activations
-from textcls.models.tokenizers import Encode, check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
+from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, find_weights, read_weights, set_weights, without_drawing
 from textcls.runtime.exported import sha256
 
@@ -160,12 +161,10 @@ class Checkpoint(NamedTuple):
     model: "PretrainedModel"  # a sequence classifier in eval mode
     tokenizer: "PretrainedTokenizer"
     rust_tokenizer: Optional["Tokenizer"]  # the same in Rust, or None where there is no such form
-    encode: Encode
+    encode: Encoder
     labels: list[str]  # position = class id
     max_seq_length: int  # tokens, special tokens included
     pad_id: int
-    num_before: int = 1  # tokens before those of the text: [CLS], or a prompt's
-    num_after: int = 1  # tokens after them: [SEP], or a prompt's
     encoder_id: Optional[str] = None  # of a model that gives vectors, in the place of labels
     temperature: float = 1.0  # what logits are divided by before the softmax
     fitted_on: str = ""  # `rows_id` of the rows that it was fitted on; "" without one
@@ -214,7 +213,8 @@ def load_sentence_encoder(folder: str, max_seq_length: Optional[int] = None) -> 
     if options is None:
         raise UserError(f"{folder}: no sentence encoder, expected a checkpoint made by retrieval_based/train.py (a classifier's "
                         "answers: predict.py)")
-    content = json.dumps([options._asdict(), config["max_seq_length"]], sort_keys=True)
+    content = json.dumps([options._asdict(), *(config[name] for name in ("max_seq_length", "long_text") if name in config)],
+                         sort_keys=True)
     encoder_id = hashlib.sha256((sha256(os.path.join(folder, WEIGHTS)) + content).encode()).hexdigest()[:16]
     return _open_checkpoint(folder, config, max_seq_length, [], head="SentenceEncoder")._replace(encoder_id=encoder_id)
 
@@ -230,7 +230,6 @@ def _open_checkpoint(folder: str, config: dict[str, Any], max_seq_length: Option
     length = check_length(wanted, model)
     saved = os.path.join(folder, "tokenizer.json") if "max_seq_length" in config else None  # else not train.py's
     prompt = read_prompt(config, folder)
-    rust = rust_tokenizer(tokenizer, length, saved, prompt)
-    encode = make_encoder(tokenizer, rust, length)
-    sides = (1, 1) if prompt is None else (len(prompt.before), len(prompt.after))
-    return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id, *sides)
+    rust = rust_tokenizer(tokenizer, saved, prompt)
+    encode = make_encoder(tokenizer, rust, length, prompt, read_long_text(config, os.path.join(folder, "config.json")))
+    return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id)

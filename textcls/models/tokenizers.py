@@ -2,11 +2,13 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Optional
 
 from tokenizers import Tokenizer
 
 from textcls.common.errors import UserError
+from textcls.common.long_texts import CUT, LongText
+from textcls.data.encoders import Encoder, rust_encoder
 from textcls.data.prompts import Prompt, add_prompt
 from textcls.models.built_in import explain_download
 from textcls.models.configs import read_config
@@ -14,8 +16,6 @@ from textcls.models.families import FAMILIES, find_family
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedModel, PretrainedTokenizer
-
-Encode = Callable[[list[str]], list[list[int]]]  # texts -> their token ids, special tokens included
 
 
 def load_tokenizer(name_or_path: str) -> "PretrainedTokenizer":
@@ -41,12 +41,12 @@ def _without_paths(tokenizer: "PretrainedTokenizer") -> "PretrainedTokenizer":
     return tokenizer
 
 
-def rust_tokenizer(tokenizer: "PretrainedTokenizer", max_seq_length: int, saved: Optional[str] = None,
-                   prompt: Optional[Prompt] = None) -> Optional[Tokenizer]:
-    """Build the Rust twin of a PaddleNLP tokenizer, which cuts at max_seq_length; None where its family has none.
+def rust_tokenizer(tokenizer: "PretrainedTokenizer", saved: Optional[str] = None, prompt: Optional[Prompt] = None
+                   ) -> Optional[Tokenizer]:
+    """Build the Rust twin of a PaddleNLP tokenizer, which cuts nothing; None where its family has none.
 
-    saved: a tokenizer.json that this function's result was saved as; it spares the two seconds of building. prompt: what to put
-    every text into. UserError where there is a prompt and no Rust twin.
+    saved: a file of `save_rust_tokenizer`; it spares the two seconds of building. prompt: what to put every text into. UserError
+    where there is a prompt and no Rust twin.
     """
     build = next((family.build_rust_tokenizer for family in FAMILIES.values() if family.tokenizer == type(tokenizer).__name__),
                  None)
@@ -71,18 +71,27 @@ def rust_tokenizer(tokenizer: "PretrainedTokenizer", max_seq_length: int, saved:
             return None
     if prompt is not None:
         add_prompt(rust, prompt)
-    rust.enable_truncation(max_seq_length)
+    rust.no_truncation()
     return rust
 
 
-def make_encoder(tokenizer: "PretrainedTokenizer", rust: Optional[Tokenizer], max_seq_length: int) -> Encode:
-    """Return the function that gives the token ids of texts, cut to max_seq_length.
+def save_rust_tokenizer(rust: Tokenizer, path: str, max_seq_length: int) -> None:
+    """Save a tokenizer in a form that cuts texts, as programs of others would expect."""
+    rust.enable_truncation(max_seq_length)
+    rust.save(path)
+    rust.no_truncation()
 
-    rust: as `rust_tokenizer` returns it; with None PaddleNLP's own tokenizer does the work.
+
+def make_encoder(tokenizer: "PretrainedTokenizer", rust: Optional[Tokenizer], max_seq_length: int,
+                 prompt: Optional[Prompt] = None, long_text: LongText = CUT) -> Encoder:
+    """Return what gives the token ids of texts.
+
+    rust: as `rust_tokenizer` returns it, with the same prompt; with None PaddleNLP's own tokenizer does the work. UserError.
     """
+    sides = (1, 1) if prompt is None else (len(prompt.before), len(prompt.after))
     if rust is not None:
-        return lambda texts: [encoding.ids for encoding in rust.encode_batch_fast(texts)]
-    return lambda texts: [tokenizer(text, max_length=max_seq_length, truncation=True)["input_ids"] for text in texts]
+        return Encoder(rust_encoder(rust), *sides, max_seq_length, long_text)
+    return Encoder(lambda texts: [tokenizer(text)["input_ids"] for text in texts], *sides, max_seq_length, long_text)
 
 
 def check_vocabulary(tokenizer: "PretrainedTokenizer", model: "PretrainedModel", folder: str) -> None:

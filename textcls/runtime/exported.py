@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from textcls.common.confidence import check_threshold_of_model, read_temperature, read_threshold
 from textcls.common.errors import UserError
+from textcls.common.long_texts import CUT, LongText
+from textcls.data.encoders import Encoder, read_long_text, rust_encoder
 from textcls.data.files import read_json, read_labels
 from textcls.data.tokens import SHORTEST_LENGTH
 
@@ -44,6 +46,7 @@ class Export(NamedTuple):
     encoder_id: str  # of a sentence encoder: that of the checkpoint it was made from; else ""
     temperature: float  # what logits are divided by before the softmax
     threshold: Optional[dict[str, Any]]  # for --threshold auto, with the precision it was found for and the model it belongs to
+    long_text: LongText = CUT  # as in training
 
 
 def graph_file(prefix: str) -> str:
@@ -95,7 +98,8 @@ def read_export(path: Union[str, "os.PathLike[str]"], with_onnx: bool = True,
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
                   deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH),
                   deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id", ""),
-                  read_temperature(deploy, deploy_path), read_threshold(deploy, deploy_path))
+                  read_temperature(deploy, deploy_path), read_threshold(deploy, deploy_path),
+                  read_long_text(deploy, deploy_path))
 
 
 def check_names(deploy: dict, path: str) -> None:
@@ -172,10 +176,7 @@ def check_length(max_seq_length: int, export: Export) -> None:
 
 
 def read_tokenizer(export: Export) -> "Tokenizer":
-    """Open the tokenizer of an Export, which cuts texts to max_seq_length, as its file may say or not.
-
-    UserError, also where its [PAD] is not that of deploy.json.
-    """
+    """Open the tokenizer of an Export, which cuts nothing. UserError, also where its [PAD] is not that of deploy.json."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -188,8 +189,18 @@ def read_tokenizer(export: Export) -> "Tokenizer":
     pad_id = tokenizer.token_to_id("[PAD]")
     if pad_id not in (None, export.pad_id):
         raise UserError(f"{export.tokenizer_path}: [PAD] has the id {pad_id}, expected that of deploy.json, {export.pad_id}")
-    tokenizer.enable_truncation(export.max_seq_length)
+    tokenizer.no_truncation()
     return tokenizer
+
+
+def read_encoder(export: Export, max_seq_length: Optional[int] = None) -> Encoder:
+    """Open what gives the token ids of texts. max_seq_length: tokens; None: as in training. UserError."""
+    tokenizer = read_tokenizer(export)
+    is_text = [number is not None for number in tokenizer.encode("a").sequence_ids]
+    if True not in is_text:
+        raise UserError(f"{export.tokenizer_path}: gives no token for a letter, expected the file that export_model.py wrote")
+    num_before, num_after = is_text.index(True), is_text[::-1].index(True)
+    return Encoder(rust_encoder(tokenizer), num_before, num_after, max_seq_length or export.max_seq_length, export.long_text)
 
 
 def saved_threshold(export: Export) -> float:

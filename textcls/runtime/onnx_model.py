@@ -12,9 +12,9 @@ import numpy as np
 from textcls.common.errors import UserError
 from textcls.common.log import Progress
 from textcls.common.texts import check_texts
-from textcls.data.tokens import TokenizedTexts, model_inputs, pad_batch, run_by_length
+from textcls.data.tokens import MapBatches, TokenizedTexts, model_inputs, run_by_length
 from textcls.runtime.converted import Comparison, open_model
-from textcls.runtime.exported import Export, check_length, read_tokenizer
+from textcls.runtime.exported import Export, check_length, read_encoder
 from textcls.runtime.onnx_session import open_session
 from textcls.runtime.quantize import check_device
 
@@ -48,37 +48,37 @@ class OnnxModel:
         check_length(self.max_seq_length, export)
         if self.max_seq_length > export.max_seq_length:
             logger.warning(f"--max_seq_length {self.max_seq_length} is more than the {export.max_seq_length} of training.")
-        self._tokenizer = read_tokenizer(export)
-        self._tokenizer.enable_truncation(self.max_seq_length)
+        self._encode = read_encoder(export, self.max_seq_length)
         self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="predictor")
         self._session, self.onnx_model = open_model(export.onnx_path, dtype, device, device_id, comparison, self._answer_both)
         self._check_session()
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of texts, special tokens included, cut to max_seq_length.
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Return the token ids that the model reads of texts, special tokens included.
 
         TypeError where texts are not str, ValueError where one is no text (blank, with NUL, with half a surrogate pair).
         """
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(check_texts(texts))]
+        return TokenizedTexts.from_windows(self._encode(check_texts(texts)), self.export.long_text.window_vote)
 
-    def run(self, rows: Sequence[Sequence[int]], progress: Optional[Progress] = None) -> np.ndarray:
-        """Run rows of token ids; returns float32 [num_texts, output_size] in their order. progress: a bar to advance, or None."""
-        return self._run(self._session, rows, progress)
+    def run(self, tokens: TokenizedTexts, progress: Optional[Progress] = None) -> np.ndarray:
+        """Run tokenized texts; returns float32 [num_texts, output_size] in their order. progress: a bar to advance, or None."""
+        return self._run(self._session, tokens, progress)
 
-    def run_batch(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Run rows as one batch, in the calling thread; returns the same."""
-        return _run_batch(self._session, pad_batch(rows, self.export.pad_id))
+    def run_batch(self, tokens: TokenizedTexts) -> np.ndarray:
+        """Run tokenized texts in the calling thread, as one batch unless some of them have several windows; returns the same."""
+        batch_size = len(tokens) if tokens.owners is None else self.batch_size
+        return self._run(self._session, tokens, batch_size=batch_size, map_batches=map)
 
     def _answer_both(self, session: "onnxruntime.InferenceSession", texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows, exact = self.tokenize(texts), open_session(self.export.onnx_path, self.export.onnx_path, "cpu")
-        return self._run(exact, rows), self._run(session, rows)
+        tokens, exact = self.tokenize(texts), open_session(self.export.onnx_path, self.export.onnx_path, "cpu")
+        return self._run(exact, tokens), self._run(session, tokens)
 
-    def _run(self, session: "onnxruntime.InferenceSession", rows: Sequence[Sequence[int]],
-             progress: Optional[Progress] = None) -> np.ndarray:
+    def _run(self, session: "onnxruntime.InferenceSession", tokens: TokenizedTexts, progress: Optional[Progress] = None,
+             batch_size: Optional[int] = None, map_batches: Optional[MapBatches] = None) -> np.ndarray:
         # a few texts are shared out between the threads, too
-        batch_size = max(1, min(self.batch_size, -(-len(rows) // self.num_threads)))
-        return run_by_length(functools.partial(_run_batch, session), TokenizedTexts.from_rows(rows), batch_size,
-                             self.export.pad_id, self.export.output_size, map_batches=self._pool.map, progress=progress)
+        batch_size = batch_size or max(1, min(self.batch_size, -(-len(tokens) // self.num_threads)))
+        return run_by_length(functools.partial(_run_batch, session), tokens, batch_size, self.export.pad_id,
+                             self.export.output_size, map_batches=map_batches or self._pool.map, progress=progress)
 
     def _check_session(self) -> None:
         """Raise UserError where the model does not belong to the folder's other files."""

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import csv
-import itertools
 import json
 import os
 import sys
@@ -20,7 +19,8 @@ from textcls.common.probabilities import DECIMALS, top_labels
 from textcls.data.files import read_texts
 from textcls.runtime.workbook import Sheet, check_row_count, check_workbook, new_workbook
 
-CHUNK = 8192  # texts of a file in memory at a time; batches by length are formed within a chunk
+# texts and characters of a file in memory at a time; batches by length are formed within a chunk
+CHUNK, CHUNK_CHARACTERS = 8192, 1 << 23
 UNDECIDED = "undecided"  # written where the highest probability is below --threshold
 Row = Any  # of jsonl a dict; else a list of str, in which xlsx has its numbers as float
 
@@ -115,7 +115,8 @@ def count_texts(path: str) -> int:
 
 
 def read_chunks(path: str, from_stdin: bool = False) -> Iterator[list[str]]:
-    """Yield the texts of an unlabelled file in lists of at most CHUNK; at its end UserError names all problems found.
+    """Yield the texts of an unlabelled file in lists of at most CHUNK texts and about CHUNK_CHARACTERS; at its end UserError
+    names all problems found.
 
     from_stdin: read standard input, which path then only names.
     """
@@ -124,7 +125,13 @@ def read_chunks(path: str, from_stdin: bool = False) -> Iterator[list[str]]:
     problems = Problems()
     texts = read_texts(path, problems, sys.stdin.buffer if from_stdin else None)
     while True:
-        chunk = list(itertools.islice(texts, CHUNK))
+        chunk: list[str] = []
+        size = 0
+        for text in texts:
+            chunk.append(text)
+            size += len(text)
+            if len(chunk) == CHUNK or size >= CHUNK_CHARACTERS:
+                break
         if not chunk or problems.count:
             break
         yield chunk

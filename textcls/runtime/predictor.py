@@ -19,6 +19,7 @@ from textcls.common.errors import Problems, UserError
 from textcls.common.log import Progress
 from textcls.common.probabilities import softmax, top_classes
 from textcls.data.files import read_labelled
+from textcls.data.tokens import TokenizedTexts
 from textcls.runtime.converted import AnswerBoth, Comparison, short_hash
 from textcls.runtime.exported import read_export
 from textcls.runtime.onnx_model import OnnxModel
@@ -71,8 +72,8 @@ class Predictor:
         """
         return softmax(self._model.run(self.tokenize(texts), progress), self.temperature)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of texts, special tokens included, cut to max_seq_length.
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Return the token ids that the model reads of texts, special tokens included.
 
         TypeError where texts are not str, ValueError where one is no text (blank, with NUL, with half a surrogate pair).
         """

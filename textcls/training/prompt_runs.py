@@ -1,6 +1,7 @@
 """From a template and texts to a trained prompt model in a folder."""
 
 import copy
+import functools
 import json
 import os
 import re
@@ -28,7 +29,9 @@ from textcls.training.resume import (
     TrainArguments,
     check_resume_point,
     choose_callbacks,
+    choose_long_text,
     find_resume_point,
+    save_long_text,
     tokenize_split,
     train_and_save,
 )
@@ -94,14 +97,16 @@ def build_model(task: Task, template: list[Part], args: TrainArguments) -> Check
     model = make_prompt_model(masked_lm, prompt, task.word_ids, starts, task.labels)
     length = check_length(min(args.max_seq_length, count_positions(model)), model)
     model.config.max_seq_length = length
+    long_text = choose_long_text(args, vars(model.config), task.model_folder)
+    save_long_text(model, long_text)
     if args.freeze_plm:
         model.freeze(args.freeze_dropout)
     if task.verbalizer == "manual":
         for parameter in model.classifier.parameters():
             parameter.stop_gradient = True
-    rust = rust_tokenizer(task.tokenizer, length, prompt=prompt)
-    return Checkpoint(model, task.tokenizer, rust, make_encoder(task.tokenizer, rust, length), task.labels, length,
-                      task.tokenizer.pad_token_id, len(prompt.before), len(prompt.after))
+    rust = rust_tokenizer(task.tokenizer, prompt=prompt)
+    encode = make_encoder(task.tokenizer, rust, length, prompt, long_text)
+    return Checkpoint(model, task.tokenizer, rust, encode, task.labels, length, task.tokenizer.pad_token_id)
 
 
 def make_trainer(checkpoint: Checkpoint, args: TrainArguments, train: Optional[TokenizedTexts] = None,
@@ -111,7 +116,7 @@ def make_trainer(checkpoint: Checkpoint, args: TrainArguments, train: Optional[T
     return PromptTrainer(checkpoint.labels, checkpoint.rust_tokenizer, args, model=checkpoint.model,
                          criterion=loss or paddle.nn.CrossEntropyLoss(), tokenizer=checkpoint.tokenizer,
                          data_collator=lambda rows: collate(rows, checkpoint.pad_id), train_dataset=train, eval_dataset=dev,
-                         compute_metrics=compute_metrics, callbacks=list(callbacks))
+                         compute_metrics=functools.partial(compute_metrics, tokens=dev), callbacks=list(callbacks))
 
 
 def change_folder(args: TrainArguments, folder: str, **changes: Any) -> TrainArguments:
@@ -186,7 +191,9 @@ def further_pretrain(task: Task, args: TrainArguments, texts: list[str], epochs:
     paddle.seed(args.seed)
     model, tokenizer = load_model(task.model_folder, head="MaskedLM"), task.tokenizer
     length = min(args.max_seq_length, count_positions(model))
-    pretrain(model, tokenizer, tokenize(texts, make_encoder(tokenizer, rust_tokenizer(tokenizer, length), length)), args)
+    encode = make_encoder(tokenizer, rust_tokenizer(tokenizer), length,
+                          long_text=choose_long_text(args, vars(model.config), task.model_folder))
+    pretrain(model, tokenizer, tokenize(texts, encode), args)
     save_pretrained(model, tokenizer, folder)
     return folder
 
@@ -210,10 +217,9 @@ def train_model(task: Task, template: list[Part], args: TrainArguments, train: S
             check_resume_point(resume_point, args, task.labels, task.label_path, checkpoint.model, len(train[0]))
         if not len(train[0]):
             return save_untrained(checkpoint, args)
-        encode, length, dev_tokens = checkpoint.encode, checkpoint.max_seq_length, None
-        tokens = tokenize_split(train, encode, length, "training")
+        tokens, dev_tokens = tokenize_split(train, checkpoint.encode, "training"), None
         if len(dev[0]) and args.evaluation_strategy.value != "no":
-            dev_tokens = tokenize_split(dev, encode, length, "dev").longest_first()
+            dev_tokens = tokenize_split(dev, checkpoint.encode, "dev").longest_first()
         callbacks = (*choose_callbacks(args, task.patience), *((SaveBest(),) if saves_best(args) else ()))
         trainer = make_trainer(checkpoint, args, tokens, dev_tokens, callbacks=callbacks)
         train_and_save(trainer, args, resume_point)

@@ -11,10 +11,11 @@ import numpy as np
 
 from textcls.common.errors import UserError, is_main_rank
 from textcls.common.log import get_logger
+from textcls.common.long_texts import CUT, MODES, LongText
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
+from textcls.data.encoders import Encoder, check_long_text, read_long_text
 from textcls.data.files import compare_labels, read_json, read_labels
 from textcls.data.tokens import TokenizedTexts, tokenize
-from textcls.models.tokenizers import Encode
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
 from textcls.training.callbacks import DropRemainder, ResumableEarlyStopping, StopAtNonFinite, metric_name
 from textcls.training.scoring import METRICS
@@ -38,6 +39,10 @@ MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS
 OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json")
 
 
+VOTE_CHOICES = ("mean", "max")  # of the windows of a classifier
+MUCH_LOST = 0.05  # of all tokens: more than that is worth a hint
+
+
 @dataclass
 class TrainArguments(TrainingArguments):
     output_dir: str = field(default="checkpoint", metadata={"help": "Folder for the model and its checkpoints."})
@@ -47,10 +52,21 @@ class TrainArguments(TrainingArguments):
                                                           "there is one, else the CPU."})
     full_embeddings: bool = field(default=False, metadata={"help": "Train the whole table of word embeddings, not only the rows "
                                                            "whose tokens occur: the same result, slower."})
+    long_text: Optional[str] = field(default=None, metadata={"choices": MODES, "help": (
+        "What is read of a text of more than max_seq_length tokens: cut: its beginning; head_tail: beginning and end; window: "
+        "overlapping windows, all of it. Saved with the model. Default: that of a trained model, else cut.")})
+    head_share: Optional[float] = field(default=None, metadata={"help": "Of head_tail: the beginning's share, 0 to 1; 0.25."})
+    window_stride: Optional[int] = field(default=None, metadata={
+        "help": "Of window: tokens from one window to the next; three quarters of a window."})
+    max_windows: Optional[int] = field(default=None, metadata={
+        "help": "Of window: windows of a text at most, evenly spread over it; 8."})
+    window_vote: Optional[str] = field(default=None, metadata={"choices": VOTE_CHOICES, "help": (
+        "Of window: the logits of a text are the mean of its windows', or of each class the largest; mean.")})
 
 
 def check_evaluation(args: TrainingArguments, metrics: Sequence[str] = ("loss", *METRICS)) -> None:
     """Refuse options of TrainArguments that contradict each other. metrics: names. Raises UserError."""
+    given_long_text(args)
     evaluates = args.evaluation_strategy.value != "no"
     metric = check_metric(args, metrics)
     if args.do_train and metric and not evaluates:
@@ -61,6 +77,38 @@ def check_evaluation(args: TrainingArguments, metrics: Sequence[str] = ("loss", 
     for name in ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval"):
         if getattr(args, name) and args.device.startswith("cpu"):
             raise UserError(f"--{name} needs a GPU, expected --device gpu (or a run without --{name})")
+
+
+def choose_long_text(args: TrainArguments, config: dict[str, Any], folder: str) -> LongText:
+    """Decide how long texts are read: as the options say, and where they say nothing as the config of a trained model does.
+
+    config: the content of the config.json in folder. Raises UserError.
+    """
+    changes = given_long_text(args)
+    long_text = read_long_text(config, os.path.join(folder, "config.json"))
+    if long_text.window_vote not in VOTE_CHOICES:  # of a sentence encoder
+        long_text = long_text._replace(window_vote="mean")
+    long_text = long_text._replace(mode=args.long_text or long_text.mode)
+    for name in changes:
+        mode = "head_tail" if name == "head_share" else "window"
+        if long_text.mode != mode:
+            raise UserError(f"--{name}: has no effect on texts that are read by --long_text {long_text.mode}, expected "
+                            f"--long_text {mode}, or a run without it")
+    return CUT if long_text.mode == "cut" else long_text._replace(**changes)
+
+
+def given_long_text(args: TrainArguments) -> dict[str, Any]:
+    """Return the options of long texts that are given, without the mode: {name: value}. UserError where one is out of range."""
+    changes = {name: getattr(args, name) for name in LongText._fields[1:] if getattr(args, name) is not None}
+    check_long_text(LongText(args.long_text or "cut", **changes))
+    return changes
+
+
+def save_long_text(model: PretrainedModel, long_text: LongText) -> None:
+    """Let the config.json of a model say how long texts are read."""
+    vars(model.config).pop("long_text", None)
+    if long_text != CUT:
+        model.config.long_text = long_text._asdict()
 
 
 def check_metric(args: TrainingArguments, metrics: Sequence[str]) -> str:
@@ -179,15 +227,26 @@ class ClearLeftovers(TrainerCallback):
             clear_leftovers(args, self.resume_point)
 
 
-def tokenize_split(split: tuple[list[str], np.ndarray], encode: Encode, max_seq_length: int, name: str) -> TokenizedTexts:
-    """Tokenize (texts, label ids), and log how long the texts are or how many of them are cut."""
-    tokens = tokenize(split[0], encode, split[1], f"Tokenizing {name}")
-    full = int((tokens.lengths >= max_seq_length).sum())
-    if full:
-        get_logger().info(f"{full} of {len(tokens)} {name} texts fill max_seq_length {max_seq_length}; longer ones are cut.")
-    else:
-        get_logger().info(f"The {len(tokens)} {name} texts have {tokens.lengths.mean():.0f} tokens on average, "
-                          f"{tokens.lengths.max()} at most")
+def tokenize_split(split: tuple[list[str], np.ndarray], encode: Encoder, name: str) -> TokenizedTexts:
+    """Tokenize (texts, label ids), and log how long the texts are, and how many tokens of them are not read."""
+    whole_lengths: list[int] = []
+    tokens = tokenize(split[0], encode, split[1], f"Tokenizing {name}", whole_lengths)
+    lengths, longest, mode = np.array(whole_lengths), encode.max_seq_length, encode.long_text.mode
+    num_long = int((lengths > longest).sum())
+    if not num_long:
+        get_logger().info(f"The {len(lengths)} {name} texts have {lengths.mean():.0f} tokens on average, {lengths.max()} at most")
+        return tokens
+    room = longest - encode.num_before - encode.num_after
+    read = np.minimum(lengths, np.diff(tokens.starts) * room)
+    lost = 1 - read.sum() / lengths.sum()
+    windows = f" in {len(tokens) / tokens.num_texts:.1f} windows each" if mode == "window" else ""
+    message = (f"{num_long} of {len(lengths)} {name} texts ({num_long / len(lengths) * 100:.1f} %) are longer than "
+               f"max_seq_length {longest}. With --long_text {mode} the texts are read{windows} but for {lost * 100:.1f} % of all "
+               "tokens")
+    hint = ""
+    if mode == "cut" and lost > MUCH_LOST:
+        hint = "; --long_text head_tail reads the end of a text, too, at the same cost"
+    get_logger().info(message + hint)
     return tokens
 
 

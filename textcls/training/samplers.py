@@ -1,4 +1,5 @@
-"""Batches of texts of like length, by texts or by tokens."""
+"""Batches of texts of like length, by texts or by tokens. Of a text of several windows an epoch has one, drawn at random: so a
+long text weighs as much as a short one."""
 
 from collections.abc import Iterator
 
@@ -24,7 +25,7 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
         lengths, size = self.dataset.lengths, self.texts_per_step() * GROUP_BATCHES
-        order = self.draw_order(generator)
+        order = self.draw_rows(self.draw_order(generator), generator)
         groups = [order[start:start + size] for start in range(0, len(order), size)]
         order = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups])
         ends = self.find_ends(lengths[order])
@@ -44,11 +45,18 @@ class LengthGroupedBatchSampler(paddle.io.DistributedBatchSampler):
 
     def draw_order(self, generator: np.random.Generator) -> np.ndarray:
         """Return the texts of an epoch in random order: int64 [num_texts]."""
-        return generator.permutation(len(self.dataset))
+        return generator.permutation(self.dataset.num_texts)
+
+    def draw_rows(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return a row of each text, its only one or one of its windows: int64 [num_texts]. order: of the texts, likewise."""
+        if self.dataset.owners is None:
+            return order
+        starts = self.dataset.starts
+        return starts[order] + generator.integers(np.diff(starts)[order])
 
     def __len__(self) -> int:
         step = self.batch_size * self.nranks
-        return len(self.dataset) // step if self.drop_last else -(-len(self.dataset) // step)
+        return self.dataset.num_texts // step if self.drop_last else -(-self.dataset.num_texts // step)
 
 
 class TokenBatchSampler(LengthGroupedBatchSampler):
@@ -59,10 +67,11 @@ class TokenBatchSampler(LengthGroupedBatchSampler):
 
     def __init__(self, dataset: TokenizedTexts, num_tokens: int, seed: int, num_replicas: int, rank: int):
         super().__init__(dataset, 1, seed, num_replicas, rank, drop_last=False)
-        self.num_steps = max(1, int(dataset.lengths.sum()) // (num_tokens * num_replicas))
+        per_text = np.add.reduceat(dataset.lengths, dataset.starts[:-1]) / np.diff(dataset.starts)
+        self.num_steps = max(1, int(per_text.sum()) // (num_tokens * num_replicas))
 
     def texts_per_step(self) -> int:
-        return -(-len(self.dataset) // self.num_steps)
+        return -(-self.dataset.num_texts // self.num_steps)
 
     def find_ends(self, lengths: np.ndarray) -> np.ndarray:
         shares = np.arange(1, self.num_steps) / self.num_steps

@@ -5,6 +5,7 @@ from typing import Optional, Protocol
 import numpy as np
 
 from textcls.common.probabilities import top_classes
+from textcls.data.tokens import TokenizedTexts
 
 RESAMPLES, INTERVAL = 1000, 0.95  # of the bootstrap
 CURVE_POINTS = 200  # of a risk-coverage curve
@@ -19,25 +20,39 @@ class Prediction(Protocol):
     label_ids: np.ndarray
 
 
-def compute_metrics(prediction: Prediction) -> dict[str, float]:
+def compute_metrics(prediction: Prediction, tokens: Optional[TokenizedTexts] = None) -> dict[str, float]:
     """Compute what a Trainer logs and --metric_for_best_model may name: METRICS.
 
-    prediction: its `predictions` are logits [num_texts, num_classes], its `label_ids` int64 [num_texts].
+    prediction: its `predictions` are logits [num_rows, num_classes], its `label_ids` int64 [num_rows]. tokens: whose rows these
+    are, where a text may have several.
     """
-    metrics = score_classes(prediction.label_ids, prediction.predictions.argmax(axis=-1), prediction.predictions.shape[-1])
+    logits, label_ids = join_rows(prediction, tokens)
+    metrics = score_classes(label_ids, logits.argmax(axis=-1), logits.shape[-1])
     # with one label per text every wrong guess is a miss of one class and a false alarm of another: all three are the accuracy
     return {name: metrics["accuracy" if name.startswith("micro_") else name] for name in METRICS}
 
 
-class KeptMetrics:
-    """`compute_metrics` that keeps what it was last given: logits float32 [num_texts, num_classes] and label_ids int64."""
+def join_rows(prediction: Prediction, tokens: Optional[TokenizedTexts]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (logits [num_texts, num_classes], label ids [num_texts]) of those of rows. Arguments: as of `compute_metrics`."""
+    if tokens is None:
+        return prediction.predictions, prediction.label_ids
+    return tokens.join(prediction.predictions), tokens.text_labels
 
-    logits: Optional[np.ndarray] = None
-    label_ids: Optional[np.ndarray] = None
+
+class KeptMetrics:
+    """`compute_metrics` that keeps what it was last given: logits float32 [num_texts, num_classes] and label_ids int64.
+
+    tokens: what is evaluated, where a text may have several rows.
+    """
+
+    def __init__(self, tokens: Optional[TokenizedTexts]):
+        self.tokens = tokens
+        self.logits: Optional[np.ndarray] = None
+        self.label_ids: Optional[np.ndarray] = None
 
     def __call__(self, prediction: Prediction) -> dict[str, float]:
-        self.logits, self.label_ids = prediction.predictions, prediction.label_ids
-        return compute_metrics(prediction)
+        self.logits, self.label_ids = join_rows(prediction, self.tokens)
+        return compute_metrics(prediction, self.tokens)
 
 
 def score(label_ids: np.ndarray, probs: np.ndarray) -> dict:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from textcls.common.log import get_logger
+from textcls.data.encoders import Encoder
 from textcls.data.tokens import TokenizedTexts, pad_batch, tokenize
 from textcls.models.checkpoints import Checkpoint
 from textcls.models.inference import predict_logits
 from textcls.models.paddle_setup import paddle
 from textcls.models.sentence_model import unit_length
-from textcls.models.tokenizers import Encode
 from textcls.retrieval.nearest import select_top
 from textcls.training.samplers import LengthGroupedBatchSampler
 from textcls.training.trainer import ClassificationTrainer, collate
@@ -43,9 +43,10 @@ def metric_names(num_labels: int) -> list[str]:
     return ["accuracy", *(f"recall@{count}" for count in recall_counts(num_labels))]
 
 
-def tokenize_labels(words: list[list[str]], encode: Encode) -> LabelTexts:
-    """Tokenize the words of labels. words: for each label a list of str."""
-    tokens = tokenize([word for own in words for word in own], encode, description="Tokenizing labels")
+def tokenize_labels(words: list[list[str]], encode: Encoder) -> LabelTexts:
+    """Tokenize the words of labels, which are cut where they are long. words: for each label a list of str."""
+    cut = Encoder(encode.encode_whole, encode.num_before, encode.num_after, encode.max_seq_length)
+    tokens = tokenize([word for own in words for word in own], cut, description="Tokenizing labels")
     return LabelTexts(tokens, np.concatenate([[0], np.cumsum([len(own) for own in words])]))
 
 
@@ -120,7 +121,7 @@ class WeightedBatchSampler(LengthGroupedBatchSampler):
         self.power = power
 
     def draw_order(self, generator: np.random.Generator) -> np.ndarray:
-        label_ids = self.dataset.labels[:, 0]
+        label_ids = self.dataset.text_labels[:, 0]
         _, counts = np.unique(label_ids, return_counts=True)
         shares = counts ** self.power
         drawn = generator.multinomial(len(label_ids), shares / shares.sum())
@@ -263,10 +264,10 @@ class SentenceTrainer(ClassificationTrainer):
         """Return the vectors of texts without dropout, shared out between the processes: float32 [num_texts, size]."""
         rank, processes = self.args.dataset_rank, self.args.dataset_world_size
         self.model.eval()
-        own = predict_logits(self.checkpoint, tokens.select(np.arange(rank, len(tokens), processes)),
+        own = predict_logits(self.checkpoint, tokens.select(np.arange(rank, tokens.num_texts, processes)),
                              self.args.per_device_eval_batch_size)
         self.model.train()
-        vectors = np.empty((len(tokens), self.size), np.float32)
+        vectors = np.empty((tokens.num_texts, self.size), np.float32)
         for index, part in enumerate(self.gather(own)):
             vectors[index::processes] = part
         return vectors
@@ -287,12 +288,12 @@ class SentenceTrainer(ClassificationTrainer):
         """Measure the shares of the dev texts, 0 to 1, whose label is among the nearest labels (recall@N), or that the vote of
         the nearest training texts gets right (accuracy). Returns {"eval_accuracy", "eval_recall@1", ...}."""
         dev: TokenizedTexts = self.eval_dataset if eval_dataset is None else eval_dataset
-        dev_ids, vectors, metrics = np.asarray(dev.labels), self.encode_texts(dev), {}
+        dev_ids, vectors, metrics = dev.text_labels, self.encode_texts(dev), {}
         counts = recall_counts(len(self.label_texts.offsets) - 1)
         is_right = self.find_labels(vectors, counts[-1]) == dev_ids[:, None]
-        voters = np.random.default_rng(self.args.seed).permutation(len(self.train_dataset))[:MOST_VOTERS]
+        voters = np.random.default_rng(self.args.seed).permutation(self.train_dataset.num_texts)[:MOST_VOTERS]
         nearest, cosines = top_columns(vectors, self.encode_texts(self.train_dataset.select(voters)), NEIGHBOURS)
-        guesses = majority(cosines, self.train_dataset.labels[voters, 0][nearest])
+        guesses = majority(cosines, self.train_dataset.text_labels[voters, 0][nearest])
         metrics[f"{metric_key_prefix}_accuracy"] = float((guesses == dev_ids).mean())
         for count in counts:
             metrics[f"{metric_key_prefix}_recall@{count}"] = float(is_right[:, :count].any(axis=1).mean())
@@ -305,7 +306,7 @@ class SentenceTrainer(ClassificationTrainer):
         """For each training text, find the labels that the encoder confuses its own with; they join its batches from now on."""
         if epoch == self.negatives_epoch:
             return  # they came with the checkpoint
-        label_ids, count = self.train_dataset.labels[:, :1], min(self.args.hard_negatives, len(self.label_texts.offsets) - 2)
+        label_ids, count = self.train_dataset.text_labels[:, :1], min(self.args.hard_negatives, len(self.label_texts.offsets) - 2)
         found = self.find_labels(self.encode_texts(self.train_dataset), count + 1)
         is_own = found == label_ids
         is_own[~is_own.any(axis=1), -1] = True  # its own label is farther away still: the last one goes

@@ -23,6 +23,7 @@ from textcls.data.files import read_json
 from textcls.data.tokens import TokenizedTexts, pad_batch
 from textcls.models.inference import open_pool
 from textcls.models.paddle_setup import paddle
+from textcls.models.tokenizers import save_rust_tokenizer
 from textcls.training.callbacks import CountBatches, ShrinkRows, TrainingLog, describe_metrics, is_best, metric_name
 from textcls.training.embedding_rows import ROWS, EmbeddingRows, find_table, fit_moments, occurring_ids
 from textcls.training.operators import fast_operators
@@ -274,7 +275,8 @@ class ClassificationTrainer(Trainer):
             os.remove(os.path.join(output_dir, "training_args.bin"))  # a pickle that nothing reads
             write_labels(os.path.join(output_dir, "label.txt"), self.labels)
             if self.rust_tokenizer is not None:
-                self.rust_tokenizer.save(os.path.join(output_dir, "tokenizer.json"))
+                save_rust_tokenizer(self.rust_tokenizer, os.path.join(output_dir, "tokenizer.json"),
+                                    self.model.config.max_seq_length)
 
     def _save_checkpoint(self, model: paddle.nn.Layer, metrics: Optional[dict[str, float]] = None) -> None:
         """Write output_dir/checkpoint-N in a staging folder, whose last rename makes it visible, whole.
