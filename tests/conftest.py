@@ -17,6 +17,7 @@ from helpers import (
     make_model,
     read_lines,
     run,
+    set_long_text,
     thousand_texts,
     train_options,
     weights,
@@ -162,6 +163,26 @@ def predicted(checkpoint, make_once):
     texts, answers = read_lines(folder / "data.txt"), [json.loads(line) for line in read_lines(folder / "answers")]
     assert [answer["text"] for answer in answers] == texts
     return texts, answers
+
+
+@pytest.fixture(scope="session")
+def windowed(checkpoint, exported, predicted, make_once):
+    """The trained model as one that reads long texts in windows: its checkpoint, its export, and what predict.py says of all
+    long ones and some others of the 1,000 texts: (list of str, list of its JSON objects with top_k 3)."""
+    def make(folder):
+        shutil.copytree(checkpoint, folder / "checkpoint")
+        shutil.copytree(exported, folder / "export")
+        for name in ("checkpoint/config.json", "export/deploy.json"):
+            set_long_text(folder / name, mode="window", max_windows=5)
+        texts = sorted(predicted[0], key=lambda text: -len(text))
+        write_lines(folder / "data.txt", texts[:60] + texts[100::10])
+        process = run("predict.py", "--params_path", folder / "checkpoint", "--dataset_dir", folder, "--device", "cpu",
+                      "--output_format", "jsonl", "--top_k", 3, "--output_file", folder / "answers")
+        assert process.returncode == 0, process.stderr
+
+    folder = make_once("windowed", make)
+    answers = [json.loads(line) for line in read_lines(folder / "answers")]
+    return folder / "checkpoint", folder / "export", ([answer["text"] for answer in answers], answers)
 
 
 @pytest.fixture(scope="session")

@@ -202,6 +202,12 @@ def train_options(model, data, output, **changes):
     return words
 
 
+def set_long_text(path, **entries):
+    """Let a config.json or deploy.json say how long texts are read."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "long_text": entries}), encoding="utf-8")
+
+
 def thousand_texts():
     """Real texts, emoji, texts of next to nothing, very long ones and random Unicode, in random order."""
     generator = random.Random(3)

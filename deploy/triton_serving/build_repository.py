@@ -21,11 +21,11 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Union
 
-from textcls.common import probabilities, texts
+from textcls.common import long_texts, probabilities, texts
 from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.common.options import make_parser, positive_int
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
-from textcls.runtime.exported import Export, read_export
+from textcls.runtime.exported import Export, read_encoder, read_export
 from textcls.runtime.listening import MAX_TEXT_LENGTH
 from textcls.runtime.quantize import SCHEMES, add_device_options, check_calibration, check_device, refuse_calibration
 
@@ -43,6 +43,20 @@ TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(f
 # one thread per batch and several batches at a time are faster than one batch on several threads
 ONE_THREAD = """parameters { key: "intra_op_thread_count", value: { string_value: "1" } }
 parameters { key: "inter_op_thread_count", value: { string_value: "1" } }"""
+# of an ensemble
+MODEL_STEP = """,
+    {{
+      model_name: "{model}"
+      model_version: -1
+{input_maps}
+      output_map {{ key: "{output}", value: "{output}" }}
+    }}"""
+# of a tokenizer that needs no model, which is not there yet while the server starts
+WARMUP = """model_warmup {
+  name: "one text"
+  batch_size: 1
+  inputs { key: "INPUT", value: { data_type: TYPE_STRING, dims: [ 1 ], input_data_file: "text" } }
+}"""
 logger = logging.getLogger("predictor")
 
 
@@ -102,6 +116,11 @@ def make_configs(args: Namespace, export: Export, session: "InferenceSession") -
     tokenizer, model, *_ = models = CLASSIFIER if export.labels else ENCODER
     gpus = f", gpus: [ {args.device_id} ]" if args.device == "gpu" else ""
     longest = f"dims: [ {export.max_seq_length} ], zero_data: true"
+    input_maps = "\n".join(f'      input_map {{ key: "{name}", value: "{name}" }}' for name in inputs)
+    encode, reads_windows = read_encoder(export), export.long_text.mode == "window"
+    outputs = {name: f"data_type: {kind}, dims: [ -1 ]" for name, kind in inputs.items()}  # of the tokenizer
+    if reads_windows:  # it asks the model itself
+        outputs = {output.name: f"data_type: {TYPES[output.type]}, dims: [ {export.output_size} ]"}
     values = {
         **vars(args), "max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "output_size": export.output_size,
         "temperature": repr(export.temperature),
@@ -109,8 +128,14 @@ def make_configs(args: Namespace, export: Export, session: "InferenceSession") -
         "instances": f"count: {args.instance_count}, kind: KIND_{args.device.upper()}{gpus}",
         "threads": ONE_THREAD if args.device == "cpu" else "",
         "inputs": ",\n".join(f'  {{ name: "{name}", data_type: {kind}, dims: [ -1 ] }}' for name, kind in inputs.items()),
-        "input_maps": "\n".join(f'      input_map {{ key: "{name}", value: "{name}" }}' for name in inputs),
-        "output_maps": "\n".join(f'      output_map {{ key: "{name}", value: "{name}" }}' for name in inputs),
+        "tokenizer_outputs": ",\n".join(f'  {{ name: "{name}", {kind} }}' for name, kind in outputs.items()),
+        "tokenizer_maps": "\n".join(f'      output_map {{ key: "{name}", value: "{name}" }}' for name in outputs),
+        "tokenizer_count": args.instance_count if reads_windows else 1,
+        "model_step": "" if reads_windows else MODEL_STEP.format(model=model, input_maps=input_maps, output=output.name),
+        "tokenizer_warmup": "" if reads_windows else WARMUP,
+        "num_before": encode.num_before, "num_after": encode.num_after,
+        "long_text": json.dumps(json.dumps(export.long_text._asdict())),
+        "model_inputs": json.dumps(json.dumps({name: kind[len("TYPE_"):].lower() for name, kind in inputs.items()})),
         "zeros": "\n".join(f'  inputs {{ key: "{name}", value: {{ data_type: {kind}, {longest} }} }}'
                            for name, kind in inputs.items())}
     return {name: Template((CONFIGS / f"{template}.pbtxt").read_text(encoding="utf-8")).substitute(values)
@@ -126,7 +151,8 @@ def write_repository(folder: str, args: Namespace, export: Export, session: "Inf
     tokenizer, runner, *others = [os.path.join(folder, name) for name in configs]
     shutil.copy(os.path.join(HERE, "tokenizer_model.py"), os.path.join(tokenizer, "1", "model.py"))
     shutil.copy(export.tokenizer_path, os.path.join(tokenizer, "1", "tokenizer.json"))
-    shutil.copy(texts.__file__, os.path.join(tokenizer, "1"))
+    for module in (texts, long_texts):
+        shutil.copy(module.__file__, os.path.join(tokenizer, "1"))
     # a text as the server wants it in a file: its length in 4 bytes, little-endian, then UTF-8
     text = "头疼怎么办".encode()
     os.makedirs(os.path.join(tokenizer, "warmup"))
@@ -140,7 +166,8 @@ def write_repository(folder: str, args: Namespace, export: Export, session: "Inf
         shutil.copy(os.path.join(HERE, "postprocess_model.py"), os.path.join(version, "model.py"))
         shutil.copy(probabilities.__file__, version)
         write(os.path.join(version, "label.txt"), "".join(label + "\n" for label in export.labels).encode())
-    made_of = {**vars(args), "labels": export.labels, "max_seq_length": export.max_seq_length}
+    made_of = {**vars(args), "labels": export.labels, "max_seq_length": export.max_seq_length,
+               "long_text": export.long_text._asdict()}
     write(os.path.join(folder, MARKER), json.dumps(made_of, ensure_ascii=False, indent=2).encode())
 
 

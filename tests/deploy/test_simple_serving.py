@@ -103,6 +103,18 @@ def test_client_agrees_with_predict(server, predicted, tmp_path):
     assert [block.split("\n")[0] for block in blocks[:-1]] == [f"data: {text}" for text in texts[:2]]
 
 
+def test_windows_of_long_texts(windowed, tmp_path):
+    _, export, (texts, expected) = windowed
+    process, port = start(export, tmp_path / "log", "--batch_size", 8)
+    try:
+        write_lines(tmp_path / "texts", texts)
+        answer = client(port, "--data_file", tmp_path / "texts", "--top_k", 3, "--output_format", "jsonl")
+        rows = [json.loads(line) for line in answer.stdout.split("\n")[:-1]]
+        assert_answers_agree([[(top["label"], top["confidence"]) for top in row["top_k"]] for row in rows], expected)
+    finally:
+        stop(process)
+
+
 def test_the_earlier_form(server, predicted):
     texts, expected = predicted[0][:40], predicted[1][:40]
     status, answer, _ = post(server[1], {"data": {"text": texts}, "parameters": {"max_seq_len": 128, "batch_size": 1}},

@@ -24,6 +24,7 @@ from helpers import (
     run_all,
     run_here,
     server_python,
+    set_long_text,
     write_lines,
 )
 from textcls.retrieval.encoder import open_encoder
@@ -352,6 +353,23 @@ def test_16_clients_at_once_share_batches(server, predicted):
     texts_run, executions = (after["seqcls_model"][index] - before["seqcls_model"][index] for index in (0, 1))
     assert texts_run == sum(number % 2 + 1 for number in range(800) if number % 10)
     assert executions < 720  # fewer than the requests that reach the model
+
+
+def test_windows_of_long_texts(windowed, encoder_export, tmp_path):
+    """A classifier and, beside it, an encoder that read long texts in windows: the tokenizer asks the model."""
+    _, export, (texts, expected) = windowed
+    repository = build(export, tmp_path / "models", "--instance_count", 1, "--max_batch_size", 16)
+    copy = shutil.copytree(encoder_export, tmp_path / "copy")
+    set_long_text(copy / "deploy.json", mode="window", window_vote="unit_mean", window_stride=10)
+    encoders = build(copy, tmp_path / "encoders", "--instance_count", 1, "--max_batch_size", 16)
+    with serving(repository, tmp_path / "server", "--", f"--model-repository={encoders}") as server:
+        for first in range(0, len(texts), 16):
+            assert_answers_agree(server.infer(texts[first:first + 16], top_k=3), expected[first:first + 16])
+        status, answer = server.request("/v2/models/encoder/infer", body(texts[:4]))
+        [embedding] = json.loads(answer)["outputs"]
+        vectors = open_encoder(copy).encode(texts[:4])
+        np.testing.assert_allclose(np.reshape(embedding["data"], vectors.shape), vectors, atol=1e-4)
+        assert server.request(INFER, body(["好", " "]))[0] == 400
 
 
 def test_the_encoder_gives_the_vectors_of_its_export(server, encoder_export, predicted):

@@ -1,9 +1,11 @@
-"""What a model reads of a text that has more tokens than it takes. Needs the standard library only, since
+"""What a model reads of a text that has more tokens than it takes. Needs NumPy only, since
 deploy/triton_serving/build_repository.py copies this file to where nothing else of this repository is.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
+
+import numpy as np
 
 MODES = ("cut", "head_tail", "window")
 VOTES = ("mean", "max", "unit_mean")  # unit_mean: of vectors of length 1, which the mean is again
@@ -60,3 +62,14 @@ def fit_windows(ids: Sequence[int], num_before: int, num_after: int, max_seq_len
         parts = [token for start, stop in spans for token in text[start:stop]]
         windows.append(before + parts + after)
     return windows
+
+
+def join_windows(answers: np.ndarray, starts: np.ndarray, vote: str) -> np.ndarray:
+    """Make the answers for texts of those for their windows. answers: float32 [num_windows, size], text by text; starts: int64
+    [num_texts], the first window of each text; vote: one of VOTES. Returns float32 [num_texts, size].
+    """
+    if vote == "max":
+        return np.maximum.reduceat(answers, starts)
+    counts = np.diff(starts, append=len(answers))
+    means = np.add.reduceat(answers, starts) / counts[:, None].astype(answers.dtype)
+    return means / np.linalg.norm(means, axis=1, keepdims=True) if vote == "unit_mean" else means

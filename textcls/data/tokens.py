@@ -8,6 +8,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from textcls.common.log import Progress, progress_bar
+from textcls.common.long_texts import join_windows
 from textcls.data.encoders import Encoder, split_texts
 
 SHORTEST_LENGTH, DEFAULT_LENGTH = 3, 128  # tokens: the least max_seq_length, and what it is where nobody says
@@ -94,13 +95,7 @@ class TokenizedTexts:
 
         answers: float32 [num_rows, size]. Returns float32 [num_texts, size].
         """
-        if self.owners is None:
-            return answers
-        starts = self.starts
-        if self.vote == "max":
-            return np.maximum.reduceat(answers, starts[:-1])
-        means = np.add.reduceat(answers, starts[:-1]) / np.diff(starts)[:, None].astype(answers.dtype)
-        return means / np.linalg.norm(means, axis=1, keepdims=True) if self.vote == "unit_mean" else means
+        return answers if self.owners is None else join_windows(answers, self.starts[:-1], self.vote)
 
 
 def tokenize(texts: Sequence[str], encode: Encoder, labels: Optional[np.ndarray] = None, description: str = "Tokenizing",

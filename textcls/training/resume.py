@@ -239,14 +239,13 @@ def tokenize_split(split: tuple[list[str], np.ndarray], encode: Encoder, name: s
     room = longest - encode.num_before - encode.num_after
     read = np.minimum(lengths, np.diff(tokens.starts) * room)
     lost = 1 - read.sum() / lengths.sum()
-    windows = f" in {len(tokens) / tokens.num_texts:.1f} windows each" if mode == "window" else ""
     message = (f"{num_long} of {len(lengths)} {name} texts ({num_long / len(lengths) * 100:.1f} %) are longer than "
-               f"max_seq_length {longest}. With --long_text {mode} the texts are read{windows} but for {lost * 100:.1f} % of all "
-               "tokens")
-    hint = ""
-    if mode == "cut" and lost > MUCH_LOST:
-        hint = "; --long_text head_tail reads the end of a text, too, at the same cost"
-    get_logger().info(message + hint)
+               f"max_seq_length {longest}: --long_text {mode} leaves {lost * 100:.1f} % of all tokens unread")
+    if mode == "window":
+        message += f", in {len(tokens) / tokens.num_texts:.1f} windows a text"
+    elif mode == "cut" and lost > MUCH_LOST:
+        message += "; head_tail reads the end of a text, too, at the same cost"
+    get_logger().info(message)
     return tokens
 
 
