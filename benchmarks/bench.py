@@ -4,6 +4,8 @@
     KUAKE_QIC_DIR=folder ERNIE_VOCAB=vocab.txt make bench BENCH="--quick --skip_torch"
     python benchmarks/bench.py --kuake_dir folder --vocab vocab.txt --torch_python .venv-bench/bin/python --profile
     python benchmarks/bench.py --kuake_dir folder --vocab vocab.txt --part predictor                # deploy/predictor only
+    python benchmarks/bench.py ... --part prompt                    # only the training of few-shot/
+    python benchmarks/bench.py --part retrieval                     # only that of retrieval_based/, needs no data
     python benchmarks/bench.py --part analysis                      # only the search of sent_interpret.py, needs no data
     python benchmarks/bench.py ... --part stacks --other_python .venv-paddle3/bin/python    # this suite with both Paddles
 
@@ -22,6 +24,8 @@ tokenizer, all texts padded to the longest of all, batches in file order; its st
 start of a process to its first label.
 stacks: this suite in this environment and in --other_python, which has the other Paddle, on the same weights; each predictor
 runs what its own stack exported, with its own ONNX Runtime.
+prompt, retrieval: ms per text of few-shot/train.py at Medium's shape beside PaddleNLP's PromptTrainer (bench_prompt.py), and per
+pair of retrieval_based/train.py at Nano's shape beside the earlier recipe (bench_retrieval.py). --quick: Nano, few steps.
 analysis: seconds in which each method of sent_interpret.py finds the 3 training rows for and the 3 against 1,000 texts among
 100,000, on seeded random features of the size of ERNIE 3.0 Medium, its preparations (the fit of representer) included.
 """
@@ -33,12 +37,15 @@ import tempfile
 from types import SimpleNamespace
 
 from analysis_part import measure_search
+from bench_prompt import measure_prompt
+from bench_retrieval import measure_retrieval
 from core_part import measure_reading, measure_shape, profile
 from measuring import ROOT, Turns, add_kuake_options, kuake_job, make_model, print_setting, start, work
 from predictor_part import measure_predictor
 from stacks_part import measure_stacks
 
 STEPS = {"medium": 4, "nano": 40}
+WITHOUT_DATA = ("analysis", "retrieval")  # parts that need no KUAKE-QIC
 
 
 def parse_arguments():
@@ -50,11 +57,11 @@ def parse_arguments():
     parser.add_argument("--repeats", type=int, default=3, help="measurements per variant, the best counts; default: 3")
     parser.add_argument("--quick", action="store_true", help="a trial: Nano, 1 repeat, 6 steps, 100,000 lines")
     parser.add_argument("--other_python", help="with --part stacks: the Python of an environment with the other Paddle")
-    parser.add_argument("--part", choices=["all", "core", "predictor", "analysis", "stacks"], default="all",
-                        help="what to measure; default: all")
+    parser.add_argument("--part", choices=["all", "core", "predictor", "prompt", "retrieval", "analysis", "stacks"],
+                        default="all", help="what to measure; default: all")
     parser.add_argument("--profile", action="store_true", help="add the costliest operations of training Nano")
     args = parser.parse_args()
-    data = {} if args.part == "analysis" else kuake_job(parser, args)
+    data = {} if args.part in WITHOUT_DATA else kuake_job(parser, args)
     if (args.part == "stacks") != bool(args.other_python):
         parser.error("expected --part stacks and --other_python together")
     args.torch_python = os.path.abspath(args.torch_python)
@@ -67,7 +74,7 @@ def main():
     args, data = parse_arguments()
     turns, report = Turns(args.repeats), SimpleNamespace(rows=[], ratios=[], stacks=[], notes=[])
     with tempfile.TemporaryDirectory() as folder:
-        for shape in [] if args.part == "analysis" else ["nano"] if args.quick else STEPS:
+        for shape in [] if args.part in (*WITHOUT_DATA, "prompt") else ["nano"] if args.quick else STEPS:
             job = {**data, "shape": shape, "folder": os.path.join(folder, shape), "steps": 6 if args.quick else STEPS[shape]}
             os.mkdir(job["folder"])
             work(make_model, job)
@@ -77,6 +84,9 @@ def main():
                 measure_shape(turns, report, job, args.quick, args.torch_python if args.with_torch else None)
             if args.part in ("all", "predictor"):
                 measure_predictor(turns, report, job)
+        for part, measure in (("prompt", measure_prompt), ("retrieval", measure_retrieval)):
+            if args.part in ("all", part):
+                measure(turns, report, os.path.join(folder, part), args)
         if args.part in ("all", "analysis"):
             measure_search(turns, report, folder, args.quick)
         if args.part in ("all", "core"):

@@ -57,6 +57,26 @@ def suite(job):
     return {"seconds": read_json(f"{output}/train_results.json")["train_runtime"]}
 
 
+def make_job(folder, shape, vocab, train_file, label_file, steps):
+    """Make data and model in a folder. Returns the job of the workers."""
+    os.makedirs(f"{folder}/data")
+    for name, path in (("train", train_file), ("dev", train_file), ("label", label_file)):
+        shutil.copyfile(path, f"{folder}/data/{name}.txt")  # nothing is evaluated, so any dev.txt will do
+    job = {"folder": folder, "shape": shape, "head": "ErnieForMaskedLM", "vocab": os.path.abspath(vocab),
+           "labels": [line for line, *_ in read_rows(label_file) if line], "steps": steps}
+    work(make_model, job)
+    return job
+
+
+def measure_prompt(turns, report, folder, args):
+    """Training of a prompt model, the part `prompt` of bench.py. args: its options."""
+    shape, steps = ("nano", 6) if args.quick else ("medium", 30)
+    job = make_job(folder, shape, args.vocab, *(os.path.join(args.kuake_dir, name) for name in ("train.txt", "label.txt")), steps)
+    best = turns.best(stock, job, {}, {"worker": suite})
+    per_text = 1e3 / (steps * OPTIONS["per_device_train_batch_size"])
+    report.rows.append([f"{shape}: training of few-shot/", *(figures["seconds"] * per_text for figures in best), None])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     for name in ("vocab_file", "train_file", "label_file"):
@@ -68,12 +88,7 @@ def main():
     workers, turns = {"stock": stock, "suite": suite}, Turns(args.repeats)
     names = [args.only] if args.only else list(workers)
     with tempfile.TemporaryDirectory() as folder:
-        os.mkdir(f"{folder}/data")
-        for name, path in (("train", args.train_file), ("dev", args.train_file), ("label", args.label_file)):
-            shutil.copyfile(path, f"{folder}/data/{name}.txt")  # nothing is evaluated, so any dev.txt will do
-        job = {"folder": folder, "shape": "medium", "head": "ErnieForMaskedLM", "vocab": os.path.abspath(args.vocab_file),
-               "labels": [line for line, *_ in read_rows(args.label_file) if line], "steps": args.steps}
-        work(make_model, job)
+        job = make_job(folder, "medium", args.vocab_file, args.train_file, args.label_file, args.steps)
         best = turns.best(stock, job, *({"worker": workers[name]} for name in names))
     for name, figures in zip(names, best):
         print(f"{name} {args.steps / figures['seconds']:.3f} steps/s")

@@ -18,9 +18,6 @@ from types import SimpleNamespace
 import numpy as np
 
 from measuring import ROOT, Turns, make_nano, start, work
-from textcls.common.errors import Problems
-from textcls.data.files import read_labels, read_lines
-from textcls.data.tokens import tokenize
 
 
 def parse_arguments():
@@ -41,6 +38,9 @@ def parse_arguments():
 
 def read_pairs(job):
     """The job as a namespace, and (texts, label ids, labels) of its first training rows, over again where there are fewer."""
+    from textcls.common.errors import Problems
+    from textcls.data.files import read_labels, read_lines
+
     args = SimpleNamespace(**job)
     labels = read_labels(os.path.join(args.data_dir, "label.txt"))
     rows = [line.rsplit("\t", 1) for _, line in read_lines(os.path.join(args.data_dir, "train.txt"), Problems())]
@@ -100,6 +100,7 @@ def earlier(job):
 def new(job):
     """Seconds in which SentenceTrainer's steps train on all pairs once, tokenizing included."""
     args, texts, label_ids, labels = read_pairs(job)
+    from textcls.data.tokens import tokenize
     from textcls.models.checkpoints import Checkpoint
     from textcls.models.tokenizers import make_encoder, rust_tokenizer
     from textcls.training.resume import TrainArguments
@@ -130,6 +131,16 @@ def new(job):
     seconds = time.perf_counter() - begin
     trainer.train()
     return {"seconds": seconds + (time.perf_counter() - begins[-1]) * args.pairs / max(1, args.pairs - args.batch_size)}
+
+
+def measure_retrieval(turns, report, folder, args):
+    """Training of a sentence encoder, the part `retrieval` of bench.py. args: its options."""
+    make_nano(Path(folder))
+    pairs = 256 if args.quick else 2048
+    job = {"folder": folder, "model_name_or_path": folder, "data_dir": str(ROOT / "data"), "max_seq_length": 384,
+           "batch_size": 64, "earlier_batch_size": 32, "pairs": pairs, "chunk_size": 0}
+    best = turns.best(new, job, {"worker": earlier}, {})
+    report.rows.append(["nano: training of retrieval_based/", *(figures["seconds"] * 1e3 / pairs for figures in best), None])
 
 
 def main():
