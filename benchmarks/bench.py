@@ -37,11 +37,11 @@ import tempfile
 from types import SimpleNamespace
 
 from analysis_part import measure_search
-from bench_prompt import measure_prompt
-from bench_retrieval import measure_retrieval
 from core_part import measure_reading, measure_shape, profile
 from measuring import ROOT, Turns, add_kuake_options, kuake_job, make_model, print_setting, start, work
 from predictor_part import measure_predictor
+from prompt_part import measure_prompt
+from retrieval_part import measure_retrieval
 from stacks_part import measure_stacks
 
 STEPS = {"medium": 4, "nano": 40}
