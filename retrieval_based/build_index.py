@@ -17,9 +17,10 @@ import os
 
 import numpy as np
 
+from textcls.common.confidence import explain_no_threshold
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, probability, thread_count
+from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, share_below_one, thread_count
 from textcls.common.outputs import check_output, check_output_folder, complete_file
 from textcls.data.files import check_splits, read_label_words, read_labelled, read_lines
 from textcls.retrieval.changes import (
@@ -40,7 +41,7 @@ from textcls.runtime.predictions import check_decided
 
 def precision(text):
     """Type of --precision: a share, or one of the words that this option took earlier."""
-    return None if text in ("fp32", "fp16", "int8") else probability(text)
+    return None if text in ("fp32", "fp16", "int8") else share_below_one(text)
 
 
 def parse_arguments():
@@ -57,7 +58,8 @@ def parse_arguments():
     parser.add_argument("--index_dir", default="./index", help="where the index goes")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors in the index")
     add_type_options(parser)
-    parser.add_argument("--precision", type=precision, help="share of right answers that predict.py --threshold auto shall give")
+    parser.add_argument("--precision", type=precision,
+                        help="share of right answers that predict.py --threshold auto shall give at least")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
     parser.add_argument("--overwrite", action="store_true", help="also replace an index that index.py has changed")
@@ -162,7 +164,8 @@ def main():
         corpora = ["texts", "means", "labels"] if train else ["labels"]
     index = choose(args, encoder, labels, make_rows(corpora, encoder, labels, train), dev)
     if args.precision is not None and dev is not None and index.header["threshold"] is None:
-        get_logger().warning(f"No threshold: no share of the dev texts has a precision of {args.precision}.")
+        get_logger().warning(f"No threshold for a precision of {args.precision:g} in {args.dev_file}: "
+                             f"{explain_no_threshold(len(dev[0]), args.precision)}.")
     header = write_index(args.index_dir, index, wanted, args.overwrite)
     if args.data_name:
         with complete_file(vectors_path, "wb") as file:

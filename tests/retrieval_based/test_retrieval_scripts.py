@@ -38,6 +38,14 @@ def built(encoder_export, data):
     return data / "index", process.stderr
 
 
+def test_a_precision_that_dev_cannot_show_is_said(encoder_export, data, tmp_path):
+    process = run_here(build.main, "--params_path", encoder_export, "--data_dir", data, "--index_dir", tmp_path / "index",
+                       "--precision", "0.99", "--corpus", "labels")
+    assert process.returncode == 0 and open_index(tmp_path / "index").header["threshold"] is None
+    assert ("No threshold for a precision of 0.99 in dev.txt: 120 rows are too few to show it, even if all answers were right: "
+            "299 are needed." in process.stderr)
+
+
 def copy_index(built, tmp_path):
     return shutil.copytree(built[0], tmp_path / "index")
 
@@ -247,7 +255,9 @@ def test_refusals(built, encoder_export, data, tmp_path):
     write_lines(tmp_path / "train.txt", ["没有标签"])
     words = ["--params_path", encoder_export, "--data_dir", tmp_path, "--index_dir", tmp_path / "new", "--corpus", "texts"]
     assert_user_error(run_here(build.main, *words), "label.txt: file not found", "train.txt:1: no tab")
-    assert_user_error(run_here(build.main, *words, "--precision", "1.5"), "--precision: '1.5': expected a number, 0 to 1")
+    for wrong in ("1.5", "1.0", "0", "nan"):
+        assert_user_error(run_here(build.main, *words, "--precision", wrong),
+                          f"--precision: '{wrong}': expected a number above 0 and below 1, such as 0.95")
     assert_user_error(run_here(build.main, *words, "--hnsw_m", "1"), "--hnsw_m 1: expected 2 or more")
     for folder, wrong in ((encoder_export, "is the encoder"), (data, "holds data.txt, a data file"),
                           (tmp_path, "is the data folder"), (ROOT, "is the working folder")):

@@ -5,6 +5,7 @@ from typing import Callable, Optional
 
 import numpy as np
 
+from textcls.common.confidence import find_threshold
 from textcls.common.probabilities import DECIMALS
 from textcls.retrieval.index import SearchIndex, label_boosts
 from textcls.retrieval.nearest import nearest
@@ -25,8 +26,8 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
         precision: Optional[float] = None) -> tuple[SearchIndex, dict[str, float]]:
     """Choose the settings by dev texts. label_ids: int64 [num_texts], positions in index.labels; vectors: theirs.
 
-    precision: share of right answers that --threshold auto shall give, or None. Returns (index with the settings, figures: dict
-    of vote, lexical, fused (accuracies), known_auroc, nll; shares 0 to 1).
+    precision: share of right answers that --threshold auto shall give at least, or None. Returns (index with the settings,
+    figures: dict of vote, lexical, fused (accuracies), known_auroc, nll; shares 0 to 1).
     """
     step = -(-len(texts) // MOST_TEXTS)
     vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
@@ -197,8 +198,8 @@ def auroc(scores: np.ndarray, is_positive: np.ndarray) -> float:
 
 def fit_threshold(index: SearchIndex, vectors: np.ndarray, found: Found, label_ids: np.ndarray,
                   precision: float) -> Optional[dict[str, float]]:
-    """The lowest probability, as it is shown, from which on at least this share of dev texts is right: {"precision", "value"},
-    or None."""
+    """The lowest probability, as it is shown, that keeps a precision by `confidence.find_threshold`: {"precision", "value"}, or
+    None."""
     confidence: np.ndarray = np.zeros(len(label_ids))
     is_right = np.zeros(len(label_ids), bool)
     for chunk in chunks(index, len(label_ids)):
@@ -206,10 +207,5 @@ def fit_threshold(index: SearchIndex, vectors: np.ndarray, found: Found, label_i
         exact = probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk))
         confidence[chunk] = [round(value, DECIMALS) for value in exact.tolist()]
         is_right[chunk] = probs.argmax(axis=1) == label_ids[chunk]
-    order = np.argsort(-confidence, kind="stable")
-    confidence, shares = confidence[order], np.cumsum(is_right[order]) / np.arange(1, len(order) + 1)
-    is_last = np.append(confidence[1:] < confidence[:-1], True)  # equal ones are above it together
-    enough = np.flatnonzero((shares >= precision) & is_last)
-    if not len(enough):
-        return None
-    return {"precision": precision, "value": float(confidence[enough[-1]])}
+    found = find_threshold(confidence, is_right, precision)
+    return None if found is None else {"precision": precision, "value": found.value}
