@@ -13,6 +13,7 @@ pytest.register_assert_rewrite("helpers", "prompt_models")  # their asserts say 
 # ruff: noqa: E402
 from helpers import (
     ROOT,
+    THRESHOLD,
     make_ernie_m,
     make_model,
     read_lines,
@@ -25,9 +26,11 @@ from helpers import (
     write_lines,
 )
 from textcls.common.log import get_logger
+from textcls.models.configs import change_config
 from textcls.models.families import FAMILIES
 from textcls.models.paddle_setup import paddle
 from textcls.models.wordpiece import build_rust_tokenizer
+from textcls.runtime.exported import sha256
 
 LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "prompts", "milvus", "retrieval_index", "retrieval_scripts",
            "paddle_serving", "demo", "word_interpret", "triton_serving", "aug", "sent_interpret", "predictor", "simple_serving",
@@ -95,9 +98,13 @@ def checkpoint(make_once, tiny_model):
 
 @pytest.fixture(scope="session")
 def exported(checkpoint, make_once):
-    """A folder made by export_model.py --onnx; tests that change it take a copy."""
+    """A folder made by export_model.py --onnx, with a threshold; tests that change it take a copy."""
     def make(folder):
-        process = run("export_model.py", "--params_path", checkpoint, "--output_path", folder / "export", "--onnx")
+        source = shutil.copytree(checkpoint, folder / "checkpoint", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+        temperature = json.loads((source / "config.json").read_text())["calibration"]["temperature"]
+        change_config(str(source), threshold={"value": THRESHOLD, "precision": 0.9, "temperature": temperature,
+                                              "weights": sha256(str(source / "model_state.pdparams"))[:16]})
+        process = run("export_model.py", "--params_path", source, "--output_path", folder / "export", "--onnx")
         assert process.returncode == 0, process.stderr
         for form in ("exported graph", "ONNX model"):
             assert f"Largest logit difference between checkpoint and {form}: " in process.stderr

@@ -26,6 +26,7 @@ from textcls.models.pickle_guard import guard_paddle_load
 from textcls.runtime.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parent.parent
+THRESHOLD = 0.7  # that the fixture `exported` holds
 KUAKE = os.environ.get("KUAKE_QIC_DIR")
 GRAPH = (".json", ".pdiparams") if PADDLE_3 else (".pdmodel", ".pdiparams", ".pdiparams.info")  # what a static graph is kept in
 needs_paddle_2 = pytest.mark.skipif(PADDLE_3, reason="PaddleSlim 2.6 and Paddle Serving know graphs of Paddle 2 only")

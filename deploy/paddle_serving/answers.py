@@ -10,7 +10,9 @@ from textcls.runtime.client import Top
 
 def make_request(args: Namespace, texts: list[str]) -> tuple[list[str], list[Union[list[str], str]]]:
     """Make the keys and values of a request."""
-    return ["sentence", "top_k"], [texts, str(args.top_k)]
+    threshold = {} if args.threshold is None else {"threshold": str(args.threshold)}
+    request = {"sentence": texts, "top_k": str(args.top_k), **threshold}
+    return list(request), list(request.values())
 
 
 def read_answer(args: Namespace, number: int, message: str, answer: dict[str, str]) -> list[Top]:

@@ -5,15 +5,19 @@ Texts are parsed as JSON and never evaluated. RequestError names the field that 
 
 import itertools
 import json
-from typing import Any, NamedTuple, Optional
+from argparse import ArgumentTypeError
+from typing import Any, NamedTuple, Optional, Union
 
 from settings import NAME
 
+from textcls.common.errors import UserError
+from textcls.common.options import probability
 from textcls.common.texts import TEXT, has_lone_surrogate
+from textcls.runtime.predictions import check_threshold
 
 BAD_REQUEST, INTERNAL_ERROR, BUSY = 51, 52, 53  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
 FAILED = "internal error, expected the cause in the server's log"
-KEYS = ("sentence", "top_k")
+KEYS = ("sentence", "top_k", "threshold")
 HTTP_FIELDS = ("key", "value", "tensors", "logid", "clientip", "name", "method")  # of Paddle Serving's Request message
 
 
@@ -24,7 +28,8 @@ class Limits(NamedTuple):
     max_characters: int  # of one text
     max_bytes: int  # of a whole request
     max_connections: int  # of HTTP; of gRPC: requests at once
-    num_labels: int  # largest top_k
+    labels: list[str]  # as many as the largest top_k
+    threshold: Union[float, str]  # for requests that want it: of `threshold_or_reason`
 
 
 class RequestError(Exception):
@@ -39,21 +44,23 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def check_request(keys: list[str], values: list[str], has_tensors: bool, limits: Limits) -> tuple[list[str], Optional[int]]:
-    """Read the texts and top_k of a request, None where it does not ask for it. RequestError."""
+def check_request(keys: list[str], values: list[str], has_tensors: bool, limits: Limits
+                  ) -> tuple[list[str], Optional[int], float]:
+    """Read the texts, top_k, None where a request does not ask for it, and the threshold, 0 without one. RequestError."""
     if has_tensors:
         raise RequestError("tensors: not accepted, expected the texts in key and value")
     if len(keys) != len(values):
         raise RequestError(f"value: {len(values)} values for {len(keys)} keys, expected one value for each key")
     for key in keys:
         if key not in KEYS:
-            raise RequestError(f"key: {shorten(key)} is unknown, expected {' and '.join(KEYS)}")
+            raise RequestError(f"key: {shorten(key)} is unknown, expected {', '.join(KEYS)}")
         if keys.count(key) > 1:
             raise RequestError(f"key: {key} is there more than once, expected it once")
     request = dict(zip(keys, values))
     if "sentence" not in request:
         raise RequestError("key: sentence is missing, expected the texts under this name")
-    return read_texts(request["sentence"], limits), read_top_k(request["top_k"], limits) if "top_k" in request else None
+    return (read_texts(request["sentence"], limits), read_top_k(request["top_k"], limits) if "top_k" in request else None,
+            read_threshold(request.get("threshold", "0"), limits))
 
 
 def read_texts(value: str, limits: Limits) -> list[str]:
@@ -94,9 +101,27 @@ def check_unicode(field: str, text: str) -> None:
 
 def read_top_k(value: str, limits: Limits) -> int:
     """Read the number of labels per text that the value of `top_k` asks for. RequestError."""
-    if not (value.isascii() and value.isdecimal() and len(value) < 9 and 1 <= int(value) <= limits.num_labels):
-        raise RequestError(f"top_k: {shorten(value)}, expected a whole number, 1 to {limits.num_labels}")
+    if not (value.isascii() and value.isdecimal() and len(value) < 9 and 1 <= int(value) <= len(limits.labels)):
+        raise RequestError(f"top_k: {shorten(value)}, expected a whole number, 1 to {len(limits.labels)}")
     return int(value)
+
+
+def read_threshold(value: str, limits: Limits) -> float:
+    """Read the threshold that the value of `threshold` asks for: a number, or auto. RequestError."""
+    if value == "auto":
+        if isinstance(limits.threshold, str):
+            raise RequestError(f"threshold: {limits.threshold}")
+        threshold = limits.threshold
+    else:
+        try:
+            threshold = probability(value)
+        except ArgumentTypeError:
+            raise RequestError(f"threshold: {shorten(value)}, expected a number, 0 to 1, or auto") from None
+    try:
+        check_threshold(threshold, limits.labels)
+    except UserError as error:
+        raise RequestError(str(error)) from None
+    return threshold
 
 
 def read_http_body(body: bytes) -> tuple[list[str], list[str], bool, int]:
@@ -134,11 +159,11 @@ def read_http_body(body: bytes) -> tuple[list[str], list[str], bool, int]:
 
 
 def as_text(field: str, key: Optional[str], value: Any) -> str:
-    """Return a JSON value as gRPC has it: lists, and the number of top_k, become their JSON text. RequestError."""
+    """Return a JSON value as gRPC has it: lists, and the numbers of top_k and threshold, become their JSON text. RequestError."""
     if isinstance(value, str):
         check_unicode(field, value)
         return value
-    if isinstance(value, list) or (type(value) is int and key == "top_k"):
+    if isinstance(value, list) or (type(value) is int and key == "top_k") or (type(value) in (int, float) and key == "threshold"):
         return json.dumps(value)
     raise RequestError(f"{field}: {describe(value)}, expected a text or a list of texts")
 

@@ -27,7 +27,7 @@ from settings import NAME, check_device, read_config, read_model
 
 from textcls.common.errors import UserError, run_script
 from textcls.common.options import make_parser, positive_int
-from textcls.runtime.exported import read_encoder
+from textcls.runtime.exported import read_encoder, threshold_or_reason
 from textcls.runtime.listening import listen, url_host
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ def main():
         from paddle_serving_server.pipeline.proto import pipeline_service_pb2 as messages
         from steps import Classify, Request
 
-        limits = Limits(args.max_texts, args.max_characters, args.max_bytes, args.max_connections, len(export.labels))
+        limits = Limits(args.max_texts, args.max_characters, args.max_bytes, args.max_connections, export.labels,
+                        threshold_or_reason(export))
         last_step = Classify(Request(limits), export, encode, args.batch_size)
         servicer = start_pipeline(pipeline, last_step, config, args.log_dir)
         check_answer(servicer, messages, folder, limits)

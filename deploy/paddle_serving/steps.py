@@ -10,10 +10,11 @@ from paddle_serving_server import pipeline
 from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, Limits, RequestError, check_request
 from settings import NAME
 
-from textcls.common.probabilities import softmax, top_labels
+from textcls.common.probabilities import UNDECIDED, softmax, top_labels
 from textcls.data.encoders import Encoder
 from textcls.data.tokens import TokenizedTexts, model_inputs, run_by_length
 from textcls.runtime.exported import Export
+from textcls.runtime.predictions import is_decided
 
 logger = logging.getLogger(NAME)
 
@@ -26,12 +27,12 @@ class Request(pipeline.RequestOp):
         self.limits = limits
 
     def unpack_request_package(self, request):
-        """{"texts": list of str, "top_k": int or None}, or the number and the message of a refusal."""
+        """{"texts": list of str, "top_k": int or None, "threshold": float}, or the number and the message of a refusal."""
         try:
-            texts, top_k = check_request(list(request.key), list(request.value), len(request.tensors) > 0, self.limits)
+            texts, top_k, threshold = check_request(list(request.key), list(request.value), len(request.tensors) > 0, self.limits)
         except RequestError as error:
             return {}, request.logid, BAD_REQUEST, str(error)
-        return {"texts": texts, "top_k": top_k}, request.logid, None, ""
+        return {"texts": texts, "top_k": top_k, "threshold": threshold}, request.logid, None, ""
 
 
 class Classify(pipeline.Op):
@@ -86,7 +87,8 @@ class Classify(pipeline.Op):
             if np.isnan(probs).any():
                 return {}, INTERNAL_ERROR, FAILED
             predictions = top_labels(probs, self.export.labels, request["top_k"] or 1)
-            labels = [[label for label, _ in top] for top in predictions]
+            labels = [[label if place or is_decided(confidence, request["threshold"]) else UNDECIDED
+                       for place, (label, confidence) in enumerate(top)] for top in predictions]
             confidences = [[confidence for _, confidence in top] for top in predictions]
             if request["top_k"] is None:
                 labels, confidences = [row[0] for row in labels], [row[0] for row in confidences]

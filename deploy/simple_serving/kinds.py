@@ -15,6 +15,7 @@ from textcls.retrieval.predictor import SearchPredictor
 from textcls.retrieval.search import Answer as SearchAnswer
 from textcls.retrieval.search import find_threshold
 from textcls.runtime.predictions import UNDECIDED, is_decided
+from textcls.runtime.predictions import check_threshold as check_undecided
 from textcls.runtime.predictor import Predictor
 
 MOST_LABELS, MOST_NEAREST = 50, 20  # per text that a search gives; its labels come and go, so the first is none of the index
@@ -106,22 +107,38 @@ class Kind(NamedTuple):
     refusals: dict[int, str] = {}  # further ones of /predict: status code -> meaning
 
 
-def classifier(predictor: Predictor) -> Kind:
-    """Make the Kind of a Predictor."""
+def classifier(predictor: Predictor, threshold: Union[float, str]) -> Kind:
+    """Make the Kind of a Predictor. threshold: of `threshold_or_reason`."""
     labels = predictor.labels
 
     class Parameters(Strict):
         top_k: WholeNumber = Field(1, ge=1, le=len(labels))
+        threshold: Threshold = Field(
+            0.0, description=f"a text of less confidence is labelled {UNDECIDED!r}; auto: the threshold that the export holds")
 
     def answer(rows, parameters):
+        wanted = find_wanted(parameters.threshold)
         found = [[{"label": label, "confidence": confidence} for label, confidence in top]
                  for top in top_labels(np.array(rows), labels, parameters.top_k)]
-        return [{**top[0], "top_k": top} for top in found]
+        return [{**top[0], "label": top[0]["label"] if is_decided(top[0]["confidence"], wanted) else UNDECIDED, "top_k": top}
+                for top in found]
+
+    def find_wanted(wanted):
+        """The threshold as a number. Conflict."""
+        value = threshold if wanted == "auto" else wanted
+        if isinstance(value, str):
+            raise Conflict("parameters.threshold", value)
+        try:
+            check_undecided(value, labels)
+        except UserError as error:
+            raise Conflict("parameters.threshold", str(error)) from None
+        return value
 
     def run(texts, wanted):
         return predictor.batch_probabilities(texts)
 
-    return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))}, Predicted, Status)
+    return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))}, Predicted, Status,
+                refusals={409: "the export holds no threshold for this"})
 
 
 def search(predictor: SearchPredictor) -> Kind:

@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.common.options import make_parser, positive_int, read_token_file, thread_count
-from textcls.runtime.exported import read_export
+from textcls.runtime.exported import read_export, threshold_or_reason
 from textcls.runtime.listening import BODY_SECONDS, HEAD_SECONDS, IDLE_SECONDS, MAX_TEXT_LENGTH, listen, url_host
 from textcls.runtime.quantize import add_device_options, check_calibration, check_device, refuse_calibration
 
@@ -198,8 +198,9 @@ def open_model(args: argparse.Namespace) -> Kind:
     if args.index_dir:
         raise UserError(f"--index_dir {args.index_dir}: {args.export_dir} is a classifier, which searches nothing, expected a "
                         "sentence encoder that retrieval_based/export_model.py wrote")
-    return classifier(Predictor(args.export_dir, **options, calibration_file=args.calibration_file,
-                                allow_accuracy_drop=args.allow_accuracy_drop))
+    predictor = Predictor(args.export_dir, **options, calibration_file=args.calibration_file,
+                          allow_accuracy_drop=args.allow_accuracy_drop)
+    return classifier(predictor, threshold_or_reason(read_export(args.export_dir)))
 
 
 def warm_up(kind: Kind, args: argparse.Namespace, batch_size: int, slots: int) -> None:

@@ -25,7 +25,7 @@ from textcls.common import long_texts, probabilities, texts
 from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.common.options import make_parser, positive_int
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
-from textcls.runtime.exported import Export, read_encoder, read_export
+from textcls.runtime.exported import Export, read_encoder, read_export, threshold_or_reason
 from textcls.runtime.listening import MAX_TEXT_LENGTH
 from textcls.runtime.quantize import SCHEMES, add_device_options, check_calibration, check_device, refuse_calibration
 
@@ -114,6 +114,7 @@ def make_configs(args: Namespace, export: Export, session: "InferenceSession") -
     inputs = {item.name: TYPES[item.type] for item in session.get_inputs()}
     [output] = session.get_outputs()
     tokenizer, model, *_ = models = CLASSIFIER if export.labels else ENCODER
+    threshold = threshold_or_reason(export)  # without one a request that wants it is refused
     gpus = f", gpus: [ {args.device_id} ]" if args.device == "gpu" else ""
     longest = f"dims: [ {export.max_seq_length} ], zero_data: true"
     input_maps = "\n".join(f'      input_map {{ key: "{name}", value: "{name}" }}' for name in inputs)
@@ -123,7 +124,7 @@ def make_configs(args: Namespace, export: Export, session: "InferenceSession") -
         outputs = {output.name: f"data_type: {TYPES[output.type]}, dims: [ {export.output_size} ]"}
     values = {
         **vars(args), "max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "output_size": export.output_size,
-        "temperature": repr(export.temperature),
+        "temperature": repr(export.temperature), "threshold": "" if isinstance(threshold, str) else repr(threshold),
         "tokenizer": tokenizer, "model": model, "output": output.name, "output_type": TYPES[output.type],
         "instances": f"count: {args.instance_count}, kind: KIND_{args.device.upper()}{gpus}",
         "threads": ONE_THREAD if args.device == "cpu" else "",

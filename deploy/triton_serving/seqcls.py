@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from functools import partial
+from typing import Union
 
 from textcls.common.errors import UserError
 from textcls.runtime.client import make_block
@@ -9,6 +10,11 @@ from textcls.runtime.client import make_block
 MODEL = "seqcls"  # the ensemble
 EXPECTED = "the address of a running server, and a longer --timeout or a smaller --batch_size where it is busy"
 make_block = partial(make_block, name="text")
+
+
+def make_parameters(args: Namespace) -> dict[str, Union[int, str]]:
+    """Make the parameters of a request. A threshold is a text: gRPC knows no parameters that are fractions."""
+    return {"top_k": args.top_k, **({} if args.threshold is None else {"threshold": str(args.threshold)})}
 
 
 def refused(args: Namespace, reason: str) -> UserError:

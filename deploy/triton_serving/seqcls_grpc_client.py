@@ -11,7 +11,7 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 from argparse import Namespace
 
 import numpy as np
-from seqcls import EXPECTED, MODEL, make_block, refused
+from seqcls import EXPECTED, MODEL, make_block, make_parameters, refused
 
 from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.runtime.client import Ask, make_client_parser, run_client
@@ -32,7 +32,7 @@ def make_ask(args: Namespace) -> Ask:
         values = InferInput("INPUT", [len(texts), 1], "BYTES")
         values.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=np.object_))
         try:
-            answer = server.infer(MODEL, [values], parameters={"top_k": args.top_k}, client_timeout=args.timeout)
+            answer = server.infer(MODEL, [values], parameters=make_parameters(args), client_timeout=args.timeout)
         except InferenceServerException as error:
             if error.status() in SILENT:
                 raise UserError(f"{args.url}: no answer ({error.message()}), expected {EXPECTED}") from None

@@ -11,7 +11,7 @@ Prints  a block per text: text, label, confidence; or with --output_format jsonl
 import json
 from argparse import Namespace
 
-from seqcls import EXPECTED, MODEL, make_block, refused
+from seqcls import EXPECTED, MODEL, make_block, make_parameters, refused
 
 from textcls.common.errors import UserError, run_script
 from textcls.runtime.client import Ask, make_client_parser, post_json, run_client
@@ -21,7 +21,7 @@ def make_ask(args: Namespace) -> Ask:
     """Make the function that `run_client` wants, by HTTP."""
     def ask(texts):
         values = {"name": "INPUT", "datatype": "BYTES", "shape": [len(texts), 1], "data": texts}
-        request = {"inputs": [values], "parameters": {"top_k": args.top_k}}
+        request = {"inputs": [values], "parameters": make_parameters(args)}
         status, content = post_json(args, request, EXPECTED, f"/v2/models/{MODEL}/infer")
         if status != 200:
             raise refused(args, read_reason(status, content))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -9,13 +10,20 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, top_k_accuracy_score
 
+import export_model
 import predict
 from analysis import evaluate
-from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
+from helpers import ROOT, assert_user_error, load_script, read_lines, run, run_here, write_lines
 from textcls.analysis.evaluation_report import score_splits, write_report
+from textcls.common.probabilities import softmax
+from textcls.data.tokens import tokenize
+from textcls.models.checkpoints import load_checkpoint
+from textcls.models.configs import change_config
+from textcls.models.inference import predict_logits, predict_probs
 from textcls.training.scoring import compute_metrics, find_bad_cases
 
 DATA = ROOT / "data"
+infer = load_script("deploy/predictor", "infer")
 LABELS = read_lines(DATA / "label.txt")
 STAMP = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] \[    INFO\] - ", re.MULTILINE)
 
@@ -164,6 +172,108 @@ def test_no_baseline_from_a_single_class(binary, tmp_path):
                   tmp_path / "bad.txt", "--baseline")
     assert process.returncode == 0, process.stderr
     assert "No baseline: the training rows are all of one class" in process.stderr
+
+
+def test_the_log_says_how_sure_the_figures_are(evaluated, checkpoint):
+    """dev.txt is what the temperature was fitted on, so that the figures are cross-fitted; on other rows it is applied."""
+    log, saved = evaluated[1], json.loads((checkpoint / "config.json").read_text())["calibration"]
+    metrics = json.loads((evaluated[0] / "report/metrics.json").read_text(encoding="utf-8"))["dev"]
+    (low, high), (low_f1, high_f1) = (metrics["intervals"][name] for name in ("accuracy", "macro_f1"))
+    assert low < metrics["accuracy"] < high and low_f1 < metrics["macro_f1"] < high_f1
+    assert (f"95% intervals in dev dataset | accuracy: {low * 100:.2f} to {high * 100:.2f} | macro F1 score: "
+            f"{low_f1 * 100:.2f} to {high_f1 * 100:.2f} (bootstrap of the 264 rows)") in log
+    before = metrics["without_temperature"]
+    assert (f"Calibration in dev dataset | expected calibration error {before['expected_calibration_error']:.4f} -> "
+            f"{metrics['expected_calibration_error']:.4f} | NLL {before['nll']:.4f} -> {metrics['nll']:.4f} | temperature "
+            f"{saved['temperature']:.4f} (fitted on this file, so each row by one fitted on others)") in log
+    assert f"Risk-coverage curve in dev dataset | AURC {metrics['risk_coverage']['aurc']:.4f}, " in "\n".join(log)
+    assert metrics["is_cross_fitted"] and saved["rows"] == 264 and saved["file"] == "dev.txt"
+
+
+@pytest.fixture
+def own(checkpoint, tmp_path):
+    """(copy of the checkpoint, data folder without the rows that the temperature was fitted on)."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train.txt", "label.txt"):
+        shutil.copy(DATA / name, data)
+    write_lines(data / "dev.txt", read_lines(DATA / "dev.txt")[:200])
+    write_lines(data / "data.txt", [line.split("\t")[0] for line in read_lines(DATA / "dev.txt")])
+    return shutil.copytree(checkpoint, tmp_path / "own", ignore=shutil.ignore_patterns("checkpoint-*", "runs")), data
+
+
+def test_a_threshold_is_found_saved_exported_and_taken(own, tmp_path):
+    folder, data = own
+    options = ["--dataset_dir", data, "--params_path", folder]
+    outputs = [tmp_path / name for name in ("predicted", "inferred")]
+    auto = ["--dataset_dir", data, "--threshold", "auto", "--output_format", "jsonl", "--output_file"]
+    assert_user_error(run_here(predict.main, "--params_path", folder, *auto, outputs[0]),
+                      f"--threshold auto: {folder}/config.json holds no threshold, expected a number, or one that "
+                      "analysis/evaluate.py --wanted_precision 0.95 --save_threshold has saved\n")
+    process = run_here(evaluate.main, *options, "--bad_case_file", tmp_path / "bad", "--wanted_precision", "0.6",
+                       "--save_threshold", "--report_dir", tmp_path / "report")
+    assert process.returncode == 0, process.stderr
+    said = re.search(r"The threshold for a precision of 0\.6 in dev\.txt: (0\.\d{6}) \| coverage (\S+)% \((\d+) of 200 texts\)"
+                     r" \| precision there (\S+)%, with a confidence of 95% at least (\S+)%", process.stderr)
+    assert "(fitted on other rows)" in process.stderr and 60 <= float(said[5]) < float(said[4])
+    saved = json.loads((folder / "config.json").read_text())["threshold"]
+    assert f"{saved['value']:.6f}" == said[1] and f"{saved['coverage'] * 100:.2f}" == said[2]
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert f"From the threshold {said[1]} on the precision is at least 0.6" in page
+    export = tmp_path / "export"
+    for main, *words in ((export_model.main, "--params_path", folder, "--output_path", export, "--onnx"),
+                         (predict.main, "--params_path", folder, *auto, outputs[0]),
+                         (infer.main, "--model_path_prefix", export, *auto, outputs[1])):
+        process = run_here(main, *words)
+        assert process.returncode == 0, process.stderr
+    for predicted, inferred in zip(*map(read_lines, outputs)):
+        one, other = json.loads(predicted), json.loads(inferred)
+        is_sure = one["probability"] >= saved["value"]
+        assert one["label"] == other["label"] == (one["top_k"][0]["label"] if is_sure else "undecided")
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+    rows = [json.loads(line)["label"] for line in read_lines(outputs[0])][:200]
+    assert len(rows) - rows.count("undecided") == int(said[3])
+
+    deploy = json.loads((export / "deploy.json").read_text())
+    deploy["threshold"]["weights"]["onnx"] = "0" * 16
+    (export / "deploy.json").write_text(json.dumps(deploy))
+    assert_user_error(run_here(infer.main, "--model_path_prefix", export, *auto, outputs[1]),
+                      f"--threshold auto: the threshold in {export}/deploy.json was found with another model, expected a number, "
+                      "or a new one by analysis/evaluate.py --wanted_precision 0.95 --save_threshold and a new export\n")
+    change_config(str(folder), threshold={**saved, "weights": "0" * 16})
+    assert_user_error(run_here(predict.main, "--params_path", folder, *auto, outputs[0]),
+                      f"--threshold auto: the threshold in {folder}/config.json was found with another model")
+    process = run_here(export_model.main, "--params_path", folder, "--output_path", export)
+    assert "its threshold was found with another model or temperature: it is not used." in process.stderr
+    assert "threshold" not in json.loads((export / "deploy.json").read_text())
+
+
+def test_a_checkpoint_of_before_works_as_it_did(own, tmp_path):
+    folder, data = own
+    change_config(str(folder), calibration=None)
+    process = run_here(evaluate.main, "--dataset_dir", data, "--params_path", folder, "--bad_case_file", tmp_path / "bad",
+                       "--wanted_precision", "0.99", "--save_threshold")
+    assert process.returncode == 0 and re.search(r"Calibration in dev dataset \| expected calibration error 0\.\d{4} \| NLL "
+                                                 r"\d\.\d{4} \| no temperature\n", process.stderr)
+    assert ("No threshold for a precision of 0.99 in dev.txt: 200 rows are too few to show it, even if all answers were right: "
+            "299 are needed. Nothing is saved.") in process.stderr
+    assert "threshold" not in json.loads((folder / "config.json").read_text())
+    checkpoint = load_checkpoint(str(folder))
+    tokens = tokenize(["头疼怎么办"], checkpoint.encode)
+    np.testing.assert_array_equal(predict_probs(checkpoint, tokens, 1), softmax(predict_logits(checkpoint, tokens, 1)))
+
+
+def test_wrong_precisions_and_temperatures_are_refused(own, tmp_path):
+    folder, data = own
+    options = ["--dataset_dir", data, "--params_path", folder, "--bad_case_file", tmp_path / "bad"]
+    for wrong in ("0", "1.0", "nan", "x"):
+        assert_user_error(run_here(evaluate.main, *options, "--wanted_precision", wrong),
+                          f"--wanted_precision: '{wrong}': expected a number above 0 and below 1, such as 0.95")
+    assert_user_error(run_here(evaluate.main, *options, "--save_threshold"), "expected --wanted_precision too, such as 0.95")
+    change_config(str(folder), calibration={"temperature": -2})
+    assert_user_error(run_here(evaluate.main, *options),
+                      f"{folder}/config.json: calibration: temperature is -2, expected a number above 0")
+    assert not (tmp_path / "bad").exists()
 
 
 def test_wrong_input_writes_nothing(checkpoint, tmp_path):

@@ -22,6 +22,7 @@ import settings
 
 from helpers import (
     ROOT,
+    THRESHOLD,
     assert_answers_agree,
     assert_user_error,
     needs_paddle_2,
@@ -221,6 +222,19 @@ def test_a_thousand_texts_in_one_request_agree_with_predict(send, predicted):
     assert_answers_agree(pairs(plain, top_k=False), expected)  # no top_k: lists of the best alone
 
 
+def test_below_the_threshold_is_undecided(inside, send, predicted):
+    texts, expected = predicted[0][:100], predicted[1][:100]
+    answers = send([by_http(["sentence", "threshold"], [texts, 0.5]), by_http(["sentence", "threshold"], [texts, "auto"]),
+                    {"by": "rpc", "key": ["sentence", "threshold", "top_k"], "value": [json.dumps(texts), "auto", "2"]}])
+    for answer, value in zip(answers, (0.5, THRESHOLD, THRESHOLD)):
+        assert answer["err_no"] == 0, answer
+        for top, right in zip(pairs(answer, top_k=answer is answers[2]), expected):
+            label, confidence = top[0]
+            assert abs(confidence - value) < 1e-4 or label == (right["label"] if confidence >= value else "undecided")
+    unsure = next(right["text"] for right in expected if right["probability"] < 0.6)
+    assert "label: undecided\n" in run_inside(inside, SERVING / "http_client.py", "--threshold", "auto", unsure).stdout
+
+
 def test_requests_that_are_in_work_at_once_get_their_own_answers(send, predicted):
     """The service joins them to batches."""
     texts, expected = predicted
@@ -279,6 +293,8 @@ BAD = [  # key, value of a request (by HTTP as they are, by gRPC as JSON text), 
     (["sentence", "top_k"], ["a", "0"], 'top_k: "0", expected a whole number, 1 to 11'),
     (["sentence", "top_k"], ["a", "12"], 'top_k: "12", expected a whole number, 1 to 11'),
     (["sentence", "top_k"], ["a", "９"], 'top_k: "９", expected a whole number'),
+    (["sentence", "threshold"], ["a", "1.5"], 'threshold: "1.5", expected a number, 0 to 1, or auto'),
+    (["sentence", "threshold"], ["a", "nan"], 'threshold: "nan", expected a number, 0 to 1, or auto'),
     (["sentence", "top_k"], ["a", "__import__('os').system('touch pwned')"], "top_k: \"__import__"),
 ]
 BAD_HTTP = [  # body, status, part of the message
@@ -418,7 +434,7 @@ def test_clients_say_what_is_wrong(inside, service, tmp_path, client):
 def test_the_gateway_bounds_connections_time_and_bodies(monkeypatch):
     """Slow, silent and large ones, each against its own limit; the gateway itself, with an answer that is known."""
     monkeypatch.setattr(http_gateway, "BODY_SECONDS", 0.3)
-    limits = request_check.Limits(2, 10, max_bytes=100, max_connections=4, num_labels=11)
+    limits = request_check.Limits(2, 10, max_bytes=100, max_connections=4, labels=["a"] * 11, threshold="none")
     gateway = http_gateway.start_gateway(("127.0.0.1", 0), PATH, lambda *request: (200, {"err_no": 0}), limits, 1)
     start, body = f"POST {PATH} HTTP/1.1\r\n", '{"key": ["sentence"], "value": ["a"]}'
     good = f"{start}Content-Length: {len(body)}\r\n\r\n{body}".encode()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import load
-from helpers import ROOT, assert_answers_agree, assert_user_error, read_lines, run_all, server_python, write_lines
+from helpers import ROOT, THRESHOLD, assert_answers_agree, assert_user_error, read_lines, run_all, server_python, write_lines
 
 PYTHON = server_python("simple-serving")
 SERVER, CLIENT = ROOT / "deploy/simple_serving/server.py", ROOT / "deploy/simple_serving/client.py"
@@ -113,6 +113,19 @@ def test_windows_of_long_texts(windowed, tmp_path):
         assert_answers_agree([[(top["label"], top["confidence"]) for top in row["top_k"]] for row in rows], expected)
     finally:
         stop(process)
+
+
+def test_below_the_threshold_is_undecided(server, predicted):
+    texts, expected = predicted[0][:100], predicted[1][:100]
+    for threshold, value in ((0.5, 0.5), ("auto", THRESHOLD), (0, 0)):
+        status, answer, _ = post(server[1], {"data": {"text": texts}, "parameters": {"threshold": threshold, "top_k": 2}})
+        assert status == 200
+        for item, right in zip(answer["result"], expected):
+            is_near = abs(right["probability"] - value) < 1e-4
+            assert is_near or item["label"] == (right["label"] if right["probability"] >= value else "undecided")
+            assert [top["label"] for top in item["top_k"]] == [top["label"] for top in right["top_k"][:2]]
+    unsure = next(right["text"] for right in expected if right["probability"] < 0.6)
+    assert "label: undecided (" in client(server[1], "--threshold", "auto", unsure).stdout
 
 
 def test_the_earlier_form(server, predicted):

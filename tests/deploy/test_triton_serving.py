@@ -17,6 +17,7 @@ import pytest
 
 from helpers import (
     ROOT,
+    THRESHOLD,
     assert_answers_agree,
     assert_user_error,
     load_script,
@@ -259,6 +260,20 @@ BAD_JSON = [  # (request, status, part of the message)
     (body(["好"], top_k=None), 400, "top_k")]
 
 
+def test_below_the_threshold_is_undecided(server, predicted):
+    texts, expected = predicted[0][:64], predicted[1][:64]
+    for threshold, value in ((0.5, 0.5), ("0.5", 0.5), ("auto", THRESHOLD)):
+        for [(label, confidence)], right in zip(server.infer(texts, threshold=threshold), expected):
+            assert abs(confidence - value) < 1e-4 or label == (right["label"] if confidence >= value else "undecided")
+    unsure = next(right["text"] for right in expected if right["probability"] < 0.6)
+    for kind in ("http", "grpc"):
+        assert "label: undecided\n" in server.client(kind, "--threshold", "auto", unsure).stdout
+    for wrong in ("nan", 2, -0.5, True, "x"):
+        status, answer = server.request(INFER, body(["好"], threshold=wrong))
+        assert status == 400 and f"parameter threshold: is {json.dumps(wrong)}, expected a number, 0 to 1, or " in (
+            json.loads(answer)["error"])
+
+
 def assert_answers_right(server, predicted):
     texts, expected = predicted
     assert_answers_agree(server.infer(texts[:40], top_k=3), expected[:40])
@@ -303,7 +318,7 @@ def test_bad_requests_in_a_batch_harm_neither_the_server_nor_the_others(server, 
         refusals = set(filter(None, pool.map(work, range(400))))
     assert {(status, json.loads(answer)["error"]) for status, answer in refusals} == {
         (500, "the model could not be run, see the server's log"),
-        (400, "in ensemble 'seqcls', parameters: not UTF-8 or not JSON, expected top_k at most")}
+        (400, "in ensemble 'seqcls', parameters: not UTF-8 or not JSON, expected top_k and threshold at most")}
     assert server.process.poll() is None
 
 

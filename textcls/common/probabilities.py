@@ -8,6 +8,7 @@ from typing import Union
 import numpy as np
 
 DECIMALS = 6  # of probabilities in answers
+UNDECIDED = "undecided"  # written where the highest probability is below a threshold
 
 
 def softmax(logits: np.ndarray, temperature: Union[float, np.ndarray] = 1.0) -> np.ndarray:

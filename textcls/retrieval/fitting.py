@@ -207,5 +207,5 @@ def fit_threshold(index: SearchIndex, vectors: np.ndarray, found: Found, label_i
         exact = probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk))
         confidence[chunk] = [round(value, DECIMALS) for value in exact.tolist()]
         is_right[chunk] = probs.argmax(axis=1) == label_ids[chunk]
-    found = find_threshold(confidence, is_right, precision)
-    return None if found is None else {"precision": precision, "value": found.value}
+    threshold = find_threshold(confidence, is_right, precision)
+    return None if threshold is None else {"precision": precision, "value": threshold.value}

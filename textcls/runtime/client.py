@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from textcls.common.errors import UserError
-from textcls.common.options import make_parser, positive_int
+from textcls.common.options import make_parser, positive_int, probability_or_auto
 from textcls.common.probabilities import DECIMALS
 from textcls.common.texts import TEXT
 from textcls.runtime.predictions import open_stdout, read_chunks
@@ -32,6 +32,7 @@ def make_client_parser(doc: str, url: str, batch_size: int) -> argparse.Argument
     parser.add_argument("texts", nargs="*", help="texts to label")
     parser.add_argument("--data_file", help="file of texts, one per line; -: standard input")
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many labels per text")
+    parser.add_argument("--threshold", type=probability_or_auto, help="0 to 1, or auto: below it the server answers `undecided`")
     parser.add_argument("--url", type=address, default=url, help="where the server listens")
     parser.add_argument("--batch_size", type=positive_int, default=batch_size,
                         help="texts per request, at most as many as the server takes")

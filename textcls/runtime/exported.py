@@ -214,6 +214,14 @@ def saved_threshold(export: Export) -> float:
     return check_threshold_of_model(entry, path, export.temperature, own)
 
 
+def threshold_or_reason(export: Export) -> Union[float, str]:
+    """Return the threshold that an Export holds, or for those who ask a server for it why there is none."""
+    try:
+        return saved_threshold(export)
+    except UserError as error:
+        return str(error).removeprefix("--")
+
+
 def sha256(path: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits. UserError."""
     digest = hashlib.sha256()

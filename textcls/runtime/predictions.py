@@ -15,13 +15,12 @@ from textcls.common.errors import Problems, UserError
 from textcls.common.log import Progress, progress_bar
 from textcls.common.options import positive_int, probability_or_auto
 from textcls.common.outputs import check_output, complete_file, is_stream
-from textcls.common.probabilities import DECIMALS, top_labels
+from textcls.common.probabilities import DECIMALS, UNDECIDED, top_labels
 from textcls.data.files import read_texts
 from textcls.runtime.workbook import Sheet, check_row_count, check_workbook, new_workbook
 
 # texts and characters of a file in memory at a time; batches by length are formed within a chunk
 CHUNK, CHUNK_CHARACTERS = 8192, 1 << 23
-UNDECIDED = "undecided"  # written where the highest probability is below --threshold
 Row = Any  # of jsonl a dict; else a list of str, in which xlsx has its numbers as float
 
 
