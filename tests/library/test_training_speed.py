@@ -8,6 +8,7 @@ import pytest
 
 import train
 from helpers import make_model, run_here, train_options, weights
+from textcls.common.errors import UserError
 from textcls.data.tokens import TokenizedTexts
 from textcls.models.checkpoints import load_model
 from textcls.models.configs import SentenceOptions
@@ -71,6 +72,15 @@ def test_a_step_on_threads_has_the_gradients_of_paddles_own(tmp_path):
     assert max(np.abs(gradient).max() for gradient in expected[1].values()) > 0.01
     for num_threads in (1, 2, 3):
         assert_close(gradients(model, num_threads), expected)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk that is always full")
+def test_a_full_disk_is_named_where_the_embeddings_wait_on_it(tmp_path, monkeypatch):
+    model = load_model(str(make_model(tmp_path)), num_labels=3)
+    with open("/dev/full", "wb", buffering=0) as file:
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: file)
+        with pytest.raises(UserError, match="output: No space left on device, expected 1 MiB of free space for .*--full_embed"):
+            EmbeddingRows(model, np.arange(9), "output")
 
 
 def test_an_evaluation_on_threads_has_the_answers_of_the_model(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from textcls.common.errors import UserError
 from textcls.data.tokens import TokenizedTexts
 from textcls.models.families import find_word_embeddings
 from textcls.models.paddle_setup import paddle
@@ -38,7 +39,7 @@ class EmbeddingRows:
         table = self.layer.weight
         self.name, self.shape, self.stop_gradient = table.name, tuple(table.shape), table.stop_gradient
         values, self.shrinkage = table.numpy(), 1.0
-        self.file = tempfile.TemporaryFile(dir=folder)
+        self.folder, self.file = folder, tempfile.TemporaryFile(dir=folder)
         self._write(values)
         places = np.full(self.shape[0], -1, np.int64)  # a token that is not expected is no row, and an error
         places[ids] = np.arange(len(ids))
@@ -56,9 +57,13 @@ class EmbeddingRows:
         object.__setattr__(self.layer, "forward", types.MethodType(look_up, self.layer))
 
     def _write(self, table: np.ndarray) -> None:
-        self.file.seek(0)
-        self.file.write(np.ascontiguousarray(table).data)
-        self.file.flush()
+        try:
+            self.file.seek(0)
+            self.file.write(np.ascontiguousarray(table).data)
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.folder}: {error.strerror}, expected {table.nbytes / 2**20:.0f} MiB of free space for the "
+                            "word embeddings that wait there during the training (--full_embeddings needs none)") from error
 
     def _put(self, rows: np.ndarray) -> None:
         parameter = type(self.layer.weight).from_tensor(paddle.to_tensor(rows), name=self.name)
