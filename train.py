@@ -14,6 +14,7 @@ Writes  output_dir/: config.json (labels, max_seq_length, temperature), model_st
         train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/ to resume from.
 """
 
+import functools
 import os
 from dataclasses import dataclass, field
 from typing import Optional
@@ -29,6 +30,7 @@ from textcls.models.loading import read_known_labels
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model
+from textcls.training.dry_run import estimate_training
 from textcls.training.losses import ClassificationLoss
 from textcls.training.resume import (
     TrainArguments,
@@ -87,6 +89,8 @@ class FineTuningArguments(TrainArguments):
     tokens_per_batch: Optional[int] = field(default=None, metadata={
         "help": "Batches of about so many tokens in the place of --per_device_train_batch_size texts: faster where texts are "
                 "short, another training."})
+    dry_run: bool = field(default=False, metadata={"help": "Check data and options, time some steps, say what time, memory and "
+                                                   "disk the training will take; write nothing."})
 
 
 def check_arguments(model_args, data_args, args):
@@ -97,6 +101,8 @@ def check_arguments(model_args, data_args, args):
     if not 0 <= model_args.label_smoothing < 1:
         raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 up to, not including, 1")
     check_limits(model_args, {"focal_gamma": (0, 100), "early_stopping_patience": (0, 10**9)})
+    if args.dry_run and not args.do_train:
+        raise UserError("--dry_run: times a training, expected also --do_train")
     for name in ("do_predict", "do_export"):
         if getattr(args, name):
             raise UserError(f"--{name}: not done by train.py, expected predict.py or export_model.py after it")
@@ -173,11 +179,13 @@ def main():
         dev_tokens = tokenize_split(dev, encode, "dev").longest_first()
 
     evaluation = KeptMetrics(dev_tokens)
-    trainer = ClassificationTrainer(
-        labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)), tokenizer=tokenizer,
-        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
-        eval_dataset=dev_tokens, compute_metrics=evaluation,
-        callbacks=choose_callbacks(args, model_args.early_stopping_patience))
+    make_trainer = functools.partial(
+        ClassificationTrainer, labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)),
+        tokenizer=tokenizer, data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
+        eval_dataset=dev_tokens, compute_metrics=evaluation, callbacks=choose_callbacks(args, model_args.early_stopping_patience))
+    if args.dry_run:
+        return estimate_training(args, make_trainer)
+    trainer = make_trainer()
     if args.do_train:
         train_and_save(trainer, args, resume_point)
     if args.do_eval:

@@ -377,6 +377,22 @@ def test_two_processes_train_and_agree(tiny_data, tiny_model, tmp_path):
     assert accuracy[0] == pytest.approx(accuracy[1])
 
 
+@pytest.mark.parametrize("options", [[], ["--gradient_accumulation_steps", 2, "--save_strategy", "epoch", "--evaluation_strategy",
+                                          "epoch", "--load_best_model_at_end", "--save_total_limit", 1]])
+def test_a_dry_run_says_what_a_training_takes_and_writes_nothing(options, tiny_data, tiny_model, tmp_path):
+    options = [*options, "--model_name_or_path", tiny_model, "--data_dir", tiny_data, "--output_dir", tmp_path / "new/out",
+               "--do_train", "--do_eval", "--num_train_epochs", 3, "--device", "cpu", "--dry_run"]
+    process = run_here(train.main, *options)
+    assert process.returncode == 0, process.stderr
+    steps, an_epoch, saves = (42, 14, 2) if "--save_total_limit" in options else (84, 28, 0)
+    assert re.search(rf"Time: about \d+ s: {steps} steps of \d+ ms, {an_epoch} an epoch; evaluations: \d of \S+ s",
+                     process.stderr)
+    assert re.search(r"Memory: \S+ GB at its peak, of \S+ GB of this machine", process.stderr)
+    assert re.search(rf"checkpoints: up to {saves} of \S+ GB", process.stderr)
+    assert os.listdir(tmp_path) == []
+    assert_user_error(run_here(train.main, *options[:-1], "--dry_run", "--do_train", False), "--dry_run: times a training")
+
+
 def test_evaluation_alone_takes_the_length_of_the_training(checkpoint, tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     texts = [line.split("\t") for line in read_lines(tiny_data / "dev.txt")]
