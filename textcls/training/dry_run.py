@@ -87,7 +87,8 @@ def estimate_training(args: TrainingArguments, make_trainer: Callable[[], Classi
         for callback in (TrainingLog, ResumableEarlyStopping):
             trainer.pop_callback(callback)
         trainer.add_callback(timer)
-        trainer._get_train_sampler = lambda: ChosenBatches([batches[index] for index in chosen], sampler)
+        chosen_batches = ChosenBatches([batches[index] for index in chosen], sampler)
+        trainer._get_train_sampler = lambda: chosen_batches  # type: ignore[method-assign]  # for this training only
         trainer.train()
         evaluation = time_evaluation(trainer)
 
