@@ -210,6 +210,23 @@ def test_clients_say_what_predict_says(inside, service, predicted, tmp_path, cli
     assert_answers_agree(answers, expected)
 
 
+def test_windows_of_long_texts(inside, windowed, tmp_path):
+    _, export, (texts, expected) = windowed
+    shutil.copy(SERVING / "config.yml", tmp_path)
+    process = run_inside([], SERVING / "build_model.py", "--export_dir", export, "--output_dir", tmp_path / "serving_server")
+    assert process.returncode == 0, process.stderr
+    server = start(inside, tmp_path, "--rpc_port", 18091, "--http_port", 9879, "--batch_size", 8)
+    try:
+        write_lines(tmp_path / "data.txt", texts)
+        process = run_inside(inside, SERVING / "http_client.py", "--url", "http://127.0.0.1:9879/seq_cls/prediction", "--data_file",
+                             tmp_path / "data.txt")
+        assert process.returncode == 0, process.stderr + process.stdout[:300]
+        found = re.findall(r"^label: (.*)\nconfidence: (.*)$", process.stdout, re.MULTILINE)
+        assert_answers_agree([[(label, float(confidence))] for label, confidence in found], expected)
+    finally:
+        stop(server, signal.SIGTERM)
+
+
 def test_a_thousand_texts_in_one_request_agree_with_predict(send, predicted):
     texts, expected = predicted
     nested, rpc, plain = send([by_http(["sentence", "top_k"], [texts, 3]),
