@@ -204,7 +204,7 @@ def own(checkpoint, tmp_path):
 
 def test_a_threshold_is_found_saved_exported_and_taken(own, tmp_path):
     folder, data = own
-    options = ["--dataset_dir", data, "--params_path", folder]
+    options = ["--dataset_dir", data, "--params_path", folder, "--dev_file", "dev.txt"]
     outputs = [tmp_path / name for name in ("predicted", "inferred")]
     auto = ["--dataset_dir", data, "--threshold", "auto", "--output_format", "jsonl", "--output_file"]
     assert_user_error(run_here(predict.main, "--params_path", folder, *auto, outputs[0]),
