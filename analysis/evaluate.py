@@ -74,6 +74,9 @@ def choose_threshold(args, checkpoint, dev_split, probs):
     """
     texts, label_ids = dev_split
     confidences = np.array([round(value, DECIMALS) for value in probs.max(axis=1).tolist()])  # as answers show them
+    if rows_id(*dev_split) == checkpoint.fitted_on:
+        get_logger().warning(f"{args.dev_file} has also decided the temperature, and perhaps which model is best: its threshold "
+                             "may promise a little too much, expected a file that the training has not seen.")
     found = find_threshold(confidences, probs.argmax(axis=1) == label_ids, args.wanted_precision)
     what = f"threshold for a precision of {args.wanted_precision:g} in {args.dev_file}"
     if found is None:

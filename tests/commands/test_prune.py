@@ -92,6 +92,7 @@ def test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table
         assert rows[width][0] == sum(value.size for value in state.values())
         deploy = json.loads((width_folder / "deploy.json").read_text())
         assert deploy["model_file"] == f"pruned_model{GRAPH[0]}" and deploy["input_names"] == ["input_ids", "token_type_ids"]
+        assert deploy["temperature"] != 1 and "threshold" not in deploy
         assert rows[width][2] == pytest.approx(graph_accuracy(width_folder / "pruned_model", width_folder), abs=0.01)
     assert rows["1"][2] > 50 and rows["0.75"][2] > rows["1"][2] - 15
     assert rows["1"][0] > rows["0.75"][0] > rows["0.67"][0] > rows["0.5"][0]

@@ -31,6 +31,7 @@ from helpers import (
     write_lines,
 )
 from textcls.common.errors import UserError
+from textcls.models.configs import change_config
 from textcls.models.paddle_setup import paddle
 from textcls.training.resume import RESUME_FILES
 
@@ -648,3 +649,17 @@ def test_version_names_the_stack(script):
     process = run_here(script.main, "--version")
     assert process.returncode == 0
     assert f"paddlepaddle {paddle.__version__}, paddlenlp " in process.stdout
+
+
+def test_a_temperature_is_not_passed_on_to_other_weights(checkpoint, tiny_data, tmp_path):
+    """The checkpoint has a temperature, its copy a threshold, too; training goes on from there."""
+    before = shutil.copytree(checkpoint, tmp_path / "before", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    change_config(str(before), threshold={"value": 0.5})
+    assert json.loads((before / "config.json").read_text())["calibration"]["rows"] == 264
+    for name, changes, said in (("off", {"calibrate": "none"}, ""),
+                                ("no dev", {"do_eval": None}, "No temperature is fitted: it needs dev texts (--do_eval).")):
+        process = run_here(train.main, *train_options(before, tiny_data, tmp_path / name, max_steps=1, report_to="none",
+                                                      load_best_model_at_end=None, metric_for_best_model=None,
+                                                      evaluation_strategy="no", save_strategy="no", **changes)[1:])
+        assert process.returncode == 0 and said in process.stderr and "Temperature" not in process.stderr, process.stderr
+        assert not {"calibration", "threshold"}.intersection(json.loads((tmp_path / name / "config.json").read_text()))

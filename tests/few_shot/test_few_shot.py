@@ -35,6 +35,7 @@ from load import simple_serving
 from prompt_models import TEXTS, WORDS, build, guess_words, options, run_train, script, trained, words_as_ids
 from textcls.analysis.attributions import attribute_tokens, interpret
 from textcls.common.errors import UserError
+from textcls.common.probabilities import softmax
 from textcls.common.texts import TEXT
 from textcls.data.files import read_labels
 from textcls.data.prompts import parse_template
@@ -151,6 +152,27 @@ def test_soft_encoders_and_prefixes_are_trained_and_exported(name, template, few
     checkpoint = load_checkpoint(str(tmp_path / "out"))
     np.testing.assert_allclose(Predictor(tmp_path / "out/export").probabilities(texts),
                                predict_probs(checkpoint, tokenize(texts, checkpoint.encode), 4), atol=1e-4)
+
+
+def test_a_temperature_is_fitted_and_goes_all_the_way(masked_lm, few, tmp_path):
+    """dev.txt of plenty/ has enough rows; the models of several prompts have their own; what is trained further has none."""
+    out = tmp_path / "out"
+    log = trained(masked_lm, few / "plenty", out, prompt=["这是关于", "问的是"], max_steps=30, learning_rate="2e-3",
+                  ppt_learning_rate="5e-3", folds=0, do_eval="", do_export="")
+    config, deploy = (json.loads((out / name).read_text()) for name in ("config.json", "export/deploy.json"))
+    temperature = config["calibration"]["temperature"]
+    assert deploy["temperature"] == temperature != 1 and log.count("Temperature ") == 3
+    assert f"Temperature {temperature:.4f}, fitted on {config['calibration']['rows']} rows of dev.txt" in log
+    assert {json.loads((out / f"prompt-{number}-seed-42/config.json").read_text())["calibration"]["temperature"]
+            for number in (1, 2)} >= {temperature}
+    texts = [line.split("\t")[0] for line in read_lines(few / "dev.txt")]
+    checkpoint = load_checkpoint(str(out))
+    logits = predict_logits(checkpoint, tokenize(texts, checkpoint.encode), 4)
+    np.testing.assert_allclose(Predictor(out / "export").probabilities(texts), softmax(logits, temperature), atol=1e-4)
+    log = trained(masked_lm, few, tmp_path / "tiny", max_steps=1)
+    assert "dev.txt: 12 rows are too few to fit a temperature, expected 30 or more" in log
+    log = trained(masked_lm, few / "plenty", tmp_path / "none", max_steps=1, calibrate_confidence="none")
+    assert "Temperature " not in log and "to fit" not in log and "calibration" not in json.loads((tmp_path / "none/config.json").read_text())
 
 
 # ---- the published commands
