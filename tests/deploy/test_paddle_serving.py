@@ -218,8 +218,8 @@ def test_windows_of_long_texts(inside, windowed, tmp_path):
     server = start(inside, tmp_path, "--rpc_port", 18091, "--http_port", 9879, "--batch_size", 8)
     try:
         write_lines(tmp_path / "data.txt", texts)
-        process = run_inside(inside, SERVING / "http_client.py", "--url", "http://127.0.0.1:9879/seq_cls/prediction", "--data_file",
-                             tmp_path / "data.txt")
+        process = run_inside(inside, SERVING / "http_client.py", "--url", "http://127.0.0.1:9879/seq_cls/prediction",
+                             "--data_file", tmp_path / "data.txt")
         assert process.returncode == 0, process.stderr + process.stdout[:300]
         found = re.findall(r"^label: (.*)\nconfidence: (.*)$", process.stdout, re.MULTILINE)
         assert_answers_agree([[(label, float(confidence))] for label, confidence in found], expected)
