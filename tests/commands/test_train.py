@@ -31,6 +31,7 @@ from helpers import (
     write_lines,
 )
 from textcls.common.errors import UserError
+from textcls.models.checkpoints import load_model
 from textcls.models.configs import change_config
 from textcls.models.paddle_setup import paddle
 from textcls.training.resume import RESUME_FILES
@@ -376,6 +377,25 @@ def test_two_processes_train_and_agree(tiny_data, tiny_model, tmp_path):
     assert check.returncode == 0, check.stderr
     accuracy = [json.loads((tmp_path / name / "eval_results.json").read_text())["eval_accuracy"] for name in ("out", "check")]
     assert accuracy[0] == pytest.approx(accuracy[1])
+
+
+def test_other_labels_keep_what_is_known_of_them(checkpoint, suite_log):
+    """Two labels are new, one is gone, the others are in another order."""
+    old = read_lines(ROOT / "data/label.txt")
+    labels = ["新的", *reversed(old[1:]), "也是新的"]
+    model = load_model(str(checkpoint), ignore_mismatched_sizes=True, num_labels=len(labels), id2label=dict(enumerate(labels)),
+                       label2id={label: place for place, label in enumerate(labels)})
+    assert f"knows {len(old) - 1} of the {len(labels)} labels" in suite_log.text
+    assert f"; new: 新的, 也是新的; no longer there: {old[0]}" in suite_log.text
+    before, after = weights(checkpoint), {name: values.numpy() for name, values in model.state_dict().items()}
+    for name, values in before.items():
+        if not name.startswith("classifier."):
+            np.testing.assert_array_equal(after[name], values)
+    for place, label in enumerate(labels[1:-1], 1):
+        for name in ("classifier.weight", "classifier.bias"):
+            np.testing.assert_array_equal(after[name][..., place], before[name][..., old.index(label)])
+    assert after["classifier.bias"][[0, -1]].tolist() == [0, 0]
+    assert 0.005 < after["classifier.weight"][:, [0, -1]].std() < 0.05
 
 
 @pytest.mark.parametrize("options", [[], ["--gradient_accumulation_steps", 2, "--save_strategy", "epoch", "--evaluation_strategy",

@@ -17,6 +17,7 @@ from textcls.models.configs import (
     check_length,
     choose_length,
     config_path,
+    named_labels,
     read_calibration,
     read_checkpoint_config,
     read_checkpoint_labels,
@@ -27,7 +28,15 @@ from textcls.models.configs import (
 from textcls.models.families import FAMILIES, OTHER, family_of, find_family, prepare
 from textcls.models.huggingface import name_activations
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
-from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, find_weights, read_weights, set_weights, without_drawing
+from textcls.models.weights import (
+    HUGGING_FACE_WEIGHTS,
+    WEIGHTS,
+    find_weights,
+    fit_head,
+    read_weights,
+    set_weights,
+    without_drawing,
+)
 from textcls.runtime.exported import sha256
 
 if TYPE_CHECKING:
@@ -64,6 +73,7 @@ def load_model(name_or_path: str, head: str = "SequenceClassification", strict: 
     if not os.path.isdir(name_or_path):
         return prepare(_load_built_in(auto_model, name_or_path, ignore_mismatched_sizes, config_changes, sentence_options))
     config = read_config(name_or_path)
+    saved_labels = named_labels(config, name_or_path)
     family, is_prompt_model = find_family(config), head != "MaskedLM" and read_prompt(config, name_or_path) is not None
     if is_encoder and (is_prompt_model or family is OTHER):
         raise UserError(f"{name_or_path}: is a prompt model, or of a family that is not known, expected {KNOWN} without "
@@ -90,7 +100,10 @@ def load_model(name_or_path: str, head: str = "SequenceClassification", strict: 
         with without_drawing() if path else contextlib.nullcontext():
             model = model_class(config)
     if path:
-        set_weights(model, read_weights(path, model), path, strict, ignore_mismatched_sizes)
+        weights = read_weights(path, model)
+        if not strict and head == "SequenceClassification" and "id2label" in config_changes:
+            weights.update(fit_head(weights, model, saved_labels, list(config_changes["id2label"].values()), name_or_path))
+        set_weights(model, weights, path, strict, ignore_mismatched_sizes)
     elif strict or head == "MaskedLM":
         raise UserError(f"{name_or_path}: holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}), so that it would answer at "
                         "random, expected " + ("a masked LM with its head (cls.*)" if head == "MaskedLM" else "a trained model"))

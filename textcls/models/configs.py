@@ -151,23 +151,29 @@ def choose_length(max_seq_length: Optional[int], config: dict[str, Any], folder:
     return trained_length if max_seq_length is None else max_seq_length
 
 
+def named_labels(config: dict[str, Any], folder: str) -> list[str]:
+    """Return the labels in the content of a folder's config.json, position = class id; [] where it names none. UserError."""
+    if not isinstance(config.get("id2label"), dict):
+        return []
+    if not all(str(index).isdecimal() for index in config["id2label"]):
+        raise UserError(f"{folder}: the keys of id2label in its config.json are not class ids, expected 0, 1, 2, ...")
+    id2label = {int(index): label for index, label in config["id2label"].items()}
+    if not all(isinstance(id2label.get(index), str) for index in range(len(id2label))):
+        raise UserError(f"{folder}: id2label in its config.json does not name every class, expected {{\"0\": label, ...}}")
+    return [id2label[index] for index in range(len(id2label))]
+
+
 def read_checkpoint_labels(folder: str, config: dict[str, Any], label_path: Optional[str]) -> list[str]:
     """Read the labels of a checkpoint, position = class id: those of its config.json, else of a label.txt.
 
     config: the content of the config.json; label_path: a label.txt that has to agree, or None. Raises UserError.
     """
     paths = [path for path in (os.path.join(folder, "label.txt"), label_path) if path and os.path.isfile(path)]
-    if isinstance(config.get("id2label"), dict):
-        if not all(str(index).isdecimal() for index in config["id2label"]):
-            raise UserError(f"{folder}: the keys of id2label in its config.json are not class ids, expected 0, 1, 2, ...")
-        id2label = {int(index): label for index, label in config["id2label"].items()}
-        if not all(isinstance(id2label.get(index), str) for index in range(len(id2label))):
-            raise UserError(f"{folder}: id2label in its config.json does not name every class, expected {{\"0\": label, ...}}")
-        labels = [id2label[index] for index in range(len(id2label))]
-    elif paths:
+    labels = named_labels(config, folder)
+    if not labels and paths:
         labels = read_labels(paths[0])
         get_logger().warning(f"{folder}: its config names no labels; taking them from label.txt.")
-    else:
+    if not labels:
         raise UserError(f"{folder}: neither id2label in its config.json nor a label.txt, expected one of them")
     for path in paths:
         compare_labels(labels, read_labels(path), path, folder)

@@ -90,6 +90,33 @@ def set_weights(model: "PretrainedModel", weights: dict[str, np.ndarray], path: 
         get_logger().info(f"{path}: not used are {_list(unused)}.")
 
 
+def fit_head(weights: dict[str, np.ndarray], model: "PretrainedModel", saved_labels: list[str], labels: list[str],
+             folder: str) -> dict[str, np.ndarray]:
+    """Make a classifier's last layer for other labels: those that it knows keep their rows, new ones start at random.
+
+    weights: of the folder; saved_labels, labels: what its last layer has rows for, and what it shall have. Returns the entries of
+    weights to replace; {} where the labels are the same, or none of them is known.
+    """
+    from textcls.models.paddle_setup import paddle
+
+    names = ("classifier.weight", "classifier.bias")
+    place_of = {label: place for place, label in enumerate(saved_labels)}
+    known = [place for place, label in enumerate(labels) if label in place_of]
+    if labels == saved_labels or not known or any(
+            name not in weights or weights[name].shape[-1] != len(saved_labels) for name in names):
+        return {}
+    sources = [place_of[labels[place]] for place in known]
+    drawn = paddle.randn([weights[names[0]].shape[0], len(labels)]).numpy() * model.config.initializer_range
+    bias = np.zeros(len(labels), np.float32)
+    drawn[:, known], bias[known] = weights[names[0]][:, sources], weights[names[1]][sources]
+    new, gone = [label for label in labels if label not in place_of], [label for label in saved_labels if label not in labels]
+    said = "".join(f"; {what}: {', '.join(own[:MOST_NAMES])}{' ...' if len(own) > MOST_NAMES else ''}"
+                   for what, own in (("new", new), ("no longer there", gone)) if own)
+    get_logger().info(f"{folder} knows {len(known)} of the {len(labels)} labels, and goes on with what it has learnt of "
+                      f"them{said}")
+    return dict(zip(names, (drawn, bias)))
+
+
 def check_weights(model: "PretrainedModel", path: str) -> None:
     """Raise UserError if the weights file is not just the model's."""
     saved, own = read_weights(path, model), model.state_dict()
