@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from textcls.common.errors import interruptible
 from textcls.common.log import make_formatter
 from textcls.common.outputs import STAGING
+from textcls.models.unused_packages import leave_out
 
 # of glibc's mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD (bytes), M_ARENA_MAX
 MALLOC_OPTIONS = {-3: 2**26, -1: 2**31 - 1, -8: 1}
@@ -111,20 +112,6 @@ def _kept_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _without_opencv() -> Iterator[None]:
-    """Import Paddle without OpenCV, which paddle.dataset.image takes where it is installed, for images: 22 MB and 0.09 s.
-    Afterwards it can be imported as ever. Can go when `import paddle` leaves no cv2 in sys.modules."""
-    if "cv2" in sys.modules:
-        yield
-        return
-    sys.modules["cv2"] = None  # type: ignore[assignment]  # as if it were not installed
-    try:
-        yield
-    finally:
-        del sys.modules["cv2"]
-
-
 def _import_paddlenlp() -> None:
     """Import PaddleNLP without the parts that nothing here uses; leave it out where it is not installed.
 
@@ -151,7 +138,9 @@ def _import_paddlenlp() -> None:
 
 
 _prepare_process()
-with interruptible(), _kept_signals(), quiet_import(), _without_opencv():
+# Paddle asks OpenCV for images, and PaddleNLP's tokenizer of GLM asks SciPy for a function: 60 MB and 0.3 s that nothing here
+# needs. Can go when neither is in sys.modules after these imports.
+with interruptible(), _kept_signals(), quiet_import(), leave_out("cv2", "scipy", "scipy.linalg"):
     import paddle
 
     _import_paddlenlp()

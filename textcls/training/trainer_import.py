@@ -2,28 +2,14 @@
 
 import contextlib
 import sys
-import types
 from collections.abc import Iterator
 
 from textcls.common.errors import interruptible
 from textcls.models import paddle_setup  # noqa: F401  before anything of paddlenlp
+from textcls.models.unused_packages import leave_out
 
 UNUSED = ("datasets", "paddlenlp.datasets", "paddlenlp.metrics", "paddlenlp.metrics.squad", "matplotlib", "matplotlib.pyplot",
-          "matplotlib.backends", "matplotlib.backends.backend_pdf")
-
-
-class _Unused(types.ModuleType):
-    """What stands for a package, and for all that is in it, while it is left out."""
-
-    __path__: list[str] = []
-
-    def __getattr__(self, name: str) -> "_Unused":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Unused(name)
-
-    def __call__(self, *given: object, **options: object) -> None:
-        pass
+          "matplotlib.backends", "matplotlib.backends.backend_pdf", "scipy", "scipy.linalg", "scipy.stats")
 
 
 @contextlib.contextmanager
@@ -31,20 +17,15 @@ def _without_unused() -> Iterator[None]:
     """Import PaddleNLP's trainers without the packages that nothing here asks them for: 150 MB of memory and half a second.
 
     Hugging Face's datasets (with pandas and pyarrow) are asked whether the training data are theirs, PaddleNLP's are its own
-    benchmarks, its metrics (with scikit-learn) those of other tasks, matplotlib draws what PaddleSlim analyses. Outside they can
-    be imported as ever. Can go when `import paddlenlp.trainer` leaves none of them in sys.modules.
+    benchmarks, its metrics (with scikit-learn) those of other tasks, matplotlib draws what PaddleSlim analyses, SciPy searches
+    its settings. Can go when `import paddlenlp.trainer` leaves none of them in sys.modules.
     """
     import paddlenlp.utils.import_utils
 
-    left_out = [name for name in UNUSED if name not in sys.modules]
-    if "datasets" in left_out:
+    if "datasets" not in sys.modules:
         paddlenlp.utils.import_utils.is_datasets_available = lambda: False
-    sys.modules.update((name, _Unused(name)) for name in left_out)
-    try:
+    with leave_out(*UNUSED):
         yield
-    finally:
-        for name in left_out:
-            del sys.modules[name]
 
 
 with interruptible(), _without_unused():
