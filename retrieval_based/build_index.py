@@ -5,7 +5,8 @@
     python retrieval_based/build_index.py --model_dir ./encoder_export --corpus_file ./data/label.txt --output_dir ./data \\
         --data_name label
 
-Reads   params_path (made by retrieval_based/train.py, or by its export_model.py), data_dir/label.txt, train.txt and dev.txt.
+Reads   params_path (made by retrieval_based/train.py, or by its export_model.py; or a pretrained encoder as it is: a folder of
+        Hugging Face or sentence-transformers, or a built-in name), data_dir/label.txt, train.txt and dev.txt.
         A line of label.txt may be `label==description==synonym`; what is before a `##` in a label is no part of its text.
 Writes  index_dir, in place of what index may be there (with --overwrite also of one that index.py has changed); it can be used
         meanwhile. With --data_name also output_dir/<data_name>_embedding.npy, the vectors that are searched, float32
@@ -20,7 +21,14 @@ import numpy as np
 from textcls.common.confidence import explain_no_threshold
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, share_below_one, thread_count
+from textcls.common.options import (
+    add_encoder_options,
+    add_obsolete_options,
+    encoder_options,
+    make_parser,
+    share_below_one,
+    thread_count,
+)
 from textcls.common.outputs import check_output, check_output_folder, complete_file
 from textcls.data.files import check_splits, read_label_words, read_labelled, read_lines
 from textcls.retrieval.changes import (
@@ -46,7 +54,7 @@ def precision(text):
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint, export or pretrained")
     parser.add_argument("--data_dir", default="./data", help="folder of the data files")
     parser.add_argument("--label_file", default="label.txt", help="labels in data_dir")
     parser.add_argument("--train_file", default="train.txt", help="training texts in data_dir; not needed for --corpus labels")
@@ -157,8 +165,7 @@ def main():
     if args.data_name:
         check_output(vectors_path, [], args.data_dir)
     labels, train, dev = read_data(args)
-    encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length,
-                           num_threads=args.cpu_threads)
+    encoder = open_encoder(args.params_path, **encoder_options(args), num_threads=args.cpu_threads)
     corpora = [args.corpus]
     if args.corpus == "auto":  # texts first: the best of equals, and what is taken without dev texts
         corpora = ["texts", "means", "labels"] if train else ["labels"]

@@ -19,7 +19,14 @@ import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, make_parser, positive_int, probability, probability_or_auto
+from textcls.common.options import (
+    add_encoder_options,
+    encoder_options,
+    make_parser,
+    positive_int,
+    probability,
+    probability_or_auto,
+)
 from textcls.common.outputs import check_output, complete_file
 from textcls.data.files import read_labelled, read_lines
 from textcls.retrieval.encoder import open_encoder
@@ -35,7 +42,7 @@ GROUPS = ((0, 1), (2, 5), (6, 20), (21, 100), (101, None))  # labels by the numb
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("--params_path", default="./checkpoint", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", default="./checkpoint", help="encoder: checkpoint, export or pretrained")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
     parser.add_argument("--dataset_dir", "--data_dir", default="./data", help="folder of the data files")
     parser.add_argument("--dev_file", default="dev.txt", help="labelled texts in dataset_dir")
@@ -149,7 +156,7 @@ def main():
     path, texts, label_ids = read_data(args, index.labels)
     check_output(args.bad_case_file, [path, args.params_path, args.index_dir], args.dataset_dir)
     threshold = find_threshold(args.threshold, index)
-    encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
+    encoder = open_encoder(args.params_path, **encoder_options(args))
     check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)
     with progress_bar(len(texts), "Encoding") as progress:
         vectors = encoder.encode(texts, progress)

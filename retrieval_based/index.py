@@ -19,7 +19,7 @@ import time
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import add_encoder_options, make_parser
+from textcls.common.options import add_encoder_options, encoder_options, make_parser
 from textcls.common.texts import LINE
 from textcls.data.files import read_texts
 from textcls.retrieval.changes import (
@@ -43,7 +43,7 @@ def parse_arguments():
     parser.add_argument("--texts", nargs="+", default=[], help="of add and describe")
     parser.add_argument("--text_file", help="more texts, one per line")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
-    parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint, export or pretrained")
     add_encoder_options(parser)
     args = parser.parse_args()
     if (args.change == "rename") != (args.new_name is not None):
@@ -102,8 +102,7 @@ def main():
     texts = read_new_texts(args)
     if not os.access(args.index_dir, os.W_OK) and os.path.isdir(args.index_dir):
         raise UserError(f"{args.index_dir}: cannot be written, expected a writable folder")
-    encoder_of = functools.cache(lambda: open_encoder(args.params_path, device=args.device, batch_size=args.batch_size,
-                                                      max_seq_length=args.max_seq_length))
+    encoder_of = functools.cache(lambda: open_encoder(args.params_path, **encoder_options(args)))
     while True:
         with contextlib.suppress(OutdatedIndex):
             header, there, seconds = make_change(args, texts, encoder_of)

@@ -13,7 +13,7 @@ Writes  output_file in the order of the input, as predict.py of the suite does; 
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, thread_count
+from textcls.common.options import add_encoder_options, add_obsolete_options, encoder_options, make_parser, thread_count
 from textcls.common.texts import TEXT
 from textcls.data.files import read_lines
 from textcls.retrieval.encoder import open_encoder
@@ -34,7 +34,7 @@ from textcls.runtime.quantize import add_scheme_options
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("--params_path", default="./checkpoint", help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", default="./checkpoint", help="encoder: checkpoint, export or pretrained")
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
     parser.add_argument("--dataset_dir", default="./data", help="folder of data_file")
     add_output_options(parser, output_file="output.txt")
@@ -80,8 +80,7 @@ def answer_rows(answers, texts, args):
 
 def main():
     args = parse_arguments()
-    options = {"device": args.device, "dtype": args.dtype, "num_threads": args.num_threads,
-               "batch_size": args.batch_size, "max_seq_length": args.max_seq_length}
+    options = {**encoder_options(args), "dtype": args.dtype, "num_threads": args.num_threads}
     if args.text_pair_file:
         return print_pairs(args.text_pair_file, open_encoder(args.params_path, **options))
     total = check_files(args, [args.params_path, args.index_dir])

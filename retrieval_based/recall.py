@@ -17,7 +17,7 @@ import numpy as np
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, add_obsolete_options, make_parser, positive_int
+from textcls.common.options import add_encoder_options, add_obsolete_options, encoder_options, make_parser, positive_int
 from textcls.common.outputs import check_output, complete_file
 from textcls.retrieval.changes import memory_index, new_header, read_corpus, rows_of_texts
 from textcls.retrieval.encoder import open_encoder
@@ -29,7 +29,7 @@ def parse_arguments():
     parser.add_argument("--corpus_file", required=True, help="what is searched")
     parser.add_argument("--similar_text_pair_file", "--similar_text_pair", required=True,
                         help="texts to search for, <text><tab><label>")
-    parser.add_argument("--params_path", required=True, help="encoder: checkpoint or export")
+    parser.add_argument("--params_path", required=True, help="encoder: checkpoint, export or pretrained")
     parser.add_argument("--recall_result_dir", default="recall_result", help="folder of the result")
     parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")
     parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text; of a smaller corpus all")
@@ -48,7 +48,7 @@ def main():
     corpus = read_corpus(args.corpus_file, problems)
     queries = [text for text, _ in read_corpus(args.similar_text_pair_file, problems, needs_label=True)]
     problems.report()
-    encoder = open_encoder(args.params_path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
+    encoder = open_encoder(args.params_path, **encoder_options(args))
     with progress_bar(len(corpus) + len(queries), "Encoding") as progress:
         texts = [text for text, _ in corpus]
         rows = rows_of_texts(encoder.encode(texts, progress), np.zeros(len(texts)), texts)

@@ -27,7 +27,10 @@ from textcls.data.tokens import DEFAULT_LENGTH
 from textcls.models.checkpoints import Checkpoint, load_model
 from textcls.models.configs import POOLINGS, SentenceOptions, check_length, choose_length, config_path, read_sentence_options
 from textcls.models.device import select_device
+from textcls.models.families import count_positions
 from textcls.models.paddle_setup import paddle
+from textcls.models.sentence_checkpoints import lower_texts
+from textcls.models.sentence_folders import SentenceFolder, read_sentence_folder
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.retrieval.encoder import encoder_folder
 from textcls.training.resume import (
@@ -75,7 +78,7 @@ class DataArguments:
     similar_text_pair: Optional[str] = field(default=None, metadata={"help": "The same."})
     corpus_file: Optional[str] = field(default=None, metadata={"help": "Label file; default: data_dir/label.txt."})
     max_seq_length: Optional[int] = field(default=None, metadata={
-        "help": f"Longest text in tokens; longer texts are cut. Default: that of a trained model, else {DEFAULT_LENGTH}."})
+        "help": f"Longest text in tokens; longer texts are cut. Default: that of a trained encoder, else {DEFAULT_LENGTH}."})
 
 
 @dataclass
@@ -157,15 +160,21 @@ def read_data(paths, args):
     return labels, words, train, dev
 
 
-def choose_options(model_args, folder):
-    """SentenceOptions of the training: as the options say, else those of the encoder in the folder, else mean and 0."""
+def read_source(folder):
+    """What the encoder to train further says of itself: a SentenceFolder; that of a model that is none yet says mean and 0."""
     path = config_path(folder) if os.path.isdir(folder) else None
     trained = read_sentence_options(read_json(path), folder) if path else None
-    pooling, size, dims = trained or SentenceOptions("mean", 0, [])
-    options = SentenceOptions(model_args.pooling or pooling, size if model_args.output_emb_size is None else
-                              model_args.output_emb_size, dims if model_args.matryoshka_dims is None else
-                              sorted(set(model_args.matryoshka_dims)))
-    return options
+    if trained is None and os.path.isdir(folder):
+        return read_sentence_folder(folder)
+    return SentenceFolder(folder, False, False, trained or SentenceOptions("mean", 0, []), {}, None, False)
+
+
+def choose_options(model_args, trained):
+    """SentenceOptions of the training: as the options say, else `trained`, those of the encoder to train further."""
+    size = trained.output_emb_size if model_args.output_emb_size is None else model_args.output_emb_size
+    dims = trained.matryoshka_dims if model_args.matryoshka_dims is None else sorted(set(model_args.matryoshka_dims))
+    return SentenceOptions(model_args.pooling or trained.pooling, size, dims,
+                           trained.activation if size == trained.output_emb_size else "")
 
 
 def find_model_folder(model_args):
@@ -176,13 +185,18 @@ def find_model_folder(model_args):
 def load_encoder(model_args, data_args, args, labels):
     """The model to train: a Checkpoint."""
     folder = find_model_folder(model_args)
-    options = choose_options(model_args, folder)
-    model = load_model(folder, head="SentenceEncoder", ignore_mismatched_sizes=True, sentence_options=options)
+    source = read_source(folder)
+    options, folder = choose_options(model_args, source.options), source.model
+    model = load_model(folder, head="SentenceEncoder", ignore_mismatched_sizes=True, sentence_options=options,
+                       more_weights=source.projection)
     for dims in options.matryoshka_dims:
         if not 1 <= dims <= model.embedding_size:
             raise UserError(f"--matryoshka_dims {dims}: out of range, expected 1 to {model.embedding_size}, the length of the "
                             "vectors")
-    length = check_length(choose_length(data_args.max_seq_length, vars(model.config), folder), model)
+    wanted = choose_length(data_args.max_seq_length, vars(model.config), folder)
+    if source.has_modules and data_args.max_seq_length is None:
+        wanted = min(source.max_seq_length or wanted, count_positions(model))
+    length = check_length(wanted, model)
     model.config.max_seq_length = length  # for the scripts that load it later
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model, folder)
@@ -191,6 +205,8 @@ def load_encoder(model_args, data_args, args, labels):
         long_text = long_text._replace(window_vote="unit_mean")
     save_long_text(model, long_text)
     rust = rust_tokenizer(tokenizer)
+    if source.lowers:
+        lower_texts(tokenizer, rust, folder)
     encode = make_encoder(tokenizer, rust, length, long_text=long_text)
     return Checkpoint(model, tokenizer, rust, encode, labels, length, tokenizer.pad_token_id)
 

@@ -27,9 +27,10 @@ from helpers import (
 )
 from textcls.common.errors import UserError
 from textcls.data.tokens import TokenizedTexts
-from textcls.models.checkpoints import load_checkpoint, load_model, load_sentence_encoder
+from textcls.models.checkpoints import load_checkpoint, load_model
 from textcls.models.configs import SentenceOptions
 from textcls.models.paddle_setup import paddle
+from textcls.models.sentence_checkpoints import load_sentence_encoder
 from textcls.retrieval.encoder import open_encoder
 from textcls.runtime.exported import read_export
 from textcls.training.sentence_training import WeightedBatchSampler, majority, retrieval_loss, top_columns
@@ -290,8 +291,8 @@ def check_export(folder, output):
     small = open_encoder(output, dtype="int8", num_threads=1).encode(SOME)
     assert (small * vectors).sum(axis=1).mean() > 0.98
     for wrong, message in ((lambda: load_checkpoint(folder), "retrieval_based/"), (lambda: read_export(output), "a classifier"),
-                           (lambda: open_encoder(folder, dtype="int8"), "is a checkpoint"),
-                           (lambda: open_encoder(ROOT / "data"), "model_state.pdparams is missing")):
+                           (lambda: open_encoder(folder, dtype="int8"), "is no export"),
+                           (lambda: open_encoder(ROOT / "data"), "no sentence encoder")):
         with pytest.raises(UserError, match=message):
             wrong()
     with pytest.raises(ValueError, match="text 1: empty or blank"):

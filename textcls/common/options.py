@@ -4,12 +4,13 @@ import argparse
 import os
 import platform
 import re
-from typing import NoReturn, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 
 MOST_THREADS = 1024  # more cores than a machine has; with many more it would only stand still
+POOLINGS = ("cls", "mean", "pooler")  # what may become of a text's token states, to make one vector of them
 # options of older command lines, still taken but without effect -> why
 OBSOLETE = {
     "--model_name": "the export holds all that is needed",
@@ -156,10 +157,21 @@ def add_model_options(parser: argparse.ArgumentParser, train_file: bool = False,
 
 
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the scripts that run a sentence encoder, a checkpoint or an export."""
+    """Add the options of the scripts that run a sentence encoder, a checkpoint, an export or a pretrained one."""
+    add_pooling_option(parser)
     parser.add_argument("--max_seq_length", type=int, help="longest text in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch")
     parser.add_argument("--device", help="cpu, gpu, gpu:N, ...; None: the GPU if there is one, else the CPU")
+
+
+def encoder_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `open_encoder` takes of the options of `add_encoder_options`."""
+    return {name: getattr(args, name) for name in ("device", "batch_size", "max_seq_length", "pooling")}
+
+
+def add_pooling_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pooling", choices=POOLINGS, help="of a pretrained model whose folder does not say so: what becomes of "
+                        "token states, mean, cls (the first one) or pooler; None: mean, or what the encoder's folder says")
 
 
 def find_label_file(args: argparse.Namespace) -> str:

@@ -74,7 +74,8 @@ def make_onnx(model: "PretrainedModel", output: str) -> ModelProto:
             result = linear(graph, result, model.base_model.pooler.dense, "pooler")
             result = graph.add("Tanh", result) if getattr(config, "pool_act", "tanh") == "tanh" else result
     if getattr(model, "embedding_size", None) is not None:
-        result = unit_length(graph, result if model.projection is None else linear(graph, result, model.projection, "projection"))
+        result = result if model.projection is None else linear(graph, result, model.projection, "projection")
+        result = unit_length(graph, graph.add("Tanh", result) if model.activation == "tanh" else result)
     elif prompt is None:
         result = linear(graph, result, model.classifier, "classifier")
     graph.nodes[-1].output[0] = output

@@ -32,4 +32,5 @@ def explain_download(name: str) -> Iterator[None]:
         raise UserError(
             f"{name}: its files could not be downloaded ({error})\nWithout a connection: on a machine that has one, run "
             f"the same command once and copy its folder {os.path.join(MODEL_HOME, name)} to the same place here, or pass "
-            "a model folder (config.json, vocab.txt, model_state.pdparams) with --model_name_or_path.") from None
+            "a model folder (config.json, vocab.txt, model_state.pdparams) with --model_name_or_path, or --params_path of "
+            "retrieval_based/.") from None

@@ -1,11 +1,11 @@
 """Models and trained checkpoints: found, checked and loaded."""
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+
+import numpy as np
 
 from textcls.common.confidence import check_threshold_of_model, read_threshold
 from textcls.common.errors import UserError
@@ -23,9 +23,8 @@ from textcls.models.configs import (
     read_checkpoint_labels,
     read_config,
     read_prompt,
-    read_sentence_options,
 )
-from textcls.models.families import FAMILIES, OTHER, family_of, find_family, prepare
+from textcls.models.families import FAMILIES, OTHER, Family, family_of, find_family, prepare
 from textcls.models.huggingface import name_activations
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.models.weights import (
@@ -49,7 +48,8 @@ KNOWN = f"a model of one of the types {', '.join(FAMILIES)}"  # for messages
 
 def load_model(name_or_path: str, head: str = "SequenceClassification", strict: bool = False,
                ignore_mismatched_sizes: bool = False, sentence_options: Optional[SentenceOptions] = None,
-               **config_changes: Any) -> "PretrainedModel":
+               complete: bool = False, more_weights: Optional[dict[str, np.ndarray]] = None, **config_changes: Any
+               ) -> "PretrainedModel":
     """Load a model in eval mode from a built-in name or a folder.
 
     name_or_path: a folder has config.json and either model_state.pdparams (PaddleNLP's form) or model.safetensors (Hugging
@@ -57,6 +57,7 @@ def load_model(name_or_path: str, head: str = "SequenceClassification", strict: 
     head: "SequenceClassification" (a prompt model where the folder holds one), "MaskedLM", or "SentenceEncoder". A
     pooler, classifier or projection that the folder lacks starts at random, which the log says, too; a masked LM's head has to
     be there. strict: nothing may be lacking nor be left over. sentence_options: of a "SentenceEncoder"; None: the folder's own.
+    complete: nothing that is used may be lacking. more_weights: parameters that are in no file of their own, by name.
     ignore_mismatched_sizes: a classifier for another number of classes counts as lacking. config_changes: entries of the
     model's config to set (num_labels, id2label, ...). UserError where the model cannot be had.
     """
@@ -82,35 +83,39 @@ def load_model(name_or_path: str, head: str = "SequenceClassification", strict: 
     with _explain_building(name_or_path):
         if family is OTHER:
             return _load_other(auto_model, name_or_path, path, ignore_mismatched_sizes, config_changes)
-        base = "MaskedLM" if is_prompt_model else "SequenceClassification" if is_encoder else head
-        model_class = getattr(transformers, f"{family.classes}For{base}")
-        if is_prompt_model:
-            from textcls.models.prompt_model import prompt_class
-
-            model_class = prompt_class(model_class)
-        elif is_encoder:
-            from textcls.models.sentence_model import sentence_class
-
-            model_class = sentence_class(model_class)
+        model_class = _find_class(family, "prompt" if is_prompt_model else head)
         config = forget_confidence(model_class.config_class.from_pretrained(name_or_path, **config_changes, dtype="float32"))
         if sentence_options is not None:
-            config.sentence_encoder = sentence_options._asdict()
+            config.sentence_encoder = sentence_options.entries()
         elif not is_encoder and getattr(config, "sentence_encoder", None):
             config.sentence_encoder = None  # from now on it is something else
         with without_drawing() if path else contextlib.nullcontext():
             model = model_class(config)
     if path:
-        weights = read_weights(path, model)
+        weights = {**read_weights(path, model), **(more_weights or {})}
         if not strict and head == "SequenceClassification" and "id2label" in config_changes:
             weights.update(fit_head(weights, model, saved_labels, list(config_changes["id2label"].values()), name_or_path))
-        set_weights(model, weights, path, strict, ignore_mismatched_sizes)
-    elif strict or head == "MaskedLM":
+        set_weights(model, weights, path, strict, ignore_mismatched_sizes, complete)
+    elif strict or complete or head == "MaskedLM":
         raise UserError(f"{name_or_path}: holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}), so that it would answer at "
                         "random, expected " + ("a masked LM with its head (cls.*)" if head == "MaskedLM" else "a trained model"))
     else:
         get_logger().warning(f"{name_or_path} holds no weights ({WEIGHTS} or {HUGGING_FACE_WEIGHTS}): "
                              "the model starts from RANDOM weights.")
     return prepare(model)
+
+
+def _find_class(family: Family, head: str) -> Any:
+    """Find the class of the models of a family with this head. head: as of `load_model`, or "prompt"."""
+    from textcls.models.prompt_model import prompt_class
+    from textcls.models.sentence_model import sentence_class
+
+    from paddlenlp import transformers
+
+    bases = {"prompt": ("MaskedLM", prompt_class), "SentenceEncoder": ("SequenceClassification", sentence_class)}
+    base, change = bases.get(head, (head, None))
+    model_class = getattr(transformers, f"{family.classes}For{base}")
+    return change(model_class) if change else model_class
 
 
 def forget_confidence(config: "PretrainedConfig") -> "PretrainedConfig":
@@ -141,7 +146,7 @@ def _make_sentence_encoder(base_model: "PretrainedModel", sentence_options: Sent
 
     from paddlenlp import transformers
 
-    base_model.config.sentence_encoder = sentence_options._asdict()
+    base_model.config.sentence_encoder = sentence_options.entries()
     model = sentence_class(getattr(transformers, f"{family_of(base_model).classes}ForSequenceClassification"))(base_model.config)
     model.base_model.set_state_dict(base_model.state_dict())
     return model
@@ -202,7 +207,7 @@ def load_checkpoint(folder: str, label_path: Optional[str] = None, max_seq_lengt
         except UserError:
             get_logger().warning(f"{folder}: its threshold was found with another model or temperature: it is not used.")
             threshold = None
-    return _open_checkpoint(folder, config, max_seq_length, labels, num_labels=len(labels))._replace(
+    return open_checkpoint(folder, config, max_seq_length, labels, num_labels=len(labels))._replace(
         temperature=calibration.get("temperature", 1.0), fitted_on=calibration.get("rows_id", ""), threshold=threshold)
 
 
@@ -216,24 +221,12 @@ def saved_threshold(folder: str) -> float:
     return check_threshold_of_model(entry, path, read_calibration(config, folder).get("temperature", 1.0), own)
 
 
-def load_sentence_encoder(folder: str, max_seq_length: Optional[int] = None) -> Checkpoint:
-    """Load what retrieval_based/train.py saved: a Checkpoint without labels, whose model gives unit vectors.
+def open_checkpoint(folder: str, config: dict[str, Any], max_seq_length: Optional[int], labels: list[str],
+                    **model_options: Any) -> Checkpoint:
+    """Load the model and the tokenizer of a folder that a training saved. config: the content of its config.json. UserError.
 
-    max_seq_length: as of `load_checkpoint`. Raises UserError.
+    max_seq_length: as of `load_checkpoint`; model_options: of `load_model`.
     """
-    config = read_checkpoint_config(folder, "retrieval_based/train.py")
-    options = read_sentence_options(config, folder)
-    if options is None:
-        raise UserError(f"{folder}: no sentence encoder, expected a checkpoint made by retrieval_based/train.py (a classifier's "
-                        "answers: predict.py)")
-    content = json.dumps([options._asdict(), *(config[name] for name in ("max_seq_length", "long_text") if name in config)],
-                         sort_keys=True)
-    encoder_id = hashlib.sha256((sha256(os.path.join(folder, WEIGHTS)) + content).encode()).hexdigest()[:16]
-    return _open_checkpoint(folder, config, max_seq_length, [], head="SentenceEncoder")._replace(encoder_id=encoder_id)
-
-
-def _open_checkpoint(folder: str, config: dict[str, Any], max_seq_length: Optional[int], labels: list[str],
-                     **model_options: Any) -> Checkpoint:
     wanted = choose_length(max_seq_length, config, folder)
     if "max_seq_length" in config and wanted != config["max_seq_length"]:
         get_logger().warning(f"--max_seq_length {wanted} differs from the {config['max_seq_length']} of the training.")

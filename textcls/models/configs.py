@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 from textcls.common.confidence import read_temperature
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
+from textcls.common.options import POOLINGS
 from textcls.common.outputs import complete_file
 from textcls.data.files import compare_labels, read_json, read_labels
 from textcls.data.prompts import Prompt
@@ -17,7 +18,6 @@ from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedModel
 
-POOLINGS = ("cls", "mean", "pooler")
 # of a config.json: the largest whole numbers, and numbers from 0 to 1; beyond them a model cannot be built, or takes all memory
 MOST = {"vocab_size": 10**7, "hidden_size": 2**16, "num_hidden_layers": 1000, "num_attention_heads": 1000,
         "intermediate_size": 2**20, "max_position_embeddings": 2**20}
@@ -31,6 +31,11 @@ class SentenceOptions(NamedTuple):
     pooling: str  # "cls": the state of the first token; "mean": of all tokens; "pooler": of the first, through the model's pooler
     output_emb_size: int  # what a linear layer projects it to; 0: it stays as it is
     matryoshka_dims: list[int]  # so many first entries of a vector are trained to be a vector, too
+    activation: str = ""  # of what the linear layer gives: "tanh"; "": none
+
+    def entries(self) -> dict[str, Any]:
+        """The options as a config.json holds them, where older ones have no activation."""
+        return {name: value for name, value in self._asdict().items() if name != "activation" or value}
 
 
 def config_path(folder: str) -> Optional[str]:
@@ -90,7 +95,8 @@ def read_sentence_options(config: dict[str, Any], folder: str) -> Optional[Sente
     try:
         options = SentenceOptions(**config["sentence_encoder"])
         sizes = [options.output_emb_size, config["max_seq_length"], *options.matryoshka_dims]
-        if options.pooling not in POOLINGS or not all(type(size) is int and size >= 0 for size in sizes):
+        known = options.pooling in POOLINGS and options.activation in ("", "tanh")
+        if not known or not all(type(size) is int and size >= 0 for size in sizes):
             raise ValueError("its entries are out of range")
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: sentence_encoder in its config.json is damaged ({error}), expected what "

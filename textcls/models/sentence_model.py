@@ -23,6 +23,7 @@ class SentenceEncoder(PretrainedModel):
         del self.classifier, self.dropout
         self.pooling, size = config.sentence_encoder["pooling"], config.sentence_encoder["output_emb_size"]
         self.projection = paddle.nn.Linear(config.hidden_size, size) if size else None
+        self.activation = config.sentence_encoder.get("activation", "")
         self.embedding_size = size or config.hidden_size
         if self.pooling != "mean":
             compute_only_read(self)
@@ -43,6 +44,7 @@ class SentenceEncoder(PretrainedModel):
             is_token = (input_ids != self.config.pad_token_id).astype("float32").unsqueeze(-1)  # (batch, length, 1)
             pooled = (hidden * is_token).sum(axis=1) / is_token.sum(axis=1)
         vectors = pooled if self.projection is None else self.projection(pooled)
+        vectors = paddle.tanh(vectors) if self.activation == "tanh" else vectors
         return unit_length(vectors.astype("float32"))
 
 

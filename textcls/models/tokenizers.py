@@ -1,7 +1,9 @@
 """PaddleNLP's tokenizers of model folders, and their Rust twins, which are as exact, faster, and put texts into prompts."""
 
 import os
+import shutil
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Optional
 
 from tokenizers import Tokenizer
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer
 from textcls.common.errors import UserError
 from textcls.common.long_texts import CUT, LongText
 from textcls.data.encoders import Encoder, rust_encoder
+from textcls.data.files import read_json
 from textcls.data.prompts import Prompt, add_prompt
 from textcls.models.built_in import explain_download
 from textcls.models.configs import read_config
@@ -27,12 +30,35 @@ def load_tokenizer(name_or_path: str) -> "PretrainedTokenizer":
     if not os.path.isdir(name_or_path):
         with explain_download(name_or_path):
             return _without_paths(transformers.AutoTokenizer.from_pretrained(name_or_path))
-    tokenizer_class = getattr(transformers, find_family(read_config(name_or_path)).tokenizer)
+    family = find_family(read_config(name_or_path))
+    tokenizer_class = getattr(transformers, family.tokenizer)
     try:
+        if family.build_rust_tokenizer and not os.path.isfile(os.path.join(name_or_path, "vocab.txt")):
+            return _load_without_vocabulary(tokenizer_class, name_or_path)
         return _without_paths(tokenizer_class.from_pretrained(name_or_path))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
         raise UserError(f"{name_or_path}: its tokenizer cannot be read ({type(error).__name__}: {error}), expected vocab.txt, "
                         "with the special tokens in it (and sentencepiece.bpe.model for ERNIE-M)") from None
+
+
+def _load_without_vocabulary(tokenizer_class: "type[PretrainedTokenizer]", folder: str) -> "PretrainedTokenizer":
+    """Load the tokenizer of a folder whose vocabulary is in tokenizer.json only, as transformers 5 saves a BERT."""
+    path = os.path.join(folder, "tokenizer.json")
+    if not os.path.isfile(path):
+        return _without_paths(tokenizer_class.from_pretrained(folder))  # raises
+    vocab = read_json(path)["model"]["vocab"]
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    if [vocab[token] for token in tokens] != list(range(len(tokens))):
+        raise ValueError("the numbers of the tokens in tokenizer.json have gaps")
+    copy = tempfile.TemporaryDirectory()  # lives as long as the tokenizer, which copies the file when it is saved
+    with open(os.path.join(copy.name, "vocab.txt"), "w", encoding="utf-8") as file:
+        file.writelines(token + "\n" for token in tokens)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if os.path.isfile(os.path.join(folder, name)):
+            shutil.copy(os.path.join(folder, name), copy.name)
+    tokenizer = _without_paths(tokenizer_class.from_pretrained(copy.name))
+    tokenizer.vocabulary_folder = copy
+    return tokenizer
 
 
 def _without_paths(tokenizer: "PretrainedTokenizer") -> "PretrainedTokenizer":

@@ -53,11 +53,11 @@ def read_weights(path: str, model: "PretrainedModel") -> dict[str, np.ndarray]:
 
 
 def set_weights(model: "PretrainedModel", weights: dict[str, np.ndarray], path: str, strict: bool = False,
-                ignore_mismatched_sizes: bool = False) -> None:
+                ignore_mismatched_sizes: bool = False, complete: bool = False) -> None:
     """Give a model its weights, and say which of its parameters start at random and which weights are not used.
 
-    The names may lack the model's prefix ("bert."), as a BertModel is saved. strict, ignore_mismatched_sizes: as of
-    `load_model`. UserError where the weights, or their shapes, are not the model's.
+    The names may lack the model's prefix ("bert."), as a BertModel is saved. strict, ignore_mismatched_sizes,
+    complete: as of `load_model`. UserError where the weights, or their shapes, are not the model's.
     """
     state, prefix = model.state_dict(), f"{model.base_model_prefix}."
     if not any(name.startswith(prefix) for name in weights):
@@ -77,13 +77,14 @@ def set_weights(model: "PretrainedModel", weights: dict[str, np.ndarray], path: 
     new = [name for name, parameter in state.items() if id(parameter) not in given]
     unused = [name for name in weights if name not in state]
     lacking = [name for name in new if name not in weights]
-    needed = [name for name in lacking if strict or not (name.startswith(HEADS) or ".pooler." in name)]
+    uses_pooler = hasattr(model, "classifier") or getattr(model, "pooling", None) == "pooler"
+    used = [name for name in new if uses_pooler or ".pooler." not in name]  # a masked LM does not use it
+    needed = [name for name in lacking if strict or (complete and name in used)
+              or not (name.startswith(HEADS) or ".pooler." in name)]
     _refuse(path, needed, unused if strict else (), model)
     layers = dict(model.named_sublayers())
     for layer in {name.rpartition(".")[0]: None for name in new}:
         model._init_weights(layers[layer])
-    uses_pooler = hasattr(model, "classifier") or getattr(model, "pooling", None) == "pooler"
-    used = [name for name in new if uses_pooler or ".pooler." not in name]  # a masked LM does not use it
     if used:
         get_logger().warning(f"{path} has nothing for {_list(used)}: they start from RANDOM weights.")
     if unused:
@@ -125,7 +126,7 @@ def check_weights(model: "PretrainedModel", path: str) -> None:
 
 def _refuse(path: str, lacking: Collection[str], unused: Collection[str], model: "PretrainedModel") -> None:
     kind = ("classifier made by train.py" if hasattr(model, "classifier") else "masked LM with its head (cls.*)"
-            if hasattr(model, "cls") else "sentence encoder made by retrieval_based/train.py")
+            if hasattr(model, "cls") else "sentence encoder with all that its pooling needs")
     for names, what in ((lacking, "lacks"), (unused, "has besides the model's own")):
         if names:
             raise UserError(f"{path}: {what} {len(names)} parameters, {min(names)} among them, expected the weights of a "

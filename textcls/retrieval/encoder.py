@@ -39,28 +39,29 @@ class TextEncoder(NamedTuple):
 
 
 def open_encoder(path: str, *, device: Optional[str] = None, device_id: int = 0, dtype: str = "fp32",
-                 num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None) -> TextEncoder:
+                 num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None,
+                 pooling: Optional[str] = None) -> TextEncoder:
     """Open a sentence encoder.
 
-    path: the folder of retrieval_based/export_model.py, or a checkpoint of retrieval_based/train.py. device: cpu, gpu, ...;
+    path: the folder of retrieval_based/export_model.py, or anything that `load_sentence_encoder` takes. device: cpu, gpu, ...;
     None: for a checkpoint as of `select_device`, else the CPU. device_id, dtype: of an exported one, as of the Predictor.
     num_threads: of an exported one on the CPU; None: one per usable core; a checkpoint goes by OMP_NUM_THREADS. batch_size: texts
-    per batch at most. max_seq_length: tokens; None: as in training. Raises UserError.
+    per batch at most. max_seq_length: tokens; None: as in training. pooling: as of `load_sentence_encoder`. Raises UserError.
     """
     path = encoder_folder(path)
-    if not os.path.isdir(path):
-        raise UserError(f"{path}: no such folder, expected what train.py or export_model.py in retrieval_based/ wrote")
     if os.path.isfile(os.path.join(path, "deploy.json")):
         export = read_export(path, output=EMBEDDING)
+        if pooling is not None:
+            raise UserError(f"--pooling {pooling}: the export in {path} has its own pooling, expected a run without it")
         model = load_exported(export, device=device or "cpu", device_id=device_id, dtype=dtype, num_threads=num_threads,
                               batch_size=batch_size, max_seq_length=max_seq_length)
         return TextEncoder(export.encoder_id, export.output_size, model.max_seq_length,
                            in_chunks(lambda texts, progress: model.run(model.tokenize(texts), progress), export.output_size),
                            lambda texts: model.run_batch(model.tokenize(texts)))
     if dtype != "fp32":
-        raise UserError(f"{SCHEMES[dtype].option}: {path} is a checkpoint, expected what retrieval_based/export_model.py makes "
+        raise UserError(f"{SCHEMES[dtype].option}: {path} is no export, expected what retrieval_based/export_model.py makes "
                         "of it")
-    return _open_checkpoint(path, device, batch_size, max_seq_length)
+    return _open_checkpoint(path, device, batch_size, max_seq_length, pooling)
 
 
 def encoder_folder(path: str) -> str:
@@ -98,14 +99,15 @@ def check_cosine(dtype: str, figures: dict[str, str]) -> None:
                         f"of fp32, expected {LEAST_COSINE} or more")
 
 
-def _open_checkpoint(path: str, device: Optional[str], batch_size: int, max_seq_length: Optional[int]) -> TextEncoder:
+def _open_checkpoint(path: str, device: Optional[str], batch_size: int, max_seq_length: Optional[int],
+                     pooling: Optional[str]) -> TextEncoder:
     from textcls.data.tokens import tokenize
-    from textcls.models.checkpoints import load_sentence_encoder
     from textcls.models.device import select_device
     from textcls.models.inference import predict_logits
+    from textcls.models.sentence_checkpoints import load_sentence_encoder
 
     select_device(device)
-    checkpoint = load_sentence_encoder(path, max_seq_length)
+    checkpoint = load_sentence_encoder(path, max_seq_length, pooling)
     size = checkpoint.model.embedding_size
 
     def run(texts: list[str], batch_size: int, progress: Optional[Progress] = None) -> np.ndarray:
