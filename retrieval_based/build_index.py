@@ -24,6 +24,7 @@ from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import (
     add_encoder_options,
     add_obsolete_options,
+    add_prefix_options,
     encoder_options,
     make_parser,
     share_below_one,
@@ -40,7 +41,7 @@ from textcls.retrieval.changes import (
     rows_of_texts,
     write_index,
 )
-from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.encoder import open_encoder, prefixed
 from textcls.retrieval.fitting import fit
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
@@ -72,6 +73,7 @@ def parse_arguments():
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
     parser.add_argument("--overwrite", action="store_true", help="also replace an index that index.py has changed")
     add_encoder_options(parser)
+    add_prefix_options(parser, "")
     parser.add_argument("--cpu_threads", type=thread_count, help="threads of an export on a CPU; None: one per usable core")
     add_obsolete_options(parser, "--use_tensorrt", "--enable_mkldnn", "--model_name_or_path", "--hnsw_max_elements")
     args = parser.parse_args()
@@ -117,7 +119,7 @@ def encode(encoder, texts, what):
 
 
 def make_rows(corpora, encoder, labels, train):
-    """The rows of each corpus: {corpus: NewRows}."""
+    """The rows of each corpus: {corpus: NewRows}. encoder: with the prefix of rows."""
     ids = {name: number for number, (name, _) in enumerate(labels)}
     name_rows = label_rows(dict(labels))
     names, name_ids = [text for _, text in name_rows], np.array([ids[name] for name, _ in name_rows])
@@ -137,9 +139,10 @@ def make_rows(corpora, encoder, labels, train):
 def choose(args, encoder, labels, rows, dev):
     """The index of the corpus that is best on dev, with its settings: SearchIndex in memory. rows: of `make_rows`."""
     best, most = None, -1.0
-    dev_vectors = encode(encoder, dev[0], "dev texts") if dev else None
+    dev_vectors = encode(prefixed(encoder, args.query_prefix), dev[0], "dev texts") if dev else None
     for corpus, new_rows in rows.items():
-        index = memory_index(new_header(encoder.encoder_id, encoder.dimension, corpus, labels, args.dtype), new_rows)
+        index = memory_index(new_header(encoder.encoder_id, encoder.dimension, corpus, labels, args.dtype,
+                                        (args.query_prefix, args.text_prefix)), new_rows)
         if dev is None:
             get_logger().warning(f"No {args.dev_file}: the settings are the usual ones, the confidence is not calibrated, and no "
                                  "threshold is known, expected some labelled texts that are not in the index.")
@@ -169,7 +172,7 @@ def main():
     corpora = [args.corpus]
     if args.corpus == "auto":  # texts first: the best of equals, and what is taken without dev texts
         corpora = ["texts", "means", "labels"] if train else ["labels"]
-    index = choose(args, encoder, labels, make_rows(corpora, encoder, labels, train), dev)
+    index = choose(args, encoder, labels, make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train), dev)
     if args.precision is not None and dev is not None and index.header["threshold"] is None:
         get_logger().warning(f"No threshold for a precision of {args.precision:g} in {args.dev_file}: "
                              f"{explain_no_threshold(len(dev[0]), args.precision)}.")

@@ -21,6 +21,7 @@ from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import (
     add_encoder_options,
+    add_prefix_options,
     encoder_options,
     make_parser,
     positive_int,
@@ -29,9 +30,9 @@ from textcls.common.options import (
 )
 from textcls.common.outputs import check_output, complete_file
 from textcls.data.files import read_labelled, read_lines
-from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.encoder import for_queries, open_encoder
 from textcls.retrieval.fitting import auroc, with_settings
-from textcls.retrieval.index import check_encoder, open_index
+from textcls.retrieval.index import check_encoder, check_prefixes, open_index
 from textcls.retrieval.search import chunks, find_threshold, label_probabilities, label_ranks, label_similarities
 from textcls.runtime.predictions import is_decided
 from textcls.training.scoring import score_classes
@@ -57,6 +58,7 @@ def parse_arguments():
     parser.add_argument("--recall_result_file", help="evaluate this file of recall.py, without encoder and index")
     parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text in recall_result_file, at most")
     add_encoder_options(parser)
+    add_prefix_options(parser)
     args = parser.parse_args()
     if bool(args.similar_text_pair) != bool(args.recall_result_file):
         parser.error("--similar_text_pair and --recall_result_file belong together")
@@ -151,6 +153,7 @@ def main():
     if args.recall_result_file:
         return evaluate_recall_file(args)
     index = open_index(args.index_dir)
+    check_prefixes(args.index_dir, index.header, args.query_prefix, args.text_prefix)
     if args.lexical_weight is not None:
         index = with_settings(index, lexical={**index.header["lexical"], "weight": args.lexical_weight})
     path, texts, label_ids = read_data(args, index.labels)
@@ -159,7 +162,7 @@ def main():
     encoder = open_encoder(args.params_path, **encoder_options(args))
     check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)
     with progress_bar(len(texts), "Encoding") as progress:
-        vectors = encoder.encode(texts, progress)
+        vectors = for_queries(encoder, index.header).encode(texts, progress)
     guesses, confidences, known, ranks = answer(index, vectors, texts, label_ids)
     is_known, is_right = label_ids < len(index.labels), guesses == label_ids
     if is_known.any():

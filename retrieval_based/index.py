@@ -19,7 +19,7 @@ import time
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import add_encoder_options, encoder_options, make_parser
+from textcls.common.options import add_encoder_options, add_prefix_options, encoder_options, make_parser
 from textcls.common.texts import LINE
 from textcls.data.files import read_texts
 from textcls.retrieval.changes import (
@@ -31,8 +31,8 @@ from textcls.retrieval.changes import (
     remove_label,
     rename_label,
 )
-from textcls.retrieval.encoder import open_encoder
-from textcls.retrieval.index import check_encoder, open_index
+from textcls.retrieval.encoder import for_rows, open_encoder
+from textcls.retrieval.index import check_encoder, check_prefixes, open_index
 
 
 def parse_arguments():
@@ -45,6 +45,7 @@ def parse_arguments():
     parser.add_argument("--index_dir", default="./index", help="made by build_index.py")
     parser.add_argument("--params_path", "--model_dir", default="./checkpoint", help="encoder: checkpoint, export or pretrained")
     add_encoder_options(parser)
+    add_prefix_options(parser)
     args = parser.parse_args()
     if (args.change == "rename") != (args.new_name is not None):
         parser.error("rename needs two names, the others one: expected `rename OLD NEW`, or `add LABEL --texts ...`")
@@ -71,6 +72,7 @@ def make_change(args, texts, encoder_of):
     process was faster.
     """
     index = open_index(args.index_dir, to_search=False)
+    check_prefixes(args.index_dir, index.header, args.query_prefix, args.text_prefix)
     if args.change == "rename":
         entry = find_label(index, args.label)
         check_new_label(args.new_name)
@@ -85,7 +87,7 @@ def make_change(args, texts, encoder_of):
     if texts:
         encoder = encoder_of()
         check_encoder(args.index_dir, index.header, encoder.encoder_id, encoder.dimension)
-        vectors = encoder.encode(texts)
+        vectors = for_rows(encoder, index.header).encode(texts)
     start, there = time.perf_counter(), 0
     if args.change == "remove":
         header = remove_label(args.index_dir, args.label)

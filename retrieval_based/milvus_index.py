@@ -18,9 +18,9 @@ import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import progress_bar
-from textcls.common.options import make_parser, positive_int
+from textcls.common.options import make_parser, positive_int, prefix
 from textcls.retrieval.changes import read_corpus
-from textcls.retrieval.index import open_index
+from textcls.retrieval.index import check_prefixes, open_index
 from textcls.retrieval.milvus import (
     INDEX_TYPES,
     MOST_NEIGHBOURS,
@@ -56,6 +56,8 @@ def parse_arguments():
     parser.add_argument("--corpus_file", default="./data/label.txt",
                         help="what the rows of --vector_path are: a label.txt, or a file of lines <text><tab><label>")
     parser.add_argument("--model_dir", help="exported encoder that made --vector_path: its mark is stored, or compared")
+    parser.add_argument("--query_prefix", type=prefix, help="what run_system.py shall put before its texts; None: what the index "
+                        "says, with --vector_path nothing")
     parser.add_argument("--index_type", default="auto", choices=["auto", *INDEX_TYPES],
                         help=f"how Milvus searches; auto: FLAT (exact), beyond {MOST_EXACT} rows HNSW; AUTOINDEX: as it likes")
     parser.add_argument("--keep", type=int, default=0, help="older versions that insert or drop leaves, to switch back to")
@@ -105,12 +107,13 @@ def vector_source(args):
             yield (vectors[start:start + BLOCK].astype(np.float32),
                    [(label_ids[label], label, text) for text, label in rows[start:start + BLOCK]])
 
-    return Source(encoder_of(args), vectors.shape[1], len(rows), blocks)
+    return Source(encoder_of(args), vectors.shape[1], len(rows), blocks, args.query_prefix or "")
 
 
-def index_source(folder):
-    """The Source of an index folder, without the rows of labels that were removed."""
+def index_source(folder, query_prefix):
+    """The Source of an index folder, without the rows of removed labels. query_prefix: has to be the index's, or None."""
     index = open_index(folder, to_search=False)
+    check_prefixes(folder, index.header, query_prefix, None)
     label_ids = [entry["id"] for entry in index.header["labels"]]
 
     def blocks():
@@ -122,7 +125,8 @@ def index_source(folder):
                 yield vectors[kept], [(label_ids[positions[row]], index.labels[positions[row]], segment.text(start + row))
                                       for row in kept]
 
-    return Source(index.header["encoder_id"], index.header["dimension"], int((index.row_labels >= 0).sum()), blocks)
+    return Source(index.header["encoder_id"], index.header["dimension"], int((index.row_labels >= 0).sum()), blocks,
+                  index.header["prefixes"]["query"])
 
 
 def encoder_of(args):
@@ -180,7 +184,7 @@ def drop(client, args):
 def main():
     args = parse_arguments()
     if args.command == "insert":  # read before Milvus is asked: what is wrong in files is found first
-        source = vector_source(args) if args.vector_path else index_source(args.index_dir)
+        source = vector_source(args) if args.vector_path else index_source(args.index_dir, args.query_prefix)
     elif args.command == "search":
         queries, encoder_id = np.asarray(read_vectors(args.vector_path), np.float32), encoder_of(args)
     with open_milvus(args.milvus_uri, read_token(args), timeout=args.timeout, is_new=args.command == "insert") as client:

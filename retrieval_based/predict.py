@@ -13,10 +13,18 @@ Writes  output_file in the order of the input, as predict.py of the suite does; 
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import add_encoder_options, add_obsolete_options, encoder_options, make_parser, thread_count
+from textcls.common.options import (
+    add_encoder_options,
+    add_obsolete_options,
+    add_prefix_options,
+    encoder_options,
+    make_parser,
+    thread_count,
+)
 from textcls.common.texts import TEXT
 from textcls.data.files import read_lines
-from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.encoder import open_encoder, prefixed
+from textcls.retrieval.index import check_prefixes
 from textcls.retrieval.predictor import SearchPredictor
 from textcls.retrieval.search import find_threshold
 from textcls.runtime.predictions import (
@@ -41,6 +49,7 @@ def parse_arguments():
     parser.add_argument("--num_nearest", type=int, default=0, help="how many of the nearest texts to write as reasons (jsonl)")
     parser.add_argument("--text_pair_file", help="print the cosine of pairs of texts, and do nothing else")
     add_encoder_options(parser)
+    add_prefix_options(parser)
     parser.add_argument("--num_threads", type=thread_count, help="threads of an export on a CPU; None: one per usable core")
     add_scheme_options(parser)
     add_obsolete_options(parser, "--output_emb_size", "--model_name_or_path", "--pad_to_max_seq_len")
@@ -51,8 +60,8 @@ def parse_arguments():
     return args
 
 
-def print_pairs(path, encoder):
-    """Print the cosine of each pair of a file of `<text><tab><text>`."""
+def print_pairs(path, first_encoder, second_encoder):
+    """Print the cosine of each pair of a file of `<text><tab><text>`. The encoders: of the first and the second texts."""
     problems = Problems()
     pairs = []
     for number, line in read_lines(path, problems):
@@ -61,7 +70,8 @@ def print_pairs(path, encoder):
         if problem:
             problems.add(path, number, problem, "<text><tab><text>")
     problems.report()
-    cosines = (encoder.encode([first for first, _ in pairs]) * encoder.encode([second for _, second in pairs])).sum(axis=1)
+    firsts, seconds = first_encoder.encode([first for first, _ in pairs]), second_encoder.encode([second for _, second in pairs])
+    cosines = (firsts * seconds).sum(axis=1)
     for (first, second), cosine in zip(pairs, cosines):
         print(f"{first}\t{second}\t{cosine:.6f}")
 
@@ -82,9 +92,12 @@ def main():
     args = parse_arguments()
     options = {**encoder_options(args), "dtype": args.dtype, "num_threads": args.num_threads}
     if args.text_pair_file:
-        return print_pairs(args.text_pair_file, open_encoder(args.params_path, **options))
+        encoder = open_encoder(args.params_path, **options)
+        return print_pairs(args.text_pair_file, prefixed(encoder, args.query_prefix or ""),
+                           prefixed(encoder, args.text_prefix or ""))
     total = check_files(args, [args.params_path, args.index_dir])
     predictor = SearchPredictor(args.params_path, args.index_dir, **options)
+    check_prefixes(args.index_dir, predictor.index.header, args.query_prefix, args.text_prefix)
     args.threshold = find_threshold(args.threshold, predictor.index)
     check_labels(args, predictor.labels)
 

@@ -17,10 +17,17 @@ import numpy as np
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_encoder_options, add_obsolete_options, encoder_options, make_parser, positive_int
+from textcls.common.options import (
+    add_encoder_options,
+    add_obsolete_options,
+    add_prefix_options,
+    encoder_options,
+    make_parser,
+    positive_int,
+)
 from textcls.common.outputs import check_output, complete_file
 from textcls.retrieval.changes import memory_index, new_header, read_corpus, rows_of_texts
-from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.encoder import open_encoder, prefixed
 from textcls.retrieval.nearest import nearest
 
 
@@ -34,6 +41,7 @@ def parse_arguments():
     parser.add_argument("--recall_result_file", default="recall_result_file", help="name of the result")
     parser.add_argument("--recall_num", type=positive_int, default=10, help="lines per text; of a smaller corpus all")
     add_encoder_options(parser)
+    add_prefix_options(parser, "")
     add_obsolete_options(parser, "--output_emb_size", "--model_name_or_path", "--hnsw_m", "--hnsw_ef", "--hnsw_max_elements")
     return parser.parse_args()
 
@@ -51,8 +59,8 @@ def main():
     encoder = open_encoder(args.params_path, **encoder_options(args))
     with progress_bar(len(corpus) + len(queries), "Encoding") as progress:
         texts = [text for text, _ in corpus]
-        rows = rows_of_texts(encoder.encode(texts, progress), np.zeros(len(texts)), texts)
-        vectors = encoder.encode(queries, progress)
+        rows = rows_of_texts(prefixed(encoder, args.text_prefix).encode(texts, progress), np.zeros(len(texts)), texts)
+        vectors = prefixed(encoder, args.query_prefix).encode(queries, progress)
     index = memory_index(new_header(encoder.encoder_id, encoder.dimension, "texts", [("all", [])]), rows)
     similarities, found = nearest(index, vectors, args.recall_num)
     with complete_file(path) as output:

@@ -10,10 +10,10 @@ Prints  `text label similarity` per neighbour, the nearest first, and its text w
 import json
 import time
 
-from textcls.common.errors import run_script
+from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import make_parser, positive_int, thread_count
-from textcls.retrieval.encoder import open_encoder
+from textcls.common.options import make_parser, positive_int, prefix, thread_count
+from textcls.retrieval.encoder import open_encoder, prefixed
 from textcls.retrieval.milvus import (
     MOST_NEIGHBOURS,
     add_milvus_options,
@@ -34,6 +34,8 @@ def parse_arguments():
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument("--texts", nargs="+", help="texts to search for")
     texts.add_argument("--data_file", help="file of texts, one per line; -: standard input")
+    parser.add_argument("--query_prefix", type=prefix, help="what is put before each text; None: what Milvus says, which has to "
+                        "be the same")
     parser.add_argument("--top_k", type=positive_int, default=20, help="neighbours per text")
     parser.add_argument("--output_format", default="txt", choices=["txt", "jsonl"])
     parser.add_argument("--batch_size", type=positive_int, default=32, help="texts per batch of the encoder")
@@ -55,7 +57,11 @@ def main():
     encoding = searching = 0
     progress = progress_bar(len(texts), "Searching")
     with progress, open_milvus(args.milvus_uri, read_token(args), timeout=args.timeout) as client:
-        find_version(client, args.collection, encoder.encoder_id, encoder.dimension)  # before much is encoded
+        version = find_version(client, args.collection, encoder.encoder_id, encoder.dimension)  # before much is encoded
+        if args.query_prefix not in (None, version.query_prefix):
+            raise UserError(f"--query_prefix {args.query_prefix!r}: --collection {args.collection} was made with "
+                            f"{version.query_prefix!r}, expected that, or a run without the option")
+        encoder = prefixed(encoder, version.query_prefix)
         for start in range(0, len(texts), CHUNK):
             chunk, times = texts[start:start + CHUNK], [time.monotonic()]
             vectors = encoder.encode(chunk)

@@ -149,6 +149,24 @@ def test_milvus_lite_finds_what_exact_search_finds_and_the_old_version_answers_a
     assert old in lines[2] and len(collections()) == 1
 
 
+def test_the_prefix_of_an_index_goes_before_the_texts_that_milvus_is_asked_about(work, tmp_path):
+    index = shutil.copytree(work / "index", tmp_path / "index")
+    header = {**open_index(index).header, "prefixes": {"query": "查询：", "text": ""}}
+    (index / "index.json").write_text(json.dumps(header), encoding="utf-8")
+    address = ["--milvus_uri", tmp_path / "prefix.db"]
+    succeed("milvus_index", ["insert", "--index_dir", index, *address], cwd=work)
+    ask = [*QUERY, "--texts", CODE, "--output_format", "jsonl", "--top_k", 1, *address]
+    output, same, refused = milvus("run_system", ask, [*ask, "--query_prefix", "查询："], [*ask, "--query_prefix", "问："],
+                                   cwd=work)
+    opened, encoder = open_index(index), open_encoder(work / "encoder", num_threads=1)
+    rows = np.flatnonzero(opened.row_labels >= 0)
+    expected = (opened.take(rows) @ encoder.encode(["查询：" + CODE])[0]).max()
+    assert nearest(output.stdout.splitlines())[0][0][2] == pytest.approx(expected, abs=1e-3) and same.stdout == output.stdout
+    assert_user_error(refused, "--query_prefix '问：': --collection text_classes was made with '查询：', expected that")
+    refused, = milvus("milvus_index", ["insert", "--index_dir", index, *address, "--query_prefix", "问："], cwd=work)
+    assert_user_error(refused, "--query_prefix '问：'")
+
+
 def test_a_server_with_a_token_answers_while_versions_are_switched(work, exact, server, monkeypatch):
     monkeypatch.setenv("MILVUS_TOKEN", "root:secret")
     address = ["--milvus_uri", server, "--collection", "live"]

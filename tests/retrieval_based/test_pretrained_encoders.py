@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from helpers import assert_user_error, load_script, make_model, run_here
+from helpers import ROOT, assert_user_error, load_script, make_model, read_lines, run_here, write_lines
 from textcls.common.errors import UserError
 from textcls.models.sentence_checkpoints import load_sentence_encoder
 from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.index import open_index
+from textcls.retrieval.predictor import SearchPredictor
+from textcls.retrieval.search import label_probabilities
 
-export, train = load_script("retrieval_based", "export_model"), load_script("retrieval_based", "train")
+build, change, evaluate, export, predict, recall, train = [load_script("retrieval_based", name) for name in (
+    "build_index", "index", "evaluate", "export_model", "predict", "recall", "train")]
 TEXTS = ["How do I reset my PASSWORD?", "What is the  weather in São Paulo tomorrow", "头疼怎么办", "a long text " * 200]
 # The first numbers of the vectors of sentence-transformers 6.2.0 (torch 2.13.0, transformers 5.23.0):
 # SentenceTransformer(folder).encode(TEXTS, normalize_embeddings=True)[:, :5] of MiniLM's own folder, and of those made below.
@@ -206,3 +210,75 @@ def test_a_pooler_that_a_folder_lacks_is_not_made_up(tmp_path):
     assert open_encoder(folder, device="cpu").encoder_id == open_encoder(folder, device="cpu").encoder_id
     with pytest.raises(UserError, match="lacks 2 parameters, ernie.pooler.dense.bias among them"):
         open_encoder(folder, device="cpu", pooling="pooler")
+
+
+# ---------------------------------------------------------------- prefixes
+
+
+@pytest.fixture(scope="module")
+def prefixed_index(encoder_export, tmp_path_factory):
+    """(data folder, index) with a prefix for queries and another for the rows."""
+    folder = tmp_path_factory.mktemp("prefixed")
+    for name, count in (("train.txt", 60), ("dev.txt", 20), ("label.txt", None)):
+        write_lines(folder / name, read_lines(ROOT / "data" / name)[:count])
+    process = run_here(build.main, "--params_path", encoder_export, "--data_dir", folder, "--index_dir", folder / "index",
+                       "--corpus", "texts", "--query_prefix", "查询：", "--text_prefix", "文本：", "--data_name", "rows")
+    assert process.returncode == 0, process.stderr
+    return folder, folder / "index"
+
+
+def test_the_prefixes_of_an_index_go_before_each_text(prefixed_index, encoder_export, tmp_path):
+    (data, index), encoder = prefixed_index, open_encoder(encoder_export)
+    rows = [line.split("\t")[0] for line in read_lines(data / "train.txt")]
+    np.testing.assert_allclose(np.load(data / "rows_embedding.npy"), encoder.encode(["文本：" + row for row in rows]), atol=1e-5)
+    assert open_index(index).header["prefixes"] == {"query": "查询：", "text": "文本："}
+    similarity = float((encoder.encode(["查询：" + rows[0]]) * encoder.encode(["文本：" + rows[0]])).sum())
+    process = run_here(predict.main, "--params_path", encoder_export, "--index_dir", index, "--data_file", "-", "--output_file",
+                       "-", "--output_format", "jsonl", "--num_nearest", "60", "--query_prefix", "查询：", stdin=rows[0] + "\n")
+    near = {row["text"]: row["similarity"] for row in json.loads(process.stdout)["nearest"]}
+    assert process.returncode == 0 and near[rows[0]] == pytest.approx(similarity, abs=1e-4)
+    batch = SearchPredictor(encoder_export, index).batch_answer([rows[0]], num_nearest=60)[0]  # as servers ask
+    assert {text: value for text, _, value in batch.nearest}[rows[0]] == pytest.approx(similarity, abs=1e-4)
+    copy = shutil.copytree(index, tmp_path / "index")
+    assert run_here(change.main, "add", "新的", "--texts", "打疫苗", "--params_path", encoder_export, "--index_dir",
+                    copy).returncode == 0
+    opened = open_index(copy)
+    np.testing.assert_allclose(opened.take(np.array([len(opened.row_labels) - 1])), encoder.encode(["文本：打疫苗"]), atol=1e-5)
+    process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", index, "--dataset_dir", data, cwd=tmp_path)
+    texts = [line.split("\t")[0] for line in read_lines(data / "dev.txt")]
+    probs = label_probabilities(open_index(index), encoder.encode(["查询：" + text for text in texts]), texts)
+    names, labels = [line.split("\t")[1] for line in read_lines(data / "dev.txt")], read_lines(data / "label.txt")
+    accuracy = np.mean([labels[best] == name for best, name in zip(probs.argmax(axis=1), names)])
+    assert f"Accuracy: {accuracy * 100:.2f}%" in process.stderr, process.stderr
+
+
+def test_a_prefix_that_is_not_the_indexs_is_refused(prefixed_index, encoder_export, tmp_path):
+    data, index = prefixed_index
+    common = ("--params_path", encoder_export, "--index_dir", index)
+    for main, options in ((predict.main, ("--dataset_dir", ROOT / "data")), (evaluate.main, ("--dataset_dir", data)),
+                          (change.main, ("add", "新的", "--texts", "打疫苗"))):
+        for option, own in (("--query_prefix", "查询："), ("--text_prefix", "文本：")):
+            process = run_here(main, *options, *common, option, "", cwd=tmp_path)
+            assert_user_error(process, f"{option} '': {index} was made with '{own}', expected that")
+    assert_user_error(run_here(build.main, *common, "--data_dir", data, "--query_prefix", "a\tb"), "a tab, expected")
+    header = json.loads((index / "index.json").read_text(encoding="utf-8"))
+    old = shutil.copytree(index, tmp_path / "old")
+    write_json(old / "index.json", {name: value for name, value in header.items() if name != "prefixes"})
+    assert open_index(old).header["prefixes"] == {"query": "", "text": ""}  # of an index that knew of none
+    write_json(old / "index.json", {**header, "prefixes": {"query": 7}})
+    with pytest.raises(UserError, match="prefixes is damaged or missing"):
+        open_index(old)
+
+
+def test_recall_and_pairs_take_prefixes(encoder_export, tmp_path):
+    encoder = open_encoder(encoder_export)
+    expected = float((encoder.encode(["查询：头疼"]) * encoder.encode(["文本：头痛"])).sum())
+    options = ("--params_path", encoder_export, "--query_prefix", "查询：", "--text_prefix", "文本：")
+    write_lines(tmp_path / "pairs.txt", ["头疼\t头痛"])
+    process = run_here(predict.main, *options, "--text_pair_file", tmp_path / "pairs.txt")
+    assert float(process.stdout.split("\t")[2]) == pytest.approx(expected, abs=1e-5)
+    write_lines(tmp_path / "corpus.txt", ["头痛", "拔牙"])
+    process = run_here(recall.main, *options, "--corpus_file", tmp_path / "corpus.txt", "--similar_text_pair_file",
+                       tmp_path / "pairs.txt", "--recall_result_dir", tmp_path)
+    found = {row[1]: float(row[2]) for row in (line.split("\t") for line in read_lines(tmp_path / "recall_result_file"))}
+    assert process.returncode == 0 and found["头痛"] == pytest.approx(expected, abs=1e-5)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Optional, Union
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
+from textcls.common.texts import LINE
 
 MOST_THREADS = 1024  # more cores than a machine has; with many more it would only stand still
 POOLINGS = ("cls", "mean", "pooler")  # what may become of a text's token states, to make one vector of them
@@ -172,6 +173,22 @@ def encoder_options(args: argparse.Namespace) -> dict[str, Any]:
 def add_pooling_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pooling", choices=POOLINGS, help="of a pretrained model whose folder does not say so: what becomes of "
                         "token states, mean, cls (the first one) or pooler; None: mean, or what the encoder's folder says")
+
+
+def prefix(text: str) -> str:
+    """Type of the options of `add_prefix_options`."""
+    if text and (problem := LINE.problem(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: {problem}, expected {LINE.expected}, or \"\" for none")
+    return text
+
+
+def add_prefix_options(parser: argparse.ArgumentParser, default: Optional[str] = None) -> None:
+    """Add the prefixes that some encoders want. default: None where an index knows them, and an option is compared with it."""
+    known = "; None: that of the index, which has to be the same" if default is None else ""
+    parser.add_argument("--query_prefix", type=prefix, default=default,
+                        help=f"what is put before each text that is asked about, as some encoders want it{known}")
+    parser.add_argument("--text_prefix", type=prefix, default=default,
+                        help=f"what is put before each text and label name in the index{known}")
 
 
 def find_label_file(args: argparse.Namespace) -> str:

@@ -63,14 +63,17 @@ def rows_of_means(vectors: np.ndarray, label_ids: np.ndarray, texts: list[str]) 
     return NewRows(means, ids, nearest, terms, counts, lengths / counts)
 
 
-def new_header(encoder_id: str, dimension: int, corpus: str, labels: list[tuple[str, list[str]]], dtype: str = "float32") -> dict:
+def new_header(encoder_id: str, dimension: int, corpus: str, labels: list[tuple[str, list[str]]], dtype: str = "float32",
+               prefixes: tuple[str, str] = ("", "")) -> dict:
     """The index.json of a new index, with the settings that hold where no dev texts say better.
 
-    labels: list of (name, descriptions and synonyms).
+    labels: list of (name, descriptions and synonyms). prefixes: what was put before the texts that are asked about, and before
+    those of the rows.
     """
     entries = [{"id": number, "name": name, "texts": texts} for number, (name, texts) in enumerate(labels)]
     return {"format": FORMAT, "encoder_id": encoder_id, "dimension": dimension, "metric": "cosine", "dtype": dtype,
-            "corpus": corpus, "labels": entries, "next_id": len(labels), "segments": [],
+            "prefixes": dict(zip(("query", "text"), prefixes)), "corpus": corpus, "labels": entries, "next_id": len(labels),
+            "segments": [],
             **dict.fromkeys(TYPES), "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0, "least_rows": 20},
             "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "threshold": None}
 
@@ -213,9 +216,9 @@ def find_entry(header: dict, name: str) -> Optional[dict]:
 
 
 def check_unchanged(index: SearchIndex, seen: Optional[dict], name: str) -> None:
-    """OutdatedIndex where encoder, corpus or the label are others than in `seen`, an earlier index.json, or None."""
+    """OutdatedIndex where encoder, prefixes, corpus or the label are others than in `seen`, an earlier index.json, or None."""
     def decisive(header: dict) -> tuple:
-        return header["encoder_id"], header["corpus"], find_entry(header, name)
+        return header["encoder_id"], header["prefixes"], header["corpus"], find_entry(header, name)
 
     if seen is not None and decisive(index.header) != decisive(seen):
         raise OutdatedIndex

@@ -64,6 +64,28 @@ def open_encoder(path: str, *, device: Optional[str] = None, device_id: int = 0,
     return _open_checkpoint(path, device, batch_size, max_seq_length, pooling)
 
 
+def for_queries(encoder: TextEncoder, header: dict) -> TextEncoder:
+    """The encoder of the texts that an index is asked about: with the prefix that it says. header: its index.json."""
+    return prefixed(encoder, header["prefixes"]["query"])
+
+
+def for_rows(encoder: TextEncoder, header: dict) -> TextEncoder:
+    """The encoder of the rows of an index, texts and names of labels: with the prefix that it says. header: its index.json."""
+    return prefixed(encoder, header["prefixes"]["text"])
+
+
+def prefixed(encoder: TextEncoder, prefix: str) -> TextEncoder:
+    """The same encoder, which puts a prefix before each text, as some are trained to have it ("query: ")."""
+    if not prefix:
+        return encoder
+
+    def add(texts: list[str]) -> list[str]:
+        return [prefix + text for text in check_texts(texts)]
+
+    return encoder._replace(encode=lambda texts, progress=None: encoder.encode(add(texts), progress),
+                            encode_batch=lambda texts: encoder.encode_batch(add(texts)))
+
+
 def encoder_folder(path: str) -> str:
     """The folder of an encoder, which older command lines name by a file in it, and by the model_best/ that it was in."""
     path = os.path.normpath(path)

@@ -117,6 +117,7 @@ def open_index(folder: str, encoder_id: Optional[str] = None, dimension: Optiona
         header = read_json(os.path.join(folder, MARKER))
         for name in TYPES:
             header.setdefault(name)  # an older index has no entry of a newer type
+        header.setdefault("prefixes", {"query": "", "text": ""})
         check_header(header, os.path.join(folder, MARKER))
         check_encoder(folder, header, encoder_id, dimension)
         try:
@@ -133,10 +134,19 @@ def check_encoder(folder: str, header: dict, encoder_id: Optional[str] = None, d
     """UserError where an index is of another encoder. header: its index.json; None: not known."""
     if encoder_id is not None and header["encoder_id"] != encoder_id:
         raise UserError(f"{folder}: made with the encoder {header['encoder_id']}, this one is {encoder_id}, expected the "
-                        "encoder of the index, or a new index (retrieval_based/build_index.py)")
+                        "encoder of the index (read with the same --pooling), or a new index (retrieval_based/build_index.py)")
     if dimension is not None and header["dimension"] != dimension:
         raise UserError(f"{folder}: vectors of {header['dimension']} numbers, the encoder's have {dimension}, expected the "
                         "encoder of the index")
+
+
+def check_prefixes(folder: str, header: dict, query: Optional[str], text: Optional[str]) -> None:
+    """UserError where --query_prefix or --text_prefix is not that of an index. query, text: None where it was not given."""
+    for name, given in (("query", query), ("text", text)):
+        own = header["prefixes"][name]
+        if given not in (None, own):
+            raise UserError(f"--{name}_prefix {given!r}: {folder} was made with {own!r}, expected that, a run without the "
+                            "option, or a new index (retrieval_based/build_index.py)")
 
 
 def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[Segment],
@@ -195,6 +205,7 @@ def check_header(header: dict, path: str) -> None:
         and value["least_rows"] >= 0,
         "lexical": lambda value: _is_depth(value["neighbours"]) and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
         "known": lambda value: value is None or (len(value["weights"]) == 2 and sum(value["weights"]) + value["offset"] < np.inf),
+        "prefixes": lambda value: type(value["query"]) is type(value["text"]) is str,
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1,
         **{name: functools.partial(_is_approximate, kind.settings) for name, kind in TYPES.items()}}
     for name, is_sound in checks.items():

@@ -46,6 +46,7 @@ class Version(NamedTuple):
     dimension: int
     num_rows: int  # as they must be in a complete one
     index_type: str
+    query_prefix: str = ""  # what is put before the texts that are asked about
 
 
 class Source(NamedTuple):
@@ -56,6 +57,7 @@ class Source(NamedTuple):
     num_rows: int
     # yields the rows, some at a time: float32 [n, dimension], and of each (label id, label, text)
     blocks: Callable[[], Iterator[tuple[np.ndarray, list[tuple[int, str, str]]]]]
+    query_prefix: str = ""  # what is put before the texts that are asked about
 
 
 class TimedClient:
@@ -200,7 +202,7 @@ def describe(client: TimedClient, name: str) -> Optional[Version]:
         raise UserError(f"--collection {name}: is a collection of something else, expected one that `milvus_index.py insert` "
                         "made, or a new name")
     return Version(found["collection_name"], properties.get("encoder_id", ""), int(fields["vector"]["dim"]),
-                   int(properties["rows"]), properties.get("index_type", ""))
+                   int(properties["rows"]), properties.get("index_type", ""), properties.get("query_prefix", ""))
 
 
 def find_version(client: TimedClient, alias: str, encoder_id: Optional[str] = None, dimension: Optional[int] = None) -> Version:
@@ -264,8 +266,9 @@ def write_version(client: TimedClient, alias: str, source: Source, index_type: s
     schema.add_field("label", DataType.VARCHAR, max_length=MOST_BYTES)
     schema.add_field("text", DataType.VARCHAR, max_length=MOST_BYTES)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=source.dimension)
-    version = Version(name, source.encoder_id, source.dimension, source.num_rows, index_type)
-    properties = {"encoder_id": source.encoder_id, "rows": str(source.num_rows), "index_type": index_type}
+    version = Version(name, source.encoder_id, source.dimension, source.num_rows, index_type, source.query_prefix)
+    properties = {"encoder_id": source.encoder_id, "rows": str(source.num_rows), "index_type": index_type,
+                  **({"query_prefix": source.query_prefix} if source.query_prefix else {})}
     try:
         client.create_collection(name, schema=schema, properties=properties)
         for batch in batches(source):

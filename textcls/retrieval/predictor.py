@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from textcls.common.errors import UserError
 from textcls.common.log import Progress
-from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.encoder import for_queries, open_encoder
 from textcls.retrieval.index import Stamp, check_encoder, index_stamp, open_index
 from textcls.retrieval.search import Answer, make_answers
 
@@ -43,11 +43,13 @@ class SearchPredictor:
 
     def answer(self, texts: list[str], top_k: int = 1, num_nearest: int = 0, progress: Optional[Progress] = None) -> list[Answer]:
         """Answers for texts (list of str): list of Answer in their order. TypeError or ValueError where they are no texts."""
-        return make_answers(self.index, self.encoder.encode(texts, progress), texts, top_k, num_nearest)
+        index = self.index  # the one whose prefix is put before the texts, whatever comes meanwhile
+        return make_answers(index, for_queries(self.encoder, index.header).encode(texts, progress), texts, top_k, num_nearest)
 
     def batch_answer(self, texts: list[str], top_k: int = 1, num_nearest: int = 0) -> list[Answer]:
         """As `answer`, but all texts as one batch, in the calling thread: for callers with threads of their own."""
-        return make_answers(self.index, self.encoder.encode_batch(texts), texts, top_k, num_nearest)
+        index = self.index
+        return make_answers(index, for_queries(self.encoder, index.header).encode_batch(texts), texts, top_k, num_nearest)
 
     def reload(self, wait: bool = True) -> bool:
         """Open the index anew where it has changed; returns whether. Meanwhile the old one answers.
