@@ -108,6 +108,11 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     }.items()},
     "python retrieval_based/export_model.py":
         "test_retrieval_train.py::test_command_of_older_editions_learns_and_its_export_agrees",
+    **{command: f"test_pretrained_encoders.py::{test}" for command, test in {
+        "python retrieval_based/build_index.py --params_path ./pretrained":
+            "test_an_export_has_the_vectors_and_the_identity_of_the_folder",
+        "python retrieval_based/build_index.py --params_path ./pretrained --data_dir ./data --index_dir ./index --query_prefix":
+            "test_the_prefixes_of_an_index_go_before_each_text"}.items()},
     "python train.py --model_name_or_path zh_bert":
         "test_train.py::test_a_checkpoint_has_labels_length_tokenizer_and_learned_something",
     **{command: f"test_retrieval_scripts.py::{test}" for command, test in {

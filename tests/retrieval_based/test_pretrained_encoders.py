@@ -106,6 +106,19 @@ def test_an_export_has_the_vectors_and_the_identity_of_the_folder(minilm, tmp_pa
     assert exported.encoder_id == open_encoder(folder, device="cpu").encoder_id and exported.max_seq_length == 16
     with pytest.raises(UserError, match="--pooling cls: the export in .* has its own pooling"):
         open_encoder(tmp_path / "export", pooling="cls")
+    write_lines(tmp_path / "label.txt", ["weather", "account"])
+    write_lines(tmp_path / "train.txt", ["is it raining\tweather", "how warm is it\tweather", "delete my account\taccount",
+                                         "change my email address\taccount"])
+    write_lines(tmp_path / "dev.txt", ["will it snow\tweather", "reset my password\taccount"])
+    process = run_here(build.main, "--params_path", folder, "--data_dir", tmp_path, "--index_dir", tmp_path / "index",
+                       "--precision", "0.5")
+    assert process.returncode == 0 and "as it is: pooling cls" in process.stderr, process.stderr
+    process = run_here(evaluate.main, "--params_path", tmp_path / "export", "--index_dir", tmp_path / "index", "--dataset_dir",
+                       tmp_path, cwd=tmp_path)
+    assert process.returncode == 0 and "| 2 texts" in process.stderr, process.stderr
+    process = run_here(evaluate.main, "--params_path", minilm, "--index_dir", tmp_path / "index", "--dataset_dir", tmp_path,
+                       cwd=tmp_path)
+    assert_user_error(process, "index: made with the encoder ", "expected the encoder of the index")
 
 
 def test_the_newest_form_of_the_folder(minilm, tmp_path):

@@ -46,7 +46,10 @@ def _load_without_vocabulary(tokenizer_class: "type[PretrainedTokenizer]", folde
     path = os.path.join(folder, "tokenizer.json")
     if not os.path.isfile(path):
         return _without_paths(tokenizer_class.from_pretrained(folder))  # raises
-    vocab = read_json(path)["model"]["vocab"]
+    model = read_json(path)["model"]
+    if model["type"] != "WordPiece":
+        raise ValueError(f"the model in tokenizer.json is a {model['type']}, not a WordPiece")
+    vocab = model["vocab"]
     tokens = sorted(vocab, key=vocab.__getitem__)
     if [vocab[token] for token in tokens] != list(range(len(tokens))):
         raise ValueError("the numbers of the tokens in tokenizer.json have gaps")
