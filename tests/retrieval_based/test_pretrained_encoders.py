@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 from helpers import ROOT, assert_user_error, load_script, make_model, read_lines, run_here, write_lines
 from textcls.common.errors import UserError
 from textcls.models.sentence_checkpoints import load_sentence_encoder
+from textcls.models.torch_weights import read_torch
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.index import open_index
 from textcls.retrieval.predictor import SearchPredictor
@@ -95,6 +97,40 @@ def test_vectors_are_those_of_sentence_transformers(minilm, tmp_path, suite_log)
     assert lowered.max_seq_length == 512
     make_folder(folder, minilm, "Pooling", reading={"do_lower_case": False})
     assert open_encoder(folder, device="cpu").encoder_id != lowered.encoder_id  # texts are read otherwise
+
+
+def test_tensors_of_torch_are_read_and_nothing_else_is(tmp_path):
+    """The file is what torch.save({"linear.weight": ..., "linear.bias": ...}) writes, its pickle written by hand."""
+    def write(pickled, **entries):
+        with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+            for key, values in entries.items():
+                archive.writestr(f"archive/data/{key[1:]}", values.tobytes())
+        return str(tmp_path / "pytorch_model.bin")
+
+    def tensor(key, kind, size, shape, strides):
+        numbers = [b"(" + b"".join(b"K" + bytes([number]) for number in numbers) + b"t" for numbers in (shape, strides)]
+        return (b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\n" + kind + b"\nX\x01\0\0\0" + key
+                + b"X\x03\0\0\0cpuK" + bytes([size]) + b"tQK\0" + numbers[0] + numbers[1]
+                + b"\x89ccollections\nOrderedDict\n)RtR")
+
+    weight, bias = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([7, 8], np.float16)
+    start, end = b"\x80\x02}(X\x06\0\0\0weight", b"u."
+    second = b"X\x04\0\0\0bias" + tensor(b"1", b"HalfStorage", 2, (2,), (1,))
+    read = read_torch(write(start + tensor(b"0", b"FloatStorage", 6, (2, 3), (3, 1)) + second + end, _0=weight, _1=bias))
+    assert list(read) == ["weight", "bias"] and read["bias"].dtype == np.float32
+    np.testing.assert_array_equal(read["weight"], weight)
+    np.testing.assert_array_equal(read["bias"], [7, 8])
+    for wrong, message in (
+            (start + tensor(b"0", b"FloatStorage", 6, (3, 2), (1, 3)) + end, "not stored row by row"),
+            (start + tensor(b"0", b"FloatStorage", 9, (2, 3), (3, 1)) + end, "not of the size"),
+            (b"cos\nsystem\n(X\x04\0\0\0exittR.", "refers to os.system"), (b"\x80\x02K\x01.", "holds no tensors with names"),
+            (b"cbuiltins\neval\n.", "refers to builtins.eval"), (b"\x80", "refused")):
+        with pytest.raises(UserError, match=message):
+            read_torch(write(wrong, _0=weight))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02}.")  # as torch wrote before 1.6
+    with pytest.raises(UserError, match="expected tensors as torch.save writes them"):
+        read_torch(str(tmp_path / "pytorch_model.bin"))
 
 
 def test_an_export_has_the_vectors_and_the_identity_of_the_folder(minilm, tmp_path):

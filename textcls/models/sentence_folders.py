@@ -10,6 +10,7 @@ from textcls.data.files import load_json, read_json
 from textcls.data.tokens import SHORTEST_LENGTH
 from textcls.models.configs import SentenceOptions
 from textcls.models.huggingface import read_safetensors
+from textcls.models.torch_weights import read_torch
 from textcls.models.weights import HUGGING_FACE_WEIGHTS
 
 MODULES = "modules.json"
@@ -98,10 +99,11 @@ def _read_dense(folder: str) -> tuple[int, str, dict[str, np.ndarray]]:
     if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
         raise UserError(f"{path}: in_features and out_features are {sizes}, expected two whole numbers")
     weights_path = os.path.join(folder, HUGGING_FACE_WEIGHTS)
-    if not os.path.isfile(weights_path):
-        raise UserError(f"{weights_path}: file not found, expected the weights of the Dense module in this form "
-                        "(sentence-transformers: model.save(folder))")
-    weights = read_safetensors(weights_path)
+    if os.path.isfile(weights_path):
+        weights = read_safetensors(weights_path)
+    else:
+        weights_path = os.path.join(folder, "pytorch_model.bin")
+        weights = read_torch(weights_path)
     matrix = weights.get("linear.weight")
     bias = weights.get("linear.bias", np.zeros(sizes[1], np.float32))  # a layer without one adds nothing
     if matrix is None or matrix.shape != (sizes[1], sizes[0]) or bias.shape != (sizes[1],):
