@@ -96,7 +96,9 @@ def test_vectors_are_those_of_sentence_transformers(minilm, tmp_path, suite_log)
     assert_same(lowered, LOWERED)
     assert lowered.max_seq_length == 512
     make_folder(folder, minilm, "Pooling", reading={"do_lower_case": False})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "document": ""}})
     assert open_encoder(folder, device="cpu").encoder_id != lowered.encoder_id  # texts are read otherwise
+    assert "names prefixes" in suite_log.text and "(--query_prefix, --text_prefix): query 'query: '" in suite_log.text
 
 
 def test_tensors_of_torch_are_read_and_nothing_else_is(tmp_path):

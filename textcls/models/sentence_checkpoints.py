@@ -22,7 +22,7 @@ from textcls.models.configs import (
     read_sentence_options,
 )
 from textcls.models.families import OTHER, count_positions, find_family
-from textcls.models.sentence_folders import MODULES, SentenceFolder, read_sentence_folder
+from textcls.models.sentence_folders import MODULES, SentenceFolder, read_prompts, read_sentence_folder
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.models.weights import WEIGHTS
 from textcls.runtime.exported import sha256
@@ -101,6 +101,9 @@ def _find_source(path: str, config: dict[str, Any], pooling: Optional[str]) -> S
     get_logger().info(f"{path} as it is: pooling {options.pooling} ({said})"
                       + (f", a linear layer to {options.output_emb_size} numbers" if options.output_emb_size else "")
                       + ("" if source.normalizes else "; its vectors are given unit length, which changes no cosine"))
+    if prompts := read_prompts(path):
+        get_logger().info(f"{path} names prefixes, none of which is put before texts of itself (--query_prefix, --text_prefix): "
+                          + ", ".join(f"{name} {text!r}" for name, text in prompts.items()))
     return source._replace(options=options)
 
 

@@ -47,6 +47,13 @@ def read_sentence_folder(folder: str) -> SentenceFolder:
                           *_read_reading(folders["Transformer"]))
 
 
+def read_prompts(folder: str) -> dict[str, str]:
+    """The prefixes that a folder of sentence-transformers names, without empty ones: {name: prefix}. UserError."""
+    path = os.path.join(folder, "config_sentence_transformers.json")
+    prompts = read_json(path).get("prompts") if os.path.isfile(path) else None
+    return {name: text for name, text in prompts.items() if text and isinstance(text, str)} if isinstance(prompts, dict) else {}
+
+
 def _read_modules(folder: str, path: str) -> dict[str, str]:
     """Find the folder of each module that the modules.json at path lists: {kind: folder}. UserError."""
     entries, _ = load_json(path, "a list of modules")
