@@ -6,9 +6,9 @@
 
 --data_dir holds train.txt, test.txt and label.txt; of its labels the --num_labels most frequent in train.txt are taken. With
 --questions each text is made, by a fixed seed, of 20 short texts of that folder and has the label of the one at --place (from
-0); texts of its dev.txt are the test. Every training is one of train.py with the same options; the accuracy is that of its last epoch on the
-test. Trainings that --work_dir holds already are not done again. The times are those of `train.py --dry_run`, and of the
-Predictor on 200 of the test texts, best of three; they want a machine that does nothing else.
+0); texts of its dev.txt are the test. Every training is one of train.py with the same options; the accuracy is that of its last
+epoch on the test. Trainings that --work_dir holds already are not done again. The times are those of `train.py --dry_run`, and
+of the Predictor on 200 of the test texts, best of three; they want a machine that does nothing else.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SETTINGS = {"cut": ["--max_seq_length", 128], "head_tail": ["--max_seq_length", 
             "window": ["--max_seq_length", 128, "--long_text", "window"],
             "cut at 256": ["--max_seq_length", 256], "cut at 512": ["--max_seq_length", 512]}
 TIMED_TEXTS, TIMED_ROUNDS = 200, 3
-QUESTIONS, LONGEST_QUESTION = 20, 14  # of a text that is made of questions; characters
+QUESTIONS, LONGEST_QUESTION = 20, 20  # of a text that is made of questions; characters
 MADE_ROWS = {"train.txt": 480, "test.txt": 200}
 
 
