@@ -31,6 +31,7 @@ from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model
 from textcls.training.dry_run import estimate_training
+from textcls.training.long_text_options import choose_long_text, save_long_text, tokenize_split
 from textcls.training.losses import ClassificationLoss
 from textcls.training.resume import (
     TrainArguments,
@@ -39,10 +40,7 @@ from textcls.training.resume import (
     check_resume_point,
     check_row_counts,
     choose_callbacks,
-    choose_long_text,
     find_resume_point,
-    save_long_text,
-    tokenize_split,
     train_and_save,
 )
 from textcls.training.scoring import KeptMetrics

@@ -33,6 +33,7 @@ from textcls.models.sentence_checkpoints import lower_texts
 from textcls.models.sentence_folders import SentenceFolder, read_sentence_folder
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.retrieval.encoder import encoder_folder
+from textcls.training.long_text_options import choose_long_text, save_long_text, tokenize_split
 from textcls.training.resume import (
     TrainArguments,
     check_evaluation,
@@ -41,10 +42,7 @@ from textcls.training.resume import (
     check_resume_point,
     check_row_counts,
     choose_callbacks,
-    choose_long_text,
     find_resume_point,
-    save_long_text,
-    tokenize_split,
     train_and_save,
 )
 from textcls.training.sentence_training import RECALLS, SentenceTrainer, metric_names, tokenize_labels

@@ -24,17 +24,9 @@ from textcls.models.inference import predict_logits
 from textcls.models.paddle_setup import paddle
 from textcls.models.prompt_model import make_prompt_model
 from textcls.models.tokenizers import make_encoder, rust_tokenizer
+from textcls.training.long_text_options import choose_long_text, save_long_text, tokenize_split
 from textcls.training.prompt_training import PromptTrainer, SaveBest, pretrain
-from textcls.training.resume import (
-    TrainArguments,
-    check_resume_point,
-    choose_callbacks,
-    choose_long_text,
-    find_resume_point,
-    save_long_text,
-    tokenize_split,
-    train_and_save,
-)
+from textcls.training.resume import TrainArguments, check_resume_point, choose_callbacks, find_resume_point, train_and_save
 from textcls.training.scoring import compute_metrics
 from textcls.training.trainer import collate
 

@@ -7,17 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-import numpy as np
-
 from textcls.common.errors import UserError, is_main_rank
 from textcls.common.log import get_logger
-from textcls.common.long_texts import CUT, MODES, LongText
+from textcls.common.long_texts import MODES
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
-from textcls.data.encoders import Encoder, check_long_text, read_long_text
 from textcls.data.files import compare_labels, read_json, read_labels
-from textcls.data.tokens import TokenizedTexts, tokenize
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
 from textcls.training.callbacks import DropRemainder, ResumableEarlyStopping, StopAtNonFinite, metric_name
+from textcls.training.long_text_options import VOTE_CHOICES, given_long_text
 from textcls.training.scoring import METRICS
 from textcls.training.trainer import (
     ClassificationTrainer,
@@ -37,10 +34,6 @@ RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state
 MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS}
 # of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
 OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json")
-
-
-VOTE_CHOICES = ("mean", "max")  # of the windows of a classifier
-MUCH_LOST = 0.05  # of all tokens: more than that is worth a hint
 
 
 @dataclass
@@ -77,38 +70,6 @@ def check_evaluation(args: TrainingArguments, metrics: Sequence[str] = ("loss", 
     for name in ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval"):
         if getattr(args, name) and args.device.startswith("cpu"):
             raise UserError(f"--{name} needs a GPU, expected --device gpu (or a run without --{name})")
-
-
-def choose_long_text(args: TrainArguments, config: dict[str, Any], folder: str) -> LongText:
-    """Decide how long texts are read: as the options say, and where they say nothing as the config of a trained model does.
-
-    config: the content of the config.json in folder. Raises UserError.
-    """
-    changes = given_long_text(args)
-    long_text = read_long_text(config, os.path.join(folder, "config.json"))
-    if long_text.window_vote not in VOTE_CHOICES:  # of a sentence encoder
-        long_text = long_text._replace(window_vote="mean")
-    long_text = long_text._replace(mode=args.long_text or long_text.mode)
-    for name in changes:
-        mode = "head_tail" if name == "head_share" else "window"
-        if long_text.mode != mode:
-            raise UserError(f"--{name}: has no effect on texts that are read by --long_text {long_text.mode}, expected "
-                            f"--long_text {mode}, or a run without it")
-    return CUT if long_text.mode == "cut" else long_text._replace(**changes)
-
-
-def given_long_text(args: TrainArguments) -> dict[str, Any]:
-    """Return the options of long texts that are given, without the mode: {name: value}. UserError where one is out of range."""
-    changes = {name: getattr(args, name) for name in LongText._fields[1:] if getattr(args, name) is not None}
-    check_long_text(LongText(args.long_text or "cut", **changes))
-    return changes
-
-
-def save_long_text(model: PretrainedModel, long_text: LongText) -> None:
-    """Let the config.json of a model say how long texts are read."""
-    vars(model.config).pop("long_text", None)
-    if long_text != CUT:
-        model.config.long_text = long_text._asdict()
 
 
 def check_metric(args: TrainingArguments, metrics: Sequence[str]) -> str:
@@ -225,28 +186,6 @@ class ClearLeftovers(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if is_main_rank():
             clear_leftovers(args, self.resume_point)
-
-
-def tokenize_split(split: tuple[list[str], np.ndarray], encode: Encoder, name: str) -> TokenizedTexts:
-    """Tokenize (texts, label ids), and log how long the texts are, and how many tokens of them are not read."""
-    whole_lengths: list[int] = []
-    tokens = tokenize(split[0], encode, split[1], f"Tokenizing {name}", whole_lengths)
-    lengths, longest, mode = np.array(whole_lengths), encode.max_seq_length, encode.long_text.mode
-    num_long = int((lengths > longest).sum())
-    if not num_long:
-        get_logger().info(f"The {len(lengths)} {name} texts have {lengths.mean():.0f} tokens on average, {lengths.max()} at most")
-        return tokens
-    room = longest - encode.num_before - encode.num_after
-    read = np.minimum(lengths, np.diff(tokens.starts) * room)
-    lost = 1 - read.sum() / lengths.sum()
-    message = (f"{num_long} of {len(lengths)} {name} texts ({num_long / len(lengths) * 100:.1f} %) are longer than "
-               f"max_seq_length {longest}: --long_text {mode} leaves {lost * 100:.1f} % of all tokens unread")
-    if mode == "window":
-        message += f", in {len(tokens) / tokens.num_texts:.1f} windows a text"
-    elif mode == "cut" and lost > MUCH_LOST:
-        message += "; head_tail reads the end of a text, too, at the same cost"
-    get_logger().info(message)
-    return tokens
 
 
 def choose_callbacks(args: TrainingArguments, patience: int) -> list[TrainerCallback]:
