@@ -33,8 +33,8 @@ from textcls.models.wordpiece import build_rust_tokenizer
 from textcls.runtime.exported import sha256
 
 LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "prompts", "milvus", "retrieval_index", "retrieval_scripts",
-           "paddle_serving", "demo", "word_interpret", "triton_serving", "aug", "sent_interpret", "predictor", "simple_serving",
-           "search_serving", "sparse", "predict", "export", "evaluate", "stacks")  # of the test files, the longest first
+           "pretrained_encoders", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug", "sent_interpret",
+           "predictor", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")  # of the test files, the longest first
 
 
 def pytest_collection_modifyitems(items):
