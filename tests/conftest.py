@@ -32,9 +32,10 @@ from textcls.models.paddle_setup import paddle
 from textcls.models.wordpiece import build_rust_tokenizer
 from textcls.runtime.exported import sha256
 
+# the test files, the longest first
 LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "prompts", "milvus", "retrieval_index", "retrieval_scripts",
            "pretrained_encoders", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug", "sent_interpret",
-           "predictor", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")  # of the test files, the longest first
+           "predictor", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")
 
 
 def pytest_collection_modifyitems(items):
