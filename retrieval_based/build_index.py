@@ -43,6 +43,7 @@ from textcls.retrieval.changes import (
 )
 from textcls.retrieval.encoder import open_encoder, prefixed
 from textcls.retrieval.fitting import fit
+from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.runtime.predictions import check_decided
@@ -67,6 +68,8 @@ def parse_arguments():
     parser.add_argument("--index_dir", default="./index", help="where the index goes")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the vectors in the index")
     add_type_options(parser)
+    parser.add_argument("--head", choices=["auto", "on", "off"], default="auto",
+                        help="logistic regression on the vectors, of --corpus texts; auto: where it takes minutes at most")
     parser.add_argument("--precision", type=precision,
                         help="share of right answers that predict.py --threshold auto shall give at least")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
@@ -136,6 +139,17 @@ def make_rows(corpora, encoder, labels, train):
     return {corpus: rows[corpus] for corpus in corpora}
 
 
+def wants_head(wanted, index):
+    """Whether to fit a head: only where rows are texts. wanted: --head."""
+    if index.header["corpus"] != "texts" or wanted == "off":
+        return False
+    if wanted == "auto" and head_work(index) > MOST_WORK:
+        get_logger().info(f"No head: with {len(index.row_labels)} rows and {len(index.labels)} labels it takes many minutes; "
+                          "--head on fits it all the same.")
+        return False
+    return True
+
+
 def choose(args, encoder, labels, rows, dev):
     """The index of the corpus that is best on dev, with its settings: SearchIndex in memory. rows: of `make_rows`."""
     best, most = None, -1.0
@@ -147,11 +161,16 @@ def choose(args, encoder, labels, rows, dev):
             get_logger().warning(f"No {args.dev_file}: the settings are the usual ones, the confidence is not calibrated, and no "
                                  "threshold is known, expected some labelled texts that are not in the index.")
             return index
-        index, figures = fit(index, dev_vectors, *dev, args.precision)
-        shares = " | ".join(f"{name} {figures[name] * 100:.2f}%" for name in ("vote", "lexical", "fused"))
-        get_logger().info(f"Corpus {corpus}: {len(index.row_labels)} rows | accuracy in dev dataset: {shares} (lexical weight "
-                          f"{index.header['lexical']['weight']:.2f}, {index.header['vote']['neighbours']} neighbours) | AUROC of "
-                          f"known against unknown labels {figures['known_auroc']:.3f}")
+        index, figures = fit(index, dev_vectors, *dev, args.precision, wants_head(args.head, index))
+        shares = " | ".join(f"{name} {figures[name] * 100:.2f}%" for name in ("vote", "lexical", "head", "fused")
+                            if name in figures)
+        weights = {"lexical": index.header["lexical"]["weight"]}
+        if "head" in figures:
+            weights["head"] = index.header["head"]["weight"] if index.header["head"] else 0
+        shown = ", ".join(f"{name} weight {weight:.2f}" for name, weight in weights.items())
+        get_logger().info(f"Corpus {corpus}: {len(index.row_labels)} rows | accuracy in dev dataset: {shares} ({shown}, "
+                          f"{index.header['vote']['neighbours']} neighbours) | AUROC of known against unknown labels "
+                          f"{figures['known_auroc']:.3f}")
         if figures["fused"] > most:
             best, most = index, figures["fused"]
     return best

@@ -52,6 +52,8 @@ def parse_arguments():
                         help="answers with a lower probability count as undecided; auto: the one of the index")
     parser.add_argument("--lexical_weight", type=probability,
                         help="of the search by characters, 0 to 1; 0: by vectors alone; None: as build_index.py found best")
+    parser.add_argument("--head_weight", type=probability,
+                        help="of the head, 0 to 1; 0: without it; None: as build_index.py found best")
     parser.add_argument("--unknown_label", help="label of the texts that are of no label of the index; None: there are none")
     parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong texts go")
     parser.add_argument("--similar_text_pair", help="labelled texts of a recall result")
@@ -113,6 +115,14 @@ def read_data(args, labels):
     return path, texts, label_ids
 
 
+def with_head_weight(index, weight):
+    """The index with another weight of its head. UserError where it has none."""
+    if index.head is None and weight > 0:
+        raise UserError(f"--head_weight {weight:g}: {index.folder} has no head, expected 0, or an index with one "
+                        "(build_index.py --head)")
+    return index._replace(head=None) if weight == 0 else with_settings(index, head={**index.header["head"], "weight": weight})
+
+
 def answer(index, vectors, texts, label_ids):
     """(guesses int64, confidences float, known float, ranks float [num_texts] of the right labels, inf for unknown ones)."""
     guesses, ranks = np.zeros(len(texts), int), np.full(len(texts), np.inf)
@@ -156,6 +166,8 @@ def main():
     check_prefixes(args.index_dir, index.header, args.query_prefix, args.text_prefix)
     if args.lexical_weight is not None:
         index = with_settings(index, lexical={**index.header["lexical"], "weight": args.lexical_weight})
+    if args.head_weight is not None:
+        index = with_head_weight(index, args.head_weight)
     path, texts, label_ids = read_data(args, index.labels)
     check_output(args.bad_case_file, [path, args.params_path, args.index_dir], args.dataset_dir)
     threshold = find_threshold(args.threshold, index)

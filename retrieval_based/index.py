@@ -5,15 +5,18 @@
     python retrieval_based/index.py describe 疫苗接种 --texts "预防针"
     python retrieval_based/index.py rename 疫苗接种 疫苗
     python retrieval_based/index.py remove 疫苗
+    python retrieval_based/index.py refit
 
 add     texts to a label, or a new label with its texts; those that it has already are not added again. describe: descriptions
-        and synonyms of a label that is there.
+        and synonyms of a label that is there. The index's head, if it has one, is fitted anew after both, unless that takes
+        longer than some seconds: then refit does it, when you want it to. Until then what is new is found without it.
 Reads   params_path: the encoder of the index, where there are texts to encode.
 Writes  index_dir: a few new rows and index.json, which is replaced in one step. A server that has the index open sees the change.
 """
 
 import contextlib
 import functools
+import math
 import os
 import time
 
@@ -30,15 +33,17 @@ from textcls.retrieval.changes import (
     label_texts,
     remove_label,
     rename_label,
+    replace_head,
 )
 from textcls.retrieval.encoder import for_rows, open_encoder
+from textcls.retrieval.head import AT_ONCE_WORK, fit_head, head_work
 from textcls.retrieval.index import check_encoder, check_prefixes, open_index
 
 
 def parse_arguments():
     parser = make_parser(__doc__)
-    parser.add_argument("change", choices=["add", "describe", "rename", "remove"])
-    parser.add_argument("label", help="name of the label")
+    parser.add_argument("change", choices=["add", "describe", "rename", "remove", "refit"])
+    parser.add_argument("label", nargs="?", help="name of the label; of all but refit")
     parser.add_argument("new_name", nargs="?", help="of rename")
     parser.add_argument("--texts", nargs="+", default=[], help="of add and describe")
     parser.add_argument("--text_file", help="more texts, one per line")
@@ -47,6 +52,8 @@ def parse_arguments():
     add_encoder_options(parser)
     add_prefix_options(parser)
     args = parser.parse_args()
+    if (args.change == "refit") != (args.label is None):
+        parser.error("refit takes no label, the others need one: expected `refit`, or `add LABEL --texts ...`")
     if (args.change == "rename") != (args.new_name is not None):
         parser.error("rename needs two names, the others one: expected `rename OLD NEW`, or `add LABEL --texts ...`")
     if (args.change in ("add", "describe")) != bool(args.texts or args.text_file):
@@ -99,9 +106,30 @@ def make_change(args, texts, encoder_of):
     return header, there, time.perf_counter() - start
 
 
+def refit_head(index_dir, most_work=math.inf):
+    """Fit the head of an index to its rows of now, unless that is more than most_work (of `head_work`), which the log says."""
+    while True:
+        index = open_index(index_dir)
+        if index.header["head"] is None:
+            raise UserError(f"{index_dir}: has no head, expected an index of texts whose head helped on the dev texts "
+                            "(retrieval_based/build_index.py --head)")
+        if head_work(index) > most_work:
+            get_logger().warning("The head is as it was, since fitting it takes longer: what is new is found without it until "
+                                 f"`index.py refit --index_dir {index_dir}`.")
+            return
+        start = time.perf_counter()
+        head = fit_head(index, index.header["head"]["strength"], index.head)
+        with contextlib.suppress(OutdatedIndex):
+            replace_head(index, head)
+            break
+    get_logger().info(f"Head fitted anew: {len(head.labels)} labels, {time.perf_counter() - start:.1f} s")
+
+
 def main():
     args = parse_arguments()
     texts = read_new_texts(args)
+    if args.change == "refit":
+        return refit_head(args.index_dir)
     if not os.access(args.index_dir, os.W_OK) and os.path.isdir(args.index_dir):
         raise UserError(f"{args.index_dir}: cannot be written, expected a writable folder")
     encoder_of = functools.cache(lambda: open_encoder(args.params_path, **encoder_options(args)))
@@ -113,6 +141,8 @@ def main():
     known = f" ({there} of them there already)" if there else ""
     get_logger().info(f"Index {args.index_dir}: {args.change} {name}, {len(texts)} texts{known}, {seconds * 1000:.1f} ms; "
                       f"{len(header['labels'])} labels now")
+    if header["head"] and there < len(texts) and args.change != "rename":
+        refit_head(args.index_dir, AT_ONCE_WORK)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from textcls.retrieval.changes import (
     write_index,
 )
 from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import open_index
 from textcls.retrieval.predictor import SearchPredictor
 
@@ -43,7 +44,8 @@ def export(encoder, encoder_export, tmp_path_factory):
     texts = [text for text, _ in rows]
     header = new_header(encoder.encoder_id, encoder.dimension, "texts", [(label, []) for label in labels])
     new_rows = rows_of_texts(encoder.encode(texts), [labels.index(row[1]) for row in rows], texts)
-    write_index(folder / "index", memory_index(header, new_rows))
+    index = memory_index({**header, "head": {"weight": 0.5, "temperature": 1.0, "strength": 10.0}}, new_rows)
+    write_index(folder / "index", index._replace(head=fit_head(index, 10.0)))
     return folder
 
 

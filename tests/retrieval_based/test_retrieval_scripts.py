@@ -116,12 +116,12 @@ def test_evaluation_is_that_of_the_formulas(built, encoder_export, data, tmp_pat
     process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", data,
                        "--unknown_label", "别的", cwd=tmp_path)
     assert f"--unknown_label 别的: no text of {data}/dev.txt has this label" in process.stderr and process.returncode == 0
-    rows = Found(*nearest(index, vectors, 50), *lexical_nearest(index, texts, 50))
+    rows = Found(*nearest(index, vectors, 50), *lexical_nearest(index, texts, 50), vectors)
     for weight, similarities, found, settings in ((0, rows.similarities, rows.rows, index.header["vote"]),
                                                   (1, rows.lexical_similarities, rows.lexical_rows, index.header["lexical"])):
         guesses = vote(index, similarities, found, settings["neighbours"], settings["temperature"]).argmax(axis=1)
         process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", built[0], "--dataset_dir", data,
-                           "--lexical_weight", weight, cwd=tmp_path)
+                           "--lexical_weight", weight, "--head_weight", "0", cwd=tmp_path)
         assert f"Accuracy: {(guesses == ids).mean() * 100:.2f}% |" in process.stderr
     assert_user_error(run_here(evaluate.main, "--lexical_weight", 1.5), "--lexical_weight: '1.5': expected a number, 0 to 1")
 

@@ -19,7 +19,19 @@ from textcls.common.errors import Problems, UserError, did_you_mean
 from textcls.common.outputs import complete_file, named_in_errors
 from textcls.common.texts import LABEL, LINE, TEXT
 from textcls.data.files import read_json, read_lines
-from textcls.retrieval.index import FORMAT, MARKER, PARTS, SearchIndex, Segment, assemble, label_word, of_single_texts, open_index
+from textcls.retrieval.head import Head
+from textcls.retrieval.index import (
+    FORMAT,
+    MARKER,
+    PARTS,
+    SearchIndex,
+    Segment,
+    assemble,
+    index_stamp,
+    label_word,
+    of_single_texts,
+    open_index,
+)
 from textcls.retrieval.lexical import Idf, count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
 from textcls.retrieval.nearest import TYPES, WantedType, build_approximate
 from textcls.runtime.predictions import check_decided
@@ -75,7 +87,8 @@ def new_header(encoder_id: str, dimension: int, corpus: str, labels: list[tuple[
             "prefixes": dict(zip(("query", "text"), prefixes)), "corpus": corpus, "labels": entries, "next_id": len(labels),
             "segments": [],
             **dict.fromkeys(TYPES), "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0, "least_rows": 20},
-            "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "threshold": None}
+            "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "head": None,
+            "threshold": None}
 
 
 def memory_index(header: dict, rows: NewRows) -> SearchIndex:
@@ -100,6 +113,8 @@ def write_index(folder: str, index: SearchIndex, wanted: Optional[WantedType] = 
         if not overwrite:
             check_not_changed(folder)
         header = {**index.header, "segments": [write_segment(folder, index.header, index.segments[0])]}
+        if index.head is not None:
+            header["head"] = {**header["head"], "folder": write_head(folder, header, index.head)}
         if wanted is not None and len(index.row_labels) > wanted.beyond:
             header[wanted.name] = build_approximate(folder, index, wanted)
         return write_header(folder, header, changed=False)
@@ -158,6 +173,28 @@ def write_segment(folder: str, header: dict, segment: Segment) -> dict:
     return {"folder": name, "rows": len(segment.label_ids)}
 
 
+def write_head(folder: str, header: dict, head: Head) -> str:
+    """Write a head as a new folder; returns its name. header: says the labels' ids."""
+    name = f"head-{secrets.token_hex(8)}"
+    os.mkdir(os.path.join(folder, name))
+    ids = np.array([entry["id"] for entry in header["labels"]], np.int32)
+    for array, values in (("labels", ids[head.labels]), ("weights", head.weights), ("offsets", head.offsets)):
+        np.save(os.path.join(folder, name, f"{array}.npy"), values)
+    return name
+
+
+def replace_head(index: SearchIndex, head: Head) -> dict:
+    """Give an index folder another head, fitted to `index`; OutdatedIndex where it has changed since.
+
+    Returns the new index.json.
+    """
+    with changing(index.folder):
+        if index_stamp(index.folder) != index.stamp:
+            raise OutdatedIndex
+        header = {**index.header, "head": {**index.header["head"], "folder": write_head(index.folder, index.header, head)}}
+        return write_header(index.folder, header, changed=header.get("changed", False))
+
+
 def write_header(folder: str, header: dict, changed: bool = True) -> dict:
     """The last step of a change: replace index.json, then delete what it does not name. Returns the new index.json.
 
@@ -167,6 +204,7 @@ def write_header(folder: str, header: dict, changed: bool = True) -> dict:
     with complete_file(os.path.join(folder, MARKER)) as file:
         file.write(json.dumps(header, ensure_ascii=False) + "\n")
     used = {entry["folder"] for entry in header["segments"]} | {header[name]["file"] for name in TYPES if header[name]}
+    used |= {header["head"]["folder"]} if header["head"] else set()
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if name.startswith(f".{MARKER}.") or (PARTS.match(name) and name not in used):

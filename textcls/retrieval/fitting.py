@@ -1,4 +1,6 @@
-"""The settings of an index that labelled dev texts decide: the vote, the weight of the lexical half, confidence, threshold."""
+"""The settings of an index that labelled dev texts decide: the vote, the weights of the lexical half and of the head,
+confidence, threshold.
+"""
 
 from collections.abc import Iterator
 from typing import Callable, Optional
@@ -7,13 +9,26 @@ import numpy as np
 
 from textcls.common.confidence import find_threshold
 from textcls.common.probabilities import DECIMALS
+from textcls.retrieval.head import STRENGTHS, Head, fit_head, head_probs
 from textcls.retrieval.index import SearchIndex, label_boosts
 from textcls.retrieval.nearest import nearest
-from textcls.retrieval.search import NEAREST, Found, chunks, fuse, known_features, known_probs, lexical_nearest, sharpen, vote
+from textcls.retrieval.search import (
+    NEAREST,
+    Found,
+    chunks,
+    fuse,
+    join_head,
+    known_features,
+    known_probs,
+    lexical_nearest,
+    sharpen,
+    vote,
+)
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
+HEAD_TEMPERATURES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
-WEIGHTS = np.linspace(0, 1, 21)  # of the lexical half
+WEIGHTS = np.linspace(0, 1, 21)  # of the lexical half, and of the head
 SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
 LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
 FEW, TRIED_LABELS, MOST_LOSS = 5, 12, 0.01  # of `best_least_rows`
@@ -23,11 +38,11 @@ LEAST = 1e-4  # a label without votes counts as this probable
 
 
 def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np.ndarray,
-        precision: Optional[float] = None) -> tuple[SearchIndex, dict[str, float]]:
+        precision: Optional[float] = None, with_head: bool = False) -> tuple[SearchIndex, dict[str, float]]:
     """Choose the settings by dev texts. label_ids: int64 [num_texts], positions in index.labels; vectors: theirs.
 
-    precision: share of right answers that --threshold auto shall give at least, or None. Returns (index with the settings,
-    figures: dict of vote, lexical, fused (accuracies), known_auroc, nll; shares 0 to 1).
+    precision: share of right answers that --threshold auto shall give at least, or None; with_head: fit a head, too. Returns
+    (index with the settings, figures: dict of vote, lexical, head, fused (accuracies), known_auroc, nll; shares 0 to 1).
     """
     step = -(-len(texts) // MOST_TEXTS)
     vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
@@ -41,6 +56,7 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     index = with_settings(index, lexical={**lexical, "weight": weight})
     settings["least_rows"] = best_least_rows(index, found, label_ids)
     index = with_settings(index, vote=settings)
+    index, figures = best_head(index, found, label_ids) if with_head else (index, {})
     sharpness, nll = best_sharpness(index, found, label_ids)
     index = with_settings(index, vote={**settings, "sharpness": sharpness})
     fused = float((guess(index, found) == label_ids).mean())
@@ -48,8 +64,8 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     known, auroc = fit_known(features_of(index, vectors, found), features_of(index, vectors, without, label_ids))
     index = with_settings(index, known=known)
     threshold = None if precision is None else fit_threshold(index, vectors, found, label_ids, precision)
-    return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, "fused": fused, "known_auroc": auroc,
-                                                       "nll": nll}
+    return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, **figures, "fused": fused,
+                                                       "known_auroc": auroc, "nll": nll}
 
 
 def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **entries: object) -> SearchIndex:
@@ -60,7 +76,7 @@ def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **ent
 
 def find_rows(index: SearchIndex, vectors: np.ndarray, texts: list[str], k: int, excluded: Optional[np.ndarray] = None) -> Found:
     """Found with the k nearest rows of both halves."""
-    return Found(*nearest(index, vectors, k, excluded, exact=True), *lexical_nearest(index, texts, k, excluded))
+    return Found(*nearest(index, vectors, k, excluded, exact=True), *lexical_nearest(index, texts, k, excluded), vectors)
 
 
 def part(found: Found, chunk: slice) -> Found:
@@ -82,6 +98,39 @@ def best_weight(index: SearchIndex, found: Found, label_ids: np.ndarray) -> floa
     tried = [with_settings(index, lexical={**index.header["lexical"], "weight": weight}) for weight in WEIGHTS]
     hits, losses = measure(index, label_ids, len(tried), lambda chunk: (fuse(one, part(found, chunk)) for one in tried))
     return float(WEIGHTS[np.lexsort((losses, -hits))[0]])
+
+
+def best_head(index: SearchIndex, found: Found, label_ids: np.ndarray) -> tuple[SearchIndex, dict[str, float]]:
+    """The index with the head, and its weight beside the vote and the characters, of most right answers, then of least NLL.
+
+    A weight of 0: no head. Returns (index, {"head": accuracy of the head alone}).
+    """
+    tried: list[tuple[Head, float]] = []
+    for strength in STRENGTHS:
+        tried.append((fit_head(index, strength, tried[-1][0] if tried else None), strength))
+    grid = [(head, strength, temperature) for head, strength in tried for temperature in HEAD_TEMPERATURES]
+    settings = [(1.0, *choice) for choice in grid]
+    hits, losses = measure_heads(index, found, label_ids, settings)
+    best = grid[np.lexsort((losses, -hits))[0]]
+    alone = float(hits.max() / len(label_ids))
+    hits, losses = measure_heads(index, found, label_ids, [(float(weight), *best) for weight in WEIGHTS])
+    weight = float(WEIGHTS[np.lexsort((losses, -hits))[0]])
+    if weight == 0:
+        return index, {"head": alone}
+    head, strength, temperature = best
+    entry = {"weight": weight, "temperature": temperature, "strength": strength}
+    return with_settings(index, head=entry)._replace(head=head), {"head": alone}
+
+
+def measure_heads(index: SearchIndex, found: Found, label_ids: np.ndarray,
+                  choices: list[tuple[float, Head, float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """`measure` of heads. choices: (weight, head, its strength, temperature); index: without a head."""
+    def try_all(chunk: slice) -> Iterator[np.ndarray]:
+        probs = fuse(index, part(found, chunk))
+        return (join_head(head, probs, head_probs(head, found.vectors[chunk], temperature), weight)
+                for weight, head, _, temperature in choices)
+
+    return measure(index, label_ids, len(choices), try_all)
 
 
 def best_least_rows(index: SearchIndex, found: Found, label_ids: np.ndarray) -> int:
@@ -112,12 +161,12 @@ def best_least_rows(index: SearchIndex, found: Found, label_ids: np.ndarray) -> 
 def cut_rows(index: SearchIndex, found: Found, label: int, left: np.ndarray) -> Found:
     """Found without the rows of a label but those in `left`."""
     arrays = []
-    for similarities, rows in (found[:2], found[2:]):
+    for similarities, rows in (found[:2], found[2:4]):
         gone = (index.row_labels[rows] == label) & ~np.isin(rows, left)
         order = np.argsort(gone, axis=1, kind="stable")
         arrays += [np.take_along_axis(np.where(gone, -np.inf, similarities), order, axis=1),
                    np.take_along_axis(np.where(gone, -1, rows), order, axis=1)]
-    return Found(*arrays)
+    return found._replace(**dict(zip(Found._fields, arrays)))
 
 
 def guess(index: SearchIndex, found: Found) -> np.ndarray:

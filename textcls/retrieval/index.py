@@ -12,6 +12,7 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.data.files import read_json
+from textcls.retrieval.head import Head
 from textcls.retrieval.lexical import Idf, Postings, idf_of_postings
 from textcls.retrieval.nearest import TYPES, Approximate, open_approximate
 
@@ -19,7 +20,7 @@ FORMAT = 3
 MARKER = "index.json"
 CORPORA = ("labels", "texts", "means")  # what a row is: a text of a label, a training text, the mean of a label's texts
 DTYPES = ("float32", "float16", "int8")
-PARTS = re.compile(rf"({'|'.join(['segment', *TYPES])})-[0-9a-f]{{16}}(\.\w+)?$")  # the names that may be deleted
+PARTS = re.compile(rf"({'|'.join(['segment', 'head', *TYPES])})-[0-9a-f]{{16}}(\.\w+)?$")  # the names that may be deleted
 Stamp = tuple[int, int, int]  # of an index.json: inode, time of its change in nanoseconds, size
 
 
@@ -69,6 +70,7 @@ class SearchIndex(NamedTuple):
     centres: np.ndarray  # float32 [num_labels, dimension]: labels' means less that of all, at unit length; 0: no rows
     idf: Idf
     approximate: Optional[Approximate]  # of nearest.TYPES, over segment 0
+    head: Optional[Head] = None
 
     def text(self, row: int) -> str:
         """The text of a row: of a mean, the one that is nearest to it."""
@@ -109,7 +111,7 @@ def open_index(folder: str, encoder_id: Optional[str] = None, dimension: Optiona
                to_search: bool = True) -> SearchIndex:
     """Open an index folder; returns SearchIndex. encoder_id, dimension: of the encoder that it must be of, None: any.
 
-    to_search: False: who does not search needs neither an approximate index nor the labels' centres. UserError where there is no
+    to_search: False: who does not search needs no approximate index, no head, no centres of labels. UserError where there is no
     index, it is damaged or of another encoder.
     """
     while True:
@@ -118,16 +120,18 @@ def open_index(folder: str, encoder_id: Optional[str] = None, dimension: Optiona
         for name in TYPES:
             header.setdefault(name)  # an older index has no entry of a newer type
         header.setdefault("prefixes", {"query": "", "text": ""})
+        header.setdefault("head")
         check_header(header, os.path.join(folder, MARKER))
         check_encoder(folder, header, encoder_id, dimension)
         try:
             segments = [open_segment(folder, header, entry) for entry in header["segments"]]
             approximate = open_approximate(folder, header, header["segments"][0]["rows"]) if to_search else None
+            head = open_head(folder, header) if to_search else None
             break
         except UserError:
             if index_stamp(folder) == stamp:
                 raise  # else it was replaced just now, and its files are gone
-    return assemble(folder, header, stamp, segments, approximate, to_search=to_search)
+    return assemble(folder, header, stamp, segments, approximate, head, to_search=to_search)
 
 
 def check_encoder(folder: str, header: dict, encoder_id: Optional[str] = None, dimension: Optional[int] = None) -> None:
@@ -150,8 +154,8 @@ def check_prefixes(folder: str, header: dict, query: Optional[str], text: Option
 
 
 def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[Segment],
-             approximate: Optional[Approximate] = None, *, to_search: bool = True) -> SearchIndex:
-    """The SearchIndex of its parts."""
+             approximate: Optional[Approximate] = None, head: Optional[Head] = None, *, to_search: bool = True) -> SearchIndex:
+    """The SearchIndex of its parts. head: with label ids, as of `open_head`."""
     positions = np.full(header["next_id"] + 1, -1, np.int32)
     for position, entry in enumerate(header["labels"]):
         positions[entry["id"]] = position
@@ -162,7 +166,10 @@ def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[S
     boosts = label_boosts(header, counts)
     mean, centres = label_centres(segments, positions, counts) if to_search else (np.zeros(0), np.zeros((0, 0)))
     idf = idf_of_postings(segments[0].postings, len(segments[0].label_ids))
-    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, approximate)
+    if head is not None:
+        left = positions[head.labels] >= 0
+        head = Head(positions[head.labels[left]], head.weights[left], head.offsets[left]) if left.any() else None
+    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, approximate, head)
 
 
 def label_centres(segments: list[Segment], positions: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -206,6 +213,8 @@ def check_header(header: dict, path: str) -> None:
         "lexical": lambda value: _is_depth(value["neighbours"]) and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
         "known": lambda value: value is None or (len(value["weights"]) == 2 and sum(value["weights"]) + value["offset"] < np.inf),
         "prefixes": lambda value: type(value["query"]) is type(value["text"]) is str,
+        "head": lambda value: value is None or (PARTS.match(value["folder"]) and 0 < value["weight"] <= 1
+                                                and 0 < value["temperature"] < np.inf and 0 < value["strength"] < np.inf),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1,
         **{name: functools.partial(_is_approximate, kind.settings) for name, kind in TYPES.items()}}
     for name, is_sound in checks.items():
@@ -261,6 +270,22 @@ def open_segment(folder: str, header: dict, entry: dict) -> Segment:
         if (values[1:] < values[:-1]).any():
             raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected ascending numbers")
     return Segment(vectors, scales, label_ids, sum_ids, sums, text_bytes, offsets, postings, counts, lengths)
+
+
+def open_head(folder: str, header: dict) -> Optional[Head]:
+    """The head that an index.json names, with label ids, or None. UserError where its files are damaged."""
+    if header["head"] is None:
+        return None
+    path = os.path.join(folder, header["head"]["folder"])
+    labels = open_array(path, "labels", "int32", (None,))
+    weights = open_array(path, "weights", "float32", (len(labels), header["dimension"]))
+    offsets = open_array(path, "offsets", "float32", (len(labels),))
+    if not len(labels) or labels.min() < 0 or labels.max() >= header["next_id"] or len(np.unique(labels)) < len(labels):
+        raise UserError(f"{os.path.join(path, 'labels')}.npy: damaged, expected different numbers below {header['next_id']}")
+    for name, values in (("weights", weights), ("offsets", offsets)):
+        if not np.isfinite(values).all():
+            raise UserError(f"{os.path.join(path, name)}.npy: damaged, expected finite numbers")
+    return Head(labels, weights, offsets)
 
 
 def of_single_texts(num_rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,7 @@
-"""Answers from an index: nearest rows, the labels' vote, its fusion with the lexical half, confidence. Needs no Paddle."""
+"""Answers from an index: nearest rows, the labels' vote, its fusion with the lexical half and the head, confidence.
+
+Needs no Paddle.
+"""
 
 from typing import NamedTuple, Optional, Union
 
@@ -6,6 +9,7 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.probabilities import DECIMALS
+from textcls.retrieval.head import Head, head_probs
 from textcls.retrieval.index import SearchIndex
 from textcls.retrieval.lexical import cosines, count_terms, weigh
 from textcls.retrieval.nearest import QUERIES, ROWS, nearest, select_top
@@ -34,6 +38,7 @@ class Found(NamedTuple):
     rows: np.ndarray  # int64 [num_queries, neighbours]
     lexical_similarities: np.ndarray  # the same by TF-IDF
     lexical_rows: np.ndarray
+    vectors: np.ndarray  # float32 [num_queries, dimension], of the queries
 
 
 # ---- rows near a text
@@ -61,7 +66,7 @@ def search(index: SearchIndex, vectors: np.ndarray, texts: list[str], num_rows: 
     """The rows near texts (vectors: theirs), at least num_rows and NEAREST by vectors: Found. excluded: as of `nearest`."""
     vote, lexical = index.header["vote"], index.header["lexical"]
     dense = nearest(index, vectors, max(vote["neighbours"], num_rows, NEAREST), excluded)
-    return Found(*dense, *lexical_nearest(index, texts, lexical["neighbours"], excluded))
+    return Found(*dense, *lexical_nearest(index, texts, lexical["neighbours"], excluded), vectors)
 
 
 # ---- from rows to labels
@@ -94,7 +99,19 @@ def fuse(index: SearchIndex, found: Found) -> np.ndarray:
         words = vote(index, found.lexical_similarities, found.lexical_rows, lexical["neighbours"], lexical["temperature"])
         has_words = words.any(axis=1, keepdims=True)
         probs = np.where(has_words, (1 - share) * probs + share * words, probs)
+    if index.head is not None:
+        own = index.header["head"]
+        probs = join_head(index.head, probs, head_probs(index.head, found.vectors, own["temperature"]), own["weight"])
     return sharpen(probs, settings["sharpness"])
+
+
+def join_head(head: Head, probs: np.ndarray, own: np.ndarray, weight: float) -> np.ndarray:
+    """Probabilities with those of a head in the mixture: the head shares out anew what the labels that it knows have together,
+    so that a label which it does not know, an added one, keeps its own. probs: [num_queries, num_labels]; own: of `head_probs`.
+    """
+    joined, known = probs.copy(), probs[:, head.labels]
+    joined[:, head.labels] = (1 - weight) * known + weight * known.sum(axis=1, keepdims=True) * own
+    return joined
 
 
 def sharpen(probs: np.ndarray, sharpness: float) -> np.ndarray:
