@@ -57,7 +57,7 @@ def merge_parts(parts, sizes, output):
 def main():
     args = parse_arguments()
     if args.threshold == "auto":
-        args.threshold = saved_threshold(args.params_path)
+        args.threshold = saved_threshold(args.params_path, args.max_seq_length)
     rank, ranks = int(os.environ.get("PADDLE_TRAINER_ID", 0)), int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
     from_stdin, to_stdout = args.data_file == "-", args.output_file == "-"
     if ranks > 1 and (from_stdin or to_stdout or args.output_format == "xlsx"):

@@ -224,7 +224,8 @@ def measure(graphs, tokens, checkpoint, batch_size):
             start = time.perf_counter()
             for batch in chosen:
                 run_graph(predictor, batch)
-            results[name]["time"] = min(results[name]["time"], (time.perf_counter() - start) / sum(map(len, chosen)))
+            seconds = (time.perf_counter() - start) / sum(map(len, chosen)) * len(tokens) / tokens.num_texts
+            results[name]["time"] = min(results[name]["time"], seconds)
     return results
 
 
@@ -272,7 +273,7 @@ def split_tokens(checkpoint, train, importance, seed):
     tokens = tokenize(train[0], checkpoint.encode, train[1], "Tokenizing training")
     if importance is not None:
         return tokens, tokenize(importance[0], checkpoint.encode, importance[1], "Tokenizing importance")
-    held = hold_out(tokens.labels, seed)
+    held = hold_out(tokens.text_labels, seed)
     get_logger().info(f"{held.sum()} of {len(held)} training rows are held out for importance and selection.")
     return tokens.select(np.flatnonzero(~held)), tokens.select(np.flatnonzero(held))
 

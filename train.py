@@ -29,7 +29,7 @@ from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
-from textcls.training.calibration import CALIBRATIONS, calibrate_model
+from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
 from textcls.training.dry_run import estimate_training
 from textcls.training.long_text_options import choose_long_text, save_long_text, tokenize_split
 from textcls.training.losses import ClassificationLoss
@@ -79,7 +79,8 @@ class DataArguments:
     dev_file: str = field(default="dev.txt", metadata={"help": "Development file in data_dir."})
     label_file: str = field(default="label.txt", metadata={"help": "Label file in data_dir."})
     max_seq_length: Optional[int] = field(default=None, metadata={
-        "help": f"Longest text in tokens; longer texts are cut. Default: that of a trained model, else {DEFAULT_LENGTH}."})
+        "help": "Longest text in tokens; how longer ones are read is said by --long_text. Default: that of a trained model, else "
+                f"{DEFAULT_LENGTH}."})
 
 
 @dataclass
@@ -158,6 +159,8 @@ def main():
     labels, train, dev = read_data(data_args, args)
     label_path = os.path.join(data_args.data_dir, data_args.label_file)
     check_row_counts(args, data_args.dev_file, len(train[0]), len(dev[0]))
+    if args.do_train and args.do_eval and model_args.calibrate == "temperature":
+        warn_of_few_rows(len(dev[0]), data_args.dev_file)
 
     paddle.seed(args.seed)
     folder = model_args.model_name_or_path

@@ -91,7 +91,8 @@ def choose_threshold(args, checkpoint, dev_split, probs):
                  "rows": len(texts), "file": args.dev_file, "rows_id": rows_id(*dev_split)}
     if args.save_threshold:
         weights = sha256(os.path.join(args.params_path, WEIGHTS))[:16]
-        change_config(args.params_path, threshold={**threshold, "temperature": checkpoint.temperature, "weights": weights})
+        change_config(args.params_path, threshold={
+            **threshold, "temperature": checkpoint.temperature, "weights": weights, "max_seq_length": checkpoint.max_seq_length})
         get_logger().info(f"Threshold saved in {os.path.join(args.params_path, 'config.json')}")
     return threshold
 

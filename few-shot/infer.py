@@ -11,8 +11,11 @@ Prints  for each text `input data: <text>`, `labels: <label>` and a line of dash
 import os
 
 from textcls.common.errors import Problems, run_script
-from textcls.common.options import add_obsolete_options, make_parser, positive_int, thread_count
+from textcls.common.options import add_obsolete_options, make_parser, positive_int, probability_or_auto, thread_count
+from textcls.common.probabilities import UNDECIDED
 from textcls.data.files import read_texts
+from textcls.runtime.exported import read_export, saved_threshold
+from textcls.runtime.predictions import check_threshold, is_decided
 from textcls.runtime.predictor import Predictor
 from textcls.runtime.quantize import add_device_options, check_calibration
 
@@ -25,6 +28,8 @@ def parse_arguments():
     parser.add_argument("--max_length", type=int, help="longest text with its prompt, in tokens; None: as in training")
     parser.add_argument("--batch_size", type=positive_int, default=200, help="texts per batch")
     parser.add_argument("--num_threads", type=thread_count, help="threads on a CPU; None: one per usable core")
+    parser.add_argument("--threshold", type=probability_or_auto, default=0.0,
+                        help=f"answers with a lower probability are `{UNDECIDED}`; auto: the one that the export holds")
     add_device_options(parser)
     args = parser.parse_args()
     check_calibration(parser, args)
@@ -33,6 +38,8 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    if args.threshold == "auto":
+        args.threshold = saved_threshold(read_export(args.model_path_prefix), args.max_length)
     problems = Problems()
     texts = list(read_texts(os.path.join(args.data_dir, "data.txt"), problems))
     problems.report()
@@ -40,8 +47,9 @@ def main():
                           dtype=args.dtype, num_threads=args.num_threads, batch_size=args.batch_size,
                           max_seq_length=args.max_length, calibration_file=args.calibration_file,
                           allow_accuracy_drop=args.allow_accuracy_drop)
-    for text, (label,) in zip(texts, predictor(texts)[0]):
-        print(f"input data: {text}\nlabels: {label}\n{'-' * 29}")
+    check_threshold(args.threshold, predictor.labels)
+    for text, (label,), (probability,) in zip(texts, *predictor(texts)):
+        print(f"input data: {text}\nlabels: {label if is_decided(probability, args.threshold) else UNDECIDED}\n{'-' * 29}")
 
 
 if __name__ == "__main__":

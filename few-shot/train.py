@@ -33,7 +33,7 @@ from textcls.models.configs import config_path, read_prompt
 from textcls.models.device import select_device
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import load_tokenizer
-from textcls.training.calibration import CALIBRATIONS, calibrate_model
+from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
 from textcls.training.prompt_members import ENOUGH_DEV_ROWS, Member, train_all
 from textcls.training.prompt_runs import (
     NO_ROWS,
@@ -241,6 +241,8 @@ def main():
     tokenizer = load_tokenizer(folder)
     labels, words, word_ids, splits = read_data(data_args, args, tokenizer, model_args.pretrain_file)
     check_row_counts(args, "dev.txt", len(splits.train[0]), len(splits.dev[0]))
+    if args.do_train and len(splits.dev[0]) and model_args.calibrate_confidence == "temperature":
+        warn_of_few_rows(len(splits.dev[0]), "dev.txt")
     if not (is_trained or args.do_train) and is_finished(args.output_dir):
         raise UserError(f"{args.output_dir}: holds a trained model, expected --model_name_or_path {args.output_dir} to evaluate "
                         "it, or another --output_dir for the untrained one")

@@ -104,6 +104,7 @@ def exported(checkpoint, make_once):
         source = shutil.copytree(checkpoint, folder / "checkpoint", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
         temperature = json.loads((source / "config.json").read_text())["calibration"]["temperature"]
         change_config(str(source), threshold={"value": THRESHOLD, "precision": 0.9, "temperature": temperature,
+                                              "max_seq_length": 64,
                                               "weights": sha256(str(source / "model_state.pdparams"))[:16]})
         process = run("export_model.py", "--params_path", source, "--output_path", folder / "export", "--onnx")
         assert process.returncode == 0, process.stderr

@@ -148,7 +148,7 @@ def main():
     args = parse_arguments()
     set_up_logging()
     if args.threshold == "auto":
-        args.threshold = saved_threshold(read_export(args.model_path_prefix))
+        args.threshold = saved_threshold(read_export(args.model_path_prefix), args.max_seq_length)
     if args.perf:
         return measure(args)
     model = args.model_path_prefix if os.path.isdir(args.model_path_prefix) else os.path.dirname(args.model_path_prefix)

@@ -92,7 +92,7 @@ def test_what_is_saved_and_what_is_said(tmp_path, suite_log):
     assert read_calibration(saved, "folder")["temperature"] == temperature
 
     calibrate_model(str(tmp_path), logits[:10], (texts[:10], label_ids[:10]), "dev.txt")
-    assert "dev.txt: 10 rows are too few to fit a temperature, expected 30 or more" in suite_log.text
+    assert "No temperature is fitted: dev.txt has too few rows." in suite_log.text
     assert json.loads(path.read_text()) == {"model_type": "bert", "other": None}  # the old one is of another model
     calibrate_model(str(tmp_path), logits, (texts, logits.argmax(axis=1)), "dev.txt")
     assert "dev.txt: no temperature is saved: the best is not within 0.05 to 20.0" in suite_log.text
@@ -107,7 +107,7 @@ def test_rows_have_a_name_whatever_their_order():
 
 @pytest.mark.parametrize("value", ["2", 0, -1.5, float("nan"), float("inf"), True, [1]])
 def test_a_temperature_that_is_none_is_refused(value):
-    with pytest.raises(UserError, match=r"deploy\.json: temperature is .*, expected a number above 0"):
+    with pytest.raises(UserError, match=r"deploy\.json: temperature is .*, expected a number, 0.05 to 20.0"):
         read_temperature({"temperature": value}, "deploy.json")
     with pytest.raises(UserError, match=r"folder/config\.json: calibration: temperature is "):
         read_calibration({"calibration": {"temperature": value}}, "folder")
@@ -121,16 +121,18 @@ def test_files_of_before_have_the_temperature_one_and_no_threshold():
             read_threshold({"threshold": entry}, "config.json")
 
 
-def test_a_threshold_belongs_to_weights_and_temperature():
-    entry = {"value": 0.5, "weights": "ab", "temperature": 2.0}
-    assert check_threshold_of_model(entry, "config.json", 2.0, "ab") == 0.5
+def test_a_threshold_belongs_to_weights_temperature_and_length():
+    entry = {"value": 0.5, "weights": "ab", "temperature": 2.0, "max_seq_length": 64}
+    assert check_threshold_of_model(entry, "config.json", 2.0, "ab", 64) == 0.5
+    with pytest.raises(UserError, match=r"config\.json was found at --max_seq_length 64, expected that, not 32, or a number"):
+        check_threshold_of_model(entry, "config.json", 2.0, "ab", 32)
     for wrong, what in (((None, "config.json", 2.0, "ab"), "config.json holds no threshold, expected a number, or one that"),
                         ((entry, "config.json", 2.0, "cd"), "config.json was found with another model, expected a number, or"),
                         ((entry, "config.json", 1.0, "ab"), "was found with another temperature"),
                         ((None, "x/deploy.json", 1.0, ""), "--save_threshold has saved before the export"),
                         ((entry, "x/deploy.json", 2.0, "cd"), "--save_threshold and a new export")):
         with pytest.raises(UserError, match=r"^--threshold auto: ") as caught:
-            check_threshold_of_model(*wrong)
+            check_threshold_of_model(*wrong, 64)
         assert what in str(caught.value)
 
 

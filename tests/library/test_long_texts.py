@@ -10,6 +10,7 @@ import pytest
 
 import export_model
 import predict
+import prune
 import train
 from helpers import ROOT, assert_answers_agree, assert_user_error, load_script, read_lines, run_here, set_long_text, write_lines
 from textcls.common.errors import UserError
@@ -17,6 +18,7 @@ from textcls.common.long_texts import CUT, LongText, find_spans, fit_windows, jo
 from textcls.data.encoders import read_long_text
 from textcls.data.tokens import TokenizedTexts, tokenize
 from textcls.models.checkpoints import load_checkpoint
+from textcls.models.inference import predict_logits
 from textcls.models.tokenizers import load_tokenizer, make_encoder, rust_tokenizer
 from textcls.runtime.predictor import Predictor
 from textcls.training.samplers import LengthGroupedBatchSampler, TokenBatchSampler
@@ -190,6 +192,33 @@ def test_training_in_windows(tiny_data, checkpoint, tmp_path):
     process = run_here(train.main, "--model_name_or_path", tmp_path / "window", "--data_dir", data, "--output_dir",
                        tmp_path / "again", "--do_eval", "--device", "cpu")  # as the model was trained
     assert f"eval_accuracy: {accuracy['window']:.4f}" in process.stderr
+    loaded, dev = load_checkpoint(str(tmp_path / "window")), [line.split("\t") for line in read_lines(data / "dev.txt")]
+    logits = predict_logits(loaded, tokenize([text for text, _ in dev], loaded.encode), 32).astype(np.float64)
+    own = logits[np.arange(len(dev)), [loaded.labels.index(label) for _, label in dev]]
+    loss = (np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)) + logits.max(axis=1) - own).mean()
+    found = json.loads((tmp_path / "window/eval_results.json").read_text())
+    assert found["eval_loss"] == pytest.approx(loss, abs=1e-5)  # of texts, not of windows
+
+
+def test_a_training_goes_on_reading_as_it_began(tiny_data, tiny_model, tmp_path):
+    options = ["--model_name_or_path", tiny_model, "--data_dir", tiny_data, "--do_train", "--device", "cpu", "--report_to",
+               "none", "--max_seq_length", 16, "--save_steps", 4]
+    process = run_here(train.main, *options, "--long_text", "window", "--max_steps", 4, "--output_dir", tmp_path / "begun")
+    assert process.returncode == 0, process.stderr
+    more = ["--max_steps", 8, "--resume_from_checkpoint", tmp_path / "begun/checkpoint-4", "--output_dir"]
+    assert_user_error(run_here(train.main, *options, *more, tmp_path / "cut"), "began with --long_text window",
+                      "and this run has cut")
+    assert run_here(train.main, *options, *more, tmp_path / "end", "--long_text", "window").returncode == 0
+
+
+def test_rows_of_windows_are_held_out_by_texts():
+    tokens = TokenizedTexts.from_windows([[[1, 2]] * (1 + row % 3) for row in range(60)])
+    tokens.labels = (np.arange(60) % 2)[tokens.owners]
+    checkpoint = SimpleNamespace(encode=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune, "tokenize", lambda *given: tokens)
+        train_tokens, held = prune.split_tokens(checkpoint, ([], None), None, 1)
+    assert train_tokens.num_texts + held.num_texts == 60 and held.num_texts > 2
 
 
 @pytest.mark.parametrize("options, message", [
@@ -199,7 +228,8 @@ def test_training_in_windows(tiny_data, checkpoint, tmp_path):
     (["--head_share", 0.5], "--head_share: has no effect on texts that are read by --long_text cut"),
     (["--max_windows", 3, "--long_text", "head_tail"], "--max_windows: has no effect on texts that are read by"),
     (["--long_text", "window", "--max_seq_length", 5, "--window_stride", 4],
-     "--window_stride 4: more than the 3 tokens of a window that are a text's, expected 1 to 3 (the default: 2)"),
+     "--max_seq_length 5: its windows of 3 tokens of a text would leave out some between them, since window_stride is 4; "
+     "expected 6 or more, or in training --window_stride 3 or less (the default: 2)"),
     (["--long_text", "tail"], "invalid choice: 'tail'")])
 def test_options_that_cannot_be(options, message, tiny_data, tiny_model, tmp_path):
     process = run_here(train.main, "--model_name_or_path", tiny_model, "--data_dir", tiny_data, "--output_dir", tmp_path / "out",
@@ -210,6 +240,9 @@ def test_options_that_cannot_be(options, message, tiny_data, tiny_model, tmp_pat
 
 def test_entries_that_cannot_be():
     assert read_long_text({}, "config.json") == read_long_text({"long_text": None}, "config.json") == CUT
-    for entry in ({"mode": "all"}, {"mode": "window", "stride": 3}, {"max_windows": True}, "window", {"window_stride": "3"}):
+    unit_mean = {"mode": "window", "window_vote": "unit_mean"}
+    assert read_long_text({"long_text": unit_mean, "embedding_size": 48}, "deploy.json").window_vote == "unit_mean"
+    for entry in (unit_mean, {"mode": "all"}, {"mode": "window", "stride": 3}, {"max_windows": True}, "window",
+                  {"window_stride": "3"}):
         with pytest.raises(UserError, match="^config.json: long_text is damaged"):
             read_long_text({"long_text": entry}, "config.json")

@@ -26,8 +26,9 @@ def read_temperature(content: dict[str, Any], path: str) -> float:
     value = content.get("temperature")
     if value is None:
         return 1.0
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise UserError(f"{path}: temperature is {value!r}, expected a number above 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+        raise UserError(f"{path}: temperature is {repr(value)[:40]}, expected a number, {LEAST_TEMPERATURE} to "
+                        f"{MOST_TEMPERATURE}")
     return float(value)
 
 
@@ -42,10 +43,12 @@ def read_threshold(content: dict[str, Any], path: str) -> Optional[dict[str, Any
     return entry
 
 
-def check_threshold_of_model(entry: Optional[dict[str, Any]], path: str, temperature: float, weights: str) -> float:
+def check_threshold_of_model(entry: Optional[dict[str, Any]], path: str, temperature: float, weights: str, max_seq_length: int
+                             ) -> float:
     """Return the value of a saved threshold that belongs to this model. UserError where none is saved, or that of another one.
 
-    entry: of `read_threshold`; path: of its file; weights: a hash of those that will answer, hexadecimal digits.
+    entry: of `read_threshold`; path: of its file; weights: a hash of those that will answer, hexadecimal digits; max_seq_length:
+    tokens of a text that they will read.
     """
     if entry is None:
         raise UserError(f"--threshold auto: {path} holds no threshold, expected a number, or one that {HOW_TO_FIND} has saved"
@@ -54,6 +57,9 @@ def check_threshold_of_model(entry: Optional[dict[str, Any]], path: str, tempera
         what = "temperature" if entry.get("weights") == weights else "model"
         raise UserError(f"--threshold auto: the threshold in {path} was found with another {what}, expected a number, or a new "
                         f"one by {HOW_TO_FIND}" + (" and a new export" if path.endswith("deploy.json") else ""))
+    if entry.get("max_seq_length") != max_seq_length:
+        raise UserError(f"--threshold auto: the threshold in {path} was found at --max_seq_length {entry.get('max_seq_length')}, "
+                        f"expected that, not {max_seq_length}, or a number")
     return float(entry["value"])
 
 

@@ -24,7 +24,11 @@ class Encoder:
 
     def __init__(self, encode_whole: EncodeWhole, num_before: int, num_after: int, max_seq_length: int,
                  long_text: LongText = CUT):
-        check_stride(long_text, max_seq_length - num_before - num_after)
+        room, stride = max_seq_length - num_before - num_after, long_text.window_stride
+        if long_text.mode == "window" and stride is not None and stride > room:
+            raise UserError(f"--max_seq_length {max_seq_length}: its windows of {room} tokens of a text would leave out some "
+                            f"between them, since window_stride is {stride}; expected {stride + num_before + num_after} or more, "
+                            f"or in training --window_stride {room} or less (the default: {default_stride(room)})")
         self.encode_whole, self.num_before, self.num_after = encode_whole, num_before, num_after
         self.max_seq_length, self.long_text = max_seq_length, long_text
 
@@ -56,22 +60,19 @@ def split_texts(texts: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
-def check_stride(long_text: LongText, room: int) -> None:
-    """Raise UserError where windows would leave out tokens between them. room: tokens of a text in a window."""
-    stride = long_text.window_stride
-    if long_text.mode == "window" and stride is not None and stride > room:
-        raise UserError(f"--window_stride {stride}: more than the {room} tokens of a window that are a text's, expected 1 to "
-                        f"{room} (the default: {default_stride(room)})")
-
-
 def read_long_text(config: dict[str, Any], path: str) -> LongText:
-    """Take how long texts are read from the content of a config.json or deploy.json. path: of it. UserError."""
+    """Take how long texts are read from the content of a config.json or deploy.json. path: of it. UserError.
+
+    Only a sentence encoder may have the vote unit_mean: those have an entry sentence_encoder, or embedding_size.
+    """
     entry = config.get("long_text")
     if entry is None:
         return CUT
     try:
         long_text = LongText(**entry)
         check_long_text(long_text)
+        if long_text.window_vote == "unit_mean" and not any(config.get(name) for name in ("sentence_encoder", "embedding_size")):
+            raise UserError("window_vote unit_mean, which is for vectors")
     except (TypeError, UserError) as error:
         raise UserError(f"{path}: long_text is damaged ({error}), expected what the training wrote") from None
     return long_text

@@ -203,22 +203,23 @@ def load_checkpoint(folder: str, label_path: Optional[str] = None, max_seq_lengt
     threshold = read_threshold(config, os.path.join(folder, "config.json"))
     if threshold is not None:
         try:
-            saved_threshold(folder)
+            saved_threshold(folder, max_seq_length)
         except UserError:
-            get_logger().warning(f"{folder}: its threshold was found with another model or temperature: it is not used.")
+            get_logger().warning(f"{folder}: its threshold was found with another model, temperature or length: it is not used.")
             threshold = None
     return open_checkpoint(folder, config, max_seq_length, labels, num_labels=len(labels))._replace(
         temperature=calibration.get("temperature", 1.0), fitted_on=calibration.get("rows_id", ""), threshold=threshold)
 
 
-def saved_threshold(folder: str) -> float:
+def saved_threshold(folder: str, max_seq_length: Optional[int] = None) -> float:
     """Return the threshold that a checkpoint holds, before it is loaded. UserError where it holds none, or that of another
     model."""
     config = read_checkpoint_config(folder, "train.py")
     path = os.path.join(folder, "config.json")
     entry = read_threshold(config, path)
     own = sha256(os.path.join(folder, WEIGHTS))[:16] if entry is not None else ""
-    return check_threshold_of_model(entry, path, read_calibration(config, folder).get("temperature", 1.0), own)
+    return check_threshold_of_model(entry, path, read_calibration(config, folder).get("temperature", 1.0), own,
+                                    choose_length(max_seq_length, config, folder))
 
 
 def open_checkpoint(folder: str, config: dict[str, Any], max_seq_length: Optional[int], labels: list[str],

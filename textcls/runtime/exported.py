@@ -203,15 +203,18 @@ def read_encoder(export: Export, max_seq_length: Optional[int] = None) -> Encode
     return Encoder(rust_encoder(tokenizer), num_before, num_after, max_seq_length or export.max_seq_length, export.long_text)
 
 
-def saved_threshold(export: Export) -> float:
-    """Return the threshold that an Export holds. UserError where it holds none, or that of another model."""
+def saved_threshold(export: Export, max_seq_length: Optional[int] = None) -> float:
+    """Return the threshold that an Export holds. UserError where it holds none, or that of another model or length.
+
+    max_seq_length: at which it will answer; None: as in training.
+    """
     path = os.path.join(os.path.dirname(export.tokenizer_path), "deploy.json")
     entry, kind = export.threshold, "onnx" if export.onnx_path else "params"
     if entry is not None:
         weights = entry.get("weights")
         entry = {**entry, "weights": weights.get(kind) if isinstance(weights, dict) else None}
     own = sha256(export.onnx_path or export.params_path)[:16] if entry is not None else ""
-    return check_threshold_of_model(entry, path, export.temperature, own)
+    return check_threshold_of_model(entry, path, export.temperature, own, max_seq_length or export.max_seq_length)
 
 
 def threshold_or_reason(export: Export) -> Union[float, str]:

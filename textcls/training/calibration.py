@@ -90,6 +90,13 @@ def rows_id(texts: list[str], label_ids: np.ndarray) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def warn_of_few_rows(num_rows: int, file: str) -> None:
+    """Warn before a training where dev will be too small for `calibrate_model`. file: the name of its file."""
+    if num_rows < LEAST_FITTED:
+        get_logger().warning(f"{file}: {num_rows} rows are too few to fit a temperature, expected {LEAST_FITTED} or more: the "
+                             "probabilities will stay as the model gives them.")
+
+
 def calibrate_model(folder: str, logits: Optional[np.ndarray], dev: tuple[list[str], np.ndarray], file: str,
                     label_ids: Optional[np.ndarray] = None) -> None:
     """Fit a temperature to a trained model's logits of dev, log what it does, and save it in the config.json of its folder.
@@ -103,8 +110,7 @@ def calibrate_model(folder: str, logits: Optional[np.ndarray], dev: tuple[list[s
     if logits is None or not len(logits):
         get_logger().info("No temperature is fitted: it needs dev texts (--do_eval).")
     elif len(logits) < LEAST_FITTED:
-        get_logger().warning(f"{file}: {len(logits)} rows are too few to fit a temperature, expected {LEAST_FITTED} or more: the "
-                             "probabilities stay as the model gives them.")
+        get_logger().info(f"No temperature is fitted: {file} has too few rows.")
     else:
         entry = _fit(logits, label_ids, dev, file)
     change_config(folder, calibration=entry)

@@ -26,9 +26,10 @@ def choose_long_text(args: "TrainArguments", config: dict[str, Any], folder: str
     config: the content of the config.json in folder. Raises UserError.
     """
     changes = given_long_text(args)
-    long_text = read_long_text(config, os.path.join(folder, "config.json"))
-    if long_text.window_vote not in VOTE_CHOICES:  # of a sentence encoder
-        long_text = long_text._replace(window_vote="mean")
+    entry = config.get("long_text")
+    if isinstance(entry, dict) and entry.get("window_vote") == "unit_mean":  # of a sentence encoder
+        entry = {**entry, "window_vote": "mean"}
+    long_text = read_long_text({"long_text": entry}, os.path.join(folder, "config.json"))
     long_text = long_text._replace(mode=args.long_text or long_text.mode)
     for name in changes:
         mode = "head_tail" if name == "head_share" else "window"

@@ -11,6 +11,7 @@ from textcls.common.errors import UserError, is_main_rank
 from textcls.common.log import get_logger
 from textcls.common.long_texts import MODES
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
+from textcls.data.encoders import read_long_text
 from textcls.data.files import compare_labels, read_json, read_labels
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
 from textcls.training.callbacks import DropRemainder, ResumableEarlyStopping, StopAtNonFinite, metric_name
@@ -153,6 +154,15 @@ def check_resume_point(folder: str, args: TrainingArguments, labels: list[str], 
         check_steps(folder, args, state, num_rows // batch_size if args.dataloader_drop_last else -(-num_rows // batch_size))
 
 
+def check_same_reading(folder: str, model: PretrainedModel) -> None:
+    """UserError where a training that is resumed would read long texts otherwise than it began."""
+    saved = read_long_text(read_json(os.path.join(folder, "config.json")), os.path.join(folder, "config.json"))
+    own = read_long_text(vars(model.config), "config.json")
+    if saved != own:
+        raise UserError(f"--resume_from_checkpoint {folder}: began with --long_text {saved.mode} ({saved}), and this run has "
+                        f"{own.mode} ({own}), expected the options it began with")
+
+
 def check_steps(folder: str, args: TrainingArguments, state: dict, batches: int) -> None:
     """UserError unless a training with so many batches an epoch can have come to the state of a checkpoint."""
     epochs, steps, accumulated = state["epoch"], state["global_step"], args.gradient_accumulation_steps
@@ -223,6 +233,8 @@ def train_and_save(trainer: ClassificationTrainer, args: TrainingArguments, resu
     get_logger().info(f"Model: {type(trainer.model).__name__}, {count:,} parameters, {len(trainer.labels)} labels, "
                       f"texts of up to {trainer.model.config.max_seq_length} tokens")
     trainer.add_callback(ClearLeftovers(resume_point))
+    if resume_point:
+        check_same_reading(resume_point, trainer.model)
     if resume_point and getattr(args, "tokens_per_batch", None) is not None:  # else checked before the texts were tokenized
         check_steps(resume_point, args, read_json(os.path.join(resume_point, "trainer_state.json")),
                     len(trainer.get_train_dataloader()))

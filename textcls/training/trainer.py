@@ -217,7 +217,19 @@ class ClassificationTrainer(Trainer):
         self.threads.backward()
         return loss
 
-    def evaluation_loop(self, *given: Any, **options: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: paddle.io.DataLoader, *given: Any, **options: Any) -> EvalLoopOutput:
+        """As the library's, but the loss is that of all texts at once: not of their windows, nor of texts that several processes
+        repeat, nor weighted batch by batch."""
+        output = self.predict_rows(dataloader, *given, **options)
+        prefix, tokens = options.get("metric_key_prefix", "eval"), dataloader.dataset
+        if f"{prefix}_loss" in output.metrics and output.predictions is not None and output.label_ids is not None:
+            logits, label_ids = tokens.join(output.predictions), tokens.text_labels
+            with paddle.no_grad():
+                output.metrics[f"{prefix}_loss"] = float(self.criterion(paddle.to_tensor(logits), paddle.to_tensor(label_ids)))
+        return output
+
+    def predict_rows(self, *given: Any, **options: Any) -> EvalLoopOutput:
+        """Run the library's evaluation, on a CPU with the rows of a batch shared out between threads."""
         if paddle.get_device() != "cpu":
             return super().evaluation_loop(*given, **options)
         num_threads = count_threads(self.args.per_device_eval_batch_size)
