@@ -244,7 +244,7 @@ def test_a_threshold_is_found_saved_exported_and_taken(own, tmp_path):
     assert_user_error(run_here(predict.main, "--params_path", folder, *auto, outputs[0]),
                       f"--threshold auto: the threshold in {folder}/config.json was found with another model")
     process = run_here(export_model.main, "--params_path", folder, "--output_path", export)
-    assert "its threshold was found with another model or temperature: it is not used." in process.stderr
+    assert "its threshold was found with another model, temperature or length: it is not used." in process.stderr
     assert "threshold" not in json.loads((export / "deploy.json").read_text())
 
 
@@ -272,7 +272,7 @@ def test_wrong_precisions_and_temperatures_are_refused(own, tmp_path):
     assert_user_error(run_here(evaluate.main, *options, "--save_threshold"), "expected --wanted_precision too, such as 0.95")
     change_config(str(folder), calibration={"temperature": -2})
     assert_user_error(run_here(evaluate.main, *options),
-                      f"{folder}/config.json: calibration: temperature is -2, expected a number above 0")
+                      f"{folder}/config.json: calibration: temperature is -2, expected a number, 0.05 to 20.0")
     assert not (tmp_path / "bad").exists()
 
 

@@ -44,7 +44,7 @@ def model(checkpoint):
     loaded = load_checkpoint(str(checkpoint))
 
     def batches(texts, size):
-        rows = loaded.encode(texts)
+        rows = [row for [row] in loaded.encode(texts)]
         return [paddle.to_tensor(pad_batch(rows[first:first + size], loaded.pad_id))
                 for first in range(0, len(rows), size)]
 

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Optional
 
@@ -64,15 +65,30 @@ def run_script(main: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C in the block, such as imports that take seconds, end the process in a line, with code 130."""
+    """Let Ctrl-C in the block, such as imports that take seconds, end the process in a line, with code 130.
+
+    What is imported may swallow a KeyboardInterrupt, or make an ImportError of it: so it is noted when it comes.
+    """
+    was_interrupted, before = False, signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: object) -> None:
+        nonlocal was_interrupted
+        was_interrupted = True
+        raise KeyboardInterrupt
+
+    is_handled = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
     try:
+        if is_handled:
+            signal.signal(signal.SIGINT, interrupt)
         yield
     except (KeyboardInterrupt, ImportError) as error:
-        reason: Optional[BaseException] = error
-        while reason is not None and not isinstance(reason, KeyboardInterrupt):  # C++ makes an ImportError of it
-            reason = reason.__cause__ or reason.__context__
-        if reason is None:
+        if not (was_interrupted or isinstance(error, KeyboardInterrupt)):
             raise
+        was_interrupted = True
+    finally:
+        if is_handled:
+            signal.signal(signal.SIGINT, before)
+    if was_interrupted:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
 
