@@ -190,7 +190,9 @@ def test_sigterm_leaves_no_unfinished_file(checkpoint, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="nothing tells how far the imports are")
 def test_ctrl_c_during_imports_has_no_traceback():
-    process = subprocess.Popen([sys.executable, "train.py"], cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "train.py"], cwd=ROOT, stderr=subprocess.PIPE,
+                               # a test run in the background may have it ignored
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while "libpaddle.so" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
         time.sleep(0.01)
