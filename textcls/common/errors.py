@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Optional
+from typing import NoReturn, Optional
 
 MAX_REPORTED = 20  # problems printed in full; the rest are only counted
 TERMINATED = 143  # exit code of a process that SIGTERM has ended
@@ -34,8 +34,7 @@ def run_script(main: Callable[[], object]) -> None:
         sys.stdout.reconfigure(encoding="utf-8")
     exit_on_sigterm()
     try:
-        with interruptible():
-            main()
+        main()
     except UserError as error:
         if is_main_rank():
             print(error, file=sys.stderr)
@@ -52,6 +51,10 @@ def run_script(main: Callable[[], object]) -> None:
         reason = error.strerror or " ".join(map(str, error.args))  # NumPy's have no strerror
         print(f"{place}: {reason}, expected a file that can be read or written and free space", file=sys.stderr)
         sys.exit(2)
+    except (KeyboardInterrupt, ImportError) as error:
+        if not is_interrupt(error):
+            raise
+        end_interrupted()
     except SystemExit as error:
         if error.code == TERMINATED:
             print("Terminated.", file=sys.stderr)
@@ -82,15 +85,28 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, interrupt)
         yield
     except (KeyboardInterrupt, ImportError) as error:
-        if not (was_interrupted or isinstance(error, KeyboardInterrupt)):
+        if not (was_interrupted or is_interrupt(error)):
             raise
         was_interrupted = True
     finally:
         if is_handled:
             signal.signal(signal.SIGINT, before)
     if was_interrupted:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
+        end_interrupted()
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Tell whether Ctrl-C is behind an error: an import in C++ makes an ImportError of it."""
+    reason: Optional[BaseException] = error
+    while reason is not None and not isinstance(reason, KeyboardInterrupt):
+        reason = reason.__cause__ or reason.__context__
+    return reason is not None
+
+
+def end_interrupted() -> NoReturn:
+    """End the process as Ctrl-C does."""
+    print("Interrupted.", file=sys.stderr)
+    sys.exit(130)
 
 
 def exit_on_sigterm() -> None:
