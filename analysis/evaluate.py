@@ -63,7 +63,7 @@ def write_bad_cases(path, bad_cases, with_confidence):
 def run_model(checkpoint, split, batch_size, name):
     """Logits float32 [num_texts, num_classes] of a split (texts, label ids)."""
     tokens = tokenize(split[0], checkpoint.encode, description=f"Tokenizing {name}")
-    with progress_bar(len(tokens), f"Evaluating {name}") as progress:
+    with progress_bar(tokens.num_texts, f"Evaluating {name}") as progress:
         return predict_logits(checkpoint, tokens, batch_size, progress)
 
 

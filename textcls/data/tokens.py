@@ -1,6 +1,7 @@
 """Tokenized texts and batches: what is done with texts before a model sees them."""
 
 import array
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional, Union
@@ -51,12 +52,17 @@ class TokenizedTexts:
             item["labels"] = self.labels[index]
         return item
 
-    @property
+    @functools.cached_property
     def starts(self) -> np.ndarray:
         """The first row of each text, and the number of rows: int64 [num_texts + 1]."""
         if self.owners is None:
             return np.arange(len(self) + 1)
-        return np.concatenate([np.flatnonzero(np.diff(self.owners, prepend=-1)), [len(self)]])
+        return np.concatenate([np.flatnonzero(self.is_first), [len(self)]])
+
+    @functools.cached_property
+    def is_first(self) -> np.ndarray:
+        """Whether a row is the first of its text: bool [num_rows]."""
+        return np.ones(len(self), bool) if self.owners is None else np.diff(self.owners, prepend=-1) > 0
 
     @property
     def num_texts(self) -> int:
@@ -88,7 +94,7 @@ class TokenizedTexts:
 
     def count_texts(self, rows: np.ndarray) -> int:
         """Count the texts whose first row is among these. rows: int [num_rows]."""
-        return len(rows) if self.owners is None else int((np.diff(self.owners, prepend=-1) > 0)[rows].sum())
+        return len(rows) if self.owners is None else int(self.is_first[rows].sum())
 
     def join(self, answers: np.ndarray) -> np.ndarray:
         """Make the answers for texts of those for rows, by the vote of each text's windows.

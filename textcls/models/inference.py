@@ -84,7 +84,7 @@ def predict_probs(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: 
     """
     if description is None:
         return softmax(predict_logits(checkpoint, tokens, batch_size, progress), checkpoint.temperature)
-    with progress_bar(len(tokens), description) as progress:
+    with progress_bar(tokens.num_texts, description) as progress:
         return softmax(predict_logits(checkpoint, tokens, batch_size, progress), checkpoint.temperature)
 
 
