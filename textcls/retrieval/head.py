@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 import numpy as np
 
 from textcls.common.log import get_logger
+from textcls.common.probabilities import softmax
 
 if TYPE_CHECKING:
     from textcls.retrieval.index import SearchIndex
@@ -75,14 +76,6 @@ def fit_head(index: "SearchIndex", strength: float, start: Optional[Head] = None
     return Head(known, weights, (params[:, -1] - weights @ mean).astype(np.float32))
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Rows that sum to 1. scores: float32 [num_rows, num_columns], which is overwritten."""
-    scores -= scores.max(axis=1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=1, keepdims=True)
-    return scores
-
-
 def head_probs(head: Head, vectors: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities of the labels that a head knows: float32 [num_queries, num_known]."""
-    return softmax((vectors @ head.weights.T + head.offsets) / np.float32(temperature))
+    return softmax(vectors @ head.weights.T + head.offsets, temperature)
