@@ -8,10 +8,10 @@
 Reads   params_path (made by retrieval_based/train.py, or by its export_model.py; or a pretrained encoder as it is: a folder of
         Hugging Face or sentence-transformers, or a built-in name), data_dir/label.txt, train.txt and dev.txt.
         A line of label.txt may be `label==description==synonym`; what is before a `##` in a label is no part of its text.
-Writes  index_dir, in place of what index may be there (with --overwrite also of one that index.py has changed); it can be used
-        meanwhile. With --data_name also output_dir/<data_name>_embedding.npy, the vectors that are searched, float32
-        [rows, size]: of train.txt or --corpus_file line by line; of label.txt each label's own name, then what is written
-        behind it.
+Writes  index_dir, in place of what index may be there; it can be used meanwhile. Where index.py has changed that one, and the
+        data files lack it: --keep_added takes it over, --overwrite loses it, `index.py retrain` writes it into them.
+        With --data_name also output_dir/<data_name>_embedding.npy, the vectors that are searched, float32 [rows, size]: of
+        train.txt or --corpus_file line by line; of label.txt each label's own name, then what is written behind it.
 """
 
 import os
@@ -33,10 +33,10 @@ from textcls.common.options import (
 from textcls.common.outputs import check_output, check_output_folder, complete_file
 from textcls.data.files import check_splits, read_label_words, read_labelled, read_lines
 from textcls.retrieval.changes import (
-    check_not_changed,
     label_rows,
     memory_index,
     new_header,
+    read_pending,
     rows_of_means,
     rows_of_texts,
     write_index,
@@ -46,6 +46,7 @@ from textcls.retrieval.fitting import fit
 from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
+from textcls.retrieval.pending import DataFiles, carry_over, name_rows, names_to_come, no_changes, number_rows, summarize_briefly
 from textcls.runtime.predictions import check_decided
 
 
@@ -74,7 +75,10 @@ def parse_arguments():
                         help="share of right answers that predict.py --threshold auto shall give at least")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
-    parser.add_argument("--overwrite", action="store_true", help="also replace an index that index.py has changed")
+    changed = parser.add_mutually_exclusive_group()
+    changed.add_argument("--keep_added", action="store_true",
+                         help="take over what index.py has changed in index_dir and the data files lack")
+    changed.add_argument("--overwrite", action="store_true", help="lose it")
     add_encoder_options(parser)
     add_prefix_options(parser, "")
     parser.add_argument("--cpu_threads", type=thread_count, help="threads of an export on a CPU; None: one per usable core")
@@ -82,12 +86,14 @@ def parse_arguments():
     args = parser.parse_args()
     if args.output_dir and not args.data_name:
         parser.error("--output_dir is for the vectors of --data_name, expected --data_name too, or --index_dir for the index")
+    if args.keep_added and args.data_name:
+        parser.error("--data_name writes the vectors of the files line by line, expected a run without --keep_added")
     return args
 
 
-def read_data(args):
-    """Read label.txt, train.txt and dev.txt. Returns (labels: list of (name, descriptions), train, dev); train and dev are
-    (texts, label ids), or None where they are not needed or missing. UserError with all problems."""
+def read_data(args, pending):
+    """Read label.txt, train.txt and dev.txt. pending: of `read_pending`. Returns DataFiles, without the rows that are
+    not needed or missing. UserError with all problems."""
     problems = Problems()
     paths = {name: os.path.join(args.data_dir, getattr(args, f"{name}_file")) for name in ("label", "train", "dev")}
     if args.corpus_file:
@@ -101,16 +107,43 @@ def read_data(args):
                             f"--corpus {own}")
     words = read_label_words(paths["label"], problems)
     labels = [] if problems.count else list(words)
-    needs_train = args.corpus in ("texts", "means") or (args.corpus == "auto" and os.path.exists(paths["train"]))
+    if labels and pending is not None:
+        labels += names_to_come(pending, labels)
+    needs_train = args.corpus in ("texts", "means") or (
+        (args.corpus == "auto" or pending != no_changes()) and os.path.exists(paths["train"]))
     train = read_labelled(paths["train"], labels, problems, paths["label"]) if needs_train else None
     has_dev = os.path.exists(paths["dev"]) or args.dev_file != "dev.txt"
     dev = read_labelled(paths["dev"], labels, problems, paths["label"]) if has_dev else None
     if train and dev and not problems.count:
-        check_splits(paths["train"], paths["dev"], train, dev, labels, problems)
+        check_splits(paths["train"], paths["dev"], train, dev, list(words), problems)
     problems.report()
     for name in labels:
         check_decided(name)
-    return [(name, [word for word in texts if word != label_word(name)]) for name, texts in words.items()], train, dev
+    words = {name: [word for word in texts if word != label_word(name)] for name, texts in words.items()}
+    return DataFiles(words, name_rows(train, labels), name_rows(dev, labels))
+
+
+def keep_changes(args, pending, data):
+    """The data with what index.py has changed in the index that is to be replaced, where --keep_added says so.
+
+    Returns (DataFiles, what of it the files lack: pending of the new index). UserError where it would be lost, unless
+    --overwrite says so.
+    """
+    if args.overwrite:
+        return data, no_changes()
+    if pending is None:
+        raise UserError(f"{args.index_dir}: holds an index that index.py of an older edition has changed, which kept no list of "
+                        "it, expected another folder, or --overwrite to lose these changes")
+    carried, changes = carry_over(pending, data)
+    if not changes:
+        return data, no_changes()
+    said = summarize_briefly(changes)
+    if not args.keep_added:
+        raise UserError(f"{args.index_dir}: holds an index that was changed by index.py since it was built, and the data files "
+                        f"lack it ({said}), expected --keep_added to take it over, `index.py retrain` to write it into the data "
+                        "files, or --overwrite to lose it")
+    get_logger().info(f"Kept of what index.py has changed, which the data files lack: {said}")
+    return carried, pending
 
 
 def encode(encoder, texts, what):
@@ -150,13 +183,14 @@ def wants_head(wanted, index):
     return True
 
 
-def choose(args, encoder, labels, rows, dev):
+def choose(args, encoder, labels, rows, dev, pending):
     """The index of the corpus that is best on dev, with its settings: SearchIndex in memory. rows: of `make_rows`."""
     best, most = None, -1.0
     dev_vectors = encode(prefixed(encoder, args.query_prefix), dev[0], "dev texts") if dev else None
     for corpus, new_rows in rows.items():
-        index = memory_index(new_header(encoder.encoder_id, encoder.dimension, corpus, labels, args.dtype,
-                                        (args.query_prefix, args.text_prefix)), new_rows)
+        header = new_header(encoder.encoder_id, encoder.dimension, corpus, labels, args.dtype,
+                            (args.query_prefix, args.text_prefix))
+        index = memory_index({**header, "pending": pending}, new_rows)
         if dev is None:
             get_logger().warning(f"No {args.dev_file}: the settings are the usual ones, the confidence is not calibrated, and no "
                                  "threshold is known, expected some labelled texts that are not in the index.")
@@ -181,21 +215,22 @@ def main():
     wanted = wanted_type(args)
     inputs = {"the encoder": args.params_path, "the data folder": args.data_dir}
     check_output_folder(args.index_dir, "--index_dir", inputs, MARKER)
-    if not args.overwrite:
-        check_not_changed(args.index_dir)
     vectors_path = os.path.join(args.output_dir or args.data_dir, f"{args.data_name}_embedding.npy")
     if args.data_name:
         check_output(vectors_path, [], args.data_dir)
-    labels, train, dev = read_data(args)
+    before = read_pending(args.index_dir)
+    data, pending = keep_changes(args, before, read_data(args, before))
+    labels = list(data.words.items())
+    train, dev = (number_rows(rows, data.words) if rows else None for rows in (data.train, data.dev))
     encoder = open_encoder(args.params_path, **encoder_options(args), num_threads=args.cpu_threads)
     corpora = [args.corpus]
     if args.corpus == "auto":  # texts first: the best of equals, and what is taken without dev texts
         corpora = ["texts", "means", "labels"] if train else ["labels"]
-    index = choose(args, encoder, labels, make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train), dev)
+    index = choose(args, encoder, labels, make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train), dev, pending)
     if args.precision is not None and dev is not None and index.header["threshold"] is None:
         get_logger().warning(f"No threshold for a precision of {args.precision:g} in {args.dev_file}: "
                              f"{explain_no_threshold(len(dev[0]), args.precision)}.")
-    header = write_index(args.index_dir, index, wanted, args.overwrite)
+    header = write_index(args.index_dir, index, wanted, None if args.overwrite else before)
     if args.data_name:
         with complete_file(vectors_path, "wb") as file:
             vectors = index.segments[0].vectors  # of texts: without those of labels that have none, which no line is of

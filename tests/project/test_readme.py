@@ -125,6 +125,10 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
         "printf '乙肝疫苗要打几针": "test_predictions_in_all_forms_agree",
         "python retrieval_based/index.py": "test_labels_change_from_the_command_line",
         "python retrieval_based/benchmark.py": "test_the_benchmark_adds_labels_that_were_left_out"}.items()},
+    **{command: f"test_retraining.py::{test}" for command, test in {
+        "python retrieval_based/index.py retrain": "test_what_was_added_goes_into_data_encoder_and_index",
+        "python retrieval_based/build_index.py --params_path ./encoder --data_dir ./data --index_dir ./index --keep_added":
+            "test_a_build_says_what_it_would_lose_and_keeps_it"}.items()},
     **{f".venv-milvus/bin/python retrieval_based/{command}": f"test_milvus.py::{test}" for command, test in {
         "milvus_index.py": "test_a_server_with_a_token_answers_while_versions_are_switched",
         "milvus_index.py --vector_path": "test_a_file_of_vectors_larger_than_a_message_and_the_words_of_labels",

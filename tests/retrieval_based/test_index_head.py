@@ -195,7 +195,7 @@ def test_commands_agree_and_a_new_label_is_fitted_at_once(encoder_export, monkey
     assert process.returncode == 0 and f"until `index.py refit --index_dir {folder}`" in process.stderr, process.stderr
     assert SearchPredictor(encoder_export, folder).answer(["游泳怎么换气"])[0].label == "运动"
     assert len(open_index(folder).head.labels) == len(index.labels) + 1
-    assert_user_error(run_here(change.main, "remove", *options), "refit takes no label, the others need one")
+    assert_user_error(run_here(change.main, "remove", *options), "refit and retrain take no label, the others need one")
 
 
 def test_a_head_is_left_out_where_it_takes_too_long_or_rows_are_no_texts(monkeypatch):

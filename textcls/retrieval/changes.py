@@ -26,6 +26,7 @@ from textcls.retrieval.index import (
     PARTS,
     SearchIndex,
     Segment,
+    Stamp,
     assemble,
     index_stamp,
     label_word,
@@ -34,6 +35,7 @@ from textcls.retrieval.index import (
 )
 from textcls.retrieval.lexical import Idf, count_terms, idf_of_rows, make_postings, mix, postings_row, split_postings, weigh
 from textcls.retrieval.nearest import TYPES, WantedType, build_approximate
+from textcls.retrieval.pending import Pending, check_letters, is_pending, no_changes, note_name, note_texts, settle
 from textcls.runtime.predictions import check_decided
 
 MOST_SEGMENTS, SMALL_ROWS = 16, 1000  # beyond so many segments, those of so few rows are joined
@@ -88,7 +90,7 @@ def new_header(encoder_id: str, dimension: int, corpus: str, labels: list[tuple[
             "segments": [],
             **dict.fromkeys(TYPES), "vote": {"neighbours": 20, "temperature": 0.05, "sharpness": 1.0, "least_rows": 20},
             "lexical": {"weight": 0.3, "neighbours": 20, "temperature": 0.1}, "known": None, "head": None,
-            "threshold": None}
+            "threshold": None, "pending": no_changes()}
 
 
 def memory_index(header: dict, rows: NewRows) -> SearchIndex:
@@ -96,28 +98,82 @@ def memory_index(header: dict, rows: NewRows) -> SearchIndex:
     return assemble("", header, None, [make_segment(rows, None)])
 
 
-def check_not_changed(folder: str) -> None:
-    """UserError where the index in a folder, if there is one, was changed since it was built: a new one would lose that."""
+def read_pending(folder: str) -> Optional[Pending]:
+    """The changes since the index in a folder was built, those of none where there is no index, None where they are not known."""
     path = os.path.join(folder, MARKER)
-    if os.path.exists(path) and read_json(path).get("changed"):
-        raise UserError(f"{folder}: holds an index that was changed by index.py since it was built, expected another folder, or "
-                        "--overwrite to lose these changes")
+    header = read_json(path) if os.path.exists(path) else {}
+    pending = header.get("pending", None if header.get("changed") else no_changes())
+    if not is_pending(pending):
+        raise UserError(f"{path}: pending is damaged, expected what index.py wrote")
+    return pending
 
 
-def write_index(folder: str, index: SearchIndex, wanted: Optional[WantedType] = None, overwrite: bool = True) -> dict:
+def write_index(folder: str, index: SearchIndex, wanted: Optional[WantedType] = None,
+                pending: Optional[Pending] = None) -> dict:
     """Write a `memory_index` into a folder, in place of what index may be there. wanted: of `wanted_type`.
 
-    Returns its index.json. overwrite: also one that was changed since it was built. UserError.
+    Returns its index.json. pending: what the index was made in view of; UserError where the folder has another one by now.
     """
     with changing(folder):
-        if not overwrite:
-            check_not_changed(folder)
+        if pending is not None and read_pending(folder) != pending:
+            raise UserError(f"{folder}: was changed by index.py meanwhile, which the new index would lack, expected the same "
+                            "command again")
         header = {**index.header, "segments": [write_segment(folder, index.header, index.segments[0])]}
         if index.head is not None:
             header["head"] = {**header["head"], "folder": write_head(folder, header, index.head)}
         if wanted is not None and len(index.row_labels) > wanted.beyond:
             header[wanted.name] = build_approximate(folder, index, wanted)
-        return write_header(folder, header, changed=False)
+        return write_header(folder, header, changed=header["pending"] != no_changes())
+
+
+@contextlib.contextmanager
+def settling(index: SearchIndex) -> Iterator[None]:
+    """Note that the block has written the changes of an index into the data files, which no other process can change meanwhile.
+
+    OutdatedIndex where it has changed since it was opened.
+    """
+    with changing(index.folder):
+        if index_stamp(index.folder) != index.stamp:
+            raise OutdatedIndex
+        yield
+        write_header(index.folder, {**index.header, "pending": settle(index.header["pending"])},
+                     index.header.get("changed", False))
+
+
+def replace_index(folder: str, source: str, seen: Stamp, kept: str) -> dict:
+    """Put the index of the folder source in place of the one in folder, of which a copy goes to the folder kept.
+
+    seen: stamp of the index to replace; OutdatedIndex where it has changed since. Returns the new index.json.
+    """
+    with changing(folder):
+        if index_stamp(folder) != seen:
+            raise OutdatedIndex
+        copy_files(folder, kept)
+        header = open_index(source).header
+        for name in parts(header):
+            path, target = os.path.join(source, name), os.path.join(folder, name)
+            if os.path.isdir(path):
+                shutil.copytree(path, target, dirs_exist_ok=True)  # a killed process may have begun it
+            else:
+                shutil.copyfile(path, target)
+        return write_header(folder, header, header["changed"])
+
+
+def copy_index(folder: str, copy: str) -> Stamp:
+    """Copy an index to a folder, in place of what is there. Returns its stamp. UserError."""
+    with changing(folder):
+        stamp = index_stamp(folder)
+        copy_files(folder, copy)
+    return stamp
+
+
+def copy_files(folder: str, copy: str) -> None:
+    """Copy an index, which no other process may change meanwhile; the copy appears when it is complete."""
+    part = f"{copy}.part"
+    for path in (part, copy):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns(".*"))
+    os.replace(part, copy)
 
 
 def make_segment(rows: NewRows, idf: Optional[Idf]) -> Segment:
@@ -174,7 +230,10 @@ def write_segment(folder: str, header: dict, segment: Segment) -> dict:
 
 
 def write_head(folder: str, header: dict, head: Head) -> str:
-    """Write a head as a new folder; returns its name. header: says the labels' ids."""
+    """Write a head as a new folder; returns its name. header: says the labels' ids. UserError where it came to nothing."""
+    if not (np.isfinite(head.weights).all() and np.isfinite(head.offsets).all()):
+        raise UserError(f"{folder}: the head did not converge, and is as it was, expected finite weights, or an index without "
+                        "one (build_index.py --head off)")
     name = f"head-{secrets.token_hex(8)}"
     os.mkdir(os.path.join(folder, name))
     ids = np.array([entry["id"] for entry in header["labels"]], np.int32)
@@ -203,14 +262,19 @@ def write_header(folder: str, header: dict, changed: bool = True) -> dict:
     header = {**header, "changed": changed}
     with complete_file(os.path.join(folder, MARKER)) as file:
         file.write(json.dumps(header, ensure_ascii=False) + "\n")
-    used = {entry["folder"] for entry in header["segments"]} | {header[name]["file"] for name in TYPES if header[name]}
-    used |= {header["head"]["folder"]} if header["head"] else set()
+    used = parts(header)
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if name.startswith(f".{MARKER}.") or (PARTS.match(name) and name not in used):
             with contextlib.suppress(OSError):  # Windows keeps what somebody has open: the next change tries again
                 shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
     return header
+
+
+def parts(header: dict) -> set[str]:
+    """The names of the files and folders that an index.json names."""
+    used = {entry["folder"] for entry in header["segments"]} | {header[name]["file"] for name in TYPES if header[name]}
+    return used | ({header["head"]["folder"]} if header["head"] else set())
 
 
 @contextlib.contextmanager
@@ -241,11 +305,12 @@ def find_label(index: SearchIndex, name: str) -> dict:
     raise UserError(f"{index.folder}: no label {name!r}{hint}, expected one of its {len(index.labels)} labels")
 
 
-def check_new_label(name: str) -> None:
-    """UserError where this cannot be the name of a label."""
+def check_new_label(name: str, labels: Iterable[str] = ()) -> None:
+    """UserError where this cannot be the name of a label, or is one of labels in other letters."""
     if problem := LABEL.problem(name):
         raise UserError(f"label {name!r}: {problem}, expected {LABEL.expected}")
     check_decided(name)
+    check_letters(name, labels)
 
 
 def find_entry(header: dict, name: str) -> Optional[dict]:
@@ -270,21 +335,26 @@ def add_texts(folder: str, name: str, texts: list[str], vectors: np.ndarray, *, 
     index.json that this was decided by; OutdatedIndex where it does not hold any more. Returns (the new index.json, the number
     of texts that were there). UserError.
     """
-    check_new_label(name)
     with changing(folder):
         index = open_index(folder, dimension=vectors.shape[1], to_search=False)
         check_unchanged(index, seen, name)
         header, labels = dict(index.header), [dict(entry) for entry in index.header["labels"]]
         entry = find_entry({"labels": labels}, name)
+        is_new = entry is None
         if entry is None:
+            check_new_label(name, index.labels)
             entry = {"id": header["next_id"], "name": name, "texts": []}
             labels.append(entry)
             header["next_id"] += 1
+        words = []
         if describes or header["corpus"] == "labels":
-            entry["texts"] = list(dict.fromkeys([*entry["texts"], *(text for text in texts if text != label_word(name))]))
+            words = [text for text in dict.fromkeys(texts) if text not in (label_word(name), *entry["texts"])]
+        entry["texts"] = [*entry["texts"], *words]
         known = texts_of_label(index, entry)
         new = [number for number, text in enumerate(texts) if text not in known]
         header["labels"], there = labels, len(texts) - len(new)
+        own = words if header["corpus"] == "labels" else [texts[number] for number in new]
+        header["pending"] = note_texts(header["pending"], name, is_new, own, words)
         if not new:
             return write_header(folder, header) if header != index.header else header, there
         texts, vectors = [texts[number] for number in new], vectors[new]
@@ -328,7 +398,8 @@ def remove_label(folder: str, name: str) -> dict:
         if len(index.labels) <= 2:
             raise UserError(f"{folder}: only two labels are left, expected at least three to remove {name!r}")
         labels = [other for other in index.header["labels"] if other is not entry]
-        return write_header(folder, {**index.header, "labels": labels})
+        pending = note_name(index.header["pending"], name, None)
+        return write_header(folder, {**index.header, "labels": labels, "pending": pending})
 
 
 def rename_label(folder: str, name: str, new_name: str, vectors: Optional[np.ndarray] = None, *,
@@ -337,14 +408,14 @@ def rename_label(folder: str, name: str, new_name: str, vectors: Optional[np.nda
 
     seen: as of `add_texts`. Returns the new index.json. UserError.
     """
-    check_new_label(new_name)
     with changing(folder):
         index = open_index(folder, to_search=False)
         check_unchanged(index, seen, name)
         entry = find_label(index, name)
+        check_new_label(new_name, [label for label in index.labels if label != name])
         if new_name in index.labels:
             raise UserError(f"{folder}: has a label {new_name!r} already, expected a new name")
-        header = dict(index.header)
+        header = {**index.header, "pending": note_name(index.header["pending"], name, new_name)}
         new = {**entry, "name": new_name}
         if header["corpus"] == "labels":
             new["id"] = header["next_id"]  # so that the rows of the old name are skipped
@@ -388,6 +459,18 @@ def read_corpus(path: str, problems: Problems, needs_label: bool = False) -> lis
             name, *own = text.split("==")
             words.setdefault(name, []).extend(word.strip() for word in own if word.strip())
     return pairs + [(word.strip(), label) for label, word in label_rows(words)]
+
+
+def labels_of_texts(index: SearchIndex, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The labels that hold texts already: iterator of (text, label). Of means, only what is known of single texts."""
+    lengths = [np.diff(segment.text_offsets) for segment in index.segments]
+    for text in texts:
+        wanted = np.frombuffer(text.encode("utf-8"), np.uint8)
+        for segment, first, sizes in zip(index.segments, index.starts, lengths):
+            rows = np.flatnonzero((sizes == len(wanted)) & (segment.counts == 1))
+            same = (segment.text_bytes[segment.text_offsets[rows, None] + np.arange(len(wanted))] == wanted).all(axis=1)
+            yield from ((text, index.labels[label]) for label in index.row_labels[first + rows[same]] if label >= 0)
+        yield from ((text, entry["name"]) for entry in index.header["labels"] if text in entry.get("added", []))
 
 
 def append_rows(index: SearchIndex, header: dict, rows: NewRows) -> dict:

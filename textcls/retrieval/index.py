@@ -15,6 +15,7 @@ from textcls.data.files import read_json
 from textcls.retrieval.head import Head
 from textcls.retrieval.lexical import Idf, Postings, idf_of_postings
 from textcls.retrieval.nearest import TYPES, Approximate, open_approximate
+from textcls.retrieval.pending import is_pending, no_changes
 
 FORMAT = 3
 MARKER = "index.json"
@@ -121,6 +122,7 @@ def open_index(folder: str, encoder_id: Optional[str] = None, dimension: Optiona
             header.setdefault(name)  # an older index has no entry of a newer type
         header.setdefault("prefixes", {"query": "", "text": ""})
         header.setdefault("head")
+        header.setdefault("pending", None if header.get("changed") else no_changes())
         check_header(header, os.path.join(folder, MARKER))
         check_encoder(folder, header, encoder_id, dimension)
         try:
@@ -216,6 +218,7 @@ def check_header(header: dict, path: str) -> None:
         "head": lambda value: value is None or (PARTS.match(value["folder"]) and 0 < value["weight"] <= 1
                                                 and 0 < value["temperature"] < np.inf and 0 < value["strength"] < np.inf),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1,
+        "pending": is_pending,
         **{name: functools.partial(_is_approximate, kind.settings) for name, kind in TYPES.items()}}
     for name, is_sound in checks.items():
         try:
