@@ -30,7 +30,7 @@ import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger, say_next
-from textcls.common.options import add_encoder_options, add_prefix_options, encoder_options, make_parser
+from textcls.common.options import add_encoder_options, add_prefix_options, encoder_options, make_parser, share_below_one
 from textcls.common.outputs import check_output_folder
 from textcls.common.texts import LINE
 from textcls.data.files import read_texts
@@ -78,6 +78,8 @@ def parse_arguments():
     parser.add_argument("--dataset_dir", "--data_dir", default="./data", help="of retrain: folder of the data files")
     parser.add_argument("--output_dir", default="./retrained", help="of retrain: a new folder")
     parser.add_argument("--num_train_epochs", type=float, default=3.0, help="of retrain: times that the training texts are seen")
+    parser.add_argument("--precision", type=share_below_one,
+                        help="of retrain: of the threshold, as of build_index.py; None: that of the index, if it has one")
     parser.add_argument("--swap", choices=["better", "always"], default="better",
                         help="of retrain: when the new index takes the place of the old: better: unless it is worse on dev.txt")
     parser.add_argument("--dry_run", action="store_true", help="of retrain: only print what the data files lack")
@@ -223,9 +225,11 @@ def build_anew(args, encoder_path):
     """Build an index of the new encoder in output_dir/index, with what was added meanwhile: (its folder, stamp of the old)."""
     folder = os.path.join(args.output_dir, "index")
     stamp = copy_index(args.index_dir, folder)  # build_index.py finds there what has been added while the encoder was trained
-    device = ["--device", args.device] if args.device else []
+    header = open_index(folder).header
+    precision = args.precision or (header["threshold"] or {}).get("precision")
+    given = [word for name, value in (("--device", args.device), ("--precision", precision)) if value for word in (name, value)]
     run_retrieval_script("build_index.py", "--params_path", encoder_path, "--data_dir", args.dataset_dir, "--index_dir", folder,
-                         "--keep_added", "--batch_size", args.batch_size, *device, *build_options(open_index(folder).header))
+                         "--keep_added", "--batch_size", args.batch_size, *given, *build_options(header))
     return folder, stamp
 
 

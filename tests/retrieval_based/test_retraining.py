@@ -17,7 +17,8 @@ from textcls.retrieval.changes import memory_index, new_header, replace_head, ro
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.head import Head, fit_head
 from textcls.retrieval.index import open_index
-from textcls.retrieval.pending import DataFiles, carry_over, no_changes, note_name, note_texts, settle
+from textcls.retrieval.pending import DataFiles, carry_over, no_changes, note_name, note_texts, settle, write_data_files
+from textcls.retrieval.retraining import read_data_files
 
 build, change, train = [load_script("retrieval_based", name) for name in ("build_index", "index", "train")]
 LABELS = read_lines(ROOT / "data/label.txt")
@@ -126,12 +127,12 @@ def test_what_is_added_during_the_training_is_in_the_new_index(ready, folder, mo
             run_here(change.main, "add", "疫苗", "--texts", text, *options)
 
     monkeypatch.setattr(change, "run_retrieval_script", fake_runs(ready, folder, meanwhile))
-    process = run_here(change.main, *retrain_options(ready, folder), "--swap", "always")
+    process = run_here(change.main, *retrain_options(ready, folder), "--swap", "always", "--precision", 0.2)
     assert process.returncode == 0 and f"dev.txt has no texts of {LABELS[2]}" not in process.stderr, process.stderr
     assert "dev.txt has no texts of 疫苗: how well" in process.stderr
     assert_data_hold_the_changes(folder)
     index = open_index(folder / "index")
-    assert index.rows_per_label()[index.labels.index("疫苗")] == len(NEW) + 2
+    assert index.rows_per_label()[index.labels.index("疫苗")] == len(NEW) + 2 and index.header["threshold"]["precision"] == 0.2
     assert_user_error(run_here(build.main, *options, "--data_dir", folder / "data"),
                       "the data files lack it (疫苗: 2 texts added), expected --keep_added")
 
@@ -153,6 +154,27 @@ def test_a_worse_index_is_not_swapped_in_and_nothing_is_lost(ready, folder, monk
     assert_user_error(run_here(change.main, *retrain_options(ready, folder)), "retrained: is not empty, expected a new folder")
 
 
+def test_a_training_that_fails_can_be_run_again(ready, folder):
+    before = open_index(folder / "index").header
+    options = [*retrain_options(ready, folder), "--train_options", "--learning_rate", "fast"]
+    assert_user_error(run_here(change.main, *options), "train.py ended with code 2, expected 0: its message is above")
+    assert open_index(folder / "index").header == {**before, "pending": settle(before["pending"])}
+    assert_data_hold_the_changes(folder)
+    process = run_here(change.main, *retrain_options(ready, folder, "again"), "--dry_run")
+    assert (process.returncode, process.stdout) == (0, ""), process.stderr
+
+
+def test_a_kill_between_the_data_files_is_made_good(ready, folder):
+    pending = open_index(folder / "index").header["pending"]
+    old = read_data_files(folder / "data", pending)
+    data, _ = carry_over(pending, old)
+    write_data_files(folder / "data", data._replace(words=old.words), old)  # label.txt is the last, and is not written
+    assert carry_over(pending, read_data_files(folder / "data", pending))[0] == data
+    process = run_here(change.main, *retrain_options(ready, folder), "--dry_run")
+    assert process.returncode == 0 and {line.split("\t")[0] for line in process.stdout.splitlines()} == {
+        "rename", "remove", "label", "describe"}, process.stdout
+
+
 def test_a_build_says_what_it_would_lose_and_keeps_it(ready, folder):
     options = ["--params_path", ready / "encoder", "--data_dir", folder / "data", "--index_dir", folder / "index"]
     before = (folder / "index/index.json").read_bytes()
@@ -166,6 +188,10 @@ def test_a_build_says_what_it_would_lose_and_keeps_it(ready, folder):
         assert index.labels == ["新名", *LABELS[2:], "疫苗"]
         assert index.header["pending"]["added"]["疫苗"] == NEW
         assert_user_error(run_here(build.main, *options), "the data files lack it")
+        if corpus == "labels":  # where each text describes its label
+            run_here(change.main, "add", LABELS[3], "--texts", "还有一条", *options[:2], *options[4:])
+            pending = open_index(folder / "index").header["pending"]
+            assert pending["added"][LABELS[3]] == pending["described"][LABELS[3]] == ["还有一条"]
     assert index.rows_per_label()[-1] == len(NEW)
     assert_user_error(run_here(build.main, *options, "--keep_added", "--data_name", "x"), "expected a run without --keep_added")
     assert run_here(build.main, *options, "--overwrite", "--corpus", "labels").returncode == 0

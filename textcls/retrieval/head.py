@@ -70,7 +70,7 @@ def fit_head(index: "SearchIndex", strength: float, start: Optional[Head] = None
         params[own, -1] = start.offsets[earlier] + start.weights[earlier] @ mean
     result = minimize(loss, params.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS, "ftol": TOLERANCE})
     if result.nit >= STEPS:
-        get_logger().warning(f"The head had not settled after {STEPS} steps: it is taken as it is.")
+        get_logger().warning(f"The head of strength {strength:g} had not settled after {STEPS} steps: it is taken as it is.")
     params = result.x.reshape(shape)
     weights = (params[:, :-1] / spread).astype(np.float32)
     return Head(known, weights, (params[:, -1] - weights @ mean).astype(np.float32))

@@ -49,15 +49,14 @@ def run_retrieval_script(script: str, *options: object) -> None:
     """Run a script of retrieval_based/, its messages among those of this process. UserError where it fails."""
     code = subprocess.run([sys.executable, str(ROOT / "retrieval_based" / script), *map(str, options)]).returncode
     if code:
-        raise UserError(f"retrieval_based/{script} ended with code {code}, expected 0: its message is above")
+        raise UserError(f"retrieval_based/{script} ended with code {code}, expected 0: its message is above, and the index is as "
+                        "it was")
 
 
 def build_options(header: dict) -> list[object]:
-    """The options of build_index.py by which an index is made anew as it was. header: its index.json."""
+    """The options of build_index.py by which an index is made anew of the same kind. header: its index.json."""
     options = ["--corpus", header["corpus"], "--dtype", header["dtype"], "--query_prefix", header["prefixes"]["query"],
                "--text_prefix", header["prefixes"]["text"]]
-    if header["threshold"]:
-        options += ["--precision", header["threshold"]["precision"]]
     for name in TYPES:
         if header[name]:
             options += [f"--{name}", "on", f"--{name}_m", header[name]["connectivity"], f"--{name}_ef", header[name]["expansion"]]
