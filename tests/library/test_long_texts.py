@@ -19,10 +19,12 @@ from textcls.data.encoders import read_long_text
 from textcls.data.tokens import TokenizedTexts, tokenize
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.inference import predict_logits
+from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import load_tokenizer, make_encoder, rust_tokenizer
 from textcls.runtime.predictor import Predictor
 from textcls.training.samplers import LengthGroupedBatchSampler, TokenBatchSampler
 from textcls.training.scoring import compute_metrics
+from textcls.training.trainer import join_rows
 
 word_interpret = load_script("analysis", "word_interpret")
 
@@ -85,16 +87,31 @@ def test_answers_for_windows_become_those_of_texts():
     assert compute_metrics(SimpleNamespace(predictions=wins, label_ids=tokens.labels))["accuracy"] == pytest.approx(5 / 6)
 
 
-def test_an_epoch_has_one_window_of_each_text():
+def test_an_epoch_has_all_windows_of_each_text_or_one():
     tokens = TokenizedTexts.from_windows([[[1] * length] * count for length, count in zip(range(3, 43), [1, 4, 2, 8] * 10)])
-    drawn = []
     for sampler in (LengthGroupedBatchSampler(tokens, 8, 5, 1, 0, False), TokenBatchSampler(tokens, 200, 5, 1, 0)):
-        for epoch in range(2):
-            sampler.epoch = epoch
-            rows = np.array([row for batch in sampler for row in batch])
-            assert sorted(tokens.owners[rows]) == list(range(40)) and len(list(sampler)) == len(sampler)
-            drawn.append(sorted(rows))
+        batches = list(sampler)
+        assert sorted(row for batch in batches for row in batch) == list(range(len(tokens))) and len(batches) == len(sampler)
+        owners = [set(tokens.owners[batch]) for batch in batches]
+        assert sum(map(len, owners)) == 40  # the windows of a text are in one batch
+    drawn, sampler = [], LengthGroupedBatchSampler(tokens, 8, 5, 1, 0, False, draw_windows=True)
+    for sampler.epoch in range(2):
+        rows = np.array([row for batch in sampler for row in batch])
+        assert sorted(tokens.owners[rows]) == list(range(40)) and len(list(sampler)) == len(sampler)
+        drawn.append(sorted(rows))
     assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("vote", ["mean", "max"])
+def test_a_training_learns_from_the_answers_for_texts(vote):
+    generator = np.random.default_rng(3)
+    values, owners = generator.normal(size=(7, 4)).astype(np.float32), np.array([5, 5, 5, 2, 9, 9, 9])
+    logits = paddle.to_tensor(values, stop_gradient=False)
+    joined, labels = join_rows(logits, paddle.to_tensor([1, 1, 1, 0, 3, 3, 3]), paddle.to_tensor(owners), vote)
+    np.testing.assert_allclose(joined.numpy(), join_windows(values, np.array([0, 3, 4]), vote), atol=1e-6)
+    assert labels.tolist() == [1, 0, 3]
+    paddle.nn.functional.cross_entropy(joined, labels).backward()
+    assert (logits.grad.numpy()[3] != 0).all() and (logits.grad.numpy() != 0).sum() == (28 if vote == "mean" else 12)
 
 
 @pytest.mark.parametrize("entries", [{"mode": "head_tail"}, {"mode": "window", "max_windows": 3, "window_vote": "max"}])

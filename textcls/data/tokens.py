@@ -46,8 +46,11 @@ class TokenizedTexts:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return {"input_ids": int32 [length], "labels": int64 scalar (where there are labels)}"""
+        """Return {"input_ids": int32 [length], "labels": int64 scalar (where there are labels), "owners": the number of the row's
+        text (where texts have several rows)}"""
         item = {"input_ids": self.ids[self.offsets[index]:self.offsets[index + 1]]}
+        if self.owners is not None:
+            item["owners"] = self.owners[index]
         if self.labels is not None:
             item["labels"] = self.labels[index]
         return item
@@ -64,6 +67,11 @@ class TokenizedTexts:
         """Whether a row is the first of its text: bool [num_rows]."""
         return np.ones(len(self), bool) if self.owners is None else np.diff(self.owners, prepend=-1) > 0
 
+    @functools.cached_property
+    def text_lengths(self) -> np.ndarray:
+        """The tokens of each text, all its windows together: int64 [num_texts]."""
+        return self.lengths if self.owners is None else np.add.reduceat(self.lengths, self.starts[:-1])
+
     @property
     def num_texts(self) -> int:
         """How many texts there are."""
@@ -77,15 +85,19 @@ class TokenizedTexts:
 
     def select(self, indices: np.ndarray) -> "TokenizedTexts":
         """Return the texts with these numbers, in this order. indices: int [num_selected]."""
-        starts = self.starts
-        counts = np.diff(starts)[indices]
-        rows = indices if self.owners is None else np.concatenate(
-            [np.arange(starts[index], starts[index + 1]) for index in indices] or [np.zeros(0, np.int64)])
+        counts, rows = np.diff(self.starts)[indices], self.find_rows(indices)
         ids = [self.ids[self.offsets[row]:self.offsets[row + 1]] for row in rows]
         return TokenizedTexts(np.concatenate(ids) if ids else self.ids[:0],
                               np.concatenate([[0], np.cumsum(self.lengths[rows])]),
                               None if self.labels is None else self.labels[rows],
                               None if self.owners is None else np.repeat(np.arange(len(indices)), counts), self.vote)
+
+    def find_rows(self, indices: np.ndarray) -> np.ndarray:
+        """Return the rows of the texts with these numbers, text by text: int64 [num_found]. indices: int [num_selected]."""
+        if self.owners is None:
+            return indices
+        rows = [np.arange(self.starts[index], self.starts[index + 1]) for index in indices]
+        return np.concatenate(rows or [np.zeros(0, np.int64)])
 
     def longest_first(self) -> "TokenizedTexts":
         """Return the same texts by falling length of their longest windows, so that batches in this order are of like length."""

@@ -8,7 +8,7 @@ from textcls.data.tokens import TokenizedTexts, pad_batch
 from textcls.models.paddle_setup import paddle
 from textcls.training.callbacks import is_best
 from textcls.training.losses import rdrop_divergence, relation_loss
-from textcls.training.trainer import ClassificationTrainer, plain_library_errors
+from textcls.training.trainer import ClassificationTrainer, join_rows, plain_library_errors
 
 from paddlenlp.trainer import TrainerCallback
 
@@ -50,16 +50,17 @@ class PromptTrainer(ClassificationTrainer):
         is_training, args = model.training, self.args
         if not is_training or not (args.use_rdrop or args.use_rgl):
             return super().compute_loss(model, inputs, return_outputs)
-        input_ids, labels = inputs["input_ids"], inputs["labels"]
+        input_ids, num_labels = inputs["input_ids"], len(self.labels)
         # both passes of R-Drop at once
         outputs = model(paddle.concat([input_ids, input_ids]) if args.use_rdrop else input_ids, with_features=True)
-        logits, features = outputs[:, :len(self.labels)], outputs[:, len(self.labels):]
-        parts = paddle.split(logits, 2) if args.use_rdrop else [logits]
+        joined = [join_rows(part, inputs["labels"], inputs.get("owners"), self.train_dataset.vote)
+                  for part in (paddle.split(outputs, 2) if args.use_rdrop else [outputs])]
+        parts, labels, features = [part[:, :num_labels] for part, _ in joined], joined[0][1], joined[0][0][:, num_labels:]
         loss = sum(self.criterion(part, labels) for part in parts) / len(parts)
         if args.use_rdrop:
             loss = loss + args.alpha_rdrop * rdrop_divergence(*parts)
         if args.use_rgl:
-            loss = loss + args.alpha_rgl / 100 * relation_loss(features[:len(labels)], labels)
+            loss = loss + args.alpha_rgl / 100 * relation_loss(features, labels)
         return (loss, parts[0]) if return_outputs else loss
 
 

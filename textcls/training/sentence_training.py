@@ -163,11 +163,12 @@ class SentenceTrainer(ClassificationTrainer):
         return getattr(self.model, "_layers", self.model)
 
     def _get_train_sampler(self) -> LengthGroupedBatchSampler:
-        if self.args.class_sampling == "natural":
-            return super()._get_train_sampler()
-        args, power = self.args, {"sqrt": 0.5, "balanced": 0.0}[self.args.class_sampling]
-        return WeightedBatchSampler(self.train_dataset, args.per_device_train_batch_size, args.seed, args.dataset_world_size,
-                                    args.dataset_rank, args.dataloader_drop_last, power=power)
+        args, powers = self.args, {"sqrt": 0.5, "balanced": 0.0}
+        options = (self.train_dataset, args.per_device_train_batch_size, args.seed, args.dataset_world_size, args.dataset_rank,
+                   args.dataloader_drop_last, True)
+        if args.class_sampling == "natural":
+            return LengthGroupedBatchSampler(*options)
+        return WeightedBatchSampler(*options, power=powers[args.class_sampling])
 
     def training_step(self, model: paddle.nn.Layer, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
         """One step, of which the library only has to make the optimizer's part. Returns the loss of all processes' rows.

@@ -217,6 +217,16 @@ class ClassificationTrainer(Trainer):
         self.threads.backward()
         return loss
 
+    def compute_loss(self, model: paddle.nn.Layer, inputs: dict[str, paddle.Tensor], return_outputs: bool = False
+                     ) -> Union[paddle.Tensor, tuple[paddle.Tensor, paddle.Tensor]]:
+        """As the library's, but in a training the loss is that of the answers for texts, each made of its windows' logits."""
+        owners = inputs.pop("owners", None)
+        if owners is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        logits, labels = join_rows(model(inputs["input_ids"]), inputs["labels"], owners, self.train_dataset.vote)
+        loss = self.criterion(logits, labels)
+        return (loss, logits) if return_outputs else loss
+
     def evaluation_loop(self, dataloader: paddle.io.DataLoader, *given: Any, **options: Any) -> EvalLoopOutput:
         """As the library's, but the loss is that of all texts at once: not of their windows, nor of texts that several processes
         repeat, nor weighted batch by batch."""
@@ -396,7 +406,23 @@ def remove_folder(folder: str) -> None:
 def collate(rows: list[dict], pad_id: int) -> dict[str, np.ndarray]:
     """Make a batch of rows of TokenizedTexts.
 
-    Returns {"input_ids": int64 [batch, longest], "labels": int64 [batch], or a row each where the labels have rows}.
+    Returns {"input_ids": int64 [batch, longest], "labels": int64 [batch], or a row each where the labels have rows, "owners":
+    int64 [batch], where texts have several rows}.
     """
-    return {"input_ids": pad_batch([row["input_ids"] for row in rows], pad_id),
-            "labels": np.stack([row["labels"] for row in rows])}
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "input_ids"}
+    return {"input_ids": pad_batch([row["input_ids"] for row in rows], pad_id), **batch}
+
+
+def join_rows(logits: paddle.Tensor, labels: paddle.Tensor, owners: Optional[paddle.Tensor], vote: str
+              ) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Make the logits of the texts in a batch of those of their windows, as `join_windows` does, but differentiable.
+
+    logits: [num_rows, size]; labels, owners: int64 [num_rows], the windows of a text one after the other; owners: None: each row
+    is a text. Returns logits and labels of the texts.
+    """
+    if owners is None:
+        return logits, labels
+    is_first = np.diff(owners.numpy(), prepend=-1) != 0
+    join = paddle.geometric.segment_max if vote == "max" else paddle.geometric.segment_mean
+    texts = paddle.to_tensor(np.cumsum(is_first) - 1)
+    return join(logits.astype("float32"), texts), labels[paddle.to_tensor(np.flatnonzero(is_first))]
