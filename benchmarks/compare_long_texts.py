@@ -1,12 +1,12 @@
 """Compare the ways to read long texts: accuracy over several seeds, and the time of training and of serving.
 
     python benchmarks/compare_long_texts.py --model zh_bert --data_dir iflytek --num_labels 20
-    python benchmarks/compare_long_texts.py --model zh_bert --questions KUAKE_QIC --place 12 --seeds 1 --epochs 8 \\
+    python benchmarks/compare_long_texts.py --model kuake --questions KUAKE_QIC --place 12 --filler 其他 --epochs 3 \\
         --settings cut window --skip times
 
 --data_dir holds train.txt, test.txt and label.txt; of its labels the --num_labels most frequent in train.txt are taken. With
---questions each text is made, by a fixed seed, of 20 texts of that folder and has the label of the one at --place (from
-0); texts of its dev.txt are the test. Every training is one of train.py with the same options; the accuracy is that of its last
+--questions each text is made, by a fixed seed, of 20 texts of that folder: the one at --place (from 0) gives the label, the others
+have the label --filler; those of the test are of its dev.txt. --test_file dev.txt chooses something on dev. Every training is one of train.py with the same options; the accuracy is that of its last
 epoch on the test. Trainings that --work_dir holds already are not done again. The times are those of `train.py --dry_run`, and
 of the Predictor on 200 of the test texts, best of three; they want a machine that does nothing else.
 """
@@ -24,6 +24,8 @@ from pathlib import Path
 from measuring import ROOT, read_json, read_rows
 
 SETTINGS = {"cut": ["--max_seq_length", 128], "head_tail": ["--max_seq_length", 128, "--long_text", "head_tail"],
+            "head_tail 0.5": ["--max_seq_length", 128, "--long_text", "head_tail", "--head_share", 0.5],
+            "head_tail 0.75": ["--max_seq_length", 128, "--long_text", "head_tail", "--head_share", 0.75],
             "window": ["--max_seq_length", 128, "--long_text", "window"],
             "cut at 256": ["--max_seq_length", 256], "cut at 512": ["--max_seq_length", 512]}
 TIMED_TEXTS, TIMED_ROUNDS = 200, 3
@@ -36,22 +38,27 @@ def write_file(path, rows):
     path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def take_labels(source, folder, count):
+def take_labels(source, folder, count, test_file):
     """Write the rows of the most frequent labels."""
-    train, test = (list(read_rows(source / name)) for name in ("train.txt", "test.txt"))
+    train, test = (list(read_rows(source / name)) for name in ("train.txt", test_file))
     labels = [label for label, _ in Counter(row[-1] for row in train).most_common(count)]
     for name, rows in (("train.txt", train), ("test.txt", test)):
         write_file(folder / name, [row for row in rows if row[-1] in labels])
     write_file(folder / "label.txt", [[label] for label in labels])
 
 
-def make_texts(source, folder, place):
-    """Write texts of QUESTIONS questions each, labelled like the one at a place."""
+def make_texts(source, folder, place, filler):
+    """Write texts of QUESTIONS questions each: one with another label than the filler's at a place, else questions of the filler."""
     generator = random.Random(7)
     for name, count in MADE_ROWS.items():
         pool = list(read_rows(source / ("train.txt" if name == "train.txt" else "dev.txt")))
-        drawn = [[generator.choice(pool) for _ in range(QUESTIONS)] for _ in range(count)]
-        write_file(folder / name, [["。".join(row[0] for row in rows), rows[place][1]] for rows in drawn])
+        fillers, others = [row for row in pool if row[1] == filler], [row for row in pool if row[1] != filler]
+        texts = []
+        for _ in range(count):
+            questions = [generator.choice(fillers)[0] for _ in range(QUESTIONS)]
+            questions[place], label = generator.choice(others)
+            texts.append(["。".join(questions), label])
+        write_file(folder / name, texts)
     write_file(folder / "label.txt", read_rows(source / "label.txt"))
 
 
@@ -103,21 +110,23 @@ def main():
     parser.add_argument("--num_labels", type=int, default=20, help="so many of its labels, the most frequent")
     parser.add_argument("--questions", type=Path, help="folder of short texts, in the place of --data_dir")
     parser.add_argument("--place", type=int, default=12, help="whose label a text of them has")
+    parser.add_argument("--filler", help="the label of all others of them")
+    parser.add_argument("--test_file", default="test.txt", help="file of --data_dir that the accuracy is of")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--work_dir", type=Path, default=Path("long_texts"), help="for trainings, which are kept")
     parser.add_argument("--skip", choices=["accuracy", "times"], help="what not to measure")
     args = parser.parse_args()
-    if (args.data_dir is None) == (args.questions is None):
-        parser.error("expected --data_dir or --questions")
+    if (args.data_dir is None) == (args.questions is None) or (args.questions is None) != (args.filler is None):
+        parser.error("expected --data_dir, or --questions and --filler")
     folder, args.model = args.work_dir.resolve(), str(Path(args.model).resolve())
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     if args.questions:
-        make_texts(args.questions, data, args.place)
+        make_texts(args.questions, data, args.place, args.filler)
     else:
-        take_labels(args.data_dir, data, args.num_labels)
+        take_labels(args.data_dir, data, args.num_labels, args.test_file)
     print("setting        accuracy, mean and sd of the seeds     training, ms/text    Predictor, ms/text", flush=True)
     for setting in args.settings:
         accuracy = times = ""
@@ -127,7 +136,7 @@ def main():
             accuracy = f"{statistics.mean(found):.2f} % ({spread}): " + " ".join(f"{value:.2f}" for value in found)
         if args.skip != "times":
             times = "".join(f"{value:21.1f}" for value in measure_times(args, data, folder, setting))
-        print(f"{setting:12}   {accuracy:36}{times}", flush=True)
+        print(f"{setting:14} {accuracy:36}{times}", flush=True)
 
 
 if __name__ == "__main__":
