@@ -5,10 +5,11 @@
         --settings cut window --skip times
 
 --data_dir holds train.txt, test.txt and label.txt; of its labels the --num_labels most frequent in train.txt are taken. With
---questions each text is made, by a fixed seed, of 20 texts of that folder: the one at --place (from 0) gives the label, the others
-have the label --filler; those of the test are of its dev.txt. --test_file dev.txt chooses something on dev. Every training is one of train.py with the same options; the accuracy is that of its last
-epoch on the test. Trainings that --work_dir holds already are not done again. The times are those of `train.py --dry_run`, and
-of the Predictor on 200 of the test texts, best of three; they want a machine that does nothing else.
+--questions each text is made, by a fixed seed, of 20 texts of that folder: the one at --place (from 0) gives the label, the
+others have the label --filler; those of the test are of its dev.txt. --test_file dev.txt chooses something on dev. Every
+training is one of train.py with the same options; the accuracy is that of its last epoch on the test. Trainings that --work_dir
+holds already are not done again. The times are those of `train.py --dry_run`, and of the Predictor on 200 of the test texts,
+best of three; they want a machine that does nothing else.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def take_labels(source, folder, count, test_file):
 
 
 def make_texts(source, folder, place, filler):
-    """Write texts of QUESTIONS questions each: one with another label than the filler's at a place, else questions of the filler."""
+    """Write texts of QUESTIONS questions each: at a place one with another label than the filler's, else those of the filler."""
     generator = random.Random(7)
     for name, count in MADE_ROWS.items():
         pool = list(read_rows(source / ("train.txt" if name == "train.txt" else "dev.txt")))

@@ -29,7 +29,7 @@ from textcls.retrieval.changes import (
     rows_of_texts,
     write_index,
 )
-from textcls.retrieval.fitting import auroc, fit
+from textcls.retrieval.fitting import fit
 from textcls.retrieval.index import open_index
 from textcls.retrieval.lexical import cosines, count_terms, idf_of_postings, weigh
 from textcls.retrieval.nearest import WantedType, nearest
@@ -43,6 +43,7 @@ from textcls.retrieval.search import (
     search,
     vote,
 )
+from textcls.retrieval.unknown import auroc
 
 LABELS = read_lines(ROOT / "data/label.txt")
 ROWS = [line.split("\t") for line in read_lines(ROOT / "data/train.txt")][:300]

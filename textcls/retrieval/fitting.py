@@ -7,23 +7,11 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from textcls.common.confidence import find_threshold
-from textcls.common.probabilities import DECIMALS
 from textcls.retrieval.head import STRENGTHS, Head, fit_head, head_probs
 from textcls.retrieval.index import SearchIndex, label_boosts
 from textcls.retrieval.nearest import nearest
-from textcls.retrieval.search import (
-    NEAREST,
-    Found,
-    chunks,
-    fuse,
-    join_head,
-    known_features,
-    known_probs,
-    lexical_nearest,
-    sharpen,
-    vote,
-)
+from textcls.retrieval.search import Found, chunks, fuse, join_head, lexical_nearest, part, sharpen, vote
+from textcls.retrieval.unknown import SIMULATED, Examples, UnknownTexts, fit_known, fit_threshold, leave_labels_out
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 HEAD_TEMPERATURES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -33,16 +21,17 @@ SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
 LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
 FEW, TRIED_LABELS, MOST_LOSS = 5, 12, 0.01  # of `best_least_rows`
 MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
-UNKNOWN_SHARE = 0.1  # texts of no known label that the confidence reckons with
 LEAST = 1e-4  # a label without votes counts as this probable
 
 
 def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np.ndarray,
-        precision: Optional[float] = None, with_head: bool = False) -> tuple[SearchIndex, dict[str, float]]:
+        precision: Optional[float] = None, with_head: bool = False, unknown: UnknownTexts = SIMULATED
+        ) -> tuple[SearchIndex, dict[str, float]]:
     """Choose the settings by dev texts. label_ids: int64 [num_texts], positions in index.labels; vectors: theirs.
 
-    precision: share of right answers that --threshold auto shall give at least, or None; with_head: fit a head, too. Returns
-    (index with the settings, figures: dict of vote, lexical, head, fused (accuracies), known_auroc, nll; shares 0 to 1).
+    precision: share of right answers that --threshold auto shall give at least, or None; with_head: fit a head, too; unknown:
+    the texts of no label that are reckoned with. Returns (index with the settings, figures: dict of vote, lexical, head, fused
+    (accuracies), known_auroc, nll; shares 0 to 1).
     """
     step = -(-len(texts) // MOST_TEXTS)
     vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
@@ -60,10 +49,15 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     sharpness, nll = best_sharpness(index, found, label_ids)
     index = with_settings(index, vote={**settings, "sharpness": sharpness})
     fused = float((guess(index, found) == label_ids).mean())
-    without = find_rows(index, vectors, texts, NEAREST, label_ids)
-    known, auroc = fit_known(features_of(index, vectors, found), features_of(index, vectors, without, label_ids))
+    dev = Examples(index, vectors, found)
+    if unknown.texts:
+        others = [Examples(index, unknown.vectors, find_rows(index, unknown.vectors, unknown.texts, sizes[-1]))]
+    else:
+        without = find_rows(index, vectors, texts, sizes[-1], label_ids)
+        others = list(leave_labels_out(index, vectors, without, label_ids))
+    known, auroc = fit_known(dev, others, unknown.share)
+    threshold = None if precision is None else fit_threshold(dev, label_ids, others, known, precision, unknown.share)
     index = with_settings(index, known=known)
-    threshold = None if precision is None else fit_threshold(index, vectors, found, label_ids, precision)
     return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, **figures, "fused": fused,
                                                        "known_auroc": auroc, "nll": nll}
 
@@ -77,10 +71,6 @@ def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **ent
 def find_rows(index: SearchIndex, vectors: np.ndarray, texts: list[str], k: int, excluded: Optional[np.ndarray] = None) -> Found:
     """Found with the k nearest rows of both halves."""
     return Found(*nearest(index, vectors, k, excluded, exact=True), *lexical_nearest(index, texts, k, excluded), vectors)
-
-
-def part(found: Found, chunk: slice) -> Found:
-    return Found(*(array[chunk] for array in found))
 
 
 def best_vote(index: SearchIndex, similarities: np.ndarray, rows: np.ndarray, label_ids: np.ndarray,
@@ -197,64 +187,3 @@ def measure(index: SearchIndex, label_ids: np.ndarray, num_choices: int,
             hits[choice] += (probs.argmax(axis=1) == right).sum()
             losses[choice] -= np.log(np.maximum(probs[np.arange(len(right)), right], LEAST)).sum()
     return hits, losses
-
-
-def fit_known(known: np.ndarray, unknown: np.ndarray) -> tuple[dict, float]:
-    """Logistic regression that tells dev texts from dev texts whose own label is left out of the index.
-
-    No weight is negative, so that a text which is nearer to the index never counts as less known. known, unknown: their
-    `known_features`. Returns ({"weights", "offset"}, AUROC on these texts).
-    """
-    from scipy.optimize import minimize
-
-    features = np.concatenate([known, unknown]).astype(np.float64)
-    targets = np.repeat([1.0, 0.0], [len(known), len(unknown)])
-    mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
-    inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """NLL with a little L2, so that it ends where both parts can be told apart wholly, and its gradient."""
-        scores = inputs @ weights
-        errors = 1 / (1 + np.exp(-np.clip(scores, -30, 30))) - targets
-        return (np.logaddexp(0, scores) - targets * scores).sum() + 0.05 * weights @ weights, inputs.T @ errors + 0.1 * weights
-
-    bounds = [(0, None)] * features.shape[1] + [(None, None)]
-    weights = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
-    scaled = weights[:-1] / deviation
-    offset = weights[-1] - scaled @ mean + np.log((1 - UNKNOWN_SHARE) / UNKNOWN_SHARE)
-    return {"weights": scaled.tolist(), "offset": float(offset)}, auroc(inputs @ weights, targets == 1)
-
-
-def features_of(index: SearchIndex, vectors: np.ndarray, found: Found, excluded: Optional[np.ndarray] = None) -> np.ndarray:
-    """`known_features` of all texts."""
-    features = []
-    for chunk in chunks(index, len(vectors)):
-        own = None if excluded is None else excluded[chunk]
-        features.append(known_features(index, vectors[chunk], part(found, chunk), own))
-    return np.concatenate(features)
-
-
-def auroc(scores: np.ndarray, is_positive: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties half (Mann-Whitney). scores: float [n]; is_positive: bool [n]."""
-    values, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    positives = int(is_positive.sum())
-    negatives = len(scores) - positives
-    if not positives or not negatives:
-        return float("nan")
-    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def fit_threshold(index: SearchIndex, vectors: np.ndarray, found: Found, label_ids: np.ndarray,
-                  precision: float) -> Optional[dict[str, float]]:
-    """The lowest probability, as it is shown, that keeps a precision by `confidence.find_threshold`: {"precision", "value"}, or
-    None."""
-    confidence: np.ndarray = np.zeros(len(label_ids))
-    is_right = np.zeros(len(label_ids), bool)
-    for chunk in chunks(index, len(label_ids)):
-        probs = fuse(index, part(found, chunk))
-        exact = probs.max(axis=1) * known_probs(index, vectors[chunk], part(found, chunk))
-        confidence[chunk] = [round(value, DECIMALS) for value in exact.tolist()]
-        is_right[chunk] = probs.argmax(axis=1) == label_ids[chunk]
-    threshold = find_threshold(confidence, is_right, precision)
-    return None if threshold is None else {"precision": precision, "value": threshold.value}

@@ -213,7 +213,9 @@ def check_header(header: dict, path: str) -> None:
         "vote": lambda value: _is_depth(value["neighbours"]) and value["temperature"] > 0 and value["sharpness"] > 0
         and value["least_rows"] >= 0,
         "lexical": lambda value: _is_depth(value["neighbours"]) and value["temperature"] > 0 and 0 <= value["weight"] <= 1,
-        "known": lambda value: value is None or (len(value["weights"]) == 2 and sum(value["weights"]) + value["offset"] < np.inf),
+        "known": lambda value: value is None or (
+            len(value["weights"]) in (2, 3) and sum(value["weights"]) + value["offset"] < np.inf
+            and (len(value["weights"]) == 2 or value["logit"] < np.inf)),
         "prefixes": lambda value: type(value["query"]) is type(value["text"]) is str,
         "head": lambda value: value is None or (PARTS.match(value["folder"]) and 0 < value["weight"] <= 1
                                                 and 0 < value["temperature"] < np.inf and 0 < value["strength"] < np.inf),

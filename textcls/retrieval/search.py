@@ -41,6 +41,11 @@ class Found(NamedTuple):
     vectors: np.ndarray  # float32 [num_queries, dimension], of the queries
 
 
+def part(found: Found, chunk: Union[slice, np.ndarray]) -> Found:
+    """What was found near some of the queries. chunk: a slice, or their numbers."""
+    return Found(*(array[chunk] for array in found))
+
+
 # ---- rows near a text
 
 
@@ -121,18 +126,22 @@ def sharpen(probs: np.ndarray, sharpness: float) -> np.ndarray:
 
 
 def known_features(index: SearchIndex, vectors: np.ndarray, found: Found, excluded: Optional[np.ndarray] = None) -> np.ndarray:
-    """What the confidence that a text is of a known label goes by: float32 [num_queries, 2]: mean similarity of the NEAREST
-    nearest rows, and the largest cosine with a label's centre, text and centre less the mean of all rows.
+    """What the confidence that a text is of a known label goes by: float32 [num_queries, 2 or 3]: mean similarity of the NEAREST
+    nearest rows; the largest cosine with a label's centre, text and centre less the mean of all rows; the head's largest logit,
+    where there is a head: of an unknown text it is small for all labels.
 
     So few rows, that a label which was added by a handful of texts counts; less the mean, since what all texts have in common
     hides what sets those of other labels apart; words in common say nothing of a text's being known. excluded: as of `nearest`.
     """
     similarities = np.where(found.rows >= 0, found.similarities, 0)[:, :NEAREST]
-    vectors = vectors - index.mean
-    cosines = vectors @ index.centres.T / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    centred = vectors - index.mean
+    cosines = centred @ index.centres.T / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     if excluded is not None:
         cosines[np.arange(len(cosines)), excluded] = -1
-    return np.stack([similarities.mean(axis=1), cosines.max(axis=1)], axis=1)
+    features = [similarities.mean(axis=1), cosines.max(axis=1)]
+    if index.head is not None:
+        features.append((vectors @ index.head.weights.T + index.head.offsets).max(axis=1))
+    return np.stack(features, axis=1)
 
 
 def known_probs(index: SearchIndex, vectors: np.ndarray, found: Found) -> np.ndarray:
@@ -140,8 +149,23 @@ def known_probs(index: SearchIndex, vectors: np.ndarray, found: Found) -> np.nda
     known = index.header["known"]
     if known is None:
         return np.ones(len(vectors))
-    features = known_features(index, vectors, found)
-    return 1 / (1 + np.exp(-(features @ np.array(known["weights"]) + known["offset"])))
+    features, head = known_features(index, vectors, found), index.head
+    if len(known["weights"]) == 3:
+        # where the head has nothing to say of the nearest row's label, which was added later, it does not speak against it
+        logits = np.full(len(vectors), known["logit"])
+        if head is not None:
+            is_of_head = np.isin(index.row_labels[found.rows[:, 0]], head.labels)
+            logits = np.where(is_of_head, features[:, 2], np.maximum(features[:, 2], logits))
+        features = np.column_stack([features[:, :2], logits])
+    return score_known(known, features)
+
+
+def score_known(known: dict, features: np.ndarray) -> np.ndarray:
+    """Probability that texts are of a known label: float [num_texts]. known: the entry of index.json; features: of
+    `known_features`, of which the first count that have a weight."""
+    weights = np.array(known["weights"])
+    scores = features[:, :len(weights)] @ weights + known["offset"]
+    return 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
 
 
 def label_similarities(index: SearchIndex, queries: np.ndarray) -> np.ndarray:
