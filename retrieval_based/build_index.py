@@ -2,12 +2,14 @@
 
     python retrieval_based/build_index.py --params_path ./checkpoint --data_dir ./data --index_dir ./index
     python retrieval_based/build_index.py --params_path ./encoder_export --data_dir ./data --corpus labels --precision 0.9
+    python retrieval_based/build_index.py --params_path ./encoder_export --precision 0.9 --unknown_file 无关.txt
     python retrieval_based/build_index.py --model_dir ./encoder_export --corpus_file ./data/label.txt --output_dir ./data \\
         --data_name label
 
 Reads   params_path (made by retrieval_based/train.py, or by its export_model.py; or a pretrained encoder as it is: a folder of
         Hugging Face or sentence-transformers, or a built-in name), data_dir/label.txt, train.txt and dev.txt.
         A line of label.txt may be `label==description==synonym`; what is before a `##` in a label is no part of its text.
+        data_dir/--unknown_file: texts of no label, one per line; what follows a tab is left aside.
 Writes  index_dir, in place of what index may be there; it can be used meanwhile. Where index.py has changed that one, and the
         data files lack it: --keep_added takes it over, --overwrite loses it, `index.py retrain` writes it into them.
         With --data_name also output_dir/<data_name>_embedding.npy, the vectors that are searched, float32 [rows, size]: of
@@ -47,6 +49,7 @@ from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.retrieval.pending import DataFiles, carry_over, name_rows, names_to_come, no_changes, number_rows, summarize_briefly
+from textcls.retrieval.unknown import UNKNOWN_SHARE, UnknownTexts
 from textcls.runtime.predictions import check_decided
 
 
@@ -73,6 +76,9 @@ def parse_arguments():
                         help="logistic regression on the vectors, of --corpus texts; auto: where it takes minutes at most")
     parser.add_argument("--precision", type=precision,
                         help="share of right answers that predict.py --threshold auto shall give at least")
+    parser.add_argument("--unknown_share", type=share_below_one, default=UNKNOWN_SHARE,
+                        help="share of texts of no label that --precision and the confidence reckon with")
+    parser.add_argument("--unknown_file", help="texts of no label in data_dir; None: dev texts without their labels stand for them")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
     changed = parser.add_mutually_exclusive_group()
@@ -121,6 +127,22 @@ def read_data(args, pending):
         check_decided(name)
     words = {name: [word for word in texts if word != label_word(name)] for name, texts in words.items()}
     return DataFiles(words, name_rows(train, labels), name_rows(dev, labels))
+
+
+def read_unknown(args, data):
+    """Read --unknown_file: list of str, each text once. data: DataFiles, whose texts are not among them. UserError."""
+    labelled, texts, problems = {text for text, _ in data.train + data.dev}, {}, Problems()
+    path = os.path.join(args.data_dir, args.unknown_file)
+    for number, line in read_lines(path, problems):
+        text = line.partition("\t")[0].strip()
+        if text in labelled:
+            problems.add(path, number, f"{text[:40]!r} has a label in the data files", "texts of no label")
+        elif text:
+            texts[text] = None
+    if not texts and not problems.count:
+        problems.add(path, None, "holds no text", "texts of no label, one per line")
+    problems.report()
+    return list(texts)
 
 
 def keep_changes(args, pending, data):
@@ -183,10 +205,12 @@ def wants_head(wanted, index):
     return True
 
 
-def choose(args, encoder, labels, rows, dev, pending):
+def choose(args, encoder, labels, rows, dev, unknown_texts, pending):
     """The index of the corpus that is best on dev, with its settings: SearchIndex in memory. rows: of `make_rows`."""
     best, most = None, -1.0
-    dev_vectors = encode(prefixed(encoder, args.query_prefix), dev[0], "dev texts") if dev else None
+    queries = prefixed(encoder, args.query_prefix)
+    dev_vectors = encode(queries, dev[0], "dev texts") if dev else None
+    unknown = UnknownTexts(args.unknown_share, encode(queries, unknown_texts, "unknown texts") if dev else None, unknown_texts)
     for corpus, new_rows in rows.items():
         header = new_header(encoder.encoder_id, encoder.dimension, corpus, labels, args.dtype,
                             (args.query_prefix, args.text_prefix))
@@ -195,7 +219,7 @@ def choose(args, encoder, labels, rows, dev, pending):
             get_logger().warning(f"No {args.dev_file}: the settings are the usual ones, the confidence is not calibrated, and no "
                                  "threshold is known, expected some labelled texts that are not in the index.")
             return index
-        index, figures = fit(index, dev_vectors, *dev, args.precision, wants_head(args.head, index))
+        index, figures = fit(index, dev_vectors, *dev, args.precision, wants_head(args.head, index), unknown)
         shares = " | ".join(f"{name} {figures[name] * 100:.2f}%" for name in ("vote", "lexical", "head", "fused")
                             if name in figures)
         weights = {"lexical": index.header["lexical"]["weight"]}
@@ -220,13 +244,15 @@ def main():
         check_output(vectors_path, [], args.data_dir)
     before = read_pending(args.index_dir)
     data, pending = keep_changes(args, before, read_data(args, before))
+    unknown = read_unknown(args, data) if args.unknown_file else []
     labels = list(data.words.items())
     train, dev = (number_rows(rows, data.words) if rows else None for rows in (data.train, data.dev))
     encoder = open_encoder(args.params_path, **encoder_options(args), num_threads=args.cpu_threads)
     corpora = [args.corpus]
     if args.corpus == "auto":  # texts first: the best of equals, and what is taken without dev texts
         corpora = ["texts", "means", "labels"] if train else ["labels"]
-    index = choose(args, encoder, labels, make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train), dev, pending)
+    index = choose(args, encoder, labels, make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train), dev, unknown,
+                   pending)
     if args.precision is not None and dev is not None and index.header["threshold"] is None:
         get_logger().warning(f"No threshold for a precision of {args.precision:g} in {args.dev_file}: "
                              f"{explain_no_threshold(len(dev[0]), args.precision)}.")
@@ -236,7 +262,10 @@ def main():
             vectors = index.segments[0].vectors  # of texts: without those of labels that have none, which no line is of
             np.save(file, vectors[:len(train[0])] if header["corpus"] == "texts" else vectors)
         get_logger().info(f"Vectors saved in {vectors_path}")
-    threshold = f", threshold {header['threshold']['value']:.4f}" if header["threshold"] else ""
+    threshold = ""
+    if header["threshold"]:
+        threshold = (f", threshold {header['threshold']['value']:.4f} for a precision of {args.precision:g} where "
+                     f"{args.unknown_share * 100:g} % of the texts are of no label")
     get_logger().info(f"Index saved in {args.index_dir}: corpus {header['corpus']}, {len(labels)} labels, "
                       f"{len(index.row_labels)} rows{threshold}")
 

@@ -7,7 +7,8 @@
 Reads   dataset_dir/dev.txt or --test_file (`<text><tab><label>`), params_path (checkpoint or export), index_dir.
 Prints  recall@1,5,10,20,50: share of texts whose label is among the first labels, which are ordered by probability, then by
         the cosine of their nearest row; MRR: mean of 1 / place of the label; accuracy and macro F1; accuracy by how many texts
-        stand for a label in the index; with a threshold the share of undecided texts and the precision of the others.
+        stand for a label in the index; of texts of no label AUROC and F1; with a threshold the share of undecided texts and the
+        precision of the others.
 Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong text per line. Of a recall result a line is added to result.tsv
         beside it, and recall@k goes as far as its lines per text.
 """
@@ -36,7 +37,7 @@ from textcls.retrieval.index import check_encoder, check_prefixes, open_index
 from textcls.retrieval.search import chunks, find_threshold, label_probabilities, label_ranks, label_similarities
 from textcls.retrieval.unknown import auroc
 from textcls.runtime.predictions import is_decided
-from textcls.training.scoring import score_classes
+from textcls.training.scoring import score_classes, score_open
 
 RECALLS = (1, 5, 10, 20, 50)
 GROUPS = ((0, 1), (2, 5), (6, 20), (21, 100), (101, None))  # labels by the number of their texts in the index
@@ -150,10 +151,16 @@ def log_groups(index, label_ids, guesses, ranks):
                               f"{accuracy * 100:.2f}% | recall@10 {recall * 100:.2f}%")
 
 
+def log_open_scores(scores):
+    """Log the scores of texts some of which are of no label."""
+    get_logger().info(f"Where known < 0.5 counts as unknown: F1 score of the unknown {scores['unknown_f1'] * 100:.2f} | macro F1 "
+                      f"score of the known {scores['known_f1'] * 100:.2f} | accuracy {scores['accuracy'] * 100:.2f}%")
+
+
 def log_threshold(threshold, is_right, confidences, is_known):
     """Log what a threshold does."""
     decided = np.array([is_decided(confidence, threshold) for confidence in confidences.tolist()])
-    unknown = f" | unknown texts decided {decided[~is_known].mean() * 100:.2f}%" if not is_known.all() else ""
+    unknown = f" | unknown texts answered {decided[~is_known].mean() * 100:.2f}%" if not is_known.all() else ""
     precision = f"{is_right[decided].mean() * 100:.2f}%" if decided.any() else "-"
     get_logger().info(f"Threshold {threshold:.4f}: undecided {(~decided).mean() * 100:.2f}% | precision of the others {precision}"
                       f"{unknown}")
@@ -187,6 +194,7 @@ def main():
     if not is_known.all():
         get_logger().info(f"Unknown texts: {(~is_known).sum()} | AUROC of the probability {auroc(confidences, is_known):.4f}, of "
                           f"known {auroc(known, is_known):.4f}")
+        log_open_scores(score_open(label_ids, guesses, known, len(index.labels)))
     if threshold > 0:
         log_threshold(threshold, is_right, confidences, is_known)
     names = index.labels + [args.unknown_label]

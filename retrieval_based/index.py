@@ -80,6 +80,7 @@ def parse_arguments():
     parser.add_argument("--num_train_epochs", type=float, default=3.0, help="of retrain: times that the training texts are seen")
     parser.add_argument("--precision", type=share_below_one,
                         help="of retrain: of the threshold, as of build_index.py; None: that of the index, if it has one")
+    parser.add_argument("--unknown_file", help="of retrain: texts of no label in dataset_dir, as of build_index.py")
     parser.add_argument("--swap", choices=["better", "always"], default="better",
                         help="of retrain: when the new index takes the place of the old: better: unless it is worse on dev.txt")
     parser.add_argument("--dry_run", action="store_true", help="of retrain: only print what the data files lack")
@@ -227,7 +228,8 @@ def build_anew(args, encoder_path):
     stamp = copy_index(args.index_dir, folder)  # build_index.py finds there what has been added while the encoder was trained
     header = open_index(folder).header
     precision = args.precision or (header["threshold"] or {}).get("precision")
-    given = [word for name, value in (("--device", args.device), ("--precision", precision)) if value for word in (name, value)]
+    options = (("--device", args.device), ("--precision", precision), ("--unknown_file", args.unknown_file))
+    given = [word for name, value in options if value for word in (name, value)]
     run_retrieval_script("build_index.py", "--params_path", encoder_path, "--data_dir", args.dataset_dir, "--index_dir", folder,
                          "--keep_added", "--batch_size", args.batch_size, *given, *build_options(header))
     return folder, stamp

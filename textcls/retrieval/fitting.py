@@ -11,7 +11,7 @@ from textcls.retrieval.head import STRENGTHS, Head, fit_head, head_probs
 from textcls.retrieval.index import SearchIndex, label_boosts
 from textcls.retrieval.nearest import nearest
 from textcls.retrieval.search import Found, chunks, fuse, join_head, lexical_nearest, part, sharpen, vote
-from textcls.retrieval.unknown import SIMULATED, Examples, UnknownTexts, fit_known, fit_threshold, leave_labels_out
+from textcls.retrieval.unknown import SIMULATED, UnknownTexts, ask, fit_known, fit_threshold, leave_labels_out
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 HEAD_TEMPERATURES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -49,14 +49,17 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     sharpness, nll = best_sharpness(index, found, label_ids)
     index = with_settings(index, vote={**settings, "sharpness": sharpness})
     fused = float((guess(index, found) == label_ids).mean())
-    dev = Examples(index, vectors, found)
+    dev = ask(index, vectors, found)
     if unknown.texts:
-        others = [Examples(index, unknown.vectors, find_rows(index, unknown.vectors, unknown.texts, sizes[-1]))]
+        others = ask(index, unknown.vectors, find_rows(index, unknown.vectors, unknown.texts, sizes[-1]))
+        known, auroc = fit_known(dev.features, others.features, unknown.share)
     else:
-        without = find_rows(index, vectors, texts, sizes[-1], label_ids)
-        others = list(leave_labels_out(index, vectors, without, label_ids))
-    known, auroc = fit_known(dev, others, unknown.share)
-    threshold = None if precision is None else fit_threshold(dev, label_ids, others, known, precision, unknown.share)
+        own, others = leave_labels_out(index, label_ids, lambda part_index, rows: find_rows(
+            part_index, vectors[rows], [texts[row] for row in rows], sizes[-1]))
+        known, auroc = fit_known(own.features, others.features, unknown.share)
+    threshold = None
+    if precision is not None:
+        threshold = fit_threshold(dev, dev.labels == label_ids, others, known, precision, unknown.share)
     index = with_settings(index, known=known)
     return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, **figures, "fused": fused,
                                                        "known_auroc": auroc, "nll": nll}
@@ -68,9 +71,9 @@ def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **ent
     return index._replace(header=header, boosts=label_boosts(header, index.rows_per_label() if counts is None else counts))
 
 
-def find_rows(index: SearchIndex, vectors: np.ndarray, texts: list[str], k: int, excluded: Optional[np.ndarray] = None) -> Found:
+def find_rows(index: SearchIndex, vectors: np.ndarray, texts: list[str], k: int) -> Found:
     """Found with the k nearest rows of both halves."""
-    return Found(*nearest(index, vectors, k, excluded, exact=True), *lexical_nearest(index, texts, k, excluded), vectors)
+    return Found(*nearest(index, vectors, k, exact=True), *lexical_nearest(index, texts, k), vectors)
 
 
 def best_vote(index: SearchIndex, similarities: np.ndarray, rows: np.ndarray, label_ids: np.ndarray,

@@ -183,25 +183,21 @@ def merge_top(parts: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.nd
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(columns, order, axis=1)
 
 
-def exact_search(segment: "Segment", row_labels: np.ndarray, queries: np.ndarray, k: int, excluded: Optional[np.ndarray] = None
-                 ) -> tuple[np.ndarray, np.ndarray]:
+def exact_search(segment: "Segment", row_labels: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of a segment: (similarities, rows) as of `select_top`.
 
-    row_labels: int32 [rows], -1: skip the row. queries: float32 [num_queries, dimension]. excluded: label whose rows are
-    skipped, per query, int [num_queries], or None.
+    row_labels: int32 [rows], -1: skip the row. queries: float32 [num_queries, dimension].
     """
     removed = row_labels < 0
     nothing: tuple[np.ndarray, np.ndarray] = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     found = [nothing]
     for start in range(0, len(row_labels), ROWS):
-        block, labels = segment.block(start, start + ROWS), row_labels[start:start + ROWS]
+        block = segment.block(start, start + ROWS)
         best = []
         for first in range(0, len(queries), QUERIES):
             scores = queries[first:first + QUERIES] @ block.T
             if removed[start:start + ROWS].any():
                 scores[:, removed[start:start + ROWS]] = -np.inf
-            if excluded is not None:
-                scores[excluded[first:first + QUERIES, None] == labels] = -np.inf
             best.append(select_top(scores, k))
         values, columns = (np.concatenate(arrays) for arrays in zip(*best))
         found.append((values, np.where(columns >= 0, columns + start, -1)))
@@ -226,23 +222,21 @@ def approximate_search(approximate: Approximate, segment: "Segment", row_labels:
     return None
 
 
-def nearest(index: "SearchIndex", queries: np.ndarray, k: int, excluded: Optional[np.ndarray] = None, exact: bool = False
-            ) -> tuple[np.ndarray, np.ndarray]:
+def nearest(index: "SearchIndex", queries: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of an index that are not removed: (similarities float32, rows int64), [num_queries, k].
 
-    queries: float32 [num_queries, dimension], unit length. excluded: as of `exact_search`, which is then used. exact: do without
-    an approximate index.
+    queries: float32 [num_queries, dimension], unit length. exact: do without an approximate index.
     """
     k = min(k, len(index.row_labels))
     parts = []
     for number, (segment, start, end) in enumerate(zip(index.segments, index.starts, index.starts[1:])):
         row_labels, found = index.row_labels[start:end], None
-        if number == 0 and index.approximate is not None and excluded is None and not exact:
+        if number == 0 and index.approximate is not None and not exact:
             blocks = [approximate_search(index.approximate, segment, row_labels, queries[first:first + QUERIES], k)
                       for first in range(0, len(queries), QUERIES)]
             if all(block is not None for block in blocks):
                 found = [np.concatenate(arrays) for arrays in zip(*blocks)]
-        values, rows = found or exact_search(segment, row_labels, queries, k, excluded)
+        values, rows = found or exact_search(segment, row_labels, queries, k)
         parts.append((values, np.where(rows >= 0, rows + start, -1)))
     return merge_top(parts, k) if len(parts) > 1 else parts[0]
 

@@ -57,6 +57,8 @@ def build_options(header: dict) -> list[object]:
     """The options of build_index.py by which an index is made anew of the same kind. header: its index.json."""
     options = ["--corpus", header["corpus"], "--dtype", header["dtype"], "--query_prefix", header["prefixes"]["query"],
                "--text_prefix", header["prefixes"]["text"]]
+    if header["known"] and "unknown_share" in header["known"]:  # else of an earlier edition
+        options += ["--unknown_share", header["known"]["unknown_share"]]
     for name in TYPES:
         if header[name]:
             options += [f"--{name}", "on", f"--{name}_m", header[name]["connectivity"], f"--{name}_ef", header[name]["expansion"]]

@@ -3,7 +3,7 @@
 Needs no Paddle.
 """
 
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Union
 
 import numpy as np
 
@@ -49,8 +49,7 @@ def part(found: Found, chunk: Union[slice, np.ndarray]) -> Found:
 # ---- rows near a text
 
 
-def lexical_nearest(index: SearchIndex, texts: list[str], k: int, excluded: Optional[np.ndarray] = None) -> tuple[np.ndarray,
-                    np.ndarray]:
+def lexical_nearest(index: SearchIndex, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `nearest`, by the cosine of TF-IDF; rows that share no term with a text are none of its."""
     k = min(k, len(index.row_labels))
     values, rows = np.full((len(texts), k), -np.inf, np.float32), np.full((len(texts), k), -1, np.int64)
@@ -60,18 +59,15 @@ def lexical_nearest(index: SearchIndex, texts: list[str], k: int, excluded: Opti
         weights = weigh(terms, counts, index.idf)
         scores = np.concatenate([cosines(terms, weights, segment.postings, len(segment.label_ids)) for segment in index.segments])
         scores[removed] = 0
-        if excluded is not None:
-            scores[index.row_labels == excluded[number]] = 0
         values[number], rows[number] = (array[0] for array in select_top(scores[None], k, least=0))
     return values, rows
 
 
-def search(index: SearchIndex, vectors: np.ndarray, texts: list[str], num_rows: int = 0,
-           excluded: Optional[np.ndarray] = None) -> Found:
-    """The rows near texts (vectors: theirs), at least num_rows and NEAREST by vectors: Found. excluded: as of `nearest`."""
+def search(index: SearchIndex, vectors: np.ndarray, texts: list[str], num_rows: int = 0) -> Found:
+    """The rows near texts (vectors: theirs), at least num_rows and NEAREST by vectors: Found."""
     vote, lexical = index.header["vote"], index.header["lexical"]
-    dense = nearest(index, vectors, max(vote["neighbours"], num_rows, NEAREST), excluded)
-    return Found(*dense, *lexical_nearest(index, texts, lexical["neighbours"], excluded), vectors)
+    dense = nearest(index, vectors, max(vote["neighbours"], num_rows, NEAREST))
+    return Found(*dense, *lexical_nearest(index, texts, lexical["neighbours"]), vectors)
 
 
 # ---- from rows to labels
@@ -125,19 +121,17 @@ def sharpen(probs: np.ndarray, sharpness: float) -> np.ndarray:
     return probs / np.maximum(probs.sum(axis=1, keepdims=True), 1e-30)
 
 
-def known_features(index: SearchIndex, vectors: np.ndarray, found: Found, excluded: Optional[np.ndarray] = None) -> np.ndarray:
+def known_features(index: SearchIndex, vectors: np.ndarray, found: Found) -> np.ndarray:
     """What the confidence that a text is of a known label goes by: float32 [num_queries, 2 or 3]: mean similarity of the NEAREST
     nearest rows; the largest cosine with a label's centre, text and centre less the mean of all rows; the head's largest logit,
     where there is a head: of an unknown text it is small for all labels.
 
     So few rows, that a label which was added by a handful of texts counts; less the mean, since what all texts have in common
-    hides what sets those of other labels apart; words in common say nothing of a text's being known. excluded: as of `nearest`.
+    hides what sets those of other labels apart; words in common say nothing of a text's being known.
     """
     similarities = np.where(found.rows >= 0, found.similarities, 0)[:, :NEAREST]
     centred = vectors - index.mean
     cosines = centred @ index.centres.T / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    if excluded is not None:
-        cosines[np.arange(len(cosines)), excluded] = -1
     features = [similarities.mean(axis=1), cosines.max(axis=1)]
     if index.head is not None:
         features.append((vectors @ index.head.weights.T + index.head.offsets).max(axis=1))

@@ -1,10 +1,9 @@
 """Texts of no known label: how they are told from others, and the threshold that reckons with a share of them.
 
-Where there are no such texts, dev texts stand for them whose own labels are left out of the index.
+Where there are no such texts, dev texts stand for them in indexes that lack their labels.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -30,62 +29,76 @@ class UnknownTexts(NamedTuple):
 SIMULATED = UnknownTexts(UNKNOWN_SHARE, np.zeros((0, 0), np.float32), [])
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Texts, and the index that they are asked of."""
+class Examples(NamedTuple):
+    """Texts, and what an index says of them."""
 
-    index: SearchIndex
-    vectors: np.ndarray  # float32 [num_texts, dimension]
-    found: Found
-    excluded: Optional[np.ndarray] = None  # int [num_texts]: of each text a label that the index is to do without, or None
+    features: np.ndarray  # `known_features`, float32 [num_texts, 2 or 3]
+    labels: np.ndarray  # the most probable one of each text, int64 [num_texts]
+    probs: np.ndarray  # its probability, if the text is of a known label, float [num_texts]
 
-    def features(self) -> np.ndarray:
-        """`known_features` of all texts."""
-        features = []
-        for chunk in chunks(self.index, len(self.vectors)):
-            own = None if self.excluded is None else self.excluded[chunk]
-            features.append(known_features(self.index, self.vectors[chunk], part(self.found, chunk), own))
-        return np.concatenate(features)
-
-    def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """The most probable label of each text, int64 [num_texts], and its probability if the text is of a known label."""
-        labels, values = np.zeros(len(self.vectors), np.int64), np.zeros(len(self.vectors))
-        for chunk in chunks(self.index, len(self.vectors)):
-            probs = fuse(self.index, part(self.found, chunk))
-            labels[chunk], values[chunk] = probs.argmax(axis=1), probs.max(axis=1)
-        return labels, values
+    def confidences(self, known: dict) -> np.ndarray:
+        """The probabilities of the labels as answers show them: float [num_texts]. known: of `fit_known`."""
+        exact = self.probs * score_known(known, self.features)
+        return np.array([round(value, DECIMALS) for value in exact.tolist()])
 
 
-def leave_labels_out(index: SearchIndex, vectors: np.ndarray, without: Found, label_ids: np.ndarray) -> Iterator[Examples]:
-    """Ask for dev texts an index that does not have their label, and whose head has never seen it: Examples of some labels each.
+def ask(index: SearchIndex, vectors: np.ndarray, found: Found) -> Examples:
+    """Ask an index for texts. vectors: float32 [num_texts, dimension]; found: what is near them."""
+    features, labels, probs = [], [], []
+    for chunk in chunks(index, len(vectors)):
+        features.append(known_features(index, vectors[chunk], part(found, chunk)))
+        fused = fuse(index, part(found, chunk))
+        labels.append(fused.argmax(axis=1))
+        probs.append(fused.max(axis=1))
+    return Examples(np.concatenate(features), np.concatenate(labels), np.concatenate(probs))
 
-    without: what is found near the texts when the rows of their own label are left out. label_ids: int64 [num_texts].
+
+def leave_labels_out(index: SearchIndex, label_ids: np.ndarray, find: Callable[[SearchIndex, np.ndarray], Found]
+                     ) -> tuple[Examples, Examples]:
+    """Ask indexes each of which lacks a part of the labels, and whose heads have never seen them: (known, unknown) Examples, each
+    dev text once in both, of an index that has its label and of one that has not.
+
+    label_ids: int64 [num_texts], of the dev texts; find: what is near those with some numbers.
     """
-    if index.head is None or len(index.labels) < LEAST_LABELS:
-        yield Examples(index._replace(head=None), vectors, without, label_ids)
-        return
-    fold_of = np.random.default_rng(0).permutation(len(index.labels)) % min(FOLDS, len(index.labels))
-    for fold in range(fold_of.max() + 1):
-        rows = np.flatnonzero(fold_of[label_ids] == fold)
-        if len(rows):
-            left = np.where(fold_of[index.row_labels] == fold, -1, index.row_labels)
-            head = fit_head(index._replace(row_labels=left), index.header["head"]["strength"], index.head)
-            yield Examples(index._replace(head=head), vectors[rows], part(without, rows), label_ids[rows])
+    num_labels = len(index.labels)
+    num_folds = min(FOLDS, num_labels)
+    fold_of = np.random.default_rng(0).permutation(num_labels) % num_folds
+    known: list[Examples] = []
+    unknown: list[Examples] = []
+    for fold in range(num_folds):
+        is_left = fold_of == fold
+        row_labels = np.where(is_left[index.row_labels], -1, index.row_labels)  # of -1: stays -1
+        part_index = index._replace(row_labels=row_labels, centres=np.where(is_left[:, None], 0, index.centres), head=None)
+        if index.head is not None and num_labels - is_left.sum() >= LEAST_LABELS:
+            head = fit_head(part_index, index.header["head"]["strength"])  # from nothing: the whole one has seen the labels
+            part_index = part_index._replace(head=head)
+        own_folds = fold_of[label_ids]
+        for examples, wanted in ((known, (fold + 1) % num_folds), (unknown, fold)):
+            rows = np.flatnonzero(own_folds == wanted)
+            if len(rows):
+                found = find(part_index, rows)
+                examples.append(ask(part_index, found.vectors, found))
+    return join(known), join(unknown)
 
 
-def fit_known(known: Examples, unknown: Sequence[Examples], share: float) -> tuple[dict, float]:
+def join(parts: Sequence[Examples]) -> Examples:
+    """Put Examples together, with the features that all of them have."""
+    width = min(one.features.shape[1] for one in parts)
+    features = np.concatenate([one.features[:, :width] for one in parts])
+    return Examples(features, np.concatenate([one.labels for one in parts]), np.concatenate([one.probs for one in parts]))
+
+
+def fit_known(known: np.ndarray, unknown: np.ndarray, share: float) -> tuple[dict, float]:
     """Logistic regression that tells known texts from unknown ones by their `known_features`.
 
-    No weight is negative, so that a text which is nearer to the index never counts as less known. share: of unknown texts.
-    Returns (the entry `known` of index.json: weights, offset and, of a head, the mean logit of known texts; AUROC on these).
+    No weight is negative, so that a text which is nearer to the index never counts as less known. known, unknown: features of
+    each, float [num_texts, num_features]; share: of unknown texts. Returns (the entry `known` of index.json: unknown_share,
+    weights, offset and, of a head, the mean logit of known texts; AUROC on these).
     """
     from scipy.optimize import minimize
 
-    others = [examples.features() for examples in unknown]
-    width = min(part.shape[1] for part in others)
-    others, own = [part[:, :width] for part in others], known.features()[:, :width]
-    features = np.concatenate([own, *others]).astype(np.float64)
-    targets = np.repeat([1.0, 0.0], [len(own), len(features) - len(own)])
+    features = np.concatenate([known, unknown]).astype(np.float64)
+    targets = np.repeat([1.0, 0.0], [len(known), len(unknown)])
     mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
 
@@ -98,10 +111,10 @@ def fit_known(known: Examples, unknown: Sequence[Examples], share: float) -> tup
     bounds = [(0, None)] * features.shape[1] + [(None, None)]
     weights = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
     scaled = weights[:-1] / deviation
-    odds = (1 - share) / share / (len(own) / (len(features) - len(own)))
-    entry = {"weights": scaled.tolist(), "offset": float(weights[-1] - scaled @ mean + np.log(odds))}
-    if width > 2:
-        entry["logit"] = float(own[:, 2].mean())
+    odds = (1 - share) / share * len(unknown) / len(known)
+    entry = {"unknown_share": share, "weights": scaled.tolist(), "offset": float(weights[-1] - scaled @ mean + np.log(odds))}
+    if features.shape[1] > 2:
+        entry["logit"] = float(known[:, 2].mean())
     return entry, auroc(inputs @ weights, targets == 1)
 
 
@@ -116,26 +129,18 @@ def auroc(scores: np.ndarray, is_positive: np.ndarray) -> float:
     return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def fit_threshold(dev: Examples, label_ids: np.ndarray, unknown: Sequence[Examples], known: dict, precision: float, share: float
+def fit_threshold(dev: Examples, is_right: np.ndarray, unknown: Examples, known: dict, precision: float, share: float
                   ) -> Optional[dict[str, float]]:
     """The lowest probability, as it is shown, that keeps a precision by `confidence.find_threshold` where a share of the texts is
-    unknown: {"precision", "value", "unknown_share"}, or None. known: of `fit_known`.
+    unknown: {"precision", "value"}, or None. is_right: bool, of dev's labels; known: of `fit_known`.
 
     Dev and unknown texts are drawn, by a fixed seed, in the numbers that the share asks for.
     """
-    labels, _ = dev.best()
-    confidence, others = shown_confidences(dev, known), np.concatenate([shown_confidences(part, known) for part in unknown])
-    num_known = min(len(confidence), int(len(others) * (1 - share) / share))
-    num_unknown = min(len(others), round(num_known * share / (1 - share)))
     generator = np.random.default_rng(0)
-    drawn = np.sort(generator.choice(len(confidence), num_known, replace=False))
-    others = generator.choice(others, num_unknown, replace=False)
-    is_right = np.concatenate([(labels == label_ids)[drawn], np.zeros(num_unknown, bool)])
-    threshold = find_threshold(np.concatenate([confidence[drawn], others]), is_right, precision)
-    return None if threshold is None else {"precision": precision, "value": threshold.value, "unknown_share": share}
-
-
-def shown_confidences(examples: Examples, known: dict) -> np.ndarray:
-    """The probabilities of the best labels as answers show them: float [num_texts]. known: of `fit_known`."""
-    exact = examples.best()[1] * score_known(known, examples.features())
-    return np.array([round(value, DECIMALS) for value in exact.tolist()])
+    num_dev = min(len(is_right), int(len(unknown.probs) * (1 - share) / share))
+    num_unknown = min(len(unknown.probs), round(num_dev * share / (1 - share)))
+    drawn = np.sort(generator.choice(len(is_right), num_dev, replace=False))
+    others = generator.choice(unknown.confidences(known), num_unknown, replace=False)
+    confidences = np.concatenate([dev.confidences(known)[drawn], others])
+    threshold = find_threshold(confidences, np.concatenate([is_right[drawn], np.zeros(num_unknown, bool)]), precision)
+    return None if threshold is None else {"precision": precision, "value": threshold.value}
