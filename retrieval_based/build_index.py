@@ -78,7 +78,7 @@ def parse_arguments():
                         help="share of right answers that predict.py --threshold auto shall give at least")
     parser.add_argument("--unknown_share", type=share_below_one, default=UNKNOWN_SHARE,
                         help="share of texts of no label that --precision and the confidence reckon with")
-    parser.add_argument("--unknown_file", help="texts of no label in data_dir; None: dev texts without their labels stand for them")
+    parser.add_argument("--unknown_file", help="texts of no label in data_dir; None: dev texts without their labels")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
     changed = parser.add_mutually_exclusive_group()

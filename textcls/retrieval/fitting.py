@@ -36,6 +36,7 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     step = -(-len(texts) // MOST_TEXTS)
     vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
     sizes = [size for size in NEIGHBOURS if size <= len(index.row_labels)]
+    index = with_settings(index, vote={**index.header["vote"], "least_rows": 0})
     found = find_rows(index, vectors, texts, sizes[-1])
     settings, dense = best_vote(index, found.similarities, found.rows, label_ids, sizes)
     lexical, words = best_vote(index, found.lexical_similarities, found.lexical_rows, label_ids, sizes)
