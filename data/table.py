@@ -8,6 +8,7 @@ Reads   table_file, by the ending of its name:
         .xlsx .xlsm     a sheet with a header; numbers and dates become their text (1 for 1.0, 2024-05-01)
         .jsonl .json    objects, one per line or in an array; the label is a string or a list of one
         .json           Label Studio's exports JSON and JSON-MIN; cancelled annotations do not count
+        .csv.gz ...     any of these but a workbook, compressed
 Writes  save_dir/: train.txt, dev.txt, test.txt, label.txt, data.txt, as data/doccano.py does.
 
 Columns that are not named are found by well-known names, or where there are just two. Rows that share a merged cell of a sheet

@@ -1,6 +1,8 @@
 """Output files and folders: checked before the work, under their final names only when they are complete."""
 
 import contextlib
+import gzip
+import io
 import os
 import re
 import secrets
@@ -8,10 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Optional
+from typing import IO, Optional, cast
 
 from textcls.common.errors import UserError
 
+GZIP = ".gz"  # how the names of files end that are compressed
 STAGING = ".staging"  # how the names of folders begin that are not finished
 MARKERS = {"config.json": "of a model", "model_config.json": "of an older model", "deploy.json": "of an exported model",
            "index.json": "of an index"}
@@ -98,7 +101,9 @@ def named_in_errors(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def complete_file(path: str, mode: str = "w", newline: Optional[str] = None) -> Iterator[IO]:
-    """Open a temporary file beside `path` for writing; it gets its final name only when the block ends well."""
+    """Open a temporary file beside `path` for writing; it gets its final name only when the block ends well. What is written is
+    compressed where `path` ends in .gz.
+    """
     path = os.path.realpath(path)  # a link stays, and what it leads to is written
     if is_stream(path):
         with open(path, mode, encoding=None if "b" in mode else "utf-8", newline=newline) as output:
@@ -108,7 +113,7 @@ def complete_file(path: str, mode: str = "w", newline: Optional[str] = None) -> 
     try:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            output = open(part, mode, encoding=None if "b" in mode else "utf-8", newline=newline)
+            output = open_part(part, path.endswith(GZIP), mode, newline)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
         with named_in_errors(path), output:
@@ -118,6 +123,29 @@ def complete_file(path: str, mode: str = "w", newline: Optional[str] = None) -> 
         with contextlib.suppress(OSError):
             os.remove(part)
         raise
+
+
+def open_part(part: str, is_compressed: bool, mode: str, newline: Optional[str]) -> IO:
+    """Open the temporary file of `complete_file`."""
+    encoding = None if "b" in mode else "utf-8"
+    if not is_compressed:
+        return open(part, mode, encoding=encoding, newline=newline)
+    output = GzipOutput(part)
+    return cast(IO, output if "b" in mode else io.TextIOWrapper(output, encoding=encoding, newline=newline))
+
+
+class GzipOutput(gzip.GzipFile):
+    """A new compressed file. It holds no name and no time: the same content gives the same bytes."""
+
+    def __init__(self, path: str):
+        self.file = open(path, "wb")
+        super().__init__("", "wb", 6, self.file, mtime=0)  # 6: as the command gzip does; 9, the default here, takes twice as long
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self.file.close()
 
 
 @contextlib.contextmanager

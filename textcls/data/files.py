@@ -2,15 +2,19 @@
 
 import array
 import codecs
+import contextlib
+import gzip
+import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Optional
 
 import numpy as np
 
 from textcls.common.errors import MAX_REPORTED, Problems, UserError, did_you_mean
-from textcls.common.outputs import complete_file
+from textcls.common.outputs import GZIP, complete_file
 from textcls.common.texts import LABEL, LINE, NUL, TEXT
 from textcls.data.encodings import bom_encoding, guess_encoding
 
@@ -18,21 +22,37 @@ LabelledTexts = tuple[list[str], np.ndarray]  # texts, label ids int64 [num_text
 SAMPLE = 1 << 16  # bytes of a file whose encoding is guessed
 
 
+def open_input(path: str) -> BinaryIO:
+    """Open a file as a binary stream, decompressed where its name ends in .gz; to be read within `sound_gzip`."""
+    return io.BufferedReader(gzip.open(path)) if str(path).endswith(GZIP) else open(path, "rb")
+
+
+@contextlib.contextmanager
+def sound_gzip(path: str) -> Iterator[None]:
+    """Raise UserError where what the block reads is no whole compressed file."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        wrong = "ends too early" if isinstance(error, EOFError) else f"damaged, or no gzip file ({error})"
+        raise UserError(f"{path}: {wrong}, expected a whole {GZIP} file") from None
+
+
 def read_lines(path: str, problems: Problems, stream: Optional[BinaryIO] = None) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, text) for each sound line of a UTF-8 file, without BOMs at its beginning and CRs at its end: so
     it stays the same when it is written in another place.
 
     Only LF ends a line. Missing and empty files, invalid UTF-8 and NUL are added to `problems` (such lines are not
-    yielded). `stream`: a binary stream to read instead of opening `path`, which then only names it in messages.
+    yielded). `stream`: a binary stream to read instead of opening `path`, which then only names it in messages. UserError where a
+    .gz file is truncated or damaged.
     """
     try:
-        lines = stream if stream is not None else open(path, "rb")
+        lines = stream if stream is not None else open_input(path)
     except FileNotFoundError:
         return problems.add(path, None, "file not found", "a UTF-8 text file")
     except OSError as error:
         return problems.add(path, None, f"cannot be read ({error.strerror})", "a UTF-8 text file")
     found = False
-    with lines:
+    with sound_gzip(path), lines:
         for number, line in enumerate(lines, 1):
             if number == 1:
                 if encoding := bom_encoding(line):
@@ -59,7 +79,7 @@ def _encoding_hint(path: Optional[str], line: bytes) -> str:
     """Say how to make UTF-8 of a file that has a line (bytes) which is none. path: None for a stream."""
     start = b""
     if path is not None and os.path.isfile(path):  # a pipe cannot be read twice
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             start = file.read(SAMPLE)
     encoding = guess_encoding(start) or guess_encoding(line)  # other lines may be UTF-8, which is in no other encoding
     return f"convert it: iconv -f {encoding} -t UTF-8" if encoding else "save it again as UTF-8"

@@ -14,8 +14,9 @@ from typing import BinaryIO, Callable, NamedTuple, Optional
 import openpyxl
 
 from textcls.common.errors import Problems, UserError, did_you_mean
+from textcls.common.outputs import GZIP
 from textcls.data.encodings import bom_encoding, guess_encoding
-from textcls.data.files import read_lines
+from textcls.data.files import open_input, read_lines, sound_gzip
 from textcls.data.splitting import BREAKS, Place, read_json_rows
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -97,10 +98,10 @@ def check_name(name: str, names: Sequence[str], wrong: str) -> None:
 
 def find_ending(path: str, sheet: Optional[str]) -> str:
     """Ending of the file's name in lower case. Raises UserError where no reader here can read the file."""
-    ending = Path(path).suffix.lower()
+    ending = plain_ending(path)
     if not os.path.isfile(path):
         raise UserError(f"{path}: file not found, expected a table ({', '.join(ENDINGS)})")
-    with open(path, "rb") as file:
+    with sound_gzip(path), open_input(path) as file:
         start = file.read(8)
         locked = "EncryptedPackage".encode("utf-16-le") in file.read() if start == OLE_START else False
     is_workbook = READERS.get(ending) is read_workbook
@@ -112,9 +113,16 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
         raise UserError(f"{path}: no table by its name, expected one that ends in {', '.join(ENDINGS)}")
     if start.startswith(b"PK\3\4") and not is_workbook:
         raise UserError(f"{path}: an Excel workbook by its content, expected its name to end in .xlsx")
+    if is_workbook and path.endswith(GZIP):
+        raise UserError(f"{path}: a compressed workbook, expected a text file that ends in {GZIP}, or the workbook as it is")
     if sheet and not is_workbook:
         raise UserError(f"--sheet {sheet}: {path} has no sheets, expected a workbook (.xlsx)")
     return ending
+
+
+def plain_ending(path: str) -> str:
+    """Return the ending of a file's name in lower case, before .gz if it ends in that."""
+    return Path(path.removesuffix(GZIP)).suffix.lower()
 
 
 def read_utf8(path: str) -> BinaryIO:
@@ -122,7 +130,8 @@ def read_utf8(path: str) -> BinaryIO:
 
     What is neither UTF-8 nor UTF-16, UTF-32 or GB18030 stays as it is: read_lines reports it by line.
     """
-    content = Path(path).read_bytes()
+    with sound_gzip(path), open_input(path) as file:
+        content = file.read()
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -146,7 +155,7 @@ def read_delimited(path: str, sheet: Optional[str], problems: Problems) -> Itera
     lines = [line.replace("\r", "\v") + "\n" for _, line in read_lines(path, problems, read_utf8(path))]
     problems.report()  # quotes would not match without the unsound lines
     header = next(filter(str.strip, lines), "")
-    usual = "," if Path(path).suffix.lower() == ".csv" else "\t"
+    usual = "," if plain_ending(path) == ".csv" else "\t"
     delimiter = next((mark for mark in (usual, *DELIMITERS) if mark in header), usual)
     if delimiter != usual:
         print(f"{path}: the header's delimiter is a {DELIMITERS[delimiter]}")
