@@ -31,7 +31,7 @@ from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
 from textcls.training.dry_run import estimate_training
-from textcls.training.long_text_options import choose_long_text, save_long_text, tokenize_split
+from textcls.training.long_text_options import check_long_text_options, choose_long_text, save_long_text, tokenize_split
 from textcls.training.losses import ClassificationLoss
 from textcls.training.resume import (
     TrainArguments,
@@ -108,6 +108,7 @@ def check_arguments(model_args, data_args, args):
     folder = model_args.model_name_or_path
     config = config_path(folder)
     max_seq_length = choose_length(data_args.max_seq_length, read_json(config) if config else {}, folder)
+    check_long_text_options(args, max_seq_length, folder)
     if args.tokens_per_batch is not None and not max_seq_length <= args.tokens_per_batch <= 10**9:
         raise UserError(f"--tokens_per_batch {args.tokens_per_batch}: out of range, expected {max_seq_length} (max_seq_length) "
                         "or more")

@@ -34,6 +34,7 @@ from textcls.models.device import select_device
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import load_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
+from textcls.training.long_text_options import check_long_text_options
 from textcls.training.prompt_members import ENOUGH_DEV_ROWS, Member, train_all
 from textcls.training.prompt_runs import (
     NO_ROWS,
@@ -238,6 +239,7 @@ def main():
         raise UserError(f"{folder}: is a prompt model with a prompt of its own, expected a masked language model, or neither "
                         "--do_train nor --prompt")
     check_output_dir(args, data_args.data_dir, folder, saves_model=not is_trained)
+    check_long_text_options(args, args.max_seq_length, folder)
     tokenizer = load_tokenizer(folder)
     labels, words, word_ids, splits = read_data(data_args, args, tokenizer, model_args.pretrain_file)
     check_row_counts(args, "dev.txt", len(splits.train[0]), len(splits.dev[0]))

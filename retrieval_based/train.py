@@ -33,7 +33,7 @@ from textcls.models.sentence_checkpoints import lower_texts
 from textcls.models.sentence_folders import SentenceFolder, read_sentence_folder
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.retrieval.encoder import encoder_folder
-from textcls.training.long_text_options import choose_long_text, save_long_text, tokenize_split
+from textcls.training.long_text_options import check_long_text_options, choose_long_text, save_long_text, tokenize_split
 from textcls.training.resume import (
     TrainArguments,
     check_evaluation,
@@ -130,6 +130,7 @@ def check_arguments(model_args, data_args, args):
     check_evaluation(args, metric_names(max(RECALLS)))
     check_limits(args, {"margin": (0, 2), "text_loss_weight": (0, 1000), "chunk_size": (0, 1 << 20), "hard_negatives": (0, 1000)})
     check_limits(model_args, {"output_emb_size": (0, 1 << 16), "early_stopping_patience": (0, 10000)})
+    check_long_text_options(args, data_args.max_seq_length, find_model_folder(model_args))
     if args.window_vote == "max":
         raise UserError("--window_vote max: of vectors there is only a mean, expected a run without it")
     if not 0 < args.scale <= 1000:

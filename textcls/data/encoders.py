@@ -24,11 +24,7 @@ class Encoder:
 
     def __init__(self, encode_whole: EncodeWhole, num_before: int, num_after: int, max_seq_length: int,
                  long_text: LongText = CUT):
-        room, stride = max_seq_length - num_before - num_after, long_text.window_stride
-        if long_text.mode == "window" and stride is not None and stride > room:
-            raise UserError(f"--max_seq_length {max_seq_length}: its windows of {room} tokens of a text would leave out some "
-                            f"between them, since window_stride is {stride}; expected {stride + num_before + num_after} or more, "
-                            f"or in training --window_stride {room} or less (the default: {default_stride(room)})")
+        check_stride(long_text, max_seq_length, num_before + num_after)
         self.encode_whole, self.num_before, self.num_after = encode_whole, num_before, num_after
         self.max_seq_length, self.long_text = max_seq_length, long_text
 
@@ -76,6 +72,15 @@ def read_long_text(config: dict[str, Any], path: str) -> LongText:
     except (TypeError, UserError) as error:
         raise UserError(f"{path}: long_text is damaged ({error}), expected what the training wrote") from None
     return long_text
+
+
+def check_stride(long_text: LongText, max_seq_length: int, num_special: int) -> None:
+    """UserError where windows would leave out tokens between them. num_special: tokens of a window that are not of the text."""
+    room, stride = max_seq_length - num_special, long_text.window_stride
+    if long_text.mode == "window" and stride is not None and stride > room:
+        raise UserError(f"--max_seq_length {max_seq_length}: its windows of {room} tokens of a text would leave out some between "
+                        f"them, since window_stride is {stride}; expected {stride + num_special} or more, or in training "
+                        f"--window_stride {room} or less (the default: {default_stride(room)})")
 
 
 def check_long_text(long_text: LongText) -> None:

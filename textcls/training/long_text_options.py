@@ -1,15 +1,17 @@
 """How a training reads long texts: its options, what they are saved as, and what the log says of texts that are too long."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.common.long_texts import CUT, LongText
-from textcls.data.encoders import Encoder, check_long_text, read_long_text
+from textcls.data.encoders import Encoder, check_long_text, check_stride, read_long_text
+from textcls.data.files import read_json
 from textcls.data.tokens import TokenizedTexts, tokenize
+from textcls.models.configs import config_path
 
 if TYPE_CHECKING:
     from textcls.training.resume import TrainArguments
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedModel
 
 VOTE_CHOICES = ("mean", "max")  # of the windows of a classifier
+LEAST_SPECIAL = 2  # tokens of a window that are not of the text, such as [CLS] and [SEP]; a prompt has more
 MUCH_LOST = 0.05  # of all tokens: more than that is worth a hint
 
 
@@ -37,6 +40,17 @@ def choose_long_text(args: "TrainArguments", config: dict[str, Any], folder: str
             raise UserError(f"--{name}: has no effect on texts that are read by --long_text {long_text.mode}, expected "
                             f"--long_text {mode}, or a run without it")
     return CUT if long_text.mode == "cut" else long_text._replace(**changes)
+
+
+def check_long_text_options(args: "TrainArguments", max_seq_length: Optional[int], folder: str) -> None:
+    """UserError where the options of long texts do not go with each other, or with the model in a folder: before it is loaded.
+
+    max_seq_length: None: not known yet.
+    """
+    path = config_path(folder)
+    long_text = choose_long_text(args, read_json(path) if path else {}, folder)
+    if max_seq_length is not None:
+        check_stride(long_text, max_seq_length, LEAST_SPECIAL)
 
 
 def given_long_text(args: "TrainArguments") -> dict[str, Any]:
