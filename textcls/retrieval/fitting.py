@@ -2,13 +2,13 @@
 confidence, threshold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Callable, Optional
 
 import numpy as np
 
-from textcls.retrieval.head import STRENGTHS, Head, fit_head, head_probs
-from textcls.retrieval.index import SearchIndex, label_boosts
+from textcls.retrieval.head import FEW, MANY, STRENGTHS, Head, fit_head, head_probs
+from textcls.retrieval.index import SearchIndex, label_biases, label_boosts
 from textcls.retrieval.nearest import nearest
 from textcls.retrieval.search import Found, chunks, fuse, join_head, lexical_nearest, part, sharpen, vote
 from textcls.retrieval.unknown import SIMULATED, UnknownTexts, ask, fit_known, fit_threshold, leave_labels_out
@@ -19,7 +19,9 @@ TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 WEIGHTS = np.linspace(0, 1, 21)  # of the lexical half, and of the head
 SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
 LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
-FEW, TRIED_LABELS, MOST_LOSS = 5, 12, 0.01  # of `best_least_rows`
+TRIED_LABELS, MOST_LOSS = 12, 0.01  # of `best_least_rows`, the latter of `best_few_bias`, too
+BIASES = np.linspace(0, 6, 13)  # of labels of few texts
+GROUPS, GROUP_SHARE = 3, 15  # of `best_few_bias`: so many groups, each of one label in so many
 MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
 LEAST = 1e-4  # a label without votes counts as this probable
 
@@ -47,6 +49,9 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     settings["least_rows"] = best_least_rows(index, found, label_ids)
     index = with_settings(index, vote=settings)
     index, figures = best_head(index, found, label_ids) if with_head else (index, {})
+    if index.head is not None:
+        few_bias = best_few_bias(index, found, label_ids)
+        index = with_settings(index, head={**index.header["head"], "few_bias": few_bias})
     sharpness, nll = best_sharpness(index, found, label_ids)
     index = with_settings(index, vote={**settings, "sharpness": sharpness})
     fused = float((guess(index, found) == label_ids).mean())
@@ -69,7 +74,8 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
 def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **entries: object) -> SearchIndex:
     """The index with other entries in its header, in memory only. counts: rows per label that it shall seem to have."""
     header = {**index.header, **entries}
-    return index._replace(header=header, boosts=label_boosts(header, index.rows_per_label() if counts is None else counts))
+    counts = index.rows_per_label() if counts is None else counts
+    return index._replace(header=header, boosts=label_boosts(header, counts), biases=label_biases(header, counts))
 
 
 def find_rows(index: SearchIndex, vectors: np.ndarray, texts: list[str], k: int) -> Found:
@@ -134,14 +140,13 @@ def best_least_rows(index: SearchIndex, found: Found, label_ids: np.ndarray) -> 
     MOST_LOSS of their accuracy, and dev texts with the whole index nothing, the one that finds most of the cut labels' texts.
     """
     counts = index.rows_per_label()
-    tried = np.flatnonzero((counts >= 4 * FEW) & (np.bincount(label_ids, minlength=len(counts)) >= FEW))
+    tried = np.flatnonzero((counts >= MANY) & (np.bincount(label_ids, minlength=len(counts)) >= FEW))
     if index.header["corpus"] != "texts" or not len(tried):
         return 0
     settings = [{**index.header["vote"], "least_rows": least} for least in LEAST_ROWS]
     generator, scores = np.random.default_rng(0), []
     for label in tried[::-(-len(tried) // TRIED_LABELS)]:
-        left = generator.choice(np.flatnonzero(index.row_labels == label), FEW, replace=False)
-        cut = cut_rows(index, found, label, left)
+        cut = cut_rows(index, found, draw_gone(index, [label], generator))
         own = label_ids == label
         few = np.where(np.arange(len(counts)) == label, FEW, counts)
         is_right = [guess(with_settings(index, few, vote=setting), cut) == label_ids for setting in settings]
@@ -152,15 +157,55 @@ def best_least_rows(index: SearchIndex, found: Found, label_ids: np.ndarray) -> 
     return LEAST_ROWS[np.argmax(np.where(allowed, cut_found, -1))]
 
 
-def cut_rows(index: SearchIndex, found: Found, label: int, left: np.ndarray) -> Found:
-    """Found without the rows of a label but those in `left`."""
+def draw_gone(index: SearchIndex, labels: Sequence[int], generator: np.random.Generator) -> np.ndarray:
+    """Draw FEW rows of each of some labels. Returns the others of these labels, as if they were not there: bool [num_rows]."""
+    is_gone = np.isin(index.row_labels, labels)
+    for label in labels:
+        is_gone[generator.choice(np.flatnonzero(index.row_labels == label), FEW, replace=False)] = False
+    return is_gone
+
+
+def cut_rows(index: SearchIndex, found: Found, is_gone: np.ndarray) -> Found:
+    """Found without some rows. is_gone: bool [num_rows], of the index."""
     arrays = []
     for similarities, rows in (found[:2], found[2:4]):
-        gone = (index.row_labels[rows] == label) & ~np.isin(rows, left)
+        gone = is_gone[rows] & (rows >= 0)
         order = np.argsort(gone, axis=1, kind="stable")
         arrays += [np.take_along_axis(np.where(gone, -np.inf, similarities), order, axis=1),
                    np.take_along_axis(np.where(gone, -1, rows), order, axis=1)]
     return found._replace(**dict(zip(Found._fields, arrays)))
+
+
+def best_few_bias(index: SearchIndex, found: Found, label_ids: np.ndarray) -> float:
+    """The bias of the head with which labels are found best of which the index has only FEW texts.
+
+    GROUPS groups of labels in turn are cut to FEW rows each, and the head is fitted to what is left, as if these labels had been
+    added. Of the biases that cost the texts of the other labels at most MOST_LOSS of their accuracy, and dev texts with the whole
+    index nothing, the one that finds most of the cut labels' texts.
+    """
+    assert index.head is not None
+    counts, entry, generator = index.rows_per_label(), index.header["head"], np.random.default_rng(0)
+    tried = generator.permutation(np.flatnonzero((counts >= MANY) & (np.bincount(label_ids, minlength=len(counts)) > 0)))
+    size = max(1, len(counts) // GROUP_SHARE)
+    scores = []
+    for start in range(0, min(GROUPS * size, len(tried)), size):
+        group = tried[start:start + size].tolist()
+        is_gone = draw_gone(index, group, generator)
+        is_old = ~np.isin(index.head.labels, group)
+        old = Head(*(array[is_old] for array in index.head))
+        head = fit_head(index._replace(row_labels=np.where(is_gone, -1, index.row_labels)), entry["strength"], old)
+        cut, few = cut_rows(index, found, is_gone), np.where(np.isin(np.arange(len(counts)), group), FEW, counts)
+        own = np.isin(label_ids, group)
+        is_right = [guess(with_settings(index, few, head={**entry, "few_bias": bias})._replace(head=head), cut) == label_ids
+                    for bias in BIASES]
+        scores.append([(right[own].mean(), right[~own].mean()) for right in is_right])
+    if not scores:
+        return 0.0
+    cut_found, others_found = np.mean(scores, axis=0).T
+    whole = np.array([(guess(with_settings(index, head={**entry, "few_bias": bias}), found) == label_ids).mean()
+                      for bias in BIASES])
+    allowed = (others_found >= others_found[0] - MOST_LOSS) & (whole >= whole[0])
+    return float(BIASES[np.argmax(np.where(allowed, cut_found, -1))])
 
 
 def guess(index: SearchIndex, found: Found) -> np.ndarray:

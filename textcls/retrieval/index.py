@@ -12,7 +12,7 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.data.files import read_json
-from textcls.retrieval.head import Head
+from textcls.retrieval.head import Head, few_biases
 from textcls.retrieval.lexical import Idf, Postings, idf_of_postings
 from textcls.retrieval.nearest import TYPES, Approximate, open_approximate
 from textcls.retrieval.pending import is_pending, no_changes
@@ -72,6 +72,7 @@ class SearchIndex(NamedTuple):
     idf: Idf
     approximate: Optional[Approximate]  # of nearest.TYPES, over segment 0
     head: Optional[Head] = None
+    biases: Optional[np.ndarray] = None  # float32 [num_labels]: added to the head's logits, see `few_biases`
 
     def text(self, row: int) -> str:
         """The text of a row: of a mean, the one that is nearest to it."""
@@ -171,7 +172,8 @@ def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[S
     if head is not None:
         left = positions[head.labels] >= 0
         head = Head(positions[head.labels[left]], head.weights[left], head.offsets[left]) if left.any() else None
-    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, approximate, head)
+    return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, approximate, head,
+                       label_biases(header, counts))
 
 
 def label_centres(segments: list[Segment], positions: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,6 +195,11 @@ def label_boosts(header: dict, counts: np.ndarray) -> np.ndarray:
     """
     least = header["vote"]["least_rows"] if header["corpus"] == "texts" else 0
     return np.maximum(1, least / np.maximum(counts, 1)).astype(np.float32)
+
+
+def label_biases(header: dict, counts: np.ndarray) -> Optional[np.ndarray]:
+    """`few_biases` by the settings of an index; None where it has no head. counts: rows per label."""
+    return few_biases(header["head"].get("few_bias", 0.0), counts) if header["head"] else None
 
 
 def check_header(header: dict, path: str) -> None:
@@ -218,7 +225,8 @@ def check_header(header: dict, path: str) -> None:
             and (len(value["weights"]) == 2 or value["logit"] < np.inf)),
         "prefixes": lambda value: type(value["query"]) is type(value["text"]) is str,
         "head": lambda value: value is None or (PARTS.match(value["folder"]) and 0 < value["weight"] <= 1
-                                                and 0 < value["temperature"] < np.inf and 0 < value["strength"] < np.inf),
+                                                and 0 < value["temperature"] < np.inf and 0 < value["strength"] < np.inf
+                                                and 0 <= value.get("few_bias", 0) < np.inf),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1,
         "pending": is_pending,
         **{name: functools.partial(_is_approximate, kind.settings) for name, kind in TYPES.items()}}

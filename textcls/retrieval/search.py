@@ -102,7 +102,8 @@ def fuse(index: SearchIndex, found: Found) -> np.ndarray:
         probs = np.where(has_words, (1 - share) * probs + share * words, probs)
     if index.head is not None:
         own = index.header["head"]
-        probs = join_head(index.head, probs, head_probs(index.head, found.vectors, own["temperature"]), own["weight"])
+        of_head = head_probs(index.head, found.vectors, own["temperature"], index.biases)
+        probs = join_head(index.head, probs, of_head, own["weight"])
     return sharpen(probs, settings["sharpness"])
 
 
