@@ -19,9 +19,10 @@ TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5)
 WEIGHTS = np.linspace(0, 1, 21)  # of the lexical half, and of the head
 SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
 LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
-TRIED_LABELS, MOST_LOSS = 12, 0.01  # of `best_least_rows`, the latter of `best_few_bias`, too
+TRIED_LABELS, MOST_LOSS = 12, 0.01  # of `best_least_rows`
 BIASES = np.linspace(0, 6, 13)  # of labels of few texts
-GROUPS, GROUP_SHARE = 3, 15  # of `best_few_bias`: so many groups, each of one label in so many
+GROUPS, GROUP_SHARE, FEW_LOSS = 3, 15, 0.005  # of `best_few_bias`: so many groups, each of one label in so many; the most that
+# the other labels lose: with more new labels they lose more
 MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
 LEAST = 1e-4  # a label without votes counts as this probable
 
@@ -180,7 +181,7 @@ def best_few_bias(index: SearchIndex, found: Found, label_ids: np.ndarray) -> fl
     """The bias of the head with which labels are found best of which the index has only FEW texts.
 
     GROUPS groups of labels in turn are cut to FEW rows each, and the head is fitted to what is left, as if these labels had been
-    added. Of the biases that cost the texts of the other labels at most MOST_LOSS of their accuracy, and dev texts with the whole
+    added. Of the biases that cost the texts of the other labels at most FEW_LOSS of their accuracy, and dev texts with the whole
     index nothing, the one that finds most of the cut labels' texts.
     """
     assert index.head is not None
@@ -204,7 +205,7 @@ def best_few_bias(index: SearchIndex, found: Found, label_ids: np.ndarray) -> fl
     cut_found, others_found = np.mean(scores, axis=0).T
     whole = np.array([(guess(with_settings(index, head={**entry, "few_bias": bias}), found) == label_ids).mean()
                       for bias in BIASES])
-    allowed = (others_found >= others_found[0] - MOST_LOSS) & (whole >= whole[0])
+    allowed = (others_found >= others_found[0] - FEW_LOSS) & (whole >= whole[0])
     return float(BIASES[np.argmax(np.where(allowed, cut_found, -1))])
 
 
