@@ -5,10 +5,10 @@
     cat texts.txt | python predict.py --data_file - --output_file output.txt
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo predict.py --device cpu --dataset_dir data
 
-Reads   dataset_dir/data.txt (one text per line), params_path (made by train.py).
+Reads   dataset_dir/data.txt (one text per line; .gz is decompressed) or a .parquet file, params_path (made by train.py).
 Writes  output_file in the order of the input. txt: header and `<text><tab><label>`; tsv and csv: label and probability of
-        the top_k classes in columns, xlsx: the same for Excel; jsonl: {"text", "label", "probability", "top_k": [{"label",
-        "probability"}, ...]}.
+        the top_k classes in columns, xlsx, for Excel, and parquet: the same; jsonl: {"text", "label", "probability", "top_k":
+        [{"label", "probability"}, ...]}.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from textcls.common.errors import UserError, is_main_rank, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, find_label_file, make_parser
 from textcls.common.outputs import complete_file
+from textcls.data.parquet import is_parquet
 from textcls.models.checkpoints import load_checkpoint, saved_threshold
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
@@ -60,8 +61,8 @@ def main():
         args.threshold = saved_threshold(args.params_path, args.max_seq_length)
     rank, ranks = int(os.environ.get("PADDLE_TRAINER_ID", 0)), int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
     from_stdin, to_stdout = args.data_file == "-", args.output_file == "-"
-    if ranks > 1 and (from_stdin or to_stdout or args.output_format == "xlsx"):
-        raise UserError("--data_file -, --output_file - and --output_format xlsx work in a single process, expected text files "
+    if ranks > 1 and (from_stdin or to_stdout or is_parquet(args.data_file) or args.output_format in ("xlsx", "parquet")):
+        raise UserError("standard input and output, Parquet files and workbooks work in a single process, expected text files "
                         "under paddle.distributed.launch")
     label_path = find_label_file(args)
     total = check_files(args, [label_path, args.params_path])

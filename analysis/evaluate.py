@@ -6,6 +6,7 @@
     python analysis/evaluate.py --dev_file test.txt --wanted_precision 0.95 --save_threshold
 
 Reads   dataset_dir/train.txt, dev.txt, label.txt; params_path (made by train.py).
+        train_file and dev_file may also be .txt.gz, or .parquet with a column of texts and one of labels.
 Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong dev text per line; with --report_dir also metrics.json,
         confusion_matrix.png, reliability.png, risk_coverage.png and report.html (one self-contained page of all of it); with
         --save_threshold the threshold into params_path/config.json, for --threshold auto.
@@ -19,9 +20,10 @@ from textcls.analysis.evaluation_report import score_splits, train_baseline, wri
 from textcls.common.confidence import CONFIDENCE, explain_no_threshold, find_threshold, precision_bound
 from textcls.common.errors import run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_model_options, find_label_file, make_parser, share_below_one
+from textcls.common.options import add_column_options, add_model_options, find_label_file, make_parser, share_below_one
 from textcls.common.outputs import check_output, check_output_folder, check_writable, complete_file
 from textcls.common.probabilities import DECIMALS, softmax
+from textcls.data.parquet import check_columns, check_pyarrow, is_parquet, new_parquet
 from textcls.data.tokens import tokenize
 from textcls.models.configs import change_config
 from textcls.models.device import select_device
@@ -36,6 +38,7 @@ from textcls.training.scoring import find_bad_cases
 def parse_arguments():
     parser = make_parser(__doc__)
     add_model_options(parser, train_file=True, dev_file=True)
+    add_column_options(parser, labelled=True)
     parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong dev texts go")
     parser.add_argument("--bad_case_confidence", action="store_true", help="add the column Confidence to bad_case_file")
     parser.add_argument("--report_dir", help="folder for metrics.json, pictures and report.html")
@@ -51,8 +54,11 @@ def parse_arguments():
 
 
 def write_bad_cases(path, bad_cases, with_confidence):
-    """Write bad_case.txt: header, then one tab-separated row per wrong text."""
+    """Write bad_case.txt: header, then one tab-separated row per wrong text; or a Parquet file, by its name."""
     columns = ["text", "label", "prediction"] + (["confidence"] if with_confidence else [])
+    if is_parquet(path):
+        with new_parquet(path, {name: float if name == "confidence" else str for name in columns}) as output:
+            return output.writerows([case[name] for name in columns] for case in bad_cases)
     with complete_file(path) as output:
         output.write("\t".join(column.capitalize() for column in columns) + "\n")
         for case in bad_cases:
@@ -99,13 +105,16 @@ def choose_threshold(args, checkpoint, dev_split, probs):
 
 def main():
     args = parse_arguments()
+    check_columns(args, data_paths(args))
     select_device(args.device)
     check_output(args.bad_case_file, [*data_paths(args), find_label_file(args), args.params_path], args.dataset_dir)
+    if is_parquet(args.bad_case_file):
+        check_pyarrow(args.bad_case_file)
     if args.report_dir:
         check_output_folder(args.report_dir, "--report_dir")
     if args.save_threshold:
         check_writable("--save_threshold", args.params_path)
-    checkpoint, splits = load_with_data(args, lambda *found: read_splits(args, *found))
+    checkpoint, splits = load_with_data(args, lambda *found: read_splits(args, *found, (args.text_column, args.label_column)))
     labels, dev_split = checkpoint.labels, splits[1]
     logits = [run_model(checkpoint, split, args.batch_size, name) for split, name in zip(splits, ("train", "dev"))]
     train, dev = score_splits(labels, [label_ids for _, label_ids in splits], logits, checkpoint.temperature,

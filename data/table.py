@@ -9,6 +9,7 @@ Reads   table_file, by the ending of its name:
         .jsonl .json    objects, one per line or in an array; the label is a string or a list of one
         .json           Label Studio's exports JSON and JSON-MIN; cancelled annotations do not count
         .csv.gz ...     any of these but a workbook, compressed
+        .parquet        columns of strings, numbers, dates or lists of one string; needs pyarrow
 Writes  save_dir/: train.txt, dev.txt, test.txt, label.txt, data.txt, as data/doccano.py does.
 
 Columns that are not named are found by well-known names, or where there are just two. Rows that share a merged cell of a sheet
@@ -16,10 +17,11 @@ all get its value. Split, reports and refusals are those of data/doccano.py; in 
 their tabs and line breaks become one blank.
 """
 
-from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.errors import Problems, UserError, check_name, run_script
 from textcls.common.options import make_parser
-from textcls.data.splitting import BREAKS, add_split_options, check_shares, make_data_folder
-from textcls.data.tables import ENDINGS, EXCEL_ERRORS, UNCOMPUTED, check_name, read_table, shown
+from textcls.common.texts import BREAKS
+from textcls.data.splitting import add_split_options, check_shares, make_data_folder
+from textcls.data.tables import ENDINGS, EXCEL_ERRORS, UNCOMPUTED, read_table, shown
 
 TEXT_NAMES = ("text", "texts", "content", "sentence", "question", "query", "文本", "内容", "文本内容", "正文", "句子", "问题")
 LABEL_NAMES = ("label", "labels", "category", "class", "intent", "标签", "类别", "分类", "类目", "意图")

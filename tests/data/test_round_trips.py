@@ -94,13 +94,13 @@ def test_sparse_texts_their_support_and_bad_cases(tmp_path_factory, texts, label
     assert read_rows(folder / "bad_case.txt", labels, Problems()) == [(text, labels[0]) for text in texts]
 
 
-@pytest.mark.parametrize("kind", ["txt", "tsv", "csv", "jsonl", "xlsx"])
+@pytest.mark.parametrize("kind", ["txt", "tsv", "csv", "jsonl", "xlsx", "parquet"])
 @both
 def test_predictions(tmp_path_factory, kind, texts, labels):
     folder = tmp_path_factory.mktemp("predictions")
     texts = as_read(folder, texts)
     path, probs = folder / f"out.{kind}", np.eye(len(labels))[np.arange(len(texts)) % len(labels)]
-    args = SimpleNamespace(output_file=str(path), output_format=kind, top_k=1 if kind == "txt" else 2, threshold=0)
+    args = SimpleNamespace(data_file="-", output_file=str(path), output_format=kind, top_k=1 if kind == "txt" else 2, threshold=0)
     with open_output(args) as output:
         write_answers(output, make_rows(texts, probs, labels, args), args)
     problems, expected = Problems(), [(text, labels[index % len(labels)]) for index, text in enumerate(texts)]

@@ -136,6 +136,12 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def check_name(name: str, names: Sequence[str], wrong: str) -> None:
+    """Raise UserError if `name` is not among `names`."""
+    if name not in names:
+        raise UserError(f"{wrong} {name!r}{did_you_mean(name, names)}, expected one of {', '.join(map(repr, names))}")
+
+
 class Problems:
     """Collects what is wrong in the user's files, so that all of it is reported at once."""
 

@@ -191,6 +191,13 @@ def add_prefix_options(parser: argparse.ArgumentParser, default: Optional[str] =
                         help=f"what is put before each text and label name in the index{known}")
 
 
+def add_column_options(parser: argparse.ArgumentParser, labelled: bool = False) -> None:
+    """Add the options that name columns of Parquet files. labelled: the files have labels, too."""
+    parser.add_argument("--text_column", help="column of the texts in a .parquet file; None: text, or the only one of strings")
+    if labelled:
+        parser.add_argument("--label_column", help="column of the labels in it; None: label, or the only other one of strings")
+
+
 def find_label_file(args: argparse.Namespace) -> str:
     """Return the path of the label.txt to compare with the checkpoint's labels; only the default name may be missing."""
     path = os.path.join(args.dataset_dir, args.label_file)

@@ -2,6 +2,7 @@
 only, since deploy/triton_serving/build_repository.py copies this file to where nothing else of this repository is.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple, Optional
@@ -38,6 +39,14 @@ TEXT_PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
 LINE = Rule("a text on one line, without a tab", SEPARATORS)  # that a file can hold, beside a label
 LABEL = Rule("a label of visible characters, without ==, a tab, a line end or blanks around it",
              {**SEPARATORS, "==": "== in it"}, True)
+
+BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # a tab, and all that str.splitlines() splits at
+
+
+def tidy_text(text: str) -> str:
+    """Make a text what one line of a file can hold: a blank for its tabs and line breaks, no byte order mark at its ends."""
+    joined = BREAKS.sub(" ", text)
+    return (text if joined == text else joined.strip()).strip("\ufeff")
 
 
 def has_lone_surrogate(text: str) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 
 from textcls.common.errors import MAX_REPORTED, Problems, UserError, did_you_mean
 from textcls.common.outputs import GZIP, complete_file
-from textcls.common.texts import LABEL, LINE, NUL, TEXT
+from textcls.common.texts import LABEL, LINE, NUL, TEXT, tidy_text
 from textcls.data.encodings import bom_encoding, guess_encoding
+from textcls.data.parquet import find_columns, find_text_column, is_parquet, read_strings
 
 LabelledTexts = tuple[list[str], np.ndarray]  # texts, label ids int64 [num_texts]
 SAMPLE = 1 << 16  # bytes of a file whose encoding is guessed
@@ -135,14 +136,38 @@ def draw_shots(texts: Sequence[str], label_ids: np.ndarray, shots: int, seed: in
     return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
 
 
-def read_labelled(path: str, labels: Sequence[str], problems: Problems, label_path: str = "label.txt") -> LabelledTexts:
-    """Read a `<text>\\t<label>` file.
+def read_labelled(path: str, labels: Sequence[str], problems: Problems, label_path: str = "label.txt",
+                  columns: tuple[Optional[str], Optional[str]] = (None, None)) -> LabelledTexts:
+    """Read a `<text>\\t<label>` file, or a Parquet file, whose texts are made such as fit on a line.
 
     Returns (texts: list of str, label_ids: int64 [num_texts]); unsound rows are added to `problems` and left out.
     labels: names in the order of their ids; empty where label.txt itself is wrong: then no label counts as unknown.
+    columns: of the texts and of the labels in a Parquet file; None: found. UserError.
     """
     label2id = {label: index for index, label in enumerate(labels)}
     texts, label_ids = [], array.array("q")
+    rows: Iterator[tuple[int, str, str]]
+    if is_parquet(path):
+        expected = "a text and a label"
+        rows = ((number, tidy_text(text), label)
+                for number, (text, label) in read_strings(path, find_columns(path, *columns), problems))
+    else:
+        expected, rows = "<text><tab><label>", _split_lines(path, problems)
+    for number, text, label in rows:
+        if problem := TEXT.problem(text):
+            problems.add(path, number, f"text: {problem}", expected)
+        elif label not in label2id and (labels or not label.strip()):
+            hint = did_you_mean(label, labels) if problems.count < MAX_REPORTED else ""
+            wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
+            problems.add(path, number, wrong, f"one of its {len(labels)} labels" if labels else expected)
+        else:
+            texts.append(text)
+            label_ids.append(label2id.get(label, 0))
+    return texts, np.frombuffer(label_ids, dtype=np.int64) if label_ids else np.zeros(0, np.int64)
+
+
+def _split_lines(path: str, problems: Problems) -> Iterator[tuple[int, str, str]]:
+    """Yield (line number, text, label) for each line of a file that has these two."""
     for number, line in read_lines(path, problems):
         text, tab, label = line.partition("\t")
         if not tab:
@@ -150,20 +175,22 @@ def read_labelled(path: str, labels: Sequence[str], problems: Problems, label_pa
             problems.add(path, number, wrong, "<text><tab><label>")
         elif "\t" in label:
             problems.add(path, number, f"{label.count(chr(9)) + 1} tabs", "exactly one tab: <text><tab><label>")
-        elif problem := TEXT.problem(text):
-            problems.add(path, number, f"text: {problem}", "<text><tab><label>")
-        elif label not in label2id and (labels or not label.strip()):
-            hint = did_you_mean(label, labels) if problems.count < MAX_REPORTED else ""
-            wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
-            problems.add(path, number, wrong, f"one of its {len(labels)} labels" if labels else "<text><tab><label>")
         else:
-            texts.append(text)
-            label_ids.append(label2id.get(label, 0))
-    return texts, np.frombuffer(label_ids, dtype=np.int64) if label_ids else np.zeros(0, np.int64)
+            yield number, text, label
 
 
-def read_texts(path: str, problems: Problems, stream: Optional[BinaryIO] = None) -> Iterator[str]:
-    """Yield the texts of an unlabelled file (one per line); empty lines and lines with a tab are problems."""
+def read_texts(path: str, problems: Problems, stream: Optional[BinaryIO] = None, text_column: Optional[str] = None
+               ) -> Iterator[str]:
+    """Yield the texts of an unlabelled file: one per line, where empty lines and lines with a tab are problems, or those of a
+    Parquet file. text_column: of the latter; None: found. UserError.
+    """
+    if stream is None and is_parquet(path):
+        for number, [text] in read_strings(path, [find_text_column(path, text_column)], problems):
+            if problem := TEXT.problem(text):
+                problems.add(path, number, problem, TEXT.expected)
+            else:
+                yield text
+        return
     for number, text in read_lines(path, problems, stream):
         if not text.strip():
             problems.add(path, number, "empty line", "one text per line")

@@ -8,20 +8,18 @@ import contextlib
 import json
 import os
 import random
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, NoReturn, Optional
 
 from textcls.common.errors import Problems, UserError
 from textcls.common.outputs import DATA_FILES, check_output_folder, complete_file
-from textcls.common.texts import LABEL, TEXT
+from textcls.common.texts import BREAKS, LABEL, TEXT, tidy_text
 from textcls.data.files import read_labels, read_lines
 
 SPLITS = DATA_FILES[:3]  # train.txt, dev.txt, test.txt
 Place = tuple[str, Optional[int]]  # the first two arguments of Problems.add: (path, line) or (path with row, None)
 Row = tuple[Place, object, object]
-BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # a tab, and all that str.splitlines() splits at
 
 
 def add_split_options(parser: argparse.ArgumentParser, source: str) -> None:
@@ -94,12 +92,6 @@ def check_row(text: object, label: object, labels: Optional[Sequence[str]], one_
         if labels is not None and name not in labels:
             raise ValueError(f"label {name!r} is not in --label_file", f"one of its {len(labels)} labels")
     return tidy, list(dict.fromkeys(found))
-
-
-def tidy_text(text: str) -> str:
-    """Make a text what one line of a file can hold: a blank for its tabs and line breaks, no byte order mark at its ends."""
-    joined = BREAKS.sub(" ", text)
-    return (text if joined == text else joined.strip()).strip("\ufeff")
 
 
 def collect_texts(path: str, rows: Iterable[Row], labels: Optional[Sequence[str]], one_label: str,

@@ -1,4 +1,4 @@
-"""Tables of texts and labels, one reader per kind of file: delimited text, workbooks, JSON, Label Studio. Needs no Paddle."""
+"""Tables of texts and labels, one reader per kind of file: text, workbooks, JSON, Label Studio, Parquet. Needs no Paddle."""
 
 import csv
 import io
@@ -13,11 +13,13 @@ from typing import BinaryIO, Callable, NamedTuple, Optional
 
 import openpyxl
 
-from textcls.common.errors import Problems, UserError, did_you_mean
+from textcls.common.errors import Problems, UserError, check_name
 from textcls.common.outputs import GZIP
+from textcls.common.texts import BREAKS
 from textcls.data.encodings import bom_encoding, guess_encoding
 from textcls.data.files import open_input, read_lines, sound_gzip
-from textcls.data.splitting import BREAKS, Place, read_json_rows
+from textcls.data.parquet import NOT_UTF8, PARQUET, read_objects
+from textcls.data.splitting import Place, read_json_rows
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 STUDIO_EXTRAS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")  # in each row of JSON-MIN
@@ -43,8 +45,8 @@ def read_table(path: str, sheet: Optional[str], known: Collection[Optional[str]]
     wanted. UserError where the file is no table that a reader here knows.
     """
     ending = find_ending(path, sheet)
-    if ending in OBJECT_ENDINGS:
-        return read_objects(path, problems)
+    if ending in OBJECT_READERS:
+        return OBJECT_READERS[ending](path, problems)
     rows = READERS[ending](path, sheet, problems)
     header = find_header(path, rows, known)
     columns = [name for name in header if name]
@@ -87,12 +89,6 @@ def shown(value: object) -> object:
     return "" if value is None else re.sub(" 00:00:00$", "", str(value))
 
 
-def check_name(name: str, names: Sequence[str], wrong: str) -> None:
-    """Raise UserError if `name` is not among `names`."""
-    if name not in names:
-        raise UserError(f"{wrong} {name!r}{did_you_mean(name, names)}, expected one of {', '.join(map(repr, names))}")
-
-
 # ---------------------------------------------------------------- what kind of file it is
 
 
@@ -113,8 +109,8 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
         raise UserError(f"{path}: no table by its name, expected one that ends in {', '.join(ENDINGS)}")
     if start.startswith(b"PK\3\4") and not is_workbook:
         raise UserError(f"{path}: an Excel workbook by its content, expected its name to end in .xlsx")
-    if is_workbook and path.endswith(GZIP):
-        raise UserError(f"{path}: a compressed workbook, expected a text file that ends in {GZIP}, or the workbook as it is")
+    if str(path).endswith(GZIP) and (is_workbook or ending == PARQUET):
+        raise UserError(f"{path}: a {ending} file inside, expected a text file that ends in {GZIP}, or that file as it is")
     if sheet and not is_workbook:
         raise UserError(f"--sheet {sheet}: {path} has no sheets, expected a workbook (.xlsx)")
     return ending
@@ -122,7 +118,7 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
 
 def plain_ending(path: str) -> str:
     """Return the ending of a file's name in lower case, before .gz if it ends in that."""
-    return Path(path.removesuffix(GZIP)).suffix.lower()
+    return Path(str(path).removesuffix(GZIP)).suffix.lower()
 
 
 def read_utf8(path: str) -> BinaryIO:
@@ -256,7 +252,21 @@ def fill_merged(path: str, rows: Iterable[tuple[int, list[object]]],
 # ---------------------------------------------------------------- readers of objects
 
 
-def read_objects(path: str, problems: Problems) -> Table:
+def read_columns(path: str, problems: Problems) -> Table:
+    """Read the Table of a Parquet file, whose rows are read as they are asked for."""
+    columns, rows = read_objects(path)
+
+    def sound_rows() -> Iterator[tuple[Place, dict[str, object]]]:
+        for number, row in rows:
+            if NOT_UTF8 in row.values():
+                problems.add(path, number, "invalid UTF-8", "strings of UTF-8")
+            else:
+                yield (path, number), row
+
+    return Table(columns, columns, sound_rows())
+
+
+def read_json(path: str, problems: Problems) -> Table:
     """Read the Table of a JSON file: objects or Label Studio's tasks."""
     rows = []
     for place, value in read_json_rows(path, problems, read_utf8(path)):
@@ -301,5 +311,6 @@ def read_tasks(path: str, tasks: list[tuple[Place, dict]], problems: Problems) -
 # the ending of a file's name -> its reader of cells
 READERS: dict[str, Callable[[str, Optional[str], Problems], Iterator[tuple[Place, Sequence]]]] = {
     ".csv": read_delimited, ".tsv": read_delimited, ".txt": read_delimited, ".xlsx": read_workbook, ".xlsm": read_workbook}
-OBJECT_ENDINGS = (".jsonl", ".json")
-ENDINGS = (*READERS, *OBJECT_ENDINGS)
+# and those of objects
+OBJECT_READERS: dict[str, Callable[[str, Problems], Table]] = {".jsonl": read_json, ".json": read_json, PARQUET: read_columns}
+ENDINGS = (*READERS, *OBJECT_READERS)

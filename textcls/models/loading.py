@@ -42,12 +42,16 @@ def data_paths(args: Namespace) -> list[str]:
     return [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)]
 
 
-def read_splits(args: Namespace, labels: list[str], problems: Problems
+def read_splits(args: Namespace, labels: list[str], problems: Problems,
+                columns: tuple[Optional[str], Optional[str]] = (None, None)
                 ) -> tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray]]:
-    """Read train and dev: (texts, label ids) of each. Reports what is wrong with them and what `problems` held before."""
+    """Read train and dev: (texts, label ids) of each. Reports what is wrong with them and what `problems` held before.
+
+    columns: of texts and labels where they are Parquet files, as of `read_labelled`.
+    """
     label_path = os.path.join(args.dataset_dir, args.label_file)
     train_path, dev_path = data_paths(args)
-    train, dev = (read_labelled(path, labels, problems, label_path) for path in (train_path, dev_path))
+    train, dev = (read_labelled(path, labels, problems, label_path, columns) for path in (train_path, dev_path))
     if not problems.count:
         check_splits(train_path, dev_path, train, dev, labels, problems)
     problems.report()

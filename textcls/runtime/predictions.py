@@ -5,6 +5,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Optional, TextIO, Union
@@ -12,23 +13,27 @@ from typing import Any, Optional, TextIO, Union
 import numpy as np
 
 from textcls.common.errors import Problems, UserError
-from textcls.common.log import Progress, progress_bar
-from textcls.common.options import positive_int, probability_or_auto
+from textcls.common.log import Progress, get_logger, progress_bar
+from textcls.common.options import add_column_options, positive_int, probability_or_auto
 from textcls.common.outputs import check_output, complete_file, is_stream
 from textcls.common.probabilities import DECIMALS, UNDECIDED, top_labels
 from textcls.data.files import read_texts
+from textcls.data.parquet import Rows, check_columns, check_pyarrow, column_names, find_text_column, is_parquet, new_parquet
 from textcls.runtime.workbook import Sheet, check_row_count, check_workbook, new_workbook
 
 # texts and characters of a file in memory at a time; batches by length are formed within a chunk
 CHUNK, CHUNK_CHARACTERS = 8192, 1 << 23
-Row = Any  # of jsonl a dict; else a list of str, in which xlsx has its numbers as float
+Row = Any  # of jsonl a dict; else a list of str, in which xlsx and parquet have their numbers as float
+LINE_BREAKS = re.compile("\r*[\n\t][\r\n\t]*")  # in texts of Parquet files; txt and tsv have a blank instead
 
 
 def add_output_options(parser: argparse.ArgumentParser, output_file: Optional[str]) -> None:
     """Add the options of the scripts that label a file of texts. output_file: the default."""
-    parser.add_argument("--data_file", default="data.txt", help="texts, one per line, in dataset_dir; -: standard input")
+    parser.add_argument("--data_file", default="data.txt", help="texts in dataset_dir, one per line (.gz: compressed), or a "
+                        ".parquet file; -: standard input")
+    add_column_options(parser)
     parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
-    parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl", "xlsx"])
+    parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl", "xlsx", "parquet"])
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
     parser.add_argument("--threshold", type=probability_or_auto, default=0.0,
                         help=f"answers with a lower probability are written as `{UNDECIDED}`; auto: the one that was found for a "
@@ -38,7 +43,7 @@ def add_output_options(parser: argparse.ArgumentParser, output_file: Optional[st
 def check_output_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with the parser's error where the options of `add_output_options` do not fit together."""
     if args.top_k > 1 and args.output_file and args.output_format == "txt":
-        parser.error("--top_k needs --output_format tsv, csv, jsonl or xlsx: txt holds one label per text")
+        parser.error("--top_k needs --output_format tsv, csv, jsonl, xlsx or parquet: txt holds one label per text")
 
 
 def check_labels(args: argparse.Namespace, labels: list[str]) -> None:
@@ -76,11 +81,17 @@ def check_files(args: argparse.Namespace, inputs: list[str]) -> Optional[int]:
 
     Returns the number of texts; None of standard input, where it is not known. UserError.
     """
+    check_columns(args, [input_path(args)])
     if args.output_file not in (None, "-"):
         check_output(args.output_file, [input_path(args), *inputs], args.dataset_dir)
     if args.output_format == "xlsx":
         check_workbook(args.output_file)
-    count = None if args.data_file == "-" else count_texts(input_path(args))
+    if (args.output_format == "parquet") != (args.output_file is not None and is_parquet(args.output_file)):
+        raise UserError(f"--output_format {args.output_format}: {args.output_file} as output, expected --output_format parquet "
+                        "and --output_file with a name that ends in .parquet, or neither")
+    if args.output_format == "parquet":
+        check_pyarrow(args.output_file)
+    count = None if args.data_file == "-" else count_texts(input_path(args), args.text_column)
     if count and args.output_format == "xlsx":
         check_row_count(count + 1)
     return count
@@ -95,34 +106,34 @@ def label_texts(args: argparse.Namespace, total: Optional[int],
     takes the chunks whose number is `rank` modulo `ranks`.
     """
     with progress_bar(total, "Predicting", leave=True, disable=rank > 0) as progress:
-        for number, texts in enumerate(read_chunks(input_path(args), args.data_file == "-")):
+        for number, texts in enumerate(read_chunks(input_path(args), args.data_file == "-", args.text_column)):
             if number % ranks == rank:
                 yield from rows_of(texts, progress if ranks == 1 else None)
             if ranks > 1:
                 progress.update(len(texts))
 
 
-def count_texts(path: str) -> int:
+def count_texts(path: str, text_column: Optional[str] = None) -> int:
     """Check the whole file before any work is done on it; returns the number of its texts."""
     if is_stream(path):
         raise UserError(f"{path}: a pipe or device, which cannot be read twice, expected a file, or --data_file - for standard "
                         "input")
     problems = Problems()
-    count = sum(1 for _ in read_texts(path, problems))
+    count = sum(1 for _ in read_texts(path, problems, text_column=text_column))
     problems.report()
     return count
 
 
-def read_chunks(path: str, from_stdin: bool = False) -> Iterator[list[str]]:
+def read_chunks(path: str, from_stdin: bool = False, text_column: Optional[str] = None) -> Iterator[list[str]]:
     """Yield the texts of an unlabelled file in lists of at most CHUNK texts and about CHUNK_CHARACTERS; at its end UserError
     names all problems found.
 
-    from_stdin: read standard input, which path then only names.
+    from_stdin: read standard input, which path then only names. text_column: of a Parquet file.
     """
     if from_stdin and sys.stdin is None:
         raise UserError("standard input is closed, expected texts, one per line")
     problems = Problems()
-    texts = read_texts(path, problems, sys.stdin.buffer if from_stdin else None)
+    texts = read_texts(path, problems, sys.stdin.buffer if from_stdin else None, text_column)
     while True:
         chunk: list[str] = []
         size = 0
@@ -148,8 +159,12 @@ def open_stdout(**options: str) -> TextIO:
 
 
 @contextlib.contextmanager
-def open_output(args: argparse.Namespace) -> Iterator[Union[TextIO, Sheet]]:
-    """Open what args.output_file names (-: standard output), a text stream or a Sheet, and write the header."""
+def open_output(args: argparse.Namespace) -> Iterator[Union[TextIO, Sheet, Rows]]:
+    """Open what args.output_file names (-: standard output), a text stream, a Sheet or Rows, and write the header."""
+    if args.output_format == "parquet":
+        with new_parquet(args.output_file, *parquet_columns(args)) as rows:
+            yield rows
+        return
     first = header(args)
     if args.output_file == "-":
         stream: contextlib.AbstractContextManager = contextlib.nullcontext(open_stdout(newline=""))
@@ -162,8 +177,23 @@ def open_output(args: argparse.Namespace) -> Iterator[Union[TextIO, Sheet]]:
         yield output
 
 
+def parquet_columns(args: argparse.Namespace) -> tuple[dict[str, type], Optional[str], list[str]]:
+    """Return what `new_parquet` takes: the columns of the answers, and those of a Parquet input that come after them."""
+    own: dict[str, type] = {name: float if name.startswith("probability") else str for name in header(args) or []}
+    path = input_path(args)
+    if not is_parquet(path):
+        return own, None, []
+    names = column_names(path)
+    others = [name for name in names if name != find_text_column(path, args.text_column)]
+    taken = [name for name in others if name in own]
+    if taken:
+        get_logger().warning(f"{path}: left out of the output: {', '.join(map(repr, taken))}, since the answers have columns of "
+                             "the same name.")
+    return own, path, [name for name in others if name not in own]
+
+
 def header(args: argparse.Namespace) -> Optional[list[str]]:
-    """Return the first row of txt, tsv, csv and xlsx as columns; None for jsonl."""
+    """Return the first row of txt, tsv, csv and xlsx as columns, the columns of parquet; None for jsonl."""
     if args.output_format == "jsonl":
         return None
     columns = ["text", "label"] + (["probability"] if args.output_format != "txt" else [])
@@ -184,18 +214,20 @@ def make_row(text: str, top: Sequence[tuple[str, float]], args: argparse.Namespa
     if args.output_format == "jsonl":
         return {"text": text, "label": label, "probability": top[0][1],
                 "top_k": [{"label": name, "probability": value} for name, value in top]}
+    if args.output_format in ("txt", "tsv"):
+        text = LINE_BREAKS.sub(" ", text)
     if args.output_format == "txt":
         return [text, label]
-    number = float if args.output_format == "xlsx" else "{:.6f}".format
+    number = float if args.output_format in ("xlsx", "parquet") else "{:.6f}".format
     columns = [text, label, number(top[0][1])]
     for name, value in top[1:]:
         columns += [name, number(value)]
     return columns
 
 
-def write_rows(output: Union[TextIO, Sheet], rows: Iterable[Row], args: argparse.Namespace) -> None:
-    """Write rows, one line each (a text never holds a line feed or, outside csv, a tab)."""
-    if isinstance(output, Sheet):
+def write_rows(output: Union[TextIO, Sheet, Rows], rows: Iterable[Row], args: argparse.Namespace) -> None:
+    """Write rows of `make_row`."""
+    if isinstance(output, (Sheet, Rows)):
         output.writerows(rows)
     elif args.output_format == "jsonl":
         output.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
