@@ -82,7 +82,7 @@ def test_dev_texts_decide_the_weight_of_the_head_and_a_file_answers_as_memory(tm
 
 
 def test_a_head_that_helps_nothing_on_dev_is_left_out(monkeypatch, tmp_path):
-    monkeypatch.setattr("textcls.retrieval.fitting.head_probs", lambda head, vectors, temperature: np.eye(
+    monkeypatch.setattr("textcls.retrieval.fitting.head_probs", lambda head, vectors, temperature, biases=None: np.eye(
         NUM_LABELS, dtype=np.float32)[np.zeros(len(vectors), int)])  # always the first label
     index, _ = fit(headed()._replace(head=None), QUERIES, TEXTS, QUERY_IDS, with_head=True)
     header = write_index(tmp_path, with_settings(index, head=None) if index.head is None else index)

@@ -1,0 +1,184 @@
+"""Texts of no label: how an index tells them from others, and labels of few texts, which it must not take for unknown."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from helpers import ROOT, assert_user_error, load_script, read_lines, run_here, write_lines
+from textcls.retrieval.changes import add_texts, memory_index, new_header, rows_of_texts, write_index
+from textcls.retrieval.fitting import BIASES, fit, with_settings
+from textcls.retrieval.head import fit_head
+from textcls.retrieval.index import open_index
+from textcls.retrieval.search import known_features, known_probs, label_probabilities, make_answers, search
+from textcls.retrieval.unknown import UnknownTexts, auroc, leave_labels_out
+from textcls.training.scoring import score_open
+
+build, evaluate, benchmark = [load_script("retrieval_based", name) for name in ("build_index", "evaluate", "benchmark")]
+SIZE, NUM_LABELS, NUM_UNKNOWN = 16, 8, 6  # of the centres of vectors, the last ones are of no label
+GENERATOR = np.random.default_rng(5)
+CENTRES = GENERATOR.standard_normal((NUM_LABELS + NUM_UNKNOWN, SIZE)).astype(np.float32)
+LABELS = [f"类{label}" for label in range(NUM_LABELS)]
+SUITE_LABELS = read_lines(ROOT / "data/label.txt")
+DEV = [line.split("\t") for line in read_lines(ROOT / "data/dev.txt")]
+
+
+def draw(label_ids):
+    """Unit vectors around the centres of their labels, and texts that have nothing in common."""
+    vectors = CENTRES[label_ids] + 0.9 * GENERATOR.standard_normal((len(label_ids), SIZE)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), [f"{place}" for place in range(len(label_ids))]
+
+
+IDS, QUERY_IDS = np.repeat(np.arange(NUM_LABELS), 40), np.arange(400) % NUM_LABELS
+VECTORS, _ = draw(IDS)
+QUERIES, QUERY_TEXTS = draw(QUERY_IDS)
+
+
+def make_index():
+    """An index without settings, in memory."""
+    header = new_header("x", SIZE, "texts", [(label, []) for label in LABELS])
+    return memory_index(header, rows_of_texts(VECTORS, IDS, [f"文{row}" for row in range(len(IDS))]))
+
+
+def draw_unknown(count):
+    return draw(NUM_LABELS + np.arange(count) % NUM_UNKNOWN)
+
+
+@pytest.fixture(scope="module", params=["given", "left out"])
+def fitted(request):
+    """An index that reckons with 20 % of unknown texts: some that are given, or labels that are left out."""
+    unknown = UnknownTexts(0.2, *draw_unknown(300)) if request.param == "given" else UnknownTexts(0.2, np.zeros((0, 0)), [])
+    return fit(make_index(), QUERIES, QUERY_TEXTS, QUERY_IDS, precision=0.9, with_head=True, unknown=unknown)
+
+
+def test_the_precision_counts_unknown_texts(fitted):
+    index, figures = fitted
+    texts = draw(QUERY_IDS), draw_unknown(100)
+    known, others = (label_probabilities(index, *part) for part in texts)
+    assert index.header["head"]["weight"] > 0 and len(index.header["known"]["weights"]) == 3
+    assert auroc(np.concatenate([known.sum(axis=1), others.sum(axis=1)]), np.arange(500) < 400) > 0.8
+    assert figures["known_auroc"] > 0.8
+    least = index.header["threshold"]["value"]
+    right = ((known.argmax(axis=1) == QUERY_IDS) & (known.max(axis=1) >= least)).sum()
+    answered = (known.max(axis=1) >= least).sum() + (others.max(axis=1) >= least).sum()
+    assert right / answered > 0.87 and answered > 200  # of 400 and 100 new texts: 0.9 but for chance
+    plain, _ = fit(make_index(), QUERIES, QUERY_TEXTS, QUERY_IDS, precision=0.9, with_head=True,
+                   unknown=UnknownTexts(0.001, np.zeros((0, 0)), []))
+    lower = plain.header["threshold"]["value"]
+    known, others = (label_probabilities(plain, *part) for part in texts)
+    right = ((known.argmax(axis=1) == QUERY_IDS) & (known.max(axis=1) >= lower)).sum()
+    assert right / ((known.max(axis=1) >= lower).sum() + (others.max(axis=1) >= lower).sum()) < 0.87  # who does not reckon with them
+
+
+def test_left_out_labels_are_unknown_to_rows_centres_and_head():
+    index = with_settings(make_index(), head={"weight": 1.0, "temperature": 1.0, "strength": 10.0})
+    index = index._replace(head=fit_head(index, 10.0))
+    asked = []
+
+    def find(part_index, rows):
+        asked.append((part_index, rows))
+        return search(part_index, QUERIES[rows], [QUERY_TEXTS[row] for row in rows])
+
+    known, unknown = leave_labels_out(index, QUERY_IDS, find)
+    assert sorted(np.concatenate([rows for _, rows in asked])) == sorted(2 * list(range(len(QUERY_IDS))))
+    for part_index, rows in asked:
+        present = set(part_index.row_labels.tolist()) - {-1}
+        assert set(part_index.head.labels.tolist()) == present == set(np.flatnonzero(part_index.centres.any(axis=1)).tolist())
+        assert set(QUERY_IDS[rows]) <= present or not set(QUERY_IDS[rows]) & present
+    assert len(known.labels) == len(unknown.labels) == len(QUERY_IDS)
+    places = np.concatenate([rows for part_index, rows in asked if not (part_index.row_labels == QUERY_IDS[rows[0]]).any()])
+    assert (unknown.labels != QUERY_IDS[places]).all() and known.features.shape[1] == 3
+
+
+def test_a_label_that_the_head_does_not_know_yet_is_not_said_to_be_unknown(tmp_path):
+    index, _ = fit(make_index(), QUERIES, QUERY_TEXTS, QUERY_IDS, with_head=True)
+    write_index(tmp_path, index)
+    new, new_texts = draw(np.full(8, NUM_LABELS))
+    add_texts(tmp_path, "新", new_texts, new)
+    index = open_index(tmp_path)
+    more, texts = draw(np.full(60, NUM_LABELS))
+    found = search(index, more, texts)
+    is_near = np.array([label == "新" for label in np.array(index.labels)[index.row_labels[found.rows[:, 0]]]])
+    features = known_features(index, more, found)
+    assert is_near.sum() > 20 and (features[is_near, 2] < index.header["known"]["logit"]).mean() > 0.5
+    weights, offset = index.header["known"]["weights"], index.header["known"]["offset"]
+    features[is_near, 2] = np.maximum(features[is_near, 2], index.header["known"]["logit"])
+    np.testing.assert_allclose(known_probs(index, more, found), 1 / (1 + np.exp(-(features @ weights + offset))), rtol=1e-6)
+    without = index._replace(head=None)  # as with evaluate.py --head_weight 0
+    assert np.isfinite(known_probs(without, more, found)).all()
+
+
+def test_labels_of_few_texts_are_heard_as_dev_texts_allow(tmp_path):
+    index, _ = fit(make_index(), QUERIES, QUERY_TEXTS, QUERY_IDS, with_head=True)
+    bias = index.header["head"]["few_bias"]
+    assert bias in BIASES and bias > 0 and not index.biases.any()  # all labels have many texts
+    header = {**index.header, "head": {**index.header["head"], "weight": 1.0, "few_bias": 6.0}}
+    write_index(tmp_path, index._replace(header=header))
+    new, texts = draw(np.full(5, NUM_LABELS))
+    add_texts(tmp_path, "新", texts, new)
+    opened = open_index(tmp_path)
+    opened = opened._replace(head=fit_head(opened, header["head"]["strength"]))
+    np.testing.assert_allclose(opened.biases, [0] * NUM_LABELS + [6])
+    more, texts = draw(np.full(50, NUM_LABELS))
+    without = with_settings(opened, head={**header["head"], "few_bias": 0.0})
+    heard = [sum(answer.label == "新" for answer in make_answers(one, more, texts)) for one in (without, opened)]
+    assert heard[1] > heard[0]
+
+
+def test_scores_of_open_sets_are_those_of_the_formulas():
+    label_ids, guesses = np.array([0, 0, 1, 1, 2, 2, 2]), np.array([0, 1, 1, 1, 0, 1, 1])  # 2: of no label
+    scores = score_open(label_ids, guesses, np.array([.9, .9, .9, .4, .6, .2, .5]), 2)
+    assert scores["unknown_f1"] == pytest.approx(2 * 1 / (3 + 2))
+    assert scores["known_f1"] == pytest.approx((2 * 1 / (2 + 2) + 2 * 1 / (2 + 3)) / 2)
+    assert scores["accuracy"] == pytest.approx(3 / 7)
+
+
+def test_the_commands_take_texts_of_no_label(encoder_export, tmp_path):
+    data = shutil.copytree(ROOT / "data", tmp_path / "data", ignore=lambda folder, names: [
+        name for name in names if name not in ("train.txt", "dev.txt", "label.txt")])
+    foreign = ["今天天气怎么样", "股票还会涨吗", "怎么学吉他", "哪里有好吃的火锅", "手机屏幕碎了", "这趟火车几点开"]
+    write_lines(data / "foreign.txt", [*foreign, "", f"{foreign[0]}\t别的"])
+    options = ["--params_path", encoder_export, "--data_dir", data, "--index_dir", tmp_path / "index", "--corpus", "means"]
+    process = run_here(build.main, *options, "--precision", 0.5, "--unknown_share", 0.02, "--unknown_file", "foreign.txt")
+    assert process.returncode == 0, process.stderr
+    assert "for a precision of 0.5 where 2 % of the texts are of no label" in process.stderr
+    header = json.loads((tmp_path / "index/index.json").read_text(encoding="utf-8"))
+    assert header["known"]["unknown_share"] == 0.02
+    write_lines(data / "test.txt", ["\t".join(row) for row in DEV[:60]] + [f"{text}\t别的" for text in foreign])
+    process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", tmp_path / "index", "--dataset_dir", data,
+                       "--test_file", "test.txt", "--unknown_label", "别的", "--threshold", "auto", cwd=tmp_path)
+    assert "Where known < 0.5 counts as unknown: F1 score of the unknown" in process.stderr, process.stderr
+    assert "| unknown texts answered" in process.stderr
+    for content, message in ((["没有标签", DEV[0][0]], f"foreign.txt:2: {DEV[0][0]!r} has a label in the data files"),
+                             (["  "], "foreign.txt: holds no text, expected texts of no label")):
+        write_lines(data / "foreign.txt", content)
+        assert_user_error(run_here(build.main, *options, "--overwrite", "--unknown_file", "foreign.txt"), message)
+    assert_user_error(run_here(build.main, *options, "--unknown_share", 1), "expected a number above 0 and below 1")
+    assert_user_error(run_here(build.main, *options, "--overwrite", "--unknown_file", "none.txt"), "none.txt: file not found")
+    assert json.loads((tmp_path / "index/index.json").read_text(encoding="utf-8")) == header
+
+
+def test_the_benchmark_follows_the_protocol_of_published_tables(encoder_export, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [line.split("\t") for line in read_lines(ROOT / "data/train.txt")][:300]
+    for name, content in (("train", rows), ("dev", DEV[:120]), ("test", [*DEV[120:180], ["今天天气怎么样", "别的"]])):
+        write_lines(data / f"{name}.txt", ["\t".join(row) for row in content])
+    write_lines(data / "label.txt", SUITE_LABELS)
+    options = ["--model_name_or_path", encoder_export, "--as_it_is", "--data_dir", data, "--unknown_label", "别的", "--seeds", 3,
+               "--output_dir", tmp_path / "out", "--known_share"]
+    process = run_here(benchmark.main, *options, 0.5)
+    assert process.returncode == 0, process.stderr
+    [result] = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))
+    folder = tmp_path / "out/known-0.5-seed-3"
+    assert read_lines(folder / "label.txt") == result["known labels"] and len(result["known labels"]) == 6
+    answers = [json.loads(line) for line in read_lines(folder / "answers.jsonl")]
+    shown = [answer["label"] if answer["known"] >= 0.5 else "别的" for answer in answers]
+    truth = [label if label in result["known labels"] else "别的" for _, label in DEV[120:180]] + ["别的"]
+    right = [one == other == "别的" for one, other in zip(shown, truth)]
+    assert result["F1 of unknown"] == pytest.approx(2 * sum(right) / (shown.count("别的") + truth.count("别的")))
+    assert result["accuracy"] == pytest.approx(np.mean([one == other for one, other in zip(shown, truth)]))
+    assert f"{100 * result['F1 of unknown']:.2f}" in process.stdout and "known labels: 50 %" in process.stdout
+    assert_user_error(run_here(benchmark.main, *options, 0.01), "--known_share 0.01: of 11 labels, expected to leave two or more")
+
