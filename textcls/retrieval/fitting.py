@@ -21,7 +21,7 @@ SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
 LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
 TRIED_LABELS, MOST_LOSS = 12, 0.01  # of `best_least_rows`
 BIASES = np.linspace(0, 6, 13)  # of labels of few texts
-GROUPS, GROUP_SHARE, FEW_LOSS = 3, 15, 0.005  # of `best_few_bias`: so many groups, each of one label in so many; the most that
+GROUPS, GROUP_SHARE, FEW_LOSS = 3, 15, 0.003  # of `best_few_bias`: so many groups, each of one label in so many; the most that
 # the other labels lose: with more new labels they lose more
 MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
 LEAST = 1e-4  # a label without votes counts as this probable
