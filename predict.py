@@ -2,6 +2,7 @@
 
     python predict.py --device gpu --max_seq_length 128 --batch_size 32 --dataset_dir data
     python predict.py --dataset_dir data --output_format jsonl --top_k 3 --threshold 0.5 --output_file output.jsonl
+    python predict.py --dataset_dir data --data_file many.parquet --output_format parquet --output_file many.out.parquet --resume
     cat texts.txt | python predict.py --data_file - --output_file output.txt
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo predict.py --device cpu --dataset_dir data
 
@@ -29,10 +30,11 @@ from textcls.runtime.predictions import (
     check_labels,
     check_output_options,
     input_path,
-    label_texts,
+    label_chunks,
     make_rows,
     open_output,
     read_chunks,
+    write_answers,
     write_rows,
 )
 from utils import tokenize
@@ -64,6 +66,8 @@ def main():
     if ranks > 1 and (from_stdin or to_stdout or is_parquet(args.data_file) or args.output_format in ("xlsx", "parquet")):
         raise UserError("standard input and output, Parquet files and workbooks work in a single process, expected text files "
                         "under paddle.distributed.launch")
+    if ranks > 1 and args.resume:
+        raise UserError("--resume works in a single process, expected no paddle.distributed.launch with it")
     label_path = find_label_file(args)
     total = check_files(args, [label_path, args.params_path])
     select_device(args.device)
@@ -74,11 +78,10 @@ def main():
         probs = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), args.batch_size, progress=progress)
         return make_rows(texts, probs, checkpoint.labels, args)
 
-    rows = label_texts(args, total, rows_of, rank, ranks)
     if ranks == 1:
-        with open_output(args) as output:
-            write_rows(output, rows, args)
+        write_answers(args, total, rows_of, [args.params_path])
     else:
+        rows = itertools.chain.from_iterable(label_chunks(args, total, rows_of, rank, ranks))
         predict_in_parts(args, rows, rank, ranks)
     if is_main_rank() and not to_stdout:
         get_logger().info(f"Prediction results save in {args.output_file}.")

@@ -30,7 +30,7 @@ import numpy as np
 
 from textcls.common.errors import UserError, is_main_rank, run_script
 from textcls.common.log import get_logger, library_log, say_next
-from textcls.common.outputs import STAGING, check_output_folder
+from textcls.common.outputs import STAGING, check_output_folder, lock_folder
 from textcls.export.deployment import open_graph, run_graph, write_deployment
 from textcls.models.device import select_device
 from textcls.models.loading import load_with_data, read_splits
@@ -38,14 +38,7 @@ from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.runtime.exported import graph_file
 from textcls.training.compression import PruningTrainer, evaluate_held_out, narrowed, width_folder
 from textcls.training.scoring import compute_metrics
-from textcls.training.trainer import (
-    check_batch,
-    check_training_arguments,
-    lock_folder,
-    parse_dataclasses,
-    plain_library_errors,
-    remove_folder,
-)
+from textcls.training.trainer import check_batch, check_training_arguments, parse_dataclasses, plain_library_errors, remove_folder
 from utils import pad_batch, read_json, read_labelled, run_by_length, sorted_batches, tokenize
 
 from paddlenlp.trainer import CompressionArguments

@@ -32,10 +32,8 @@ from textcls.runtime.predictions import (
     check_files,
     check_labels,
     check_output_options,
-    label_texts,
     make_row,
-    open_output,
-    write_rows,
+    write_answers,
 )
 from textcls.runtime.quantize import add_scheme_options
 
@@ -104,8 +102,7 @@ def main():
     def rows_of(texts, progress):
         return answer_rows(predictor.answer(texts, args.top_k, args.num_nearest, progress), texts, args)
 
-    with open_output(args) as output:
-        write_rows(output, label_texts(args, total, rows_of), args)
+    write_answers(args, total, rows_of, [args.params_path, args.index_dir])
     if args.output_file != "-":
         get_logger().info(f"Prediction results save in {args.output_file}.")
 

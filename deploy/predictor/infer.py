@@ -13,6 +13,7 @@ Writes  the answers in the order of the input to output_file, in the formats of 
 """
 
 import argparse
+import itertools
 import logging
 import os
 import statistics
@@ -29,11 +30,10 @@ from textcls.runtime.predictions import (
     check_files,
     check_labels,
     check_output_options,
-    label_texts,
+    label_chunks,
     make_rows,
-    open_output,
     open_stdout,
-    write_rows,
+    write_answers,
 )
 from textcls.runtime.quantize import add_device_options
 
@@ -108,19 +108,17 @@ def print_blocks(rows: Iterable[dict], top_k: int) -> None:
         print(f"input data: {row['text']}\nlabels: {labels}\n{'-' * 29}", file=output)
 
 
-def label_file(args: argparse.Namespace, total: Optional[int]) -> None:
-    """Label the texts that args name. total: their number, None where it is not known."""
+def label_file(args: argparse.Namespace, total: Optional[int], model: str) -> None:
+    """Label the texts that args name. total: their number, None where it is not known; model: the exported folder."""
     predictor = load_predictor(args)
     row_args = args if args.output_file else argparse.Namespace(**{**vars(args), "output_format": "jsonl"})
 
     def rows_of(texts, progress):
         return make_rows(texts, predictor.probabilities(texts, progress), predictor.labels, row_args)
 
-    rows = label_texts(args, total, rows_of)
     if not args.output_file:
-        return print_blocks(rows, args.top_k)
-    with open_output(args) as output:
-        write_rows(output, rows, args)
+        return print_blocks(itertools.chain.from_iterable(label_chunks(args, total, rows_of)), args.top_k)
+    write_answers(args, total, rows_of, [model])
     if args.output_file != "-":
         logger.info(f"Prediction results save in {args.output_file}.")
 
@@ -151,8 +149,8 @@ def main():
         args.threshold = saved_threshold(read_export(args.model_path_prefix), args.max_seq_length)
     if args.perf:
         return measure(args)
-    model = args.model_path_prefix if os.path.isdir(args.model_path_prefix) else os.path.dirname(args.model_path_prefix)
-    label_file(args, check_files(args, [os.path.join(args.dataset_dir, args.label_file), model or "."]))
+    model = args.model_path_prefix if os.path.isdir(args.model_path_prefix) else os.path.dirname(args.model_path_prefix) or "."
+    label_file(args, check_files(args, [os.path.join(args.dataset_dir, args.label_file), model]), model)
 
 
 if __name__ == "__main__":

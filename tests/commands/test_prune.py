@@ -196,7 +196,7 @@ def test_two_processes_prune(checkpoint, tmp_path):
 
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path):
-    from textcls.training.trainer import lock_folder
+    from textcls.common.outputs import lock_folder
 
     lock_folder(tmp_path)
     with pytest.raises(UserError, match="another run is writing there"):

@@ -33,10 +33,13 @@ def get_logger() -> logging.Logger:
 
 def make_formatter() -> logging.Formatter:
     """Return the form of a log line; coloured only on a terminal."""
+    plain = logging.Formatter("[%(asctime)-15s] [%(levelname)8s] - %(message)s")
     if sys.stderr is None or not sys.stderr.isatty():
-        return logging.Formatter("[%(asctime)-15s] [%(levelname)8s] - %(message)s")
-    import colorlog
-
+        return plain
+    try:
+        import colorlog
+    except ImportError:  # the environments of deploy/ do without
+        return plain
     colours = {"INFO": "green", "TRAIN": "cyan", "EVAL": "blue", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold_red"}
     return colorlog.ColoredFormatter("%(log_color)s[%(asctime)-15s] [%(levelname)8s]%(reset)s - %(message)s", log_colors=colours)
 

@@ -83,6 +83,24 @@ def check_writable(output: str, folder: str) -> None:
         raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
 
 
+def lock_folder(folder: str, option: str = "--output_dir") -> Optional[int]:
+    """Make a folder this process's own until it ends, or closes what is returned, a file descriptor. Linux, macOS; else None.
+
+    option: that would name another folder. UserError while another run works in it.
+    """
+    os.makedirs(folder, exist_ok=True)
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except BlockingIOError:
+        raise UserError(f"{folder}: another run is writing there, expected another {option}, or its end") from None
+    except ImportError:
+        return None  # Windows has no such lock
+
+
 def is_stream(path: str) -> bool:
     """Return True for a pipe or device, which can be neither replaced nor read twice."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
@@ -15,15 +16,17 @@ import numpy as np
 from textcls.common.errors import Problems, UserError
 from textcls.common.log import Progress, get_logger, progress_bar
 from textcls.common.options import add_column_options, positive_int, probability_or_auto
-from textcls.common.outputs import check_output, complete_file, is_stream
+from textcls.common.outputs import check_output, check_output_folder, complete_file, is_stream
 from textcls.common.probabilities import DECIMALS, UNDECIDED, top_labels
 from textcls.data.files import read_texts
 from textcls.data.parquet import Rows, check_columns, check_pyarrow, column_names, find_text_column, is_parquet, new_parquet
+from textcls.runtime.parts import describe_run, open_parts, parts_folder
 from textcls.runtime.workbook import Sheet, check_row_count, check_workbook, new_workbook
 
 # texts and characters of a file in memory at a time; batches by length are formed within a chunk
 CHUNK, CHUNK_CHARACTERS = 8192, 1 << 23
 Row = Any  # of jsonl a dict; else a list of str, in which xlsx and parquet have their numbers as float
+RowsOf = Callable[[list[str], Optional[Progress]], Iterable[Row]]
 LINE_BREAKS = re.compile("\r*[\n\t][\r\n\t]*")  # in texts of Parquet files; txt and tsv have a blank instead
 
 
@@ -33,6 +36,8 @@ def add_output_options(parser: argparse.ArgumentParser, output_file: Optional[st
                         ".parquet file; -: standard input")
     add_column_options(parser)
     parser.add_argument("--output_file", default=output_file, help="where the answers go; -: standard output")
+    parser.add_argument("--resume", action="store_true", help="keep the answers in whole parts beside output_file until all are "
+                        "there, and go on behind those of an earlier run that was interrupted")
     parser.add_argument("--output_format", default="txt", choices=["txt", "tsv", "csv", "jsonl", "xlsx", "parquet"])
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes to write per text (not in txt)")
     parser.add_argument("--threshold", type=probability_or_auto, default=0.0,
@@ -44,6 +49,10 @@ def check_output_options(parser: argparse.ArgumentParser, args: argparse.Namespa
     """End with the parser's error where the options of `add_output_options` do not fit together."""
     if args.top_k > 1 and args.output_file and args.output_format == "txt":
         parser.error("--top_k needs --output_format tsv, csv, jsonl, xlsx or parquet: txt holds one label per text")
+
+
+    if args.resume and (args.data_file == "-" or args.output_file in (None, "-")):
+        parser.error("--resume needs a file as --data_file and one as --output_file: streams cannot be read or written again")
 
 
 def check_labels(args: argparse.Namespace, labels: list[str]) -> None:
@@ -86,6 +95,8 @@ def check_files(args: argparse.Namespace, inputs: list[str]) -> Optional[int]:
         check_output(args.output_file, [input_path(args), *inputs], args.dataset_dir)
     if args.output_format == "xlsx":
         check_workbook(args.output_file)
+    if args.resume:
+        check_output_folder(parts_folder(args.output_file), "--resume")
     if (args.output_format == "parquet") != (args.output_file is not None and is_parquet(args.output_file)):
         raise UserError(f"--output_format {args.output_format}: {args.output_file} as output, expected --output_format parquet "
                         "and --output_file with a name that ends in .parquet, or neither")
@@ -97,18 +108,37 @@ def check_files(args: argparse.Namespace, inputs: list[str]) -> Optional[int]:
     return count
 
 
-def label_texts(args: argparse.Namespace, total: Optional[int],
-                rows_of: Callable[[list[str], Optional[Progress]], Iterable[Row]],
-                rank: int = 0, ranks: int = 1) -> Iterator[Row]:
-    """Yield the rows of the texts that args name, chunk by chunk, with a progress bar.
+def write_answers(args: argparse.Namespace, total: Optional[int], rows_of: RowsOf, models: Sequence[str]) -> None:
+    """Label the texts that args name, and write the output; with --resume by way of parts, which an earlier run may have begun.
+
+    total, rows_of: of `label_chunks`. models: folders whose files the answers depend on.
+    """
+    if not args.resume:
+        with open_output(args) as output:
+            return write_rows(output, itertools.chain.from_iterable(label_chunks(args, total, rows_of)), args)
+    with open_parts(args.output_file, describe_run(args, input_path(args), models)) as parts:
+        if parts.count:
+            get_logger().info(f"--resume: going on behind {parts.count} whole parts in {parts.folder}.")
+        for rows in label_chunks(args, total, rows_of, done=parts.count):
+            parts.add(rows)
+        with open_output(args) as output:
+            write_rows(output, parts.rows(), args)
+        parts.remove()
+
+
+def label_chunks(args: argparse.Namespace, total: Optional[int], rows_of: RowsOf, rank: int = 0, ranks: int = 1, done: int = 0
+                 ) -> Iterator[Iterable[Row]]:
+    """Yield the rows of each chunk of the texts that args name, with a progress bar.
 
     total: of `check_files`. rows_of: function of (texts, progress bar or None) that returns their rows. Of several ranks each
-    takes the chunks whose number is `rank` modulo `ranks`.
+    takes the chunks whose number is `rank` modulo `ranks`. done: chunks that are left out.
     """
-    with progress_bar(total, "Predicting", leave=True, disable=rank > 0) as progress:
-        for number, texts in enumerate(read_chunks(input_path(args), args.data_file == "-", args.text_column)):
+    chunks = read_chunks(input_path(args), args.data_file == "-", args.text_column)
+    initial = sum(map(len, itertools.islice(chunks, done)))
+    with progress_bar(total, "Predicting", leave=True, disable=rank > 0, initial=initial) as progress:
+        for number, texts in enumerate(chunks):
             if number % ranks == rank:
-                yield from rows_of(texts, progress if ranks == 1 else None)
+                yield rows_of(texts, progress if ranks == 1 else None)
             if ranks > 1:
                 progress.update(len(texts))
 

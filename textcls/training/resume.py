@@ -10,7 +10,7 @@ from typing import Any, Optional
 from textcls.common.errors import UserError, is_main_rank
 from textcls.common.log import get_logger
 from textcls.common.long_texts import MODES
-from textcls.common.outputs import STAGING, check_output_folder, complete_folder
+from textcls.common.outputs import STAGING, check_output_folder, complete_folder, lock_folder
 from textcls.data.encoders import read_long_text
 from textcls.data.files import compare_labels, read_json, read_labels
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
@@ -21,7 +21,6 @@ from textcls.training.trainer import (
     ClassificationTrainer,
     check_batch,
     list_checkpoints,
-    lock_folder,
     plain_library_errors,
     random_state_file,
     remove_folder,

@@ -374,20 +374,6 @@ def random_state_file(args: TrainingArguments) -> str:
     return f"rng_state_{args.world_size}.pth" if args.world_size > 1 else "rng_state.pth"
 
 
-def lock_folder(folder: str) -> None:
-    """Make a folder this process's own until it ends; UserError while another training or pruning works in it. Linux, macOS."""
-    os.makedirs(folder, exist_ok=True)
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)  # stays open; the system closes it with the process
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder}: another run is writing there, expected another --output_dir, or its end") from None
-    except ImportError:
-        pass  # Windows has no such lock
-
-
 def list_checkpoints(output_dir: str) -> list[str]:
     """Return the paths of output_dir/checkpoint-N."""
     names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
