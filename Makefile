@@ -126,8 +126,27 @@ PYTHON310 ?= $(call find_in,10,99,$(BASE) python3.12 python3.11 python3.10)
 	  touch $@; \
 	fi
 
+# Spark 4, or with SPARK=3.5 Spark 3.5 in an environment of its own; both need Java (deploy/spark/README.md). Where there is no Java
+# or no Python for it its tests skip
+SPARK ?= 4
+export SPARK
+SPARK_ENDING := $(if $(filter 3.5,$(SPARK)),-3.5)
+PYTHON_SPARK ?= $(call find_in,10,$(if $(SPARK_ENDING),11,13),$(BASE) python3.11 python3.12 python3.10 python3.13)
+.venv-spark$(SPARK_ENDING)/.installed: deploy/spark/requirements$(SPARK_ENDING).txt deploy/spark/requirements-executor.txt \
+		deploy/spark/constraints.txt | $(VENV)/.python
+	@if [ -z "$(PYTHON_SPARK)" ] || ! command -v java >/dev/null; then \
+	  echo "No Java, or no Python of 3.10-$(if $(SPARK_ENDING),3.11,3.13) with venv found, so no Spark: install them, or name the" \
+	    "Python: make PYTHON_SPARK=/path/to/python" >&2; \
+	else set -ex; \
+	  $(PYTHON_SPARK) -m venv --clear .venv-spark$(SPARK_ENDING); \
+	  $(call pip_with,deploy/spark/constraints.txt,.venv-spark$(SPARK_ENDING)) install --quiet setuptools wheel; \
+	  $(call pip_with,deploy/spark/constraints.txt,.venv-spark$(SPARK_ENDING)) install --quiet \
+	    -r deploy/spark/requirements$(SPARK_ENDING).txt; \
+	  touch $@; \
+	fi
+
 # Paddle Serving reads graphs of Paddle 2 only: with Paddle 3 its tests skip
-SERVERS := .venv-simple-serving .venv-milvus .venv-triton $(if $(STACK),,.venv-paddle-serving)
+SERVERS := .venv-simple-serving .venv-milvus .venv-triton .venv-spark$(SPARK_ENDING) $(if $(STACK),,.venv-paddle-serving)
 
 setup-test: $(VENV)/.installed-test $(SERVERS:%=%/.installed)
 
