@@ -30,12 +30,15 @@ from textcls.models.configs import change_config
 from textcls.models.families import FAMILIES
 from textcls.models.paddle_setup import paddle
 from textcls.models.wordpiece import build_rust_tokenizer
+from textcls.retrieval.changes import memory_index, new_header, rows_of_texts, write_index
+from textcls.retrieval.encoder import open_encoder
+from textcls.retrieval.head import fit_head
 from textcls.runtime.exported import sha256
 
 # the test files, the longest first
 LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "prompts", "milvus", "retrieval_index", "retrieval_scripts",
            "pretrained_encoders", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug", "sent_interpret",
-           "predictor", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")
+           "predictor", "spark", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")
 
 
 def pytest_collection_modifyitems(items):
@@ -128,6 +131,23 @@ def encoder_export(checkpoint, make_once):
         assert process.returncode == 0, process.stderr
 
     return make_once("encoder_export", make) / "export"
+
+
+@pytest.fixture(scope="session")
+def search_export(encoder_export, make_once):
+    """An exported encoder with an index of the sample data's training texts in its folder index/; tests that change it take a
+    copy."""
+    def make(folder):
+        shutil.copytree(encoder_export, folder / "export")
+        rows = [line.split("\t") for line in read_lines(ROOT / "data/train.txt")][:600]
+        labels = read_lines(ROOT / "data/label.txt")
+        texts, encoder = [text for text, _ in rows], open_encoder(str(encoder_export), num_threads=1)
+        header = new_header(encoder.encoder_id, encoder.dimension, "texts", [(label, []) for label in labels])
+        new_rows = rows_of_texts(encoder.encode(texts), [labels.index(row[1]) for row in rows], texts)
+        index = memory_index({**header, "head": {"weight": 0.5, "temperature": 1.0, "strength": 10.0}}, new_rows)
+        write_index(folder / "export/index", index._replace(head=fit_head(index, 10.0)))
+
+    return make_once("search_export", make) / "export"
 
 
 @pytest.fixture(scope="session")

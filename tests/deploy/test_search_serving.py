@@ -11,18 +11,8 @@ from test_simple_serving import CLIENT, CODE, SERVER, client, post, start, stop
 
 import load
 from helpers import ROOT, assert_user_error, read_lines, run, run_all, server_python, write_lines
-from textcls.retrieval.changes import (
-    add_texts,
-    changing,
-    memory_index,
-    new_header,
-    remove_label,
-    rows_of_texts,
-    write_header,
-    write_index,
-)
+from textcls.retrieval.changes import add_texts, changing, remove_label, write_header
 from textcls.retrieval.encoder import open_encoder
-from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import open_index
 from textcls.retrieval.predictor import SearchPredictor
 
@@ -36,17 +26,9 @@ def encoder(encoder_export):
 
 
 @pytest.fixture(scope="module")
-def export(encoder, encoder_export, tmp_path_factory):
-    """An exported encoder with an index of the sample data's training texts in it."""
-    folder = shutil.copytree(encoder_export, tmp_path_factory.mktemp("search") / "export")
-    rows = [line.split("\t") for line in read_lines(ROOT / "data/train.txt")][:600]
-    labels = read_lines(ROOT / "data/label.txt")
-    texts = [text for text, _ in rows]
-    header = new_header(encoder.encoder_id, encoder.dimension, "texts", [(label, []) for label in labels])
-    new_rows = rows_of_texts(encoder.encode(texts), [labels.index(row[1]) for row in rows], texts)
-    index = memory_index({**header, "head": {"weight": 0.5, "temperature": 1.0, "strength": 10.0}}, new_rows)
-    write_index(folder / "index", index._replace(head=fit_head(index, 10.0)))
-    return folder
+def export(search_export, tmp_path_factory):
+    """An exported encoder with an index in it, to be changed."""
+    return shutil.copytree(search_export, tmp_path_factory.mktemp("search") / "export")
 
 
 @pytest.fixture(scope="module")
