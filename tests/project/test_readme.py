@@ -24,7 +24,8 @@ DOCUMENTS = {"README.md": ".",  # where a document's commands are run
                                                     "troubleshooting", "results", "development")},
              "analysis/README.md": ".", "few-shot/README.md": ".", "retrieval_based/README.md": ".",
              **{f"deploy/{name}/README.md": f"deploy/{name}" for name in ("predictor", "simple_serving", "triton_serving",
-                                                                          "paddle_serving")}}
+                                                                          "paddle_serving")},
+             "deploy/spark/README.md": "."}
 CHANGES = [("--use_quantize", "--use_quantize --allow_accuracy_drop"),  # of a small model, ties decide
            ("--num_train_epochs 2", "--max_steps 4")]
 SKIPPED = ("make ", "pip ", "python -m venv", "python3.9 -m venv", "source ", "unset ", "nvidia-smi",  # set-up: test_demo and CI
@@ -78,6 +79,7 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     '"parameters": {"top_k": 1, "num_nearest"': "test_search_serving.py::test_below_the_threshold_is_undecided",
     "python client.py": "test_simple_serving.py::test_client_agrees_with_predict",
     "curl -X POST http://127.0.0.1:8189/predict": "test_simple_serving.py::test_requests_at_once_share_batches",
+    "python deploy/spark/spark_infer.py": "test_spark.py::test_all_rows_have_the_answers_of_infer_and_bad_rows_their_errors",
     "python start_server.py": "test_triton_serving.py::test_clients_agree_with_predict",
     "python seqcls_": "test_triton_serving.py::test_clients_agree_with_predict",
     "curl -s http://127.0.0.1:8000/v2/models/seqcls/infer": "test_triton_serving.py::test_bad_requests_by_http",
