@@ -36,9 +36,9 @@ from textcls.retrieval.head import fit_head
 from textcls.runtime.exported import sha256
 
 # the test files, the longest first
-LONGEST = ("readme", "train", "prune", "few_shot", "retrieval_train", "prompts", "milvus", "retrieval_index", "retrieval_scripts",
-           "pretrained_encoders", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug", "sent_interpret",
-           "predictor", "spark", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")
+LONGEST = ("readme", "train", "prune", "few_shot", "spark", "retrieval_train", "prompts", "milvus", "retrieval_index",
+           "retrieval_scripts", "pretrained_encoders", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug",
+           "sent_interpret", "predictor", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")
 
 
 def pytest_collection_modifyitems(items):

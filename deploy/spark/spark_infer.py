@@ -259,13 +259,14 @@ def describe(counts: Counts) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what a user can mend of an error of Spark: what a worker said, else the first line of it."""
+    """Return what a user can mend of an error of Spark: what a worker said, else what Python or Java says."""
     text = str(error)
     said = re.findall(r"^.*?\bUserError: (.+)$", text, re.MULTILINE)
     if said:
         return said[-1]
-    failed = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception): .+)$", text, re.MULTILINE)  # the end of a traceback
-    reason = failed[-1] if failed else text.strip().splitlines()[0]
+    reasons = re.findall(r"^(?:\w+\.)*(\w+Error: .+)$", text, re.MULTILINE)[-1:]  # Python's stands at the end of its traceback
+    reasons += re.findall(r"(?:Exception|Error): (?!Job aborted|Task failed)(.+)$", text, re.MULTILINE)
+    reason = (reasons or text.strip().splitlines())[0].rstrip(".")
     return f"{reason}, expected a job that Spark can run (--log_level WARN says more)"
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from helpers import ROOT, THRESHOLD, assert_user_error, read_lines, run_all, server_python
+from helpers import ROOT, THRESHOLD, assert_user_error, load_script, read_lines, run_all, server_python
 from textcls.common.probabilities import top_labels
 from textcls.runtime.predictor import Predictor
 
@@ -175,6 +175,19 @@ def test_a_function_for_sql(exported, right, tmp_path):
     assert process.returncode == 0, process.stderr
     (label, probability), *_ = right[first]
     assert process.stdout == f"0 {label} {probability} 2 None\n1 None None None null, expected a text\n"
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("Traceback (most recent call last):\n  File\ntextcls.common.errors.UserError: host: lacks the package x\n\n\tat java",
+     "host: lacks the package x"),
+    ("An exception\n  File\nModuleNotFoundError: No module named 'pyarrow'\n", "ModuleNotFoundError: No module named 'pyarrow'"),
+    ("An error occurred while calling o4.save.\n: org.apache.spark.SparkException: Job aborted due to stage failure: (TID 0) "
+     "java.io.IOException: Cannot run program \"x\": error=2\nCaused by: java.io.IOException: Cannot run program \"x\": error=2",
+     'Cannot run program "x": error=2'),
+    ("[PATH_NOT_FOUND] Path does not exist: file:/x.", "[PATH_NOT_FOUND] Path does not exist: file:/x")])
+def test_errors_of_spark_become_a_line(text, reason):
+    found = load_script("deploy/spark", "spark_infer").reason_of(RuntimeError(text))
+    assert found.startswith(reason) and "\n" not in found
 
 
 def command(exported, table, output, *more, start=(PYTHON,)):
