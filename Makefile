@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all of their own set-up; they need make, and a Python or the means to get one.
 # PADDLE=2.6 or PADDLE=3 chooses the stack: Paddle 2.6 (Python 3.9-3.12) where there is a Python for it, else Paddle 3
 # (Python 3.10-3.13). PYTHON=/path/to/python chooses another interpreter, VENV=folder another environment, GPU=0 the CPU set on a
-# GPU machine. Paddle 3 on a GPU needs PADDLE_INDEX=address, which Paddle's installation page names for each CUDA.
+# GPU machine, SPARK=3.5 Spark 3.5. Paddle 3 on a GPU needs PADDLE_INDEX=address, which Paddle's installation page names for each CUDA.
 
 # the first of $(3) that is a Python of 3.$(1) to 3.$(2) with venv
 find_in = $(shell for p in $(3); do \
