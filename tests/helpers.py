@@ -85,8 +85,12 @@ def console_handlers(stream):
 
 
 def load_script(folder, name):
-    """folder/name.py as a module of a name of its own, since the repository has several scripts of some names."""
-    spec = importlib.util.spec_from_file_location(f"{folder.replace('-', '_')}_{name}", ROOT / folder / f"{name}.py")
+    """folder/name.py as a module of a name of its own, since the repository has several scripts of some names. The same module for
+    all tests: what a script pickles has to be of the classes that its name leads to."""
+    module_name = f"{folder.replace('-', '_')}_{name}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, ROOT / folder / f"{name}.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
