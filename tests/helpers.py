@@ -85,8 +85,8 @@ def console_handlers(stream):
 
 
 def load_script(folder, name):
-    """folder/name.py as a module of a name of its own, since the repository has several scripts of some names. The same module for
-    all tests: what a script pickles has to be of the classes that its name leads to."""
+    """folder/name.py as a module of a name of its own, since the repository has several scripts of some names. All tests have the
+    same module: what a script pickles has to be of the classes that its name leads to."""
     module_name = f"{folder.replace('-', '_')}_{name}"
     if module_name in sys.modules:
         return sys.modules[module_name]
