@@ -86,7 +86,7 @@ connections = [http.client.HTTPConnection("127.0.0.1", 9878, timeout=60) for _ i
 for connection in connections:
     connection.request("POST", "/seq_cls/prediction", json.dumps({"key": ["sentence"], "value": [text]}))
 time.sleep(0.1)
-assert not calls[-1].done(), "too fast to test anything"
+assert not any(call.done() for call in calls[2:]), "too fast to test anything"
 print("all sent", flush=True)
 answers = [connection.getresponse() for connection in connections]
 found = [(str(answer.status), json.loads(answer.read())["value"][0]) for answer in answers]

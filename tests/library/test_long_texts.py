@@ -24,7 +24,7 @@ from textcls.models.tokenizers import load_tokenizer, make_encoder, rust_tokeniz
 from textcls.runtime.predictor import Predictor
 from textcls.training.samplers import LengthGroupedBatchSampler, TokenBatchSampler
 from textcls.training.scoring import compute_metrics
-from textcls.training.trainer import join_rows
+from textcls.training.trainer import join_logits
 
 word_interpret = load_script("analysis", "word_interpret")
 
@@ -107,7 +107,7 @@ def test_a_training_learns_from_the_answers_for_texts(vote):
     generator = np.random.default_rng(3)
     values, owners = generator.normal(size=(7, 4)).astype(np.float32), np.array([5, 5, 5, 2, 9, 9, 9])
     logits = paddle.to_tensor(values, stop_gradient=False)
-    joined, labels = join_rows(logits, paddle.to_tensor([1, 1, 1, 0, 3, 3, 3]), paddle.to_tensor(owners), vote)
+    joined, labels = join_logits(logits, paddle.to_tensor([1, 1, 1, 0, 3, 3, 3]), paddle.to_tensor(owners), vote)
     np.testing.assert_allclose(joined.numpy(), join_windows(values, np.array([0, 3, 4]), vote), atol=1e-6)
     assert labels.tolist() == [1, 0, 3]
     paddle.nn.functional.cross_entropy(joined, labels).backward()
