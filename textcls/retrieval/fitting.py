@@ -21,8 +21,8 @@ SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
 LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
 TRIED_LABELS, MOST_LOSS = 12, 0.01  # of `best_least_rows`
 BIASES = np.linspace(0, 6, 13)  # of labels of few texts
-GROUPS, GROUP_SHARE, FEW_LOSS = 3, 15, 0.003  # of `best_few_bias`: so many groups, each of one label in so many; the most that
-# the other labels lose: with more new labels they lose more
+# of `best_few_bias`: so many groups, each of one label in so many; other labels lose so much at most, more where more are new
+GROUPS, GROUP_SHARE, FEW_LOSS = 3, 15, 0.003
 MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
 LEAST = 1e-4  # a label without votes counts as this probable
 
@@ -56,20 +56,18 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     sharpness, nll = best_sharpness(index, found, label_ids)
     index = with_settings(index, vote={**settings, "sharpness": sharpness})
     fused = float((guess(index, found) == label_ids).mean())
-    dev = ask(index, vectors, found)
+    dev = ask(index, found)
     if unknown.texts:
-        others = ask(index, unknown.vectors, find_rows(index, unknown.vectors, unknown.texts, sizes[-1]))
-        known, auroc = fit_known(dev.features, others.features, unknown.share)
+        own, others = dev, ask(index, find_rows(index, unknown.vectors, unknown.texts, sizes[-1]))
     else:
         own, others = leave_labels_out(index, label_ids, lambda part_index, rows: find_rows(
             part_index, vectors[rows], [texts[row] for row in rows], sizes[-1]))
-        known, auroc = fit_known(own.features, others.features, unknown.share)
+    known, auroc = fit_known(own.features, others.features, unknown.share)
     threshold = None
     if precision is not None:
         threshold = fit_threshold(dev, dev.labels == label_ids, others, known, precision, unknown.share)
-    index = with_settings(index, known=known)
-    return with_settings(index, threshold=threshold), {"vote": dense, "lexical": words, **figures, "fused": fused,
-                                                       "known_auroc": auroc, "nll": nll}
+    figures = {"vote": dense, "lexical": words, **figures, "fused": fused, "known_auroc": auroc, "nll": nll}
+    return with_settings(index, known=known, threshold=threshold), figures
 
 
 def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **entries: object) -> SearchIndex:
@@ -152,10 +150,19 @@ def best_least_rows(index: SearchIndex, found: Found, label_ids: np.ndarray) -> 
         few = np.where(np.arange(len(counts)) == label, FEW, counts)
         is_right = [guess(with_settings(index, few, vote=setting), cut) == label_ids for setting in settings]
         scores.append([(right[own].mean(), right[~own].mean()) for right in is_right])
+    whole = [(guess(with_settings(index, vote=setting), found) == label_ids).mean() for setting in settings]
+    return LEAST_ROWS[best_for_few(scores, whole, MOST_LOSS)]
+
+
+def best_for_few(scores: list[list[tuple[float, float]]], whole: list[float], most_loss: float) -> int:
+    """The number of the setting that finds most texts of cut labels, among those that cost the others at most most_loss of their
+    accuracy, and dev texts with the whole index nothing, both compared with setting 0.
+
+    scores: of each cut, of each setting: (accuracy of the cut labels' texts, of the others'); whole: of each setting.
+    """
     cut_found, others_found = np.mean(scores, axis=0).T
-    whole = np.array([(guess(with_settings(index, vote=setting), found) == label_ids).mean() for setting in settings])
-    allowed = (others_found >= others_found[0] - MOST_LOSS) & (whole >= whole[0])
-    return LEAST_ROWS[np.argmax(np.where(allowed, cut_found, -1))]
+    allowed = (others_found >= others_found[0] - most_loss) & (np.array(whole) >= whole[0])
+    return int(np.argmax(np.where(allowed, cut_found, -1)))
 
 
 def draw_gone(index: SearchIndex, labels: Sequence[int], generator: np.random.Generator) -> np.ndarray:
@@ -202,11 +209,8 @@ def best_few_bias(index: SearchIndex, found: Found, label_ids: np.ndarray) -> fl
         scores.append([(right[own].mean(), right[~own].mean()) for right in is_right])
     if not scores:
         return 0.0
-    cut_found, others_found = np.mean(scores, axis=0).T
-    whole = np.array([(guess(with_settings(index, head={**entry, "few_bias": bias}), found) == label_ids).mean()
-                      for bias in BIASES])
-    allowed = (others_found >= others_found[0] - FEW_LOSS) & (whole >= whole[0])
-    return float(BIASES[np.argmax(np.where(allowed, cut_found, -1))])
+    whole = [(guess(with_settings(index, head={**entry, "few_bias": bias}), found) == label_ids).mean() for bias in BIASES]
+    return float(BIASES[best_for_few(scores, whole, FEW_LOSS)])
 
 
 def guess(index: SearchIndex, found: Found) -> np.ndarray:

@@ -42,12 +42,13 @@ class Examples(NamedTuple):
         return np.array([round(value, DECIMALS) for value in exact.tolist()])
 
 
-def ask(index: SearchIndex, vectors: np.ndarray, found: Found) -> Examples:
-    """Ask an index for texts. vectors: float32 [num_texts, dimension]; found: what is near them."""
+def ask(index: SearchIndex, found: Found) -> Examples:
+    """Ask an index for texts. found: what is near them."""
     features, labels, probs = [], [], []
-    for chunk in chunks(index, len(vectors)):
-        features.append(known_features(index, vectors[chunk], part(found, chunk)))
-        fused = fuse(index, part(found, chunk))
+    for chunk in chunks(index, len(found.vectors)):
+        near = part(found, chunk)
+        features.append(known_features(index, near.vectors, near))
+        fused = fuse(index, near)
         labels.append(fused.argmax(axis=1))
         probs.append(fused.max(axis=1))
     return Examples(np.concatenate(features), np.concatenate(labels), np.concatenate(probs))
@@ -76,8 +77,7 @@ def leave_labels_out(index: SearchIndex, label_ids: np.ndarray, find: Callable[[
         for examples, wanted in ((known, (fold + 1) % num_folds), (unknown, fold)):
             rows = np.flatnonzero(own_folds == wanted)
             if len(rows):
-                found = find(part_index, rows)
-                examples.append(ask(part_index, found.vectors, found))
+                examples.append(ask(part_index, find(part_index, rows)))
     return join(known), join(unknown)
 
 

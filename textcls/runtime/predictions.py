@@ -49,8 +49,6 @@ def check_output_options(parser: argparse.ArgumentParser, args: argparse.Namespa
     """End with the parser's error where the options of `add_output_options` do not fit together."""
     if args.top_k > 1 and args.output_file and args.output_format == "txt":
         parser.error("--top_k needs --output_format tsv, csv, jsonl, xlsx or parquet: txt holds one label per text")
-
-
     if args.resume and (args.data_file == "-" or args.output_file in (None, "-")):
         parser.error("--resume needs a file as --data_file and one as --output_file: streams cannot be read or written again")
 
@@ -213,8 +211,8 @@ def parquet_columns(args: argparse.Namespace) -> tuple[dict[str, type], Optional
     path = input_path(args)
     if not is_parquet(path):
         return own, None, []
-    names = column_names(path)
-    others = [name for name in names if name != find_text_column(path, args.text_column)]
+    text_column = find_text_column(path, args.text_column)
+    others = [name for name in column_names(path) if name != text_column]
     taken = [name for name in others if name in own]
     if taken:
         get_logger().warning(f"{path}: left out of the output: {', '.join(map(repr, taken))}, since the answers have columns of "

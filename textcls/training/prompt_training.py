@@ -8,7 +8,7 @@ from textcls.data.tokens import TokenizedTexts, pad_batch
 from textcls.models.paddle_setup import paddle
 from textcls.training.callbacks import is_best
 from textcls.training.losses import rdrop_divergence, relation_loss
-from textcls.training.trainer import ClassificationTrainer, join_rows, plain_library_errors
+from textcls.training.trainer import ClassificationTrainer, join_logits, plain_library_errors
 
 from paddlenlp.trainer import TrainerCallback
 
@@ -53,7 +53,7 @@ class PromptTrainer(ClassificationTrainer):
         input_ids, num_labels = inputs["input_ids"], len(self.labels)
         # both passes of R-Drop at once
         outputs = model(paddle.concat([input_ids, input_ids]) if args.use_rdrop else input_ids, with_features=True)
-        joined = [join_rows(part, inputs["labels"], inputs.get("owners"), self.train_dataset.vote)
+        joined = [join_logits(part, inputs["labels"], inputs.get("owners"), self.train_dataset.vote)
                   for part in (paddle.split(outputs, 2) if args.use_rdrop else [outputs])]
         parts, labels, features = [part[:, :num_labels] for part, _ in joined], joined[0][1], joined[0][0][:, num_labels:]
         loss = sum(self.criterion(part, labels) for part in parts) / len(parts)

@@ -223,7 +223,7 @@ class ClassificationTrainer(Trainer):
         owners = inputs.pop("owners", None)
         if owners is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs)
-        logits, labels = join_rows(model(inputs["input_ids"]), inputs["labels"], owners, self.train_dataset.vote)
+        logits, labels = join_logits(model(inputs["input_ids"]), inputs["labels"], owners, self.train_dataset.vote)
         loss = self.criterion(logits, labels)
         return (loss, logits) if return_outputs else loss
 
@@ -399,7 +399,7 @@ def collate(rows: list[dict], pad_id: int) -> dict[str, np.ndarray]:
     return {"input_ids": pad_batch([row["input_ids"] for row in rows], pad_id), **batch}
 
 
-def join_rows(logits: paddle.Tensor, labels: paddle.Tensor, owners: Optional[paddle.Tensor], vote: str
+def join_logits(logits: paddle.Tensor, labels: paddle.Tensor, owners: Optional[paddle.Tensor], vote: str
               ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Make the logits of the texts in a batch of those of their windows, as `join_windows` does, but differentiable.
 
