@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers import ROOT, assert_user_error, read_lines, run_here
@@ -107,6 +107,8 @@ ODD = st.text(st.one_of(st.sampled_from("ab甲=#\t\n\r\0 \u200b\u2028\ufeff\x1b\
 
 
 @settings(max_examples=300, deadline=None)
+@example("\ufeff", "")
+@example("\ufeff甲", "\ufeff乙")
 @given(ODD, ODD)
 def test_files_give_back_what_the_rules_allow(tmp_path_factory, text, label):
     """What the rules refuse is what a file could not hold: it would come back as something else, or as a problem."""

@@ -14,6 +14,7 @@ class Rule(NamedTuple):
     expected: str  # what messages say was expected
     refused: dict[str, str]  # what may not be in it -> how messages call that
     is_name: bool = False  # compared by eye and letter by letter: nothing invisible, no blanks around it
+    begins_line: bool = False  # readers drop a byte order mark where a line begins with one
 
     def problem(self, value: str) -> Optional[str]:
         """Say what keeps a string from being this; None where nothing does."""
@@ -24,6 +25,8 @@ class Rule(NamedTuple):
                 return name
         if has_lone_surrogate(value):
             return "a lone surrogate (invalid UTF-8)"
+        if self.begins_line and value.startswith("\ufeff"):
+            return "a byte order mark at its beginning"
         if self.is_name and value != value.strip():
             return "blanks around it"
         if self.is_name and has_invisible(value):
@@ -36,7 +39,7 @@ SEPARATORS = {**NUL, "\t": "a tab", "\n": "a line end", "\r": "a line end"}
 TEXT = Rule("a text", NUL)  # to label; a line break and a tab may be in it
 # TEXT as a JSON schema can say it (ECMA-262). Not to check by: it takes quadratic time on a long text with a NUL
 TEXT_PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
-LINE = Rule("a text on one line, without a tab", SEPARATORS)  # that a file can hold, beside a label
+LINE = Rule("a text on one line, without a tab", SEPARATORS, begins_line=True)  # that a file can hold, beside a label
 LABEL = Rule("a label of visible characters, without ==, a tab, a line end or blanks around it",
              {**SEPARATORS, "==": "== in it"}, True)
 
