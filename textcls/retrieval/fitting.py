@@ -100,7 +100,8 @@ def best_weight(index: SearchIndex, found: Found, label_ids: np.ndarray) -> floa
 
 
 def best_head(index: SearchIndex, found: Found, label_ids: np.ndarray) -> tuple[SearchIndex, dict[str, float]]:
-    """The index with the head, and its weight beside the vote and the characters, of most right answers, then of least NLL.
+    """The index with the head of least NLL, and its weight beside the vote and the characters of most right answers, then of
+    least NLL.
 
     A weight of 0: no head. Returns (index, {"head": accuracy of the head alone}).
     """
@@ -110,8 +111,8 @@ def best_head(index: SearchIndex, found: Found, label_ids: np.ndarray) -> tuple[
     grid = [(head, strength, temperature) for head, strength in tried for temperature in HEAD_TEMPERATURES]
     settings = [(1.0, *choice) for choice in grid]
     hits, losses = measure_heads(index, found, label_ids, settings)
-    best = grid[np.lexsort((losses, -hits))[0]]
-    alone = float(hits.max() / len(label_ids))
+    best = grid[losses.argmin()]  # not by hits: among so many a few more are chance
+    alone = float(hits[losses.argmin()] / len(label_ids))
     hits, losses = measure_heads(index, found, label_ids, [(float(weight), *best) for weight in WEIGHTS])
     weight = float(WEIGHTS[np.lexsort((losses, -hits))[0]])
     if weight == 0:

@@ -10,7 +10,7 @@ from textcls.common.probabilities import softmax
 if TYPE_CHECKING:
     from textcls.retrieval.index import SearchIndex
 
-STRENGTHS = (1.0, 10.0, 100.0)  # C of the regression, on vectors whose mean square distance from their mean is made 1
+STRENGTHS = (3.0, 30.0, 300.0)  # C of the regression, on vectors whose mean square distance from their mean is made 1
 STEPS, TOLERANCE = 200, 1e-4  # of L-BFGS: at most, and the relative gain below which it ends
 MOST_WORK, AT_ONCE_WORK = 1e10, 1e9  # `head_work` up to which --head auto fits a head, and a change of the index fits it anew
 CELLS = 1 << 21  # rows x labels at a time

@@ -15,7 +15,7 @@ from textcls.retrieval.index import SearchIndex
 from textcls.retrieval.search import Found, chunks, fuse, known_features, part, score_known
 
 UNKNOWN_SHARE = 0.1  # of the texts that are asked about, where nobody says otherwise
-FOLDS, LEAST_LABELS = 3, 4  # of `leave_labels_out`; a head of fewer labels than these says nothing of others
+FOLDS, LEAST_LABELS = 5, 4  # of `leave_labels_out`; a head of fewer labels than these says nothing of others
 
 
 class UnknownTexts(NamedTuple):
