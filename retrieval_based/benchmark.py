@@ -29,6 +29,7 @@ from textcls.common.log import get_logger
 from textcls.common.options import make_parser, positive_int, seed_number, share_below_one
 from textcls.common.outputs import check_output_folder, complete_file
 from textcls.data.files import draw_shots, read_label_words, read_labelled
+from textcls.retrieval.fitting import NEW_LABEL_COST
 from textcls.retrieval.unknown import auroc
 from textcls.training.scoring import score_open
 
@@ -47,6 +48,7 @@ def parse_arguments():
                         help="shares of the labels that are known, in the place of --leave_out and --shots")
     parser.add_argument("--unknown_share", type=share_below_one, default=0.5,
                         help="of build_index.py, with --known_share; 0.5: neither known nor unknown texts are expected more")
+    parser.add_argument("--new_label_cost", type=share_below_one, default=NEW_LABEL_COST, help="of build_index.py")
     parser.add_argument("--shots", type=positive_int, default=5, help="training texts by which each of them is added")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[1], help="of what is drawn, and of the training")
     parser.add_argument("--output_dir", default="retrieval-benchmark")
@@ -115,7 +117,7 @@ def measure_added(args, seed, labels, rows):
     folder = os.path.abspath(os.path.join(args.output_dir, f"seed-{seed}"))
     new = np.random.default_rng(seed).choice(len(labels), args.leave_out, replace=False)
     write_known(folder, labels, rows, set(new.tolist()))
-    encoder = make_index(args, folder, seed)
+    encoder = make_index(args, folder, seed, "--new_label_cost", args.new_label_cost)
     truth, is_new = np.array([*labels, ""])[rows["test"][1]], np.isin(rows["test"][1], new)
     is_known = ~is_new & (rows["test"][1] < len(labels))
     before, known = answer(folder, "before", encoder)

@@ -44,7 +44,7 @@ from textcls.retrieval.changes import (
     write_index,
 )
 from textcls.retrieval.encoder import open_encoder, prefixed
-from textcls.retrieval.fitting import fit
+from textcls.retrieval.fitting import NEW_LABEL_COST, fit
 from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
@@ -78,6 +78,8 @@ def parse_arguments():
                         help="share of right answers that predict.py --threshold auto shall give at least")
     parser.add_argument("--unknown_share", type=share_below_one, default=UNKNOWN_SHARE,
                         help="share of texts of no label that --precision and the confidence reckon with")
+    parser.add_argument("--new_label_cost", type=share_below_one, default=NEW_LABEL_COST,
+                        help="accuracy that the head may cost other labels so that new ones of a few texts are found")
     parser.add_argument("--unknown_file", help="texts of no label in data_dir; None: dev texts without their labels")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
@@ -219,7 +221,7 @@ def choose(args, encoder, labels, rows, dev, unknown_texts, pending):
             get_logger().warning(f"No {args.dev_file}: the settings are the usual ones, the confidence is not calibrated, and no "
                                  "threshold is known, expected some labelled texts that are not in the index.")
             return index
-        index, figures = fit(index, dev_vectors, *dev, args.precision, wants_head(args.head, index), unknown)
+        index, figures = fit(index, dev_vectors, *dev, args.precision, wants_head(args.head, index), unknown, args.new_label_cost)
         shares = " | ".join(f"{name} {figures[name] * 100:.2f}%" for name in ("vote", "lexical", "head", "fused")
                             if name in figures)
         weights = {"lexical": index.header["lexical"]["weight"]}

@@ -122,7 +122,9 @@ def with_head_weight(index, weight):
     if index.head is None and weight > 0:
         raise UserError(f"--head_weight {weight:g}: {index.folder} has no head, expected 0, or an index with one "
                         "(build_index.py --head)")
-    return index._replace(head=None) if weight == 0 else with_settings(index, head={**index.header["head"], "weight": weight})
+    if weight == 0:
+        return index._replace(head=None)
+    return with_settings(index, head={**index.header["head"], "weight": weight, "few_weight": weight})
 
 
 def answer(index, vectors, texts, label_ids):

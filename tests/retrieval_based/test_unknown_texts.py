@@ -111,18 +111,18 @@ def test_a_label_that_the_head_does_not_know_yet_is_not_said_to_be_unknown(tmp_p
 
 def test_labels_of_few_texts_are_heard_as_dev_texts_allow(tmp_path):
     index, _ = fit(make_index(), QUERIES, QUERY_TEXTS, QUERY_IDS, with_head=True)
-    assert index.header["head"]["few_bias"] in BIASES and not index.biases.any()  # all labels have many texts
-    header = {**index.header, "head": {**index.header["head"], "weight": 1.0, "few_bias": 6.0}}
+    assert index.header["head"]["few_bias"] in BIASES and not index.few.any()  # all labels have many texts
+    header = {**index.header, "head": {**index.header["head"], "weight": 0.0, "few_weight": 1.0, "few_bias": 6.0}}
     write_index(tmp_path, index._replace(header=header))
     new, texts = draw(np.full(5, NUM_LABELS))
     add_texts(tmp_path, "新", texts, new)
     opened = open_index(tmp_path)
     opened = opened._replace(head=fit_head(opened, header["head"]["strength"]))
-    np.testing.assert_allclose(opened.biases, [0] * NUM_LABELS + [6])
+    np.testing.assert_allclose(opened.few, [0] * NUM_LABELS + [1])
     more, texts = draw(np.full(50, NUM_LABELS))
-    without = with_settings(opened, head={**header["head"], "few_bias": 0.0})
-    heard = [sum(answer.label == "新" for answer in make_answers(one, more, texts)) for one in (without, opened)]
-    assert heard[1] > heard[0]
+    others = [with_settings(opened, head={**header["head"], **changes}) for changes in ({"few_weight": 0.0}, {"few_bias": 0.0})]
+    heard = [sum(answer.label == "新" for answer in make_answers(one, more, texts)) for one in (*others, opened)]
+    assert heard[2] > max(heard[:2])
 
 
 def test_scores_of_open_sets_are_those_of_the_formulas():

@@ -7,8 +7,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from textcls.retrieval.head import FEW, MANY, STRENGTHS, Head, fit_head, head_probs
-from textcls.retrieval.index import SearchIndex, label_biases, label_boosts
+from textcls.retrieval.head import FEW, MANY, STRENGTHS, Head, few_shares, fit_head, head_probs
+from textcls.retrieval.index import SearchIndex, label_boosts
 from textcls.retrieval.nearest import nearest
 from textcls.retrieval.search import Found, chunks, fuse, join_head, lexical_nearest, part, sharpen, vote
 from textcls.retrieval.unknown import SIMULATED, UnknownTexts, ask, fit_known, fit_threshold, leave_labels_out
@@ -20,21 +20,21 @@ WEIGHTS = np.linspace(0, 1, 21)  # of the lexical half, and of the head
 SHARPNESS = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0, 3.0, 4.0)
 LEAST_ROWS = (0, 10, 20, 50, 100, 200, 400, 800)  # as many rows a label with fewer votes for
 TRIED_LABELS, MOST_LOSS = 12, 0.01  # of `best_least_rows`
-BIASES = np.linspace(0, 6, 13)  # of labels of few texts
-# of `best_few_bias`: so many groups, each of one label in so many; other labels lose so much at most, more where more are new
-GROUPS, GROUP_SHARE, FEW_LOSS = 3, 15, 0.003
+BIASES, FEW_WEIGHTS = np.linspace(0, 6, 13), (0.25, 0.5, 0.75, 1.0)  # of the head where labels have few texts
+GROUPS, GROUP_SHARE = 3, 15  # of `best_for_new`: so many groups, each of one label in so many
+NEW_LABEL_COST = 0.003  # accuracy that other labels may lose for labels of few texts, where nobody says otherwise
 MOST_TEXTS = 5000  # dev texts that are looked at, evenly spaced
 LEAST = 1e-4  # a label without votes counts as this probable
 
 
 def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np.ndarray,
-        precision: Optional[float] = None, with_head: bool = False, unknown: UnknownTexts = SIMULATED
-        ) -> tuple[SearchIndex, dict[str, float]]:
+        precision: Optional[float] = None, with_head: bool = False, unknown: UnknownTexts = SIMULATED,
+        new_label_cost: float = NEW_LABEL_COST) -> tuple[SearchIndex, dict[str, float]]:
     """Choose the settings by dev texts. label_ids: int64 [num_texts], positions in index.labels; vectors: theirs.
 
     precision: share of right answers that --threshold auto shall give at least, or None; with_head: fit a head, too; unknown:
-    the texts of no label that are reckoned with. Returns (index with the settings, figures: dict of vote, lexical, head, fused
-    (accuracies), known_auroc, nll; shares 0 to 1).
+    the texts of no label that are reckoned with; new_label_cost: of `best_for_new`. Returns (index with the settings, figures:
+    dict of vote, lexical, head, fused (accuracies), known_auroc, nll; shares 0 to 1).
     """
     step = -(-len(texts) // MOST_TEXTS)
     vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
@@ -51,8 +51,8 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     index = with_settings(index, vote=settings)
     index, figures = best_head(index, found, label_ids) if with_head else (index, {})
     if index.head is not None:
-        few_bias = best_few_bias(index, found, label_ids)
-        index = with_settings(index, head={**index.header["head"], "few_bias": few_bias})
+        index = with_settings(index, head=best_for_new(index, found, label_ids, new_label_cost))
+        index = index if index.header["head"] else index._replace(head=None)
     sharpness, nll = best_sharpness(index, found, label_ids)
     index = with_settings(index, vote={**settings, "sharpness": sharpness})
     fused = float((guess(index, found) == label_ids).mean())
@@ -74,7 +74,7 @@ def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **ent
     """The index with other entries in its header, in memory only. counts: rows per label that it shall seem to have."""
     header = {**index.header, **entries}
     counts = index.rows_per_label() if counts is None else counts
-    return index._replace(header=header, boosts=label_boosts(header, counts), biases=label_biases(header, counts))
+    return index._replace(header=header, boosts=label_boosts(header, counts), few=few_shares(counts))
 
 
 def find_rows(index: SearchIndex, vectors: np.ndarray, texts: list[str], k: int) -> Found:
@@ -103,7 +103,7 @@ def best_head(index: SearchIndex, found: Found, label_ids: np.ndarray) -> tuple[
     """The index with the head of least NLL, and its weight beside the vote and the characters of most right answers, then of
     least NLL.
 
-    A weight of 0: no head. Returns (index, {"head": accuracy of the head alone}).
+    Returns (index, {"head": accuracy of the head alone}).
     """
     tried: list[tuple[Head, float]] = []
     for strength in STRENGTHS:
@@ -115,8 +115,6 @@ def best_head(index: SearchIndex, found: Found, label_ids: np.ndarray) -> tuple[
     alone = float(hits[losses.argmin()] / len(label_ids))
     hits, losses = measure_heads(index, found, label_ids, [(float(weight), *best) for weight in WEIGHTS])
     weight = float(WEIGHTS[np.lexsort((losses, -hits))[0]])
-    if weight == 0:
-        return index, {"head": alone}
     head, strength, temperature = best
     entry = {"weight": weight, "temperature": temperature, "strength": strength}
     return with_settings(index, head=entry)._replace(head=head), {"head": alone}
@@ -185,15 +183,19 @@ def cut_rows(index: SearchIndex, found: Found, is_gone: np.ndarray) -> Found:
     return found._replace(**dict(zip(Found._fields, arrays)))
 
 
-def best_few_bias(index: SearchIndex, found: Found, label_ids: np.ndarray) -> float:
-    """The bias of the head with which labels are found best of which the index has only FEW texts.
+def best_for_new(index: SearchIndex, found: Found, label_ids: np.ndarray, cost: float) -> Optional[dict]:
+    """The entry of the head with the bias and weight by which labels are found best of which the index has only FEW texts; None
+    where the head has no weight with them either.
 
     GROUPS groups of labels in turn are cut to FEW rows each, and the head is fitted to what is left, as if these labels had been
-    added. Of the biases that cost the texts of the other labels at most FEW_LOSS of their accuracy, and dev texts with the whole
-    index nothing, the one that finds most of the cut labels' texts.
+    added. Of the settings that cost the texts of the other labels at most `cost` of their accuracy (with more new labels they
+    lose more), and dev texts with the whole index nothing, the one that finds most of the cut labels' texts.
     """
     assert index.head is not None
     counts, entry, generator = index.rows_per_label(), index.header["head"], np.random.default_rng(0)
+    entry = {**entry, "new_label_cost": cost}
+    choices = [{**entry, "few_weight": weight, "few_bias": float(bias)}
+               for weight in (entry["weight"], *FEW_WEIGHTS) for bias in (BIASES if weight else [0.0])]
     tried = generator.permutation(np.flatnonzero((counts >= MANY) & (np.bincount(label_ids, minlength=len(counts)) > 0)))
     size = max(1, len(counts) // GROUP_SHARE)
     scores = []
@@ -205,13 +207,13 @@ def best_few_bias(index: SearchIndex, found: Found, label_ids: np.ndarray) -> fl
         head = fit_head(index._replace(row_labels=np.where(is_gone, -1, index.row_labels)), entry["strength"], old)
         cut, few = cut_rows(index, found, is_gone), np.where(np.isin(np.arange(len(counts)), group), FEW, counts)
         own = np.isin(label_ids, group)
-        is_right = [guess(with_settings(index, few, head={**entry, "few_bias": bias})._replace(head=head), cut) == label_ids
-                    for bias in BIASES]
+        is_right = [guess(with_settings(index, few, head=choice)._replace(head=head), cut) == label_ids for choice in choices]
         scores.append([(right[own].mean(), right[~own].mean()) for right in is_right])
-    if not scores:
-        return 0.0
-    whole = [(guess(with_settings(index, head={**entry, "few_bias": bias}), found) == label_ids).mean() for bias in BIASES]
-    return float(BIASES[best_for_few(scores, whole, FEW_LOSS)])
+    best = choices[0]
+    if scores:
+        whole = [(guess(with_settings(index, head=choice), found) == label_ids).mean() for choice in choices]
+        best = choices[best_for_few(scores, whole, cost)]
+    return best if best["weight"] or best["few_weight"] else None
 
 
 def guess(index: SearchIndex, found: Found) -> np.ndarray:

@@ -14,7 +14,7 @@ STRENGTHS = (3.0, 30.0, 300.0)  # C of the regression, on vectors whose mean squ
 STEPS, TOLERANCE = 200, 1e-4  # of L-BFGS: at most, and the relative gain below which it ends
 MOST_WORK, AT_ONCE_WORK = 1e10, 1e9  # `head_work` up to which --head auto fits a head, and a change of the index fits it anew
 CELLS = 1 << 21  # rows x labels at a time
-FEW, MANY = 5, 20  # texts of a label: up to so many the whole few_bias is added to its logits, from so many on nothing
+FEW, MANY = 5, 20  # texts of a label: up to so many it counts as one of few, from so many on it does not
 
 
 class Head(NamedTuple):
@@ -77,15 +77,14 @@ def fit_head(index: "SearchIndex", strength: float, start: Optional[Head] = None
     return Head(known, weights, (params[:, -1] - weights @ mean).astype(np.float32))
 
 
-def few_biases(few_bias: float, counts: np.ndarray) -> np.ndarray:
-    """What is added to the logits of labels of few texts, which the regression hears less than they are asked for: float32
-    [num_labels]. few_bias: of a label of FEW texts; counts: texts per label."""
-    shares = np.clip(np.log(MANY / np.maximum(counts, 1)) / np.log(MANY / FEW), 0, 1)
-    return (few_bias * shares).astype(np.float32)
+def few_shares(counts: np.ndarray) -> np.ndarray:
+    """How far each label counts as one of few texts: float32 [num_labels], from 1 (FEW or less) to 0 (MANY or more). counts:
+    texts per label."""
+    return np.clip(np.log(MANY / np.maximum(counts, 1)) / np.log(MANY / FEW), 0, 1).astype(np.float32)
 
 
 def head_probs(head: Head, vectors: np.ndarray, temperature: float, biases: Optional[np.ndarray] = None) -> np.ndarray:
-    """Probabilities of the labels that a head knows: float32 [num_queries, num_known]. biases: of all labels of the index, as of
-    `few_biases`, or None."""
+    """Probabilities of the labels that a head knows: float32 [num_queries, num_known]. biases: what is added to the logits of
+    all labels of the index, float32 [num_labels], or None."""
     logits = vectors @ head.weights.T + head.offsets
     return softmax(logits if biases is None else logits + biases[head.labels], temperature)

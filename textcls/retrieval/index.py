@@ -12,7 +12,7 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.data.files import read_json
-from textcls.retrieval.head import Head, few_biases
+from textcls.retrieval.head import Head, few_shares
 from textcls.retrieval.lexical import Idf, Postings, idf_of_postings
 from textcls.retrieval.nearest import TYPES, Approximate, open_approximate
 from textcls.retrieval.pending import is_pending, no_changes
@@ -71,8 +71,8 @@ class SearchIndex(NamedTuple):
     centres: np.ndarray  # float32 [num_labels, dimension]: labels' means less that of all, at unit length; 0: no rows
     idf: Idf
     approximate: Optional[Approximate]  # of nearest.TYPES, over segment 0
-    head: Optional[Head] = None
-    biases: Optional[np.ndarray] = None  # float32 [num_labels]: added to the head's logits, see `few_biases`
+    head: Optional[Head]
+    few: np.ndarray  # float32 [num_labels]: how far each counts as one of few texts, see `few_shares`
 
     def text(self, row: int) -> str:
         """The text of a row: of a mean, the one that is nearest to it."""
@@ -173,7 +173,7 @@ def assemble(folder: str, header: dict, stamp: Optional[Stamp], segments: list[S
         left = positions[head.labels] >= 0
         head = Head(positions[head.labels[left]], head.weights[left], head.offsets[left]) if left.any() else None
     return SearchIndex(folder, header, stamp, labels, segments, starts, row_labels, boosts, mean, centres, idf, approximate, head,
-                       label_biases(header, counts))
+                       few_shares(counts))
 
 
 def label_centres(segments: list[Segment], positions: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -195,11 +195,6 @@ def label_boosts(header: dict, counts: np.ndarray) -> np.ndarray:
     """
     least = header["vote"]["least_rows"] if header["corpus"] == "texts" else 0
     return np.maximum(1, least / np.maximum(counts, 1)).astype(np.float32)
-
-
-def label_biases(header: dict, counts: np.ndarray) -> Optional[np.ndarray]:
-    """`few_biases` by the settings of an index; None where it has no head. counts: rows per label."""
-    return few_biases(header["head"].get("few_bias", 0.0), counts) if header["head"] else None
 
 
 def check_header(header: dict, path: str) -> None:
@@ -224,9 +219,10 @@ def check_header(header: dict, path: str) -> None:
             len(value["weights"]) in (2, 3) and sum(value["weights"]) + value["offset"] < np.inf
             and (len(value["weights"]) == 2 or value["logit"] < np.inf)),
         "prefixes": lambda value: type(value["query"]) is type(value["text"]) is str,
-        "head": lambda value: value is None or (PARTS.match(value["folder"]) and 0 < value["weight"] <= 1
+        "head": lambda value: value is None or (PARTS.match(value["folder"]) and 0 <= value["weight"] <= 1
                                                 and 0 < value["temperature"] < np.inf and 0 < value["strength"] < np.inf
-                                                and 0 <= value.get("few_bias", 0) < np.inf),
+                                                and 0 <= value.get("few_bias", 0) < np.inf
+                                                and 0 <= value.get("few_weight", 0) <= 1),
         "threshold": lambda value: value is None or 0 <= value["value"] <= 1,
         "pending": is_pending,
         **{name: functools.partial(_is_approximate, kind.settings) for name, kind in TYPES.items()}}

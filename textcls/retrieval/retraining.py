@@ -59,6 +59,8 @@ def build_options(header: dict) -> list[object]:
                "--text_prefix", header["prefixes"]["text"]]
     if header["known"] and "unknown_share" in header["known"]:  # else of an earlier edition
         options += ["--unknown_share", header["known"]["unknown_share"]]
+    if header["head"] and "new_label_cost" in header["head"]:
+        options += ["--new_label_cost", header["head"]["new_label_cost"]]
     for name in TYPES:
         if header[name]:
             options += [f"--{name}", "on", f"--{name}_m", header[name]["connectivity"], f"--{name}_ef", header[name]["expansion"]]

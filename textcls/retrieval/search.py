@@ -102,8 +102,10 @@ def fuse(index: SearchIndex, found: Found) -> np.ndarray:
         probs = np.where(has_words, (1 - share) * probs + share * words, probs)
     if index.head is not None:
         own = index.header["head"]
-        of_head = head_probs(index.head, found.vectors, own["temperature"], index.biases)
-        probs = join_head(index.head, probs, of_head, own["weight"])
+        weight = own["weight"] + (own.get("few_weight", own["weight"]) - own["weight"]) * float(index.few.max())
+        if weight > 0:
+            of_head = head_probs(index.head, found.vectors, own["temperature"], own.get("few_bias", 0.0) * index.few)
+            probs = join_head(index.head, probs, of_head, weight)
     return sharpen(probs, settings["sharpness"])
 
 
