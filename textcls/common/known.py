@@ -26,7 +26,7 @@ class Centres(NamedTuple):
 
     mean: np.ndarray  # [hidden_size], of the features of all texts
     projection: np.ndarray  # [hidden_size, num_directions], in which texts of one label have the variance 1
-    centres: np.ndarray  # [num_labels, num_directions], of the labels, from the mean
+    centres: np.ndarray  # [num_centres, num_directions], of the labels that had texts, from the mean
     shares: np.ndarray  # [num_directions], the part of all texts' variance that is within labels, 0 to 1
     weights: np.ndarray  # [3], of `score_known`: of nearness and largest logit, and the offset
 
@@ -54,8 +54,13 @@ def split_known(answers: np.ndarray, centres: Optional[Centres]) -> tuple[np.nda
     """
     if centres is None:
         return answers, None
-    logits = answers[:, :-1]
-    return logits, score_known(np.column_stack([answers[:, -1], logits.max(axis=1)]), centres.weights)
+    return answers[:, :-1], score_known(known_features(answers), centres.weights)
+
+
+def known_features(answers: np.ndarray) -> np.ndarray:
+    """Return what `known` of a classifier goes by: nearness and largest logit, float32 [num_texts, 2]. answers: of
+    `add_nearness`."""
+    return np.column_stack([answers[:, -1], answers[:, :-1].max(axis=1)])
 
 
 def score_known(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -119,11 +124,11 @@ def content_id(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def read_centres(folder: str, entry: Any, num_labels: int) -> Optional[Centres]:
+def read_centres(folder: str, entry: Any) -> Optional[Centres]:
     """Read the known.npz of a model folder. entry: `known` of its config.json or deploy.json; None: there is none, whatever file
     is there.
 
-    UserError where the file is not the very one that the entry names, or not that of a classifier of so many labels.
+    UserError where the file is not the very one that the entry names.
     """
     if entry is None:
         return None
@@ -136,16 +141,16 @@ def read_centres(folder: str, entry: Any, num_labels: int) -> Optional[Centres]:
             raise ValueError
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             centres = Centres(**arrays)
-        check_centres(centres, num_labels)
+        check_centres(centres)
     except (OSError, ValueError, KeyError, TypeError, EOFError):  # of NumPy, too, where the content is no .npz
         raise UserError(wrong) from None
     return centres
 
 
-def check_centres(centres: Centres, num_labels: int) -> None:
-    """Raise ValueError where arrays are not those of a classifier of so many labels."""
+def check_centres(centres: Centres) -> None:
+    """Raise ValueError where arrays do not belong together."""
     size, directions = centres.projection.shape
-    shapes = [(size,), (size, directions), (num_labels, directions), (directions,), (3,)]
+    shapes = [(size,), (size, directions), (len(centres.centres), directions), (directions,), (3,)]
     for array, shape in zip(centres, shapes):
         if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
             raise ValueError

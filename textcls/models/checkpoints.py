@@ -203,7 +203,7 @@ def load_checkpoint(folder: str, label_path: Optional[str] = None, max_seq_lengt
                         "commands of retrieval_based/ take this one")
     labels, calibration = read_checkpoint_labels(folder, config, label_path), read_calibration(config, folder)
     threshold = read_threshold(config, os.path.join(folder, "config.json"))
-    centres = read_centres(folder, config.get("known"), len(labels))
+    centres = read_centres(folder, config.get("known"))
     if threshold is not None:
         try:
             saved_threshold(folder, max_seq_length)

@@ -99,7 +99,7 @@ def read_export(path: Union[str, "os.PathLike[str]"], with_onnx: bool = True,
     if is_classifier and len(labels) != deploy["num_labels"]:
         raise UserError(f"{os.path.join(folder, 'label.txt')}: {len(labels)} labels, expected the {deploy['num_labels']} that "
                         "deploy.json says")
-    centres = read_centres(folder, deploy.get("known"), len(labels)) if is_classifier and with_onnx else None
+    centres = read_centres(folder, deploy.get("known")) if is_classifier and with_onnx else None
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
                   deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH),
                   deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id", ""),
