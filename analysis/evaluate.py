@@ -17,7 +17,7 @@ import os
 
 import numpy as np
 
-from textcls.analysis.evaluation_report import log_unknown, score_splits, score_unknown, train_baseline, write_report
+from textcls.analysis.evaluation_report import as_shown, log_unknown, score_splits, score_unknown, train_baseline, write_report
 from textcls.common.confidence import CONFIDENCE, explain_no_threshold, find_threshold, precision_bound
 from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger, progress_bar
@@ -30,7 +30,7 @@ from textcls.common.options import (
     share_below_one,
 )
 from textcls.common.outputs import check_output, check_output_folder, check_writable, complete_file
-from textcls.common.probabilities import DECIMALS, softmax
+from textcls.common.probabilities import softmax
 from textcls.data.parquet import check_columns, check_pyarrow, is_parquet, new_parquet
 from textcls.data.tokens import tokenize
 from textcls.models.configs import change_config
@@ -104,7 +104,7 @@ def choose_threshold(args, checkpoint, dev_split, probs):
     probs: float32 [num_texts, num_classes] of dev. Returns a dict of JSON.
     """
     texts, label_ids = dev_split
-    confidences = np.array([round(value, DECIMALS) for value in probs.max(axis=1).tolist()])  # as answers show them
+    confidences = as_shown(probs.max(axis=1))
     if rows_id(*dev_split) == checkpoint.fitted_on:
         get_logger().warning(f"{args.dev_file} has also decided the temperature, and perhaps which model is best: its threshold "
                              "may promise a little too much, expected a file that the training has not seen.")

@@ -90,6 +90,11 @@ def log_confidence(dev: dict, before: Confidence, after: Confidence) -> None:
                       "of a perfect order")
 
 
+def as_shown(probs: np.ndarray) -> np.ndarray:
+    """Round probabilities as answers do: float64 [num_texts]."""
+    return np.array([round(value, DECIMALS) for value in probs.tolist()])
+
+
 def score_unknown(checkpoint: Checkpoint, dev: Answers, others: Answers, label_ids: np.ndarray, least_known: float) -> dict:
     """Score how well texts of no label are told. dev, others: what the model says of texts of known labels and of no label, as
     of `predict_known`; label_ids: int64 [num_texts] of dev; least_known: below it a text counts as unknown.
@@ -98,12 +103,11 @@ def score_unknown(checkpoint: Checkpoint, dev: Answers, others: Answers, label_i
     at_best: figures for least_known and for the value with which F1 of the unknown is the highest.
     """
     logits = np.concatenate([dev[0], others[0]])
-    is_known = np.arange(len(logits)) < len(dev[0])
-    scores: dict = {"count": len(others[0]),
-                    "probability_auroc": auroc(softmax(logits, checkpoint.temperature).max(axis=1), is_known)}
+    is_known, probs = np.arange(len(logits)) < len(dev[0]), softmax(logits, checkpoint.temperature).max(axis=1)
+    scores: dict = {"count": len(others[0]), "probability_auroc": auroc(as_shown(probs), is_known)}
     if dev[1] is None or others[1] is None:
         return scores
-    known = np.array([round(value, DECIMALS) for value in np.concatenate([dev[1], others[1]]).tolist()])  # as answers show it
+    known = as_shown(np.concatenate([dev[1], others[1]]))
     ids, guesses = np.append(label_ids, np.full(len(others[0]), len(checkpoint.labels))), logits.argmax(axis=1)
 
     def figures_at(value: float) -> dict[str, float]:
