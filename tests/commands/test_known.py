@@ -117,9 +117,9 @@ def test_evaluation_says_how_well_unknown_texts_are_told(telling, tmp_path):
     others = [text for text in thousand_texts() if not LINE.problem(text)][:40]
     for name in ("train.txt", "label.txt"):
         shutil.copy(DATA / name, tmp_path)
-    write_lines(tmp_path / "dev.txt", ["\t".join(row) for row in rows] + [f"{text}\t无关" for text in others])
+    write_lines(tmp_path / "test_unknown.txt", ["\t".join(row) for row in rows] + [f"{text}\t无关" for text in others])
     options = ["--device", "cpu", "--params_path", telling / "checkpoint", "--dataset_dir", tmp_path, "--bad_case_file",
-               tmp_path / "bad_case.txt", "--unknown_label"]
+               tmp_path / "bad_case.txt", "--dev_file", "test_unknown.txt", "--unknown_label"]
     answers = predict_rows(telling / "checkpoint", [text for text, _ in rows] + others, tmp_path)
     known, is_known = np.array([row["known"] for row in answers]), np.arange(190) < 150
     least = round(float(np.median(known)), 3)
