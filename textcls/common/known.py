@@ -68,7 +68,7 @@ def score_known(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
     features: float [num_texts, num_features]; weights: of `fit_known`, float [num_features + 1].
     """
-    scores = features @ weights[:-1] + weights[-1]
+    scores = features.astype(np.float64) @ weights[:-1] + weights[-1]
     return 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
 
 
