@@ -59,7 +59,7 @@ def make_block(text: str, result: dict) -> list[str]:
     lines = [f"data: {text}", "label: " + ", ".join(f"{top['label']} ({top['confidence']:.6f})" for top in labels)]
     if "similarity" in best:
         lines.append("similarity: " + ", ".join(f"{top['similarity']:.6f}" for top in labels))
-    if "known" in result:
+    elif "known" in result:
         lines.append(f"known: {result['known']:.6f}")
     return lines + [f"near: {near['text']} ({near['label']}, {near['similarity']:.6f})" for near in result.get("nearest", [])]
 
