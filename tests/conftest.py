@@ -226,7 +226,7 @@ def telling(checkpoint, make_once):
             checkpoint, ROOT / "data", folder / "checkpoint", known="centres", max_steps=1, learning_rate="1e-7",
             load_best_model_at_end=None, metric_for_best_model=None, evaluation_strategy="no", save_strategy="no")[1:])
         assert process.returncode == 0, process.stderr
-        assert "Unknown texts will be told by how far they are from the labels' centres: fitted on 264 rows of dev.txt and " \
+        assert "Unknown texts will be told by how far they are from the labels' centres: fitted on 264 rows of dev.txt | " \
             in process.stderr
         process = run_here(export_model.main, "--params_path", folder / "checkpoint", "--output_path", folder / "export",
                            "--onnx")

@@ -1,9 +1,8 @@
 """How probable it is that a text is of a known label at all, for classifiers and indexes: fitted, saved and computed.
 
-To compute it takes NumPy only; to fit it, SciPy. A classifier's text is looked at by the features that its last layer is given,
-in the directions in which the labels' texts differ (linear discriminant analysis, Fisher 1936). It counts as the less known, the
-farther it is from the nearest label's centre, compared with its distance from the centre of all texts (relative Mahalanobis
-distance, Ren et al. 2021, arXiv:2106.09022), and the smaller its largest logit is.
+To compute it takes NumPy only; to fit it, SciPy. A classifier's text is looked at by the features that its last layer is given:
+it counts as the less known, the farther it is from the nearest label's centre, compared with its distance from the centre of all
+texts (relative Mahalanobis distance, Ren et al. 2021, arXiv:2106.09022).
 """
 
 import hashlib
@@ -25,10 +24,10 @@ class Centres(NamedTuple):
     """What known.npz holds of a classifier, float32: where the texts of its labels are, and what that says of a text."""
 
     mean: np.ndarray  # [hidden_size], of the features of all texts
-    projection: np.ndarray  # [hidden_size, num_directions], in which texts of one label have the variance 1
-    centres: np.ndarray  # [num_centres, num_directions], of the labels that had texts, from the mean
-    shares: np.ndarray  # [num_directions], the part of all texts' variance that is within labels, 0 to 1
-    weights: np.ndarray  # [3], of `score_known`: of nearness and largest logit, and the offset
+    projection: np.ndarray  # [hidden_size, hidden_size], to directions in which texts of one label have the covariance 1
+    centres: np.ndarray  # [num_centres, hidden_size], of the labels that had texts, from the mean
+    shares: np.ndarray  # [hidden_size], 1 / the variance of all texts in these directions, in which they have no covariance
+    weights: np.ndarray  # [2], of `score_known`: of the nearness, and the offset
 
 
 def find_nearness(centres: Centres, features: np.ndarray) -> np.ndarray:
@@ -54,13 +53,7 @@ def split_known(answers: np.ndarray, centres: Optional[Centres]) -> tuple[np.nda
     """
     if centres is None:
         return answers, None
-    return answers[:, :-1], score_known(known_features(answers), centres.weights)
-
-
-def known_features(answers: np.ndarray) -> np.ndarray:
-    """Return what `known` of a classifier goes by: nearness and largest logit, float32 [num_texts, 2]. answers: of
-    `add_nearness`."""
-    return np.column_stack([answers[:, -1], answers[:, :-1].max(axis=1)])
+    return answers[:, :-1], score_known(answers[:, -1:], centres.weights)
 
 
 def score_known(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -149,8 +142,8 @@ def read_centres(folder: str, entry: Any) -> Optional[Centres]:
 
 def check_centres(centres: Centres) -> None:
     """Raise ValueError where arrays do not belong together."""
-    size, directions = centres.projection.shape
-    shapes = [(size,), (size, directions), (len(centres.centres), directions), (directions,), (3,)]
+    size = len(centres.mean)
+    shapes = [(size,), (size, size), (len(centres.centres), size), (size,), (2,)]
     for array, shape in zip(centres, shapes):
         if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
             raise ValueError

@@ -132,19 +132,13 @@ def predict_known(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: 
     Returns (logits float32 [num_texts, num_classes], the probability that each text is of a label at all, float64 [num_texts],
     None where the checkpoint holds no Centres) in input order. batch_size, progress: as of `predict_logits`.
     """
-    if checkpoint.centres is None:
-        return predict_logits(checkpoint, tokens, batch_size, progress), None
-    return split_known(predict_nearness(checkpoint, tokens, batch_size, progress), checkpoint.centres)
-
-
-def predict_nearness(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: int, progress: Optional[Progress] = None
-                     ) -> np.ndarray:
-    """Run a classifier that has Centres; returns `add_nearness` of each text: float32 [num_texts, num_classes + 1]."""
     centres = checkpoint.centres
-    assert centres is not None
+    if centres is None:
+        return predict_logits(checkpoint, tokens, batch_size, progress), None
     with keeping_features(checkpoint.model) as run:
         def answer(batch: "paddle.Tensor") -> np.ndarray:
             features, logits = run(batch)
             return add_nearness(logits, features, centres)
 
-        return _run_model(answer, checkpoint.pad_id, tokens, batch_size, len(checkpoint.labels) + 1, progress)
+        answers = _run_model(answer, checkpoint.pad_id, tokens, batch_size, len(checkpoint.labels) + 1, progress)
+    return split_known(answers, centres)

@@ -4,15 +4,16 @@ from typing import Optional
 
 import numpy as np
 
-from textcls.common.known import Centres, fit_known, known_features, write_centres
+from textcls.common.known import Centres, find_nearness, fit_known, write_centres
 from textcls.common.log import get_logger
 from textcls.data.tokens import TokenizedTexts
 from textcls.models.checkpoints import Checkpoint, load_checkpoint
 from textcls.models.configs import change_config
-from textcls.models.inference import predict_features, predict_nearness
+from textcls.models.inference import predict_features
 
 WAYS = ["centres", "none"]  # of --known
-SHRINKAGE = 0.1  # of the covariance within labels, towards a multiple of the identity
+SHRINKAGE = 0.1  # of covariances, towards a multiple of the identity
+FOLDS = 3  # parts of the labels that are left out in turn
 MOST_ROWS = 50_000  # training texts, or windows, whose features are looked at: of more, some, evenly spaced
 LEAST_FITTED = 30  # dev texts below which they say more of themselves than of the model
 
@@ -24,8 +25,8 @@ def save_known(folder: str, train: TokenizedTexts, dev: Optional[TokenizedTexts]
     """
     if dev is None or dev.num_texts < LEAST_FITTED:
         reason = f"that takes {LEAST_FITTED} dev texts or more (--do_eval)"
-    elif min(len(np.unique(tokens.text_labels)) for tokens in (train, dev)) < 2:
-        reason = "that takes texts of two labels or more"
+    elif len(np.intersect1d(train.text_labels, dev.text_labels)) < FOLDS:
+        reason = f"that takes texts of {FOLDS} labels or more"
     else:
         checkpoint = load_checkpoint(folder)
         if getattr(checkpoint.model.config, "prompt", None) is None:
@@ -36,49 +37,62 @@ def save_known(folder: str, train: TokenizedTexts, dev: Optional[TokenizedTexts]
 
 
 def fit_centres(checkpoint: Checkpoint, train: TokenizedTexts, dev: TokenizedTexts, file: str, batch_size: int) -> Centres:
-    """Find where the labels' training texts are, and how known that makes dev texts against mixed ones."""
+    """Find where the labels' training texts are, and how known that makes dev texts, with their labels and without them."""
     rows = train.select(np.arange(0, train.num_texts, -(-len(train) // MOST_ROWS)))
     assert rows.labels is not None
-    windows = TokenizedTexts(rows.ids, rows.offsets)  # each by itself, as texts will be measured
-    centres = find_centres(predict_features(checkpoint, windows, batch_size)[0], rows.labels)
-    checkpoint = checkpoint._replace(centres=centres)
-    known, unknown = (known_features(predict_nearness(checkpoint, tokens, batch_size)) for tokens in (dev, mix_texts(dev)))
+    # windows of long texts each by itself, as answers will look at them
+    features, dev_features = (predict_features(checkpoint, TokenizedTexts(tokens.ids, tokens.offsets), batch_size)[0]
+                              for tokens in (rows, dev))
+    known, unknown = leave_labels_out(features, rows.labels, dev, dev_features)
     weights, figure = fit_known(known, unknown)
     get_logger().info(f"Unknown texts will be told by how far they are from the labels' centres: fitted on {dev.num_texts} rows "
-                      f"of {file} and {len(unknown)} mixtures of two of them | AUROC {figure:.4f}")
-    return centres._replace(weights=weights.astype(np.float32))
+                      f"of {file} | AUROC of known against labels that are left out {figure:.4f}")
+    return find_centres(features, rows.labels)._replace(weights=weights.astype(np.float32))
 
 
-def mix_texts(tokens: TokenizedTexts, seed: int = 0) -> TokenizedTexts:
-    """Make texts that are of no label: of each the first half, and behind it the second half of one of another label.
+def leave_labels_out(features: np.ndarray, label_ids: np.ndarray, dev: TokenizedTexts, dev_features: np.ndarray
+                     ) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the nearness of dev texts to centres that lack a part of the labels: (known, unknown), float32 [num_texts, 1] each;
+    each text once in both, among centres that have its label and among some that have not.
 
-    Of a text of several windows it is the first one. Returns as many at most, since some find no partner.
+    The model has learnt these labels, so that its logits would tell too well that they are left out; the distance from the other
+    centres is hardly changed by that. features, label_ids: of training windows; dev_features: of dev's windows.
     """
-    assert tokens.labels is not None
-    rows, labels = tokens.starts[:-1], tokens.text_labels
-    partners = np.random.default_rng(seed).permutation(len(rows))
-    mixed = []
-    for first, second in zip(range(len(rows)), partners):
-        if labels[first] != labels[second]:
-            begin, end = (tokens[rows[number]]["input_ids"] for number in (first, second))
-            mixed.append(np.concatenate([begin[:-(-len(begin) // 2)], end[len(end) // 2:]]))
-    return TokenizedTexts.from_rows(mixed)
+    labels = np.unique(label_ids)
+    fold_of = np.full(max(labels.max(), dev.text_labels.max()) + 1, -1)
+    fold_of[labels] = np.random.default_rng(0).permutation(len(labels)) % FOLDS
+    known, unknown = [], []
+    for fold in range(FOLDS):
+        is_there = fold_of[label_ids] != fold
+        centres = find_centres(features[is_there], label_ids[is_there])
+        nearness, own_folds = dev.join(find_nearness(centres, dev_features)[:, None]), fold_of[dev.text_labels]
+        known.append(nearness[own_folds == (fold + 1) % FOLDS])
+        unknown.append(nearness[own_folds == fold])
+    return np.concatenate(known), np.concatenate(unknown)
 
 
 def find_centres(features: np.ndarray, label_ids: np.ndarray) -> Centres:
     """Find where the texts of labels are, without weights yet. features: float32 [num_texts, hidden_size]; label_ids: int64
-    [num_texts], two or more different ones."""
+    [num_texts].
+
+    The covariances within labels and of all texts are made diagonal together. Both are shrunk, each towards its own mean
+    variance: so directions in which texts hardly differ, and unknown ones may, count against a text.
+    """
     from scipy.linalg import eigh
 
     _, places, counts = np.unique(label_ids, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), features.shape[1]))
     np.add.at(sums, places, features)
     means, mean = sums / counts[:, None], sums.sum(axis=0) / len(features)
-    rest = features - means.astype(np.float32)[places]
-    offsets = (means - mean) * np.sqrt(counts / len(features))[:, None]
-    within, between, size = (rest.T @ rest).astype(np.float64) / len(features), offsets.T @ offsets, features.shape[1]
-    within = (1 - SHRINKAGE) * within + max(SHRINKAGE * np.trace(within) / size, 1e-9) * np.eye(size)
-    first = size - min(len(counts) - 1, size)
-    variances, projection = eigh(between, within, subset_by_index=[first, size - 1])
-    arrays = (mean, projection, (means - mean) @ projection, 1 / (1 + np.maximum(variances, 0)), np.zeros(3))
+    within, total = (shrink(rest.T @ rest / len(features)) for rest in (features - means.astype(np.float32)[places],
+                                                                        features - mean.astype(np.float32)))
+    variances, projection = eigh(total, within)
+    arrays = (mean, projection, (means - mean) @ projection, 1 / variances, np.zeros(2))
     return Centres(*(array.astype(np.float32) for array in arrays))
+
+
+def shrink(covariance: np.ndarray) -> np.ndarray:
+    """Move a covariance, float32 [size, size], by SHRINKAGE towards a multiple of the identity: float64 [size, size]."""
+    size = len(covariance)
+    least = max(SHRINKAGE * float(np.trace(covariance)) / size, 1e-9)
+    return (1 - SHRINKAGE) * covariance.astype(np.float64) + least * np.eye(size)
