@@ -2,6 +2,7 @@
 
     python predict.py --device gpu --max_seq_length 128 --batch_size 32 --dataset_dir data
     python predict.py --dataset_dir data --output_format jsonl --top_k 3 --threshold 0.5 --output_file output.jsonl
+    python predict.py --dataset_dir data --output_format jsonl --least_known 0.5 --output_file output.jsonl
     python predict.py --dataset_dir data --data_file many.parquet --output_format parquet --output_file many.out.parquet --resume
     cat texts.txt | python predict.py --data_file - --output_file output.txt
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo predict.py --device cpu --dataset_dir data
@@ -9,7 +10,8 @@
 Reads   dataset_dir/data.txt (one text per line; .gz is decompressed) or a .parquet file, params_path (made by train.py).
 Writes  output_file in the order of the input. txt: header and `<text><tab><label>`; tsv and csv: label and probability of
         the top_k classes in columns, xlsx, for Excel, and parquet: the same; jsonl: {"text", "label", "probability", "top_k":
-        [{"label", "probability"}, ...]}.
+        [{"label", "probability"}, ...]}, and of a model that tells unknown texts "known", the probability that the text is of
+        one of its labels at all (train.py --known centres).
 """
 
 import contextlib
@@ -20,14 +22,17 @@ from textcls.common.errors import UserError, is_main_rank, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, find_label_file, make_parser
 from textcls.common.outputs import complete_file
+from textcls.common.probabilities import softmax
 from textcls.data.parquet import is_parquet
 from textcls.models.checkpoints import load_checkpoint, saved_threshold
 from textcls.models.device import select_device
-from textcls.models.inference import predict_probs
+from textcls.models.inference import predict_known
 from textcls.runtime.predictions import (
+    add_known_option,
     add_output_options,
     check_files,
     check_labels,
+    check_least_known,
     check_output_options,
     input_path,
     label_chunks,
@@ -44,6 +49,7 @@ def parse_arguments():
     parser = make_parser(__doc__)
     add_model_options(parser)
     add_output_options(parser, output_file="output.txt")
+    add_known_option(parser)
     args = parser.parse_args()
     check_output_options(parser, args)
     return args
@@ -73,10 +79,11 @@ def main():
     select_device(args.device)
     checkpoint = load_checkpoint(args.params_path, label_path, args.max_seq_length)
     check_labels(args, checkpoint.labels)
+    check_least_known(args.least_known, checkpoint.centres is not None, checkpoint.labels)
 
     def rows_of(texts, progress):
-        probs = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), args.batch_size, progress=progress)
-        return make_rows(texts, probs, checkpoint.labels, args)
+        logits, known = predict_known(checkpoint, tokenize(texts, checkpoint.encode), args.batch_size, progress)
+        return make_rows(texts, softmax(logits, checkpoint.temperature), checkpoint.labels, args, known)
 
     if ranks == 1:
         write_answers(args, total, rows_of, [args.params_path])

@@ -289,7 +289,8 @@ def main():
     check_arguments(args)
     checkpoint, (train, dev, importance) = load_with_data(data_args, lambda *found: read_data(data_args, *found),
                                                           model_args.params_dir)
-    checkpoint = checkpoint._replace(threshold=None)  # what precision the pruned models have at it nobody has measured
+    # what precision the pruned models have at the threshold nobody has measured, and their features are others
+    checkpoint = checkpoint._replace(threshold=None, centres=None)
     if getattr(checkpoint.model.config, "prompt", None) is not None:
         raise UserError(f"{model_args.params_dir}: a prompt model, which cannot be pruned, expected a checkpoint made by "
                         "train.py (a prompt model gets smaller and faster by --use_quantize of the deployments)")

@@ -11,7 +11,8 @@
 
 Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (one label per line, line order = class id).
 Writes  output_dir/: config.json (labels, max_seq_length, temperature), model_state.pdparams, tokenizer files, label.txt,
-        train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/ to resume from.
+        known.npz (--known centres), train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/
+        to resume from.
 """
 
 import functools
@@ -45,6 +46,7 @@ from textcls.training.resume import (
 )
 from textcls.training.scoring import KeptMetrics
 from textcls.training.trainer import ClassificationTrainer, check_limits, check_training_arguments, collate, parse_dataclasses
+from textcls.training.unknown import WAYS, save_known
 from utils import DEFAULT_LENGTH, check_splits, read_json, read_labelled
 
 NEXT_STEPS = """train.py: nothing to do, expected --do_train, --do_eval or both
@@ -70,6 +72,9 @@ class ModelArguments:
     calibrate: str = field(default="temperature", metadata={
         "help": "temperature: fit one to the dev texts after the training, so that probabilities can be trusted; none: leave "
         "them as they are.", "choices": CALIBRATIONS})
+    known: str = field(default="none", metadata={
+        "help": "centres: find after the training where the labels' texts are, so that answers say how probably a text is of a "
+        "known label at all; none: do not.", "choices": WAYS})
 
 
 @dataclass
@@ -197,6 +202,8 @@ def main():
     if args.do_train:
         if model_args.calibrate == "temperature" and is_main_rank():
             calibrate_model(args.output_dir, evaluation.logits, dev, data_args.dev_file, evaluation.label_ids)
+        if model_args.known == "centres" and is_main_rank():
+            save_known(args.output_dir, train_tokens, dev_tokens, data_args.dev_file, args.per_device_eval_batch_size)
         trainer.save_state()
         get_logger().info(f"Model saved in {args.output_dir}")
         say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, "--report_dir",

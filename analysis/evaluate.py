@@ -4,6 +4,7 @@
         --dataset_dir "data" --params_path "./checkpoint"
     python analysis/evaluate.py --dataset_dir data --params_path ./checkpoint --baseline --report_dir report
     python analysis/evaluate.py --dev_file test.txt --wanted_precision 0.95 --save_threshold
+    python analysis/evaluate.py --dev_file test_unknown.txt --unknown_label 无关 --least_known 0.5
 
 Reads   dataset_dir/train.txt, dev.txt, label.txt; params_path (made by train.py).
         train_file and dev_file may also be .txt.gz, or .parquet with a column of texts and one of labels.
@@ -16,18 +17,25 @@ import os
 
 import numpy as np
 
-from textcls.analysis.evaluation_report import score_splits, train_baseline, write_report
+from textcls.analysis.evaluation_report import as_shown, log_unknown, score_splits, score_unknown, train_baseline, write_report
 from textcls.common.confidence import CONFIDENCE, explain_no_threshold, find_threshold, precision_bound
-from textcls.common.errors import run_script
+from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger, progress_bar
-from textcls.common.options import add_column_options, add_model_options, find_label_file, make_parser, share_below_one
+from textcls.common.options import (
+    add_column_options,
+    add_model_options,
+    find_label_file,
+    make_parser,
+    probability,
+    share_below_one,
+)
 from textcls.common.outputs import check_output, check_output_folder, check_writable, complete_file
-from textcls.common.probabilities import DECIMALS, softmax
+from textcls.common.probabilities import softmax
 from textcls.data.parquet import check_columns, check_pyarrow, is_parquet, new_parquet
 from textcls.data.tokens import tokenize
 from textcls.models.configs import change_config
 from textcls.models.device import select_device
-from textcls.models.inference import predict_logits
+from textcls.models.inference import predict_known
 from textcls.models.loading import data_paths, load_with_data, read_splits
 from textcls.models.weights import WEIGHTS
 from textcls.runtime.exported import sha256
@@ -47,6 +55,10 @@ def parse_arguments():
     parser.add_argument("--wanted_precision", type=share_below_one,
                         help="find the lowest --threshold from which on at least this share of the answers is right")
     parser.add_argument("--save_threshold", action="store_true", help="keep it in the checkpoint, for --threshold auto")
+    parser.add_argument("--unknown_label", help="what stands in dev_file in the place of a label for texts of none of them: how "
+                        "well they are told is measured")
+    parser.add_argument("--least_known", type=probability, default=0.5,
+                        help="with --unknown_label: texts that are less probably of a known label count as unknown")
     args = parser.parse_args()
     if args.save_threshold and args.wanted_precision is None:
         parser.error("--save_threshold keeps what --wanted_precision finds, expected --wanted_precision too, such as 0.95")
@@ -67,10 +79,23 @@ def write_bad_cases(path, bad_cases, with_confidence):
 
 
 def run_model(checkpoint, split, batch_size, name):
-    """Logits float32 [num_texts, num_classes] of a split (texts, label ids)."""
+    """Logits float32 [num_texts, num_classes] of a split (texts, label ids), and how known its texts are (`predict_known`)."""
     tokens = tokenize(split[0], checkpoint.encode, description=f"Tokenizing {name}")
     with progress_bar(tokens.num_texts, f"Evaluating {name}") as progress:
-        return predict_logits(checkpoint, tokens, batch_size, progress)
+        return predict_known(checkpoint, tokens, batch_size, progress)
+
+
+def split_unknown(args, splits, num_labels):
+    """Part the texts of no label from dev: (train, dev, unknown), each (texts, label ids); unknown is None where nobody asks."""
+    train, (texts, label_ids) = splits
+    if args.unknown_label is None:
+        return train, (texts, label_ids), None
+    parts = [([texts[row] for row in rows], label_ids[rows]) for rows in (np.flatnonzero(label_ids < num_labels),
+                                                                          np.flatnonzero(label_ids == num_labels))]
+    for part, what in zip(parts, ("of known labels", f"with the label {args.unknown_label} (--unknown_label)")):
+        if not part[0]:
+            raise UserError(f"{data_paths(args)[1]}: holds no texts {what}, expected some of both kinds")
+    return train, *parts
 
 
 def choose_threshold(args, checkpoint, dev_split, probs):
@@ -79,7 +104,7 @@ def choose_threshold(args, checkpoint, dev_split, probs):
     probs: float32 [num_texts, num_classes] of dev. Returns a dict of JSON.
     """
     texts, label_ids = dev_split
-    confidences = np.array([round(value, DECIMALS) for value in probs.max(axis=1).tolist()])  # as answers show them
+    confidences = as_shown(probs.max(axis=1))
     if rows_id(*dev_split) == checkpoint.fitted_on:
         get_logger().warning(f"{args.dev_file} has also decided the temperature, and perhaps which model is best: its threshold "
                              "may promise a little too much, expected a file that the training has not seen.")
@@ -114,9 +139,14 @@ def main():
         check_output_folder(args.report_dir, "--report_dir")
     if args.save_threshold:
         check_writable("--save_threshold", args.params_path)
-    checkpoint, splits = load_with_data(args, lambda *found: read_splits(args, *found, (args.text_column, args.label_column)))
-    labels, dev_split = checkpoint.labels, splits[1]
-    logits = [run_model(checkpoint, split, args.batch_size, name) for split, name in zip(splits, ("train", "dev"))]
+    checkpoint, splits = load_with_data(args, lambda *found: read_splits(args, *found, (args.text_column, args.label_column),
+                                                                         args.unknown_label))
+    labels = checkpoint.labels
+    train_split, dev_split, unknown_split = split_unknown(args, splits, len(labels))
+    splits = train_split, dev_split
+    (train_logits, _), (dev_logits, known) = (run_model(checkpoint, split, args.batch_size, name)
+                                              for split, name in zip(splits, ("train", "dev")))
+    logits = [train_logits, dev_logits]
     train, dev = score_splits(labels, [label_ids for _, label_ids in splits], logits, checkpoint.temperature,
                               checkpoint.fitted_on == rows_id(*dev_split))
     probs = softmax(logits[1], checkpoint.temperature)
@@ -125,6 +155,10 @@ def main():
     get_logger().info(f"Bad case in dev dataset saved in {args.bad_case_file}")
     if args.wanted_precision is not None:
         dev["threshold"] = choose_threshold(args, checkpoint, dev_split, probs)
+    if unknown_split is not None:
+        others = run_model(checkpoint, unknown_split, args.batch_size, "unknown texts")
+        dev["unknown"] = score_unknown(checkpoint, (logits[1], known), others, dev_split[1], args.least_known)
+        log_unknown(dev["unknown"])
     baseline = train_baseline(*splits, labels, dev) if args.baseline else None
     if args.report_dir:
         write_report(args.report_dir, labels, train, dev, bad_cases, baseline, args.params_path)

@@ -22,6 +22,7 @@ import numpy as np
 
 from textcls.common.confidence import explain_no_threshold
 from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.known import UNKNOWN_SHARE
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import (
     add_encoder_options,
@@ -49,7 +50,7 @@ from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.retrieval.pending import DataFiles, carry_over, name_rows, names_to_come, no_changes, number_rows, summarize_briefly
-from textcls.retrieval.unknown import UNKNOWN_SHARE, UnknownTexts
+from textcls.retrieval.unknown import UnknownTexts
 from textcls.runtime.predictions import check_decided
 
 

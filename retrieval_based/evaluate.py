@@ -19,6 +19,7 @@ import time
 import numpy as np
 
 from textcls.common.errors import Problems, UserError, run_script
+from textcls.common.known import auroc
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import (
     add_encoder_options,
@@ -35,7 +36,6 @@ from textcls.retrieval.encoder import for_queries, open_encoder
 from textcls.retrieval.fitting import with_settings
 from textcls.retrieval.index import check_encoder, check_prefixes, open_index
 from textcls.retrieval.search import chunks, find_threshold, label_probabilities, label_ranks, label_similarities
-from textcls.retrieval.unknown import auroc
 from textcls.runtime.predictions import is_decided
 from textcls.training.scoring import score_classes, score_open
 

@@ -18,6 +18,7 @@ from helpers import (
     make_model,
     read_lines,
     run,
+    run_here,
     set_long_text,
     thousand_texts,
     train_options,
@@ -212,6 +213,26 @@ def windowed(checkpoint, exported, predicted, make_once):
     folder = make_once("windowed", make)
     answers = [json.loads(line) for line in read_lines(folder / "answers")]
     return folder / "checkpoint", folder / "export", ([answer["text"] for answer in answers], answers)
+
+
+@pytest.fixture(scope="session")
+def telling(checkpoint, make_once):
+    """A folder with a checkpoint that tells unknown texts, the trained one after one more step, and its export by ONNX."""
+    def make(folder):
+        import export_model
+        import train
+
+        process = run_here(train.main, *train_options(
+            checkpoint, ROOT / "data", folder / "checkpoint", known="centres", max_steps=1, learning_rate="1e-7",
+            load_best_model_at_end=None, metric_for_best_model=None, evaluation_strategy="no", save_strategy="no")[1:])
+        assert process.returncode == 0, process.stderr
+        assert "Unknown texts will be told by how far they are from the labels' centres: fitted on 264 rows of dev.txt | " \
+            in process.stderr
+        process = run_here(export_model.main, "--params_path", folder / "checkpoint", "--output_path", folder / "export",
+                           "--onnx")
+        assert process.returncode == 0, process.stderr
+
+    return make_once("telling", make)
 
 
 @pytest.fixture(scope="session")

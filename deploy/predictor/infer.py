@@ -26,9 +26,11 @@ from textcls.common.options import find_label_file, make_parser, positive_int, t
 from textcls.data.files import compare_labels, read_labelled, read_labels
 from textcls.runtime.exported import read_export, saved_threshold
 from textcls.runtime.predictions import (
+    add_known_option,
     add_output_options,
     check_files,
     check_labels,
+    check_least_known,
     check_output_options,
     label_chunks,
     make_rows,
@@ -54,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset_dir", default="../../data", help="folder of the data files")
     parser.add_argument("--label_file", default="label.txt", help="labels in dataset_dir; must agree with the model's")
     add_output_options(parser, output_file=None)
+    add_known_option(parser)
     parser.add_argument("--perf", action="store_true", help="measure accuracy and speed instead of labelling data_file")
     parser.add_argument("--perf_dataset", default="dev", choices=["dev", "test"], help="what --perf runs on")
     args = parser.parse_args()
@@ -94,6 +97,7 @@ def load_predictor(args: argparse.Namespace) -> "Predictor":
     if os.path.isfile(label_path):
         compare_labels(predictor.labels, read_labels(label_path), label_path, args.model_path_prefix)
     check_labels(args, predictor.labels)
+    check_least_known(args.least_known, predictor.tells_unknown, predictor.labels)
     return predictor
 
 
@@ -114,7 +118,8 @@ def label_file(args: argparse.Namespace, total: Optional[int], model: str) -> No
     row_args = args if args.output_file else argparse.Namespace(**{**vars(args), "output_format": "jsonl"})
 
     def rows_of(texts, progress):
-        return make_rows(texts, predictor.probabilities(texts, progress), predictor.labels, row_args)
+        probs, known = predictor.answer(texts, progress)
+        return make_rows(texts, probs, predictor.labels, row_args, known)
 
     if not args.output_file:
         return print_blocks(itertools.chain.from_iterable(label_chunks(args, total, rows_of)), args.top_k)

@@ -15,7 +15,7 @@ from argparse import Namespace
 from http.client import responses
 
 from textcls.common.errors import UserError, run_script
-from textcls.common.options import positive_int, read_token_file
+from textcls.common.options import positive_int, probability, read_token_file
 from textcls.runtime.client import Ask, make_client_parser, post_json, run_client
 
 EXPECTED = "the address of a running server.py"
@@ -24,7 +24,7 @@ EXPECTED = "the address of a running server.py"
 def make_ask(args: Namespace) -> Ask:
     """Make the function that `run_client` wants; it returns per text the server's answer, a dict."""
     headers = {"Authorization": f"Bearer {read_token_file(args.token_file)}"} if args.token_file else {}
-    wanted = {name: getattr(args, name) for name in ("top_k", "num_nearest", "threshold")}
+    wanted = {name: getattr(args, name) for name in ("top_k", "num_nearest", "threshold", "least_known")}
     parameters = {name: value for name, value in wanted.items() if value is not None}
 
     def ask(texts):
@@ -59,6 +59,8 @@ def make_block(text: str, result: dict) -> list[str]:
     lines = [f"data: {text}", "label: " + ", ".join(f"{top['label']} ({top['confidence']:.6f})" for top in labels)]
     if "similarity" in best:
         lines.append("similarity: " + ", ".join(f"{top['similarity']:.6f}" for top in labels))
+    elif "known" in result:
+        lines.append(f"known: {result['known']:.6f}")
     return lines + [f"near: {near['text']} ({near['label']}, {near['similarity']:.6f})" for near in result.get("nearest", [])]
 
 
@@ -70,6 +72,8 @@ def make_row(text: str, result: dict) -> dict:
 def main():
     parser = make_client_parser(__doc__, "http://127.0.0.1:8189", batch_size=64)
     parser.add_argument("--token_file", help="file with the server's token")
+    parser.add_argument("--least_known", type=probability, help="0 to 1: a text that is less known is answered with `undecided`; "
+                        "for a classifier that tells unknown texts")
     parser.add_argument("--num_nearest", type=positive_int, help="how many of the nearest texts a server with an index gives")
     run_client(parser, make_ask, make_block, make_row)
 

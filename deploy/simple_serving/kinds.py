@@ -10,11 +10,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from textcls.common.errors import UserError
-from textcls.common.probabilities import top_labels
+from textcls.common.probabilities import DECIMALS, top_labels
 from textcls.retrieval.predictor import SearchPredictor
 from textcls.retrieval.search import Answer as SearchAnswer
 from textcls.retrieval.search import find_threshold
-from textcls.runtime.predictions import UNDECIDED, is_decided
+from textcls.runtime.predictions import UNDECIDED, check_least_known, is_decided
 from textcls.runtime.predictions import check_threshold as check_undecided
 from textcls.runtime.predictor import Predictor
 
@@ -53,6 +53,14 @@ class TextAnswer(Answer):
 
 class Predicted(BaseModel):
     result: list[TextAnswer]
+
+
+class KnownAnswer(TextAnswer):
+    known: float = Field(description="probability that the text is of one of the model's labels")
+
+
+class KnownPredicted(BaseModel):
+    result: list[KnownAnswer]
 
 
 class Status(BaseModel):
@@ -115,13 +123,16 @@ def classifier(predictor: Predictor, threshold: Union[float, str]) -> Kind:
         top_k: WholeNumber = Field(1, ge=1, le=len(labels))
         threshold: Threshold = Field(
             0.0, description=f"a text of less confidence is labelled {UNDECIDED!r}; auto: the threshold that the export holds")
+        least_known: float = Field(0.0, ge=0, le=1, description=f"a text that is less known is labelled {UNDECIDED!r}")
 
-    def answer(rows, parameters):
+    def answer(items, parameters):
         wanted = find_wanted(parameters.threshold)
-        found = [[{"label": label, "confidence": confidence} for label, confidence in top]
-                 for top in top_labels(np.array(rows), labels, parameters.top_k)]
-        return [{**top[0], "label": top[0]["label"] if is_decided(top[0]["confidence"], wanted) else UNDECIDED, "top_k": top}
-                for top in found]
+        try:
+            check_least_known(parameters.least_known, predictor.tells_unknown, labels)
+        except UserError as error:
+            raise Conflict("parameters.least_known", str(error)) from None
+        found = top_labels(np.array([probs for probs, _ in items]), labels, parameters.top_k)
+        return [make_text_answer(top, known, wanted, parameters.least_known) for top, (_, known) in zip(found, items)]
 
     def find_wanted(wanted):
         """The threshold as a number. Conflict."""
@@ -135,10 +146,24 @@ def classifier(predictor: Predictor, threshold: Union[float, str]) -> Kind:
         return value
 
     def run(texts, wanted):
-        return predictor.batch_probabilities(texts)
+        probs, known = predictor.batch_answer(texts)
+        return list(zip(probs, [None] * len(texts) if known is None else known.tolist()))
 
-    return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))}, Predicted, Status,
-                refusals={409: "the export holds no threshold for this"})
+    return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))},
+                KnownPredicted if predictor.tells_unknown else Predicted, Status,
+                refusals={409: "the export holds nothing for this parameter"})
+
+
+def make_text_answer(top: list[tuple[str, float]], known: Optional[float], threshold: float, least_known: float
+                     ) -> dict[str, Any]:
+    """Make a TextAnswer as a dict, or where known is told a KnownAnswer. top: (label, probability), best first."""
+    labels = [{"label": label, "confidence": confidence} for label, confidence in top]
+    answer = dict(labels[0])
+    decided = is_decided(top[0][1], threshold)
+    if known is not None:
+        answer["known"] = round(known, DECIMALS)
+        decided = decided and is_decided(known, least_known)
+    return {**answer, "label": answer["label"] if decided else UNDECIDED, "top_k": labels}
 
 
 def search(predictor: SearchPredictor) -> Kind:

@@ -112,7 +112,7 @@ def make_configs(args: Namespace, export: Export, session: "InferenceSession") -
     Names, types and dimensions are those of the ONNX model. Requests that wait are put together; the queue is bounded.
     """
     inputs = {item.name: TYPES[item.type] for item in session.get_inputs()}
-    [output] = session.get_outputs()
+    output, *_ = session.get_outputs()  # of an export with a known.npz the features, which nothing here asks for, are another
     tokenizer, model, *_ = models = CLASSIFIER if export.labels else ENCODER
     threshold = threshold_or_reason(export)  # without one a request that wants it is refused
     gpus = f", gpus: [ {args.device_id} ]" if args.device == "gpu" else ""

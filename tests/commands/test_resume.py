@@ -123,7 +123,7 @@ def test_all_parts_whole_need_no_model_and_lost_records_begin_anew(begun, monkey
     folder, output = begun.folder / "out.csv.parts", begun.folder / "out.csv"
     copy = shutil.copytree(folder, begun.folder / "copy")
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "predict_probs", None)  # would be called for the first text
+        patch.setattr(predict, "predict_known", None)  # would be called for the first text
         process = begun("--resume")
     assert process.returncode == 0 and "going on behind 3 whole parts" in process.stderr, process.stderr
     expected = output.read_bytes()

@@ -17,7 +17,18 @@ import numpy as np
 import pytest
 
 import load
-from helpers import ROOT, THRESHOLD, assert_answers_agree, assert_user_error, read_lines, run_all, server_python, write_lines
+import predict
+from helpers import (
+    ROOT,
+    THRESHOLD,
+    assert_answers_agree,
+    assert_user_error,
+    read_lines,
+    run_all,
+    run_here,
+    server_python,
+    write_lines,
+)
 
 PYTHON = server_python("simple-serving")
 SERVER, CLIENT = ROOT / "deploy/simple_serving/server.py", ROOT / "deploy/simple_serving/client.py"
@@ -126,6 +137,34 @@ def test_below_the_threshold_is_undecided(server, predicted):
             assert [top["label"] for top in item["top_k"]] == [top["label"] for top in right["top_k"][:2]]
     unsure = next(right["text"] for right in expected if right["probability"] < 0.6)
     assert "label: undecided (" in client(server[1], "--threshold", "auto", unsure).stdout
+
+
+def test_unknown_texts_are_told_as_by_predict(telling, server, predicted, tmp_path):
+    texts = predicted[0][:60]
+    write_lines(tmp_path / "texts.txt", texts)
+    words = ["--params_path", telling / "checkpoint", "--dataset_dir", tmp_path, "--data_file", "texts.txt", "--device", "cpu",
+             "--output_format", "jsonl", "--output_file", tmp_path / "out"]
+    assert run_here(predict.main, *words).returncode == 0
+    expected = [json.loads(line) for line in read_lines(tmp_path / "out")]
+    least = sorted(row["known"] for row in expected)[30]
+    process, port = start(telling / "export", tmp_path / "log")
+    try:
+        request = {"data": {"text": texts}, "parameters": {"least_known": least}}
+        status, answer, _ = post(port, request)
+        assert status == 200 and len(answer["result"]) == 60
+        for item, right in zip(answer["result"], expected):
+            assert item["known"] == pytest.approx(right["known"], abs=1e-4)
+            is_near = abs(right["known"] - least) < 1e-5
+            assert is_near or item["label"] == (right["label"] if right["known"] > least else "undecided")
+        assert {"undecided"} < {item["label"] for item in answer["result"]}
+        block = client(port, "--least_known", 1, texts[0]).stdout.split("\n")
+        assert block[1].startswith("label: undecided (") and block[2].startswith("known: 0.")
+        assert "known" in post(port, b"", "/openapi.json")[1]["components"]["schemas"]["KnownAnswer"]["properties"]
+    finally:
+        stop(process)
+    status, answer, _ = post(server[1], request)  # of a model that was trained without
+    assert status == 409 and answer["errors"][0]["field"] == "parameters.least_known"
+    assert "known" not in post(server[1], {"data": {"text": texts[:1]}})[1]["result"][0]
 
 
 def test_the_earlier_form(server, predicted):

@@ -420,6 +420,12 @@ def test_configs_come_from_the_export(repository):
     assert read_lines(repository / "seqcls_postprocess/1/label.txt") == LABELS
 
 
+def test_a_model_that_tells_unknown_texts_is_served_by_its_logits(telling, tmp_path):
+    repository = build(telling / "export", tmp_path / "models")
+    config = (repository / "seqcls_model/config.pbtxt").read_text()
+    assert '"logits"' in config and "features" not in config
+
+
 def test_int8_ended_by_ctrl_c(exported, predicted, tmp_path):
     export = shutil.copytree(exported, tmp_path / "export", ignore=shutil.ignore_patterns("*.int8-*"))
     process = script("build_repository.py", "--export_dir", export / "float32", "--model_repository", tmp_path / "models",

@@ -141,7 +141,7 @@ def test_the_exported_windows_answer_as_their_checkpoint(windowed):
     for predictor in (Predictor(export), Predictor(export, batch_size=3, num_threads=1)):
         labels, probs = predictor(texts, top_k=3)
         assert_answers_agree([list(zip(*pair)) for pair in zip(labels, probs.tolist())], answers)
-    np.testing.assert_allclose(predictor.batch_probabilities(texts[:20]), predictor.probabilities(texts[:20]), atol=1e-5)
+    np.testing.assert_allclose(predictor.batch_answer(texts[:20])[0], predictor.probabilities(texts[:20]), atol=1e-5)
 
 
 def test_texts_of_a_hundred_thousand_characters(windowed, tmp_path):

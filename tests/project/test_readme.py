@@ -56,6 +56,11 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     "python predict.py --dataset_dir data --threshold auto":
         "test_evaluate.py::test_a_threshold_is_found_saved_exported_and_taken",
     "python analysis/evaluate.py --dataset_dir": "test_evaluate.py::test_report_is_complete_and_self_contained",
+    "python train.py --known": "test_known.py::test_predict_and_infer_agree_on_long_texts_too",
+    "python analysis/evaluate.py --params_path checkpoint_known":
+        "test_known.py::test_evaluation_says_how_well_unknown_texts_are_told",
+    "python predict.py --params_path checkpoint_known":
+        "test_known.py::test_a_model_without_known_answers_as_before_and_says_what_it_lacks",
     "python analysis/report.py": "test_report.py::test_the_page_joins_all_parts",
     "python analysis/word_interpret.py": "test_word_interpret.py::test_the_three_outputs test_wrong_input_writes_nothing",
     "python analysis/sent_interpret.py": "test_sent_interpret.py::test_other_methods_use_the_cache",

@@ -17,6 +17,7 @@ import pytest
 from helpers import ROOT, assert_user_error, load_script, read_lines, run_here
 from textcls.common.confidence import precision_bound
 from textcls.common.errors import UserError
+from textcls.common.known import auroc
 from textcls.retrieval import predictor
 from textcls.retrieval.changes import (
     add_texts,
@@ -43,7 +44,6 @@ from textcls.retrieval.search import (
     search,
     vote,
 )
-from textcls.retrieval.unknown import auroc
 
 LABELS = read_lines(ROOT / "data/label.txt")
 ROWS = [line.split("\t") for line in read_lines(ROOT / "data/train.txt")][:300]

@@ -9,15 +9,21 @@ from typing import Optional
 import numpy as np
 
 from textcls.analysis.pages import render
+from textcls.common.known import HOW_TO_FIT, auroc
 from textcls.common.log import get_logger
 from textcls.common.outputs import complete_folder
+from textcls.common.probabilities import DECIMALS, softmax
+from textcls.models.checkpoints import Checkpoint
 from textcls.training.baseline import baseline_probs
 from textcls.training.calibration import Confidence, cross_fit, describe_change, measure_confidence, measure_rows
-from textcls.training.scoring import INTERVAL, bootstrap_intervals, risk_coverage, score
+from textcls.training.scoring import INTERVAL, bootstrap_intervals, risk_coverage, score, score_open
 
 Split = tuple[list[str], np.ndarray]  # texts, label ids int64 [num_texts]
 
+Answers = tuple[np.ndarray, Optional[np.ndarray]]  # of `predict_known`
+
 MATRIX_LABELS = 40  # up to so many classes the confusion matrix shows names and numbers, above only shades
+STEPS = 200  # values of known that are tried as --least_known, evenly spread over the texts
 MAX_CONFUSIONS = 50  # on the page, where there are more classes than that
 MAX_LISTED = 1000  # wrong texts on the page, besides those that are explained
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
@@ -82,6 +88,50 @@ def log_confidence(dev: dict, before: Confidence, after: Confidence) -> None:
     curve = dev["risk_coverage"]
     get_logger().info(f"Risk-coverage curve in dev dataset | AURC {curve['aurc']:.4f}, {curve['excess_aurc']:.4f} more than that "
                       "of a perfect order")
+
+
+def as_shown(probs: np.ndarray) -> np.ndarray:
+    """Round probabilities as answers do: float64 [num_texts]."""
+    return np.array([round(value, DECIMALS) for value in probs.tolist()])
+
+
+def score_unknown(checkpoint: Checkpoint, dev: Answers, others: Answers, label_ids: np.ndarray, least_known: float) -> dict:
+    """Score how well texts of no label are told. dev, others: what the model says of texts of known labels and of no label, as
+    of `predict_known`; label_ids: int64 [num_texts] of dev; least_known: below it a text counts as unknown.
+
+    Returns a dict of JSON: count, probability_auroc and, where the model tells unknown texts, known_auroc, at_least_known and
+    at_best: figures for least_known and for the value with which F1 of the unknown is the highest.
+    """
+    logits = np.concatenate([dev[0], others[0]])
+    is_known, probs = np.arange(len(logits)) < len(dev[0]), softmax(logits, checkpoint.temperature).max(axis=1)
+    scores: dict = {"count": len(others[0]), "probability_auroc": auroc(as_shown(probs), is_known)}
+    if dev[1] is None or others[1] is None:
+        return scores
+    known = as_shown(np.concatenate([dev[1], others[1]]))
+    ids, guesses = np.append(label_ids, np.full(len(others[0]), len(checkpoint.labels))), logits.argmax(axis=1)
+
+    def figures_at(value: float) -> dict[str, float]:
+        answered = known >= value
+        return {"least_known": value, **score_open(ids, guesses, known, len(checkpoint.labels), value),
+                "unknown_answered": float(answered[~is_known].mean()), "known_answered": float(answered[is_known].mean())}
+
+    candidates = np.quantile(known, np.arange(1, STEPS) / STEPS, method="nearest").tolist()
+    best = max((figures_at(value) for value in candidates), key=lambda figures: figures["unknown_f1"])
+    return {**scores, "known_auroc": auroc(known, is_known), "at_least_known": figures_at(least_known), "at_best": best}
+
+
+def log_unknown(scores: dict) -> None:
+    """Log what `score_unknown` returned."""
+    probability = f"Unknown texts: {scores['count']} | AUROC of the largest probability {scores['probability_auroc']:.4f}"
+    if "known_auroc" not in scores:
+        return get_logger().info(f"{probability}; the model does not tell unknown texts by itself ({HOW_TO_FIT} does)")
+    get_logger().info(f"{probability}, of known {scores['known_auroc']:.4f}")
+    for name, what in (("at_least_known", "--least_known"), ("at_best", "The best F1 score of the unknown has --least_known")):
+        figures = scores[name]
+        get_logger().info(f"{what} {figures['least_known']:.6g} | F1 score of the unknown {figures['unknown_f1'] * 100:.2f} | "
+                          f"macro F1 score of the known {figures['known_f1'] * 100:.2f} | answered: "
+                          f"{figures['unknown_answered'] * 100:.2f}% of the unknown texts, "
+                          f"{figures['known_answered'] * 100:.2f}% of the known ones")
 
 
 def describe_class(metrics: dict, index: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from textcls.common.errors import UserError
+from textcls.common.known import KNOWN_FILE, write_centres
 from textcls.common.log import get_logger
 from textcls.common.long_texts import CUT
 from textcls.common.outputs import complete_folder, write_labels
@@ -20,9 +21,10 @@ from textcls.export.onnx_export import TOLERANCE, export_onnx
 from textcls.models.checkpoints import Checkpoint
 from textcls.models.configs import shortest_length
 from textcls.models.families import count_positions, family_of
+from textcls.models.inference import keeping_features
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.models.tokenizers import save_rust_tokenizer
-from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, GRAPH_ENDINGS, PROBES, graph_file, sha256
+from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, FEATURES, GRAPH_ENDINGS, LOGITS, PROBES, graph_file, sha256
 
 if TYPE_CHECKING:
     from paddle import inference
@@ -95,18 +97,18 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
     """
     model, batches = checkpoint.model, probe_batches(checkpoint)
     output = "logit" if checkpoint.encoder_id is None else "vector"
-    with paddle.no_grad():  # before the export: tracing replaces the model's own forward
-        expected = [model(paddle.to_tensor(batch)).numpy() for batch in batches]
+    expected = run_checkpoint(checkpoint, batches)  # before the export: tracing replaces the model's own forward
+    answers = next(iter(expected.values()))
     prefix = os.path.join(folder, name)
     export_graph(model, prefix)
     predictor = open_graph(prefix)
-    difference = max(float(np.abs(run_graph(predictor, batch) - logits).max()) for batch, logits in zip(batches, expected))
+    difference = max(float(np.abs(run_graph(predictor, batch) - right).max()) for batch, right in zip(batches, answers))
     get_logger().info(f"Largest {output} difference between checkpoint and exported graph: {difference:.2e}")
     if not difference <= TOLERANCE:
         raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
                         f"{TOLERANCE:.0e}; nothing was exported")
     if with_onnx:
-        difference = export_onnx(model, prefix, batches, expected, "logits" if output == "logit" else EMBEDDING)
+        difference = export_onnx(model, prefix, batches, expected)
         get_logger().info(f"Largest {output} difference between checkpoint and ONNX model: {difference:.2e}")
     checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.rust_tokenizer is not None:
@@ -115,7 +117,9 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
         write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
         kind = {"output": CLASS_LOGITS, "num_labels": len(checkpoint.labels), **describe_confidence(checkpoint, prefix)}
     else:
-        kind = {"output": EMBEDDING, "embedding_size": expected[0].shape[1], "encoder_id": checkpoint.encoder_id}
+        kind = {"output": EMBEDDING, "embedding_size": answers[0].shape[1], "encoder_id": checkpoint.encoder_id}
+    if with_onnx and checkpoint.centres is not None:
+        kind["known"] = write_centres(folder, checkpoint.centres)
     long_text = checkpoint.encode.long_text
     if long_text != CUT:
         kind["long_text"] = long_text._asdict()
@@ -125,6 +129,19 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
                   "input_names": input_names(model), "pad_token_id": checkpoint.pad_id,
                   "model_file": os.path.basename(graph_file(prefix)), "params_file": f"{name}.pdiparams"}
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)
+
+
+def run_checkpoint(checkpoint: Checkpoint, batches: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Run a model over batches, list of int64 [batch, length]. Returns by the names of an ONNX model's outputs what they have to
+    give: logits, and features where the checkpoint holds Centres, or the vectors of an encoder."""
+    model = checkpoint.model
+    with paddle.no_grad():
+        if checkpoint.centres is None:
+            name = LOGITS if checkpoint.encoder_id is None else EMBEDDING
+            return {name: [model(paddle.to_tensor(batch)).numpy() for batch in batches]}
+        with keeping_features(model) as run:
+            pairs = [run(paddle.to_tensor(batch)) for batch in batches]
+    return {LOGITS: [logits for _, logits in pairs], FEATURES: [features for features, _ in pairs]}
 
 
 def describe_confidence(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
@@ -140,8 +157,11 @@ def describe_confidence(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
 
 def remove_older(folder: str, name: str) -> None:
     """Delete what an older export named `name` has left in a folder: the graph of the other Paddle, converted forms, the ONNX
-    model where the new export has none."""
+    model and known.npz where the new export has none."""
     deploy = read_json(os.path.join(folder, "deploy.json"))
+    if "known" not in deploy:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(folder, KNOWN_FILE))
     kept = {deploy["model_file"], deploy.get("onnx_file")}
     if deploy["model_file"].endswith(GRAPH_ENDINGS[0]):
         kept.add(f"{name}.pdiparams.info")

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,30 +20,31 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # largest difference of logits, or of unit vectors, that is only rounding
 
 
-def export_onnx(model: "PretrainedModel", prefix: str, batches: Sequence[np.ndarray], expected: Sequence[np.ndarray],
-                output: str = "logits") -> float:
+def export_onnx(model: "PretrainedModel", prefix: str, batches: Sequence[np.ndarray], expected: Mapping[str, Sequence[np.ndarray]]
+                ) -> float:
     """Write prefix.onnx, run it by ONNX Runtime on the CPU and compare.
 
     model: in eval mode, exported as prefix.pdmodel and prefix.pdiparams; batches: list of int64 [batch, length], padded;
-    expected: their logits or vectors, list of float32 [batch, size]; output: the output's name. Returns the largest
-    difference. Raises UserError where the model cannot be converted or differs by more than TOLERANCE; prefix.onnx must then
-    not be used.
+    expected: by the names of the outputs, as of `make_onnx`, what the model answers: float32 [batch, size] each. Returns the
+    largest difference. Raises UserError where the model cannot be converted or differs by more than TOLERANCE; prefix.onnx must
+    then not be used.
     """
     import onnx
     import onnxruntime
 
     if model.config.model_type in FAMILIES:
-        content = make_onnx(model, output)
+        content = make_onnx(model, list(expected))
     else:
-        content = convert(prefix, output, model.config.model_type)
+        content = convert(prefix, next(iter(expected)), model.config.model_type)
     path = prefix + ".onnx"
     onnx.checker.check_model(content)
     onnx.save(content, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
     difference = 0.0
-    for batch, answers in zip(batches, expected):
-        difference = max(difference, float(np.abs(session.run(None, model_inputs(batch, names))[0] - answers).max()))
+    for batch, *wanted in zip(batches, *expected.values()):
+        for found, answers in zip(session.run(list(expected), model_inputs(batch, names)), wanted):
+            difference = max(difference, float(np.abs(found - answers).max()))
     if not difference <= TOLERANCE:
         raise UserError(f"the ONNX model differs from the graph by {difference:.2e}, expected at most {TOLERANCE:.0e}; "
                         "nothing was exported")

@@ -53,8 +53,9 @@ class Graph:
         return name
 
 
-def make_onnx(model: "PretrainedModel", output: str) -> ModelProto:
-    """Write the ONNX graph of a model of FAMILIES in eval mode. output: name of the answers, float32 [batch, size].
+def make_onnx(model: "PretrainedModel", outputs: Sequence[str]) -> ModelProto:
+    """Write the ONNX graph of a model of FAMILIES in eval mode. outputs: name of the answers, float32 [batch, size], and of a
+    classifier without a prompt perhaps that of what its last layer is given, float32 [batch, hidden_size].
 
     The inputs are those of the family, int64 [batch, length] each. UserError where the model has a part that is not known here.
     """
@@ -77,13 +78,16 @@ def make_onnx(model: "PretrainedModel", output: str) -> ModelProto:
         result = result if model.projection is None else linear(graph, result, model.projection, "projection")
         result = unit_length(graph, graph.add("Tanh", result) if model.activation == "tanh" else result)
     elif prompt is None:
+        for name in outputs[1:]:
+            graph.nodes[-1].output[0] = result = name
         result = linear(graph, result, model.classifier, "classifier")
-    graph.nodes[-1].output[0] = output
+    graph.nodes[-1].output[0] = outputs[0]
     names = family_of(model).input_names
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in names]
-    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", "size"])]
+    answers = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+               for name, size in zip(outputs, ("size", "hidden_size"))]
     tensors = [numpy_helper.from_array(array, name) for name, array in graph.weights.items()]
-    content = helper.make_graph(graph.nodes, type(model).__name__, inputs, outputs, tensors)
+    content = helper.make_graph(graph.nodes, type(model).__name__, inputs, answers, tensors)
     return helper.make_model(content, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=7)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from textcls.common.confidence import check_threshold_of_model, read_threshold
 from textcls.common.errors import UserError
+from textcls.common.known import Centres, read_centres
 from textcls.common.log import get_logger
 from textcls.data.encoders import Encoder, read_long_text
 from textcls.models.built_in import explain_download
@@ -121,7 +122,7 @@ def _find_class(family: Family, head: str) -> Any:
 def forget_confidence(config: "PretrainedConfig") -> "PretrainedConfig":
     """Return a model's config without what means nothing with other weights, so that no training passes it on. A Checkpoint has
     it from the file."""
-    for name in ("calibration", "threshold"):
+    for name in ("calibration", "threshold", "known"):
         vars(config).pop(name, None)
     return config
 
@@ -187,6 +188,7 @@ class Checkpoint(NamedTuple):
     temperature: float = 1.0  # what logits are divided by before the softmax
     fitted_on: str = ""  # `rows_id` of the rows that it was fitted on; "" without one
     threshold: Optional[dict[str, Any]] = None  # of --threshold auto, with what it was found for
+    centres: Optional[Centres] = None  # by which unknown texts are told; None: the training kept none
 
 
 def load_checkpoint(folder: str, label_path: Optional[str] = None, max_seq_length: Optional[int] = None) -> Checkpoint:
@@ -201,14 +203,16 @@ def load_checkpoint(folder: str, label_path: Optional[str] = None, max_seq_lengt
                         "commands of retrieval_based/ take this one")
     labels, calibration = read_checkpoint_labels(folder, config, label_path), read_calibration(config, folder)
     threshold = read_threshold(config, os.path.join(folder, "config.json"))
+    centres = read_centres(folder, config.get("known"))
     if threshold is not None:
         try:
             saved_threshold(folder, max_seq_length)
         except UserError:
             get_logger().warning(f"{folder}: its threshold was found with another model, temperature or length: it is not used.")
             threshold = None
-    return open_checkpoint(folder, config, max_seq_length, labels, num_labels=len(labels))._replace(
-        temperature=calibration.get("temperature", 1.0), fitted_on=calibration.get("rows_id", ""), threshold=threshold)
+    checkpoint = open_checkpoint(folder, config, max_seq_length, labels, num_labels=len(labels))
+    return checkpoint._replace(temperature=calibration.get("temperature", 1.0), fitted_on=calibration.get("rows_id", ""),
+                               threshold=threshold, centres=centres)
 
 
 def saved_threshold(folder: str, max_seq_length: Optional[int] = None) -> float:

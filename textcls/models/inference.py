@@ -1,5 +1,6 @@
 """Run a trained classifier over many texts: logits, probabilities, features."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Optional
 import numpy as np
 
 from textcls.common.errors import UserError
+from textcls.common.known import add_nearness, split_known
 from textcls.common.log import Progress, progress_bar
 from textcls.common.probabilities import softmax
 from textcls.data.tokens import TokenizedTexts, run_by_length
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from textcls.models.checkpoints import Checkpoint
 
     import paddle
+    from paddlenlp.transformers import PretrainedModel
 
 
 def count_cores() -> int:
@@ -58,16 +61,16 @@ def predict_logits(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size:
     encoder its vectors [num_texts, embedding_size]. progress: to advance by the texts done, or None. UserError.
     """
     size = getattr(checkpoint.model, "embedding_size", len(checkpoint.labels))
-    return _run_model(checkpoint.model, checkpoint.pad_id, tokens, batch_size, size, progress)
+    return _run_model(lambda batch: checkpoint.model(batch).numpy(), checkpoint.pad_id, tokens, batch_size, size, progress)
 
 
-def _run_model(model: Callable[["paddle.Tensor"], "paddle.Tensor"], pad_id: int, tokens: TokenizedTexts, batch_size: int,
+def _run_model(answer: Callable[["paddle.Tensor"], np.ndarray], pad_id: int, tokens: TokenizedTexts, batch_size: int,
                size: int, progress: Optional[Progress]) -> np.ndarray:
     from textcls.models.paddle_setup import paddle
 
     def run(batch: np.ndarray) -> np.ndarray:
         with paddle.no_grad():
-            return model(paddle.to_tensor(batch)).numpy()
+            return answer(paddle.to_tensor(batch))
 
     answers = run_by_length(run, tokens, batch_size, pad_id, size, map_batches=map_batches, progress=progress)
     if not np.isfinite(answers).all():
@@ -95,21 +98,47 @@ def predict_features(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_siz
     Returns (features float32 [num_texts, hidden_size], logits float32 [num_texts, num_classes]) in input order; logits are
     features @ classifier.weight + classifier.bias. batch_size, progress: as of `predict_logits`.
     """
-    from textcls.models.paddle_setup import paddle
+    hidden_size, num_classes = checkpoint.model.classifier.weight.shape
+    with keeping_features(checkpoint.model) as run:
+        answers = _run_model(lambda batch: np.column_stack(run(batch)), checkpoint.pad_id, tokens, batch_size,
+                             hidden_size + num_classes, progress)
+    return answers[:, :hidden_size], answers[:, hidden_size:]
 
-    classifier, last = checkpoint.model.classifier, threading.local()  # each thread's last batch: they share the model
-    hidden_size, num_classes = classifier.weight.shape
+
+@contextlib.contextmanager
+def keeping_features(model: "PretrainedModel") -> Iterator[Callable[["paddle.Tensor"], tuple[np.ndarray, np.ndarray]]]:
+    """Give a function of a batch, int64 [batch, length], that runs a classifier: (features float32 [batch, hidden_size], which
+    its last layer is given, logits float32 [batch, num_classes]). It may be called in several threads."""
+    last = threading.local()  # each thread's last batch: they share the model
 
     def keep(layer: "paddle.nn.Layer", inputs: tuple["paddle.Tensor", ...]) -> None:
         last.features = inputs[0]
 
-    def run(batch: "paddle.Tensor") -> "paddle.Tensor":
-        logits = checkpoint.model(batch)
-        return paddle.concat([last.features, logits], axis=1)
+    def run(batch: "paddle.Tensor") -> tuple[np.ndarray, np.ndarray]:
+        logits = model(batch).numpy()
+        return last.features.numpy(), logits
 
-    hook = classifier.register_forward_pre_hook(keep)
+    hook = model.classifier.register_forward_pre_hook(keep)
     try:
-        answers = _run_model(run, checkpoint.pad_id, tokens, batch_size, hidden_size + num_classes, progress)
+        yield run
     finally:
         hook.remove()
-    return answers[:, :hidden_size], answers[:, hidden_size:]
+
+
+def predict_known(checkpoint: "Checkpoint", tokens: TokenizedTexts, batch_size: int, progress: Optional[Progress] = None
+                  ) -> tuple[np.ndarray, Optional[np.ndarray]]:
+    """Run the classifier over tokenized texts and tell how known they are.
+
+    Returns (logits float32 [num_texts, num_classes], the probability that each text is of a label at all, float64 [num_texts],
+    None where the checkpoint holds no Centres) in input order. batch_size, progress: as of `predict_logits`.
+    """
+    centres = checkpoint.centres
+    if centres is None:
+        return predict_logits(checkpoint, tokens, batch_size, progress), None
+    with keeping_features(checkpoint.model) as run:
+        def answer(batch: "paddle.Tensor") -> np.ndarray:
+            features, logits = run(batch)
+            return add_nearness(logits, features, centres)
+
+        answers = _run_model(answer, checkpoint.pad_id, tokens, batch_size, len(checkpoint.labels) + 1, progress)
+    return split_known(answers, centres)

@@ -11,7 +11,7 @@ from textcls.retrieval.head import FEW, MANY, STRENGTHS, Head, few_shares, fit_h
 from textcls.retrieval.index import SearchIndex, label_boosts
 from textcls.retrieval.nearest import nearest
 from textcls.retrieval.search import Found, chunks, fuse, join_head, lexical_nearest, part, sharpen, vote
-from textcls.retrieval.unknown import SIMULATED, UnknownTexts, ask, fit_known, fit_threshold, leave_labels_out
+from textcls.retrieval.unknown import SIMULATED, UnknownTexts, ask, fit_threshold, known_entry, leave_labels_out
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 HEAD_TEMPERATURES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -62,7 +62,7 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     else:
         own, others = leave_labels_out(index, label_ids, lambda part_index, rows: find_rows(
             part_index, vectors[rows], [texts[row] for row in rows], sizes[-1]))
-    known, auroc = fit_known(own.features, others.features, unknown.share)
+    known, auroc = known_entry(own.features, others.features, unknown.share)
     threshold = None
     if precision is not None:
         threshold = fit_threshold(dev, dev.labels == label_ids, others, known, precision, unknown.share)

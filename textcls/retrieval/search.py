@@ -8,6 +8,7 @@ from typing import NamedTuple, Union
 import numpy as np
 
 from textcls.common.errors import UserError
+from textcls.common.known import score_known
 from textcls.common.probabilities import DECIMALS
 from textcls.retrieval.head import Head, head_probs
 from textcls.retrieval.index import SearchIndex
@@ -154,15 +155,14 @@ def known_probs(index: SearchIndex, vectors: np.ndarray, found: Found) -> np.nda
             is_of_head = np.isin(index.row_labels[found.rows[:, 0]], head.labels)
             logits = np.where(is_of_head, features[:, 2], np.maximum(features[:, 2], logits))
         features = np.column_stack([features[:, :2], logits])
-    return score_known(known, features)
+    return score_features(known, features)
 
 
-def score_known(known: dict, features: np.ndarray) -> np.ndarray:
+def score_features(known: dict, features: np.ndarray) -> np.ndarray:
     """Probability that texts are of a known label: float [num_texts]. known: the entry of index.json; features: of
     `known_features`, of which the first count that have a weight."""
-    weights = np.array(known["weights"])
-    scores = features[:, :len(weights)] @ weights + known["offset"]
-    return 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
+    weights = np.array([*known["weights"], known["offset"]])
+    return score_known(features[:, :len(weights) - 1], weights)
 
 
 def label_similarities(index: SearchIndex, queries: np.ndarray) -> np.ndarray:

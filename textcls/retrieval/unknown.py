@@ -9,12 +9,12 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from textcls.common.confidence import find_threshold
+from textcls.common.known import UNKNOWN_SHARE, fit_known
 from textcls.common.probabilities import DECIMALS
 from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import SearchIndex
-from textcls.retrieval.search import Found, chunks, fuse, known_features, part, score_known
+from textcls.retrieval.search import Found, chunks, fuse, known_features, part, score_features
 
-UNKNOWN_SHARE = 0.1  # of the texts that are asked about, where nobody says otherwise
 FOLDS, LEAST_LABELS = 5, 4  # of `leave_labels_out`; a head of fewer labels than these says nothing of others
 
 
@@ -37,8 +37,8 @@ class Examples(NamedTuple):
     probs: np.ndarray  # its probability, if the text is of a known label, float [num_texts]
 
     def confidences(self, known: dict) -> np.ndarray:
-        """The probabilities of the labels as answers show them: float [num_texts]. known: of `fit_known`."""
-        exact = self.probs * score_known(known, self.features)
+        """The probabilities of the labels as answers show them: float [num_texts]. known: of `known_entry`."""
+        exact = self.probs * score_features(known, self.features)
         return np.array([round(value, DECIMALS) for value in exact.tolist()])
 
 
@@ -88,51 +88,23 @@ def join(parts: Sequence[Examples]) -> Examples:
     return Examples(features, np.concatenate([one.labels for one in parts]), np.concatenate([one.probs for one in parts]))
 
 
-def fit_known(known: np.ndarray, unknown: np.ndarray, share: float) -> tuple[dict, float]:
-    """Logistic regression that tells known texts from unknown ones by their `known_features`.
+def known_entry(known: np.ndarray, unknown: np.ndarray, share: float) -> tuple[dict, float]:
+    """Fit what tells known texts from unknown ones. known, unknown: `known_features` of each; share: of unknown texts.
 
-    No weight is negative, so that a text which is nearer to the index never counts as less known. known, unknown: features of
-    each, float [num_texts, num_features]; share: of unknown texts. Returns (the entry `known` of index.json: unknown_share,
-    weights, offset and, of a head, the mean logit of known texts; AUROC on these).
+    Returns (the entry `known` of index.json: unknown_share, weights, offset and, of a head, the mean logit of known texts; AUROC
+    on these).
     """
-    from scipy.optimize import minimize
-
-    features = np.concatenate([known, unknown]).astype(np.float64)
-    targets = np.repeat([1.0, 0.0], [len(known), len(unknown)])
-    mean, deviation = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
-    inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """NLL with a little L2, so that it ends where both parts can be told apart wholly, and its gradient."""
-        scores = inputs @ weights
-        errors = 1 / (1 + np.exp(-np.clip(scores, -30, 30))) - targets
-        return (np.logaddexp(0, scores) - targets * scores).sum() + 0.05 * weights @ weights, inputs.T @ errors + 0.1 * weights
-
-    bounds = [(0, None)] * features.shape[1] + [(None, None)]
-    weights = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
-    scaled = weights[:-1] / deviation
-    odds = (1 - share) / share * len(unknown) / len(known)
-    entry = {"unknown_share": share, "weights": scaled.tolist(), "offset": float(weights[-1] - scaled @ mean + np.log(odds))}
-    if features.shape[1] > 2:
+    weights, figure = fit_known(known, unknown, share)
+    entry = {"unknown_share": share, "weights": weights[:-1].tolist(), "offset": float(weights[-1])}
+    if known.shape[1] > 2:
         entry["logit"] = float(known[:, 2].mean())
-    return entry, auroc(inputs @ weights, targets == 1)
-
-
-def auroc(scores: np.ndarray, is_positive: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties half (Mann-Whitney). scores: float [n]; is_positive: bool [n]."""
-    values, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    positives = int(is_positive.sum())
-    negatives = len(scores) - positives
-    if not positives or not negatives:
-        return float("nan")
-    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return entry, figure
 
 
 def fit_threshold(dev: Examples, is_right: np.ndarray, unknown: Examples, known: dict, precision: float, share: float
                   ) -> Optional[dict[str, float]]:
     """The lowest probability, as it is shown, that keeps a precision by `confidence.find_threshold` where a share of the texts is
-    unknown: {"precision", "value"}, or None. is_right: bool, of dev's labels; known: of `fit_known`.
+    unknown: {"precision", "value"}, or None. is_right: bool, of dev's labels; known: of `known_entry`.
 
     Dev and unknown texts are drawn, by a fixed seed, in the numbers that the share asks for.
     """

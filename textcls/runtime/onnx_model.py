@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Optional
 import numpy as np
 
 from textcls.common.errors import UserError
+from textcls.common.known import Centres, add_nearness
 from textcls.common.log import Progress
 from textcls.common.texts import check_texts
 from textcls.data.tokens import MapBatches, TokenizedTexts, model_inputs, run_by_length
 from textcls.runtime.converted import Comparison, open_model
-from textcls.runtime.exported import Export, check_length, read_encoder
+from textcls.runtime.exported import FEATURES, LOGITS, Export, check_length, read_encoder
 from textcls.runtime.onnx_session import open_session
 from textcls.runtime.quantize import check_device
 
@@ -61,7 +62,8 @@ class OnnxModel:
         return TokenizedTexts.from_windows(self._encode(check_texts(texts)), self.export.long_text.window_vote)
 
     def run(self, tokens: TokenizedTexts, progress: Optional[Progress] = None) -> np.ndarray:
-        """Run tokenized texts; returns float32 [num_texts, output_size] in their order. progress: a bar to advance, or None."""
+        """Run tokenized texts; returns float32 [num_texts, output_size] in their order, where the export has Centres with the
+        nearness as one more column (`add_nearness`). progress: a bar to advance, or None."""
         return self._run(self._session, tokens, progress)
 
     def run_batch(self, tokens: TokenizedTexts) -> np.ndarray:
@@ -77,20 +79,25 @@ class OnnxModel:
              batch_size: Optional[int] = None, map_batches: Optional[MapBatches] = None) -> np.ndarray:
         # a few texts are shared out between the threads, too
         batch_size = batch_size or max(1, min(self.batch_size, -(-len(tokens) // self.num_threads)))
-        return run_by_length(functools.partial(_run_batch, session), tokens, batch_size, self.export.pad_id,
-                             self.export.output_size, map_batches=map_batches or self._pool.map, progress=progress)
+        centres = self.export.centres
+        size = self.export.output_size + (centres is not None)
+        return run_by_length(functools.partial(_run_batch, session, centres), tokens, batch_size, self.export.pad_id, size,
+                             map_batches=map_batches or self._pool.map, progress=progress)
 
     def _check_session(self) -> None:
         """Raise UserError where the model does not belong to the folder's other files."""
         path, outputs = self.export.onnx_path, self._session.get_outputs()
         inputs = {item.name for item in self._session.get_inputs()}
-        if "input_ids" not in inputs or not inputs <= {"input_ids", "token_type_ids"} or len(outputs) != 1:
-            raise UserError(f"{path}: its inputs are {sorted(inputs)}, expected input_ids and token_type_ids, and one output")
+        wanted = [outputs[0].name] if self.export.centres is None else [LOGITS, FEATURES]
+        if "input_ids" not in inputs or not inputs <= {"input_ids", "token_type_ids"} or [one.name for one in outputs] != wanted:
+            raise UserError(f"{path}: its inputs are {sorted(inputs)}, its outputs {[one.name for one in outputs]}, expected "
+                            f"input_ids and token_type_ids, and {' and '.join(wanted)}")
         size, what = outputs[0].shape[-1], "classes" if self.export.labels else "numbers in a vector"
         if size != self.export.output_size:
             where = "label.txt" if self.export.labels else "deploy.json"
             raise UserError(f"{path}: it has {size} {what}, expected the {self.export.output_size} of {where}")
 
 
-def _run_batch(session: "onnxruntime.InferenceSession", batch: np.ndarray) -> np.ndarray:
-    return session.run(None, model_inputs(batch, [item.name for item in session.get_inputs()]))[0]
+def _run_batch(session: "onnxruntime.InferenceSession", centres: Optional[Centres], batch: np.ndarray) -> np.ndarray:
+    answers = session.run(None, model_inputs(batch, [item.name for item in session.get_inputs()]))
+    return answers[0] if centres is None else add_nearness(answers[0], answers[1], centres)

@@ -14,8 +14,9 @@ from typing import Any, Optional, TextIO, Union
 import numpy as np
 
 from textcls.common.errors import Problems, UserError
+from textcls.common.known import HOW_TO_FIT
 from textcls.common.log import Progress, get_logger, progress_bar
-from textcls.common.options import add_column_options, positive_int, probability_or_auto
+from textcls.common.options import add_column_options, positive_int, probability, probability_or_auto
 from textcls.common.outputs import check_output, check_output_folder, complete_file, is_stream
 from textcls.common.probabilities import DECIMALS, UNDECIDED, top_labels
 from textcls.data.files import read_texts
@@ -45,6 +46,12 @@ def add_output_options(parser: argparse.ArgumentParser, output_file: Optional[st
                              "precision, and saved")
 
 
+def add_known_option(parser: argparse.ArgumentParser) -> None:
+    """Add --least_known to a script that labels a file of texts by a classifier."""
+    parser.add_argument("--least_known", type=probability, default=0.0, help=f"texts that are less probably of a known label are "
+                        f"written as `{UNDECIDED}`; for models of train.py --known centres")
+
+
 def check_output_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with the parser's error where the options of `add_output_options` do not fit together."""
     if args.top_k > 1 and args.output_file and args.output_format == "txt":
@@ -60,11 +67,19 @@ def check_labels(args: argparse.Namespace, labels: list[str]) -> None:
     check_threshold(args.threshold, labels)
 
 
-def check_threshold(threshold: float, labels: list[str]) -> None:
+def check_least_known(least_known: float, tells_unknown: bool, labels: list[str]) -> None:
+    """Raise UserError where a model cannot answer with this least_known. tells_unknown: whether it says how known texts are."""
+    if least_known > 0 and not tells_unknown:
+        raise UserError(f"least_known {least_known}: this model does not tell unknown texts, expected 0, or a model trained with "
+                        f"{HOW_TO_FIT}")
+    check_threshold(least_known, labels, "least_known")
+
+
+def check_threshold(threshold: float, labels: list[str], name: str = "threshold") -> None:
     """Raise UserError where answers below the threshold could not be told from those of a label."""
     if threshold > 0 and UNDECIDED in labels:
-        raise UserError(f"threshold {threshold}: there is a label {UNDECIDED!r}, which answers below the threshold could not be "
-                        "told from, expected a threshold of 0")
+        raise UserError(f"{name} {threshold}: there is a label {UNDECIDED!r}, which answers below it could not be told from, "
+                        f"expected {name} 0")
 
 
 def is_decided(probability: float, threshold: float) -> bool:
@@ -230,18 +245,25 @@ def header(args: argparse.Namespace) -> Optional[list[str]]:
     return columns
 
 
-def make_rows(texts: Iterable[str], probs: np.ndarray, labels: list[str], args: argparse.Namespace) -> Iterator[Row]:
-    """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]."""
-    for text, top in zip(texts, top_labels(probs, labels, args.top_k)):
-        yield make_row(text, top, args)
+def make_rows(texts: Sequence[str], probs: np.ndarray, labels: list[str], args: argparse.Namespace,
+              known: Optional[np.ndarray] = None) -> Iterator[Row]:
+    """Yield one row per text: a JSON object for jsonl, else columns. probs: float32 [num_texts, num_classes]; known: float
+    [num_texts], or None, of `make_row`."""
+    all_known = [None] * len(texts) if known is None else known.tolist()
+    for text, top, own in zip(texts, top_labels(probs, labels, args.top_k), all_known):
+        yield make_row(text, top, args, own)
 
 
-def make_row(text: str, top: Sequence[tuple[str, float]], args: argparse.Namespace) -> Row:
-    """Make the row of a text. top: list of (label, probability), best first; below --threshold the text is UNDECIDED."""
-    label = top[0][0] if is_decided(top[0][1], args.threshold) else UNDECIDED
+def make_row(text: str, top: Sequence[tuple[str, float]], args: argparse.Namespace, known: Optional[float] = None) -> Row:
+    """Make the row of a text. top: list of (label, probability), best first; below --threshold the text is UNDECIDED. known: the
+    probability that it is of a label at all, below --least_known it is UNDECIDED, too; None: nobody knows."""
+    decided = is_decided(top[0][1], args.threshold) and (known is None or is_decided(known, args.least_known))
+    label = top[0][0] if decided else UNDECIDED
     if args.output_format == "jsonl":
-        return {"text": text, "label": label, "probability": top[0][1],
-                "top_k": [{"label": name, "probability": value} for name, value in top]}
+        row = {"text": text, "label": label, "probability": top[0][1]}
+        if known is not None:
+            row["known"] = round(known, DECIMALS)
+        return {**row, "top_k": [{"label": name, "probability": value} for name, value in top]}
     if args.output_format in ("txt", "tsv"):
         text = LINE_BREAKS.sub(" ", text)
     if args.output_format == "txt":

@@ -16,6 +16,7 @@ from typing import Optional, Union
 import numpy as np
 
 from textcls.common.errors import Problems, UserError
+from textcls.common.known import split_known
 from textcls.common.log import Progress
 from textcls.common.probabilities import softmax, top_classes
 from textcls.data.files import read_labelled
@@ -38,14 +39,15 @@ class Predictor:
     CPU; None: one per usable core. batch_size: texts per batch at most. max_seq_length: tokens; None: as in training.
     calibration_file: labelled texts, on which a new INT8 model is compared with fp32; it is refused where it loses more than 0.5
     points of accuracy, unless allow_accuracy_drop. labels: list of str, position = class id. temperature: what logits are divided
-    by. onnx_model: the model that runs, a path, or bytes where its converted form could not be kept. Raises UserError.
+    by. tells_unknown: whether `answer` says how known texts are. onnx_model: the model that runs, a path, or bytes where its
+    converted form could not be kept. Raises UserError.
     """
 
     def __init__(self, path: Union[str, "os.PathLike[str]"], *, device: str = "cpu", device_id: int = 0, dtype: str = "fp32",
                  num_threads: Optional[int] = None, batch_size: int = 32, max_seq_length: Optional[int] = None,
                  calibration_file: Optional[str] = None, allow_accuracy_drop: bool = False):
         export = read_export(path)
-        self.labels, self.temperature = export.labels, export.temperature
+        self.labels, self.temperature, self.tells_unknown = export.labels, export.temperature, export.centres is not None
         comparison = Comparison(short_hash(calibration_file) if calibration_file else None,
                                 functools.partial(compare_accuracy, dtype, calibration_file or "", self.labels),
                                 functools.partial(check_accuracy, dtype, allow_accuracy_drop))
@@ -70,7 +72,16 @@ class Predictor:
 
         progress: a progress bar to advance by the texts done, or None. TypeError or ValueError as `tokenize`.
         """
-        return softmax(self._model.run(self.tokenize(texts), progress), self.temperature)
+        return self.answer(texts, progress)[0]
+
+    def answer(self, texts: Sequence[str], progress: Optional[Progress] = None) -> tuple[np.ndarray, Optional[np.ndarray]]:
+        """Return what `probabilities` does, and the probability that each text is of one of the labels at all: float64
+        [num_texts], None where the export holds nothing to tell that by (train.py --known centres)."""
+        return self._finish(self._model.run(self.tokenize(texts), progress))
+
+    def _finish(self, answers: np.ndarray) -> tuple[np.ndarray, Optional[np.ndarray]]:
+        logits, known = split_known(answers, self._model.export.centres)
+        return softmax(logits, self.temperature), known
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Return the token ids that the model reads of texts, special tokens included.
@@ -79,9 +90,9 @@ class Predictor:
         """
         return self._model.tokenize(texts)
 
-    def batch_probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Return what `probabilities` does, run as one batch in the calling thread: for callers with threads of their own."""
-        return softmax(self._model.run_batch(self.tokenize(texts)), self.temperature)
+    def batch_answer(self, texts: Sequence[str]) -> tuple[np.ndarray, Optional[np.ndarray]]:
+        """Return what `answer` does, run as one batch in the calling thread: for callers with threads of their own."""
+        return self._finish(self._model.run_batch(self.tokenize(texts)))
 
 
 def compare_accuracy(dtype: str, path: str, labels: Sequence[str], answer_both: AnswerBoth) -> dict[str, str]:
@@ -92,7 +103,7 @@ def compare_accuracy(dtype: str, path: str, labels: Sequence[str], answer_both: 
     step = -(-len(texts) // CALIBRATION_TEXTS)
     texts, label_ids = texts[::step], label_ids[::step]
     logger.info(f"Comparing {dtype.upper()} with fp32 on {len(texts)} texts of {path} ...")
-    exact, guessed = (logits.argmax(axis=1) for logits in answer_both(texts))
+    exact, guessed = (answers[:, :len(labels)].argmax(axis=1) for answers in answer_both(texts))
     shares = {"agreement": exact == guessed, "fp32_accuracy": exact == label_ids, f"{dtype}_accuracy": guessed == label_ids}
     return {"size": str(len(texts)), **{name: f"{share.mean() * 100:.4f}" for name, share in shares.items()}}
 

@@ -103,14 +103,15 @@ def score_classes(label_ids: np.ndarray, guesses: np.ndarray, num_classes: int) 
     return metrics
 
 
-def score_open(label_ids: np.ndarray, guesses: np.ndarray, known: np.ndarray, num_labels: int) -> dict[str, float]:
-    """Score answers to texts some of which are of no label, where those whose `known` is below 0.5 count as unknown.
+def score_open(label_ids: np.ndarray, guesses: np.ndarray, known: np.ndarray, num_labels: int, least_known: float = 0.5
+               ) -> dict[str, float]:
+    """Score answers to texts some of which are of no label, where those whose `known` is below least_known count as unknown.
 
     label_ids: int64 [num_texts], num_labels: of no label; guesses: int64, known: float, both [num_texts]. Returns unknown_f1 (F1
     of the class of the unknown), known_f1 (macro F1 of the labels that occur) and accuracy (of all these classes), 0 to 1:
     F1-open, F1-known and accuracy of published tables.
     """
-    scores = score_classes(label_ids, np.where(known < 0.5, num_labels, guesses), num_labels + 1)
+    scores = score_classes(label_ids, np.where(known < least_known, num_labels, guesses), num_labels + 1)
     f1, counts = np.array(scores["per_class"]["f1"]), np.array(scores["per_class"]["count"])
     return {"unknown_f1": float(f1[num_labels]), "known_f1": float(f1[:num_labels][counts[:num_labels] > 0].mean()),
             "accuracy": scores["accuracy"]}
