@@ -10,7 +10,7 @@ import numpy as np
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
-from textcls.common.outputs import STAGING, complete_file, complete_folder, lock_folder
+from textcls.common.outputs import STAGING, complete_file, complete_folder, locked_folder
 from textcls.data.files import LabelledTexts, read_json
 from textcls.data.folds import read_out_of_fold, split_folds, write_out_of_fold
 from textcls.training.calibration import calibrate_model
@@ -147,11 +147,12 @@ def train_in_folds(args: TrainArguments, folds: int, labels: list[str], train: L
     calibrates: fit its temperature to the out-of-fold logits. UserError.
     """
     fold_of = split_stratified(train, labels, folds, args.seed, path)
-    lock = lock_folder(args.output_dir)
-    folder, logits, results = begin_folds(args, record), np.zeros((len(train[0]), len(labels)), np.float32), []
-    for fold in range(folds):
-        logits[fold_of == fold], result = run_fold(fold, fold_of, train, labels, args, folder, train_on)
-        results.append(result)
+    logits, results = np.zeros((len(train[0]), len(labels)), np.float32), []
+    with locked_folder(args.output_dir):
+        folder = begin_folds(args, record)
+        for fold in range(folds):
+            logits[fold_of == fold], result = run_fold(fold, fold_of, train, labels, args, folder, train_on)
+            results.append(result)
     scores = score_classes(train[1], logits.argmax(axis=1), len(labels))
     overall = {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], "rows": len(train[0])}
     log_folds(results, overall, args.load_best_model_at_end)
@@ -161,8 +162,6 @@ def train_in_folds(args: TrainArguments, folds: int, labels: list[str], train: L
     epochs = float(np.median([result["epochs"] for result in results]))
     if not is_finished(args.output_dir):
         get_logger().info(f"The model that is saved is trained on all {len(train[0])} rows, for {epochs:.3g} epochs (the median)")
-        if lock is not None:
-            os.close(lock)  # the training takes it itself
         resumed = args.output_dir if list_checkpoints(args.output_dir) else None
         no_evaluation = type(args.evaluation_strategy).NO
         train_on(train, ([], np.zeros(0, np.int64)), change_folder(

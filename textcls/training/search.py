@@ -14,7 +14,7 @@ import numpy as np
 
 from textcls.common.errors import UserError, needs_packages
 from textcls.common.log import describe_seconds, get_logger, only_warnings
-from textcls.common.outputs import STAGING, complete_file, lock_folder
+from textcls.common.outputs import STAGING, complete_file, locked_folder
 from textcls.data.files import LabelledTexts, read_json
 from textcls.training.callbacks import Diverged, metric_name
 from textcls.training.resume import MODEL_FILES, STUDY, TrainArguments
@@ -280,7 +280,7 @@ def compare_guesses(guesses: np.ndarray, label_ids: np.ndarray, metric: str) -> 
     if error > 0:
         freedom = parts.sum() ** 2 / (parts ** 2 / [num_seeds - 1, num_seeds - 1, max(num_rows - 1, 1)]).sum()
         error *= t.ppf((1 + INTERVAL) / 2, freedom)
-    low, high = difference - error, difference + error
+    low, high = max(-1.0, difference - error), min(1.0, difference + error)
     verdict = "better" if low > 0 else "worse" if high < 0 else "no difference seen"
     return Comparison(values[0], values[1], difference, float(low), float(high), verdict)
 
@@ -342,7 +342,8 @@ def report(study: "optuna.Study", args: SearchArguments, best: Settings, compari
     info = get_logger().info
     info(f"Trials, {metric} of dev:\n" + "\n".join(table_lines(study)))
     shares = ", ".join(f"{name} {share:.2f}" for name, share in importance.items()) or "the trials say nothing of it"
-    info(f"Importance of each setting (share of the differences between whole trials): {shares}")
+    count = sum(trial.value is not None for trial in list_done(study))
+    info(f"Importance of each setting (share of the differences of {count} whole trials, a hint where they are few): {shares}")
     if comparison is None:
         info("No trial was better than the settings given: no difference seen")
     else:
@@ -365,19 +366,17 @@ def search_settings(model_args: Any, args: SearchArguments, record: dict[str, An
     record: what the search is made of, {what: its value}. dev: what models are measured on. UserError.
     """
     given = given_settings(model_args, args)
-    lock = lock_folder(args.output_dir)
-    study = open_study(args, given, record)
-    run_trials(study, args, given, train)
-    if not any(trial.value is not None for trial in list_done(study)):
-        raise UserError("no trial came to its end, expected a lower --learning_rate or a smaller batch size")
-    best = round_rates(study.best_trial.params)
-    comparison = None if best == given else compare(study, args, best, given, dev, train)
+    with locked_folder(args.output_dir):
+        study = open_study(args, given, record)
+        run_trials(study, args, given, train)
+        if not any(trial.value is not None for trial in list_done(study)):
+            raise UserError("no trial came to its end, expected a lower --learning_rate or a smaller batch size")
+        best = round_rates(study.best_trial.params)
+        comparison = None if best == given else compare(study, args, best, given, dev, train)
     is_begun = study.user_attrs.get("output") == best
     if not (is_begun and is_finished(args.output_dir)):
         get_logger().info(f"Training with the best settings: {describe_settings(best)}")
         study.set_user_attr("output", best)
-        if lock is not None:
-            os.close(lock)  # the training takes it itself
         resumed = args.output_dir if is_begun and list_checkpoints(args.output_dir) else None
         train(best, change_folder(with_settings(args, best), args.output_dir, resume_from_checkpoint=resumed), [])
     report(study, args, best, comparison)
