@@ -258,7 +258,8 @@ def test_killed_folds_go_on_and_evaluate_and_dirty_read_what_they_say(tiny_model
     assert steps == round(result["epochs"] * -(-len(rows) // 16))
 
     common = ["--dataset_dir", data, "--out_of_fold", out / "out_of_fold.npz", "--device", "cpu"]
-    process = run_here(evaluate.main, *common, "--params_path", out, "--bad_case_file", tmp_path / "bad.txt")
+    process = run_here(evaluate.main, *common, "--params_path", out, "--bad_case_file", tmp_path / "bad.txt",
+                       "--report_dir", tmp_path / "report")
     assert process.returncode == 0, process.stderr
     assert f"Accuracy in dev dataset: {accuracy * 100:.2f}%" in process.stderr
     assert len(read_lines(tmp_path / "bad.txt")) - 1 == (logits.argmax(axis=1) != split[1]).sum()

@@ -86,7 +86,7 @@ def check_search(args: SearchArguments) -> None:
 def given_settings(model_args: Any, args: SearchArguments) -> Settings:
     """Return what is given of the options that the search decides."""
     names = [*LEARNING_RATES, *CHOICES]
-    if getattr(args, "tokens_per_batch", None):
+    if getattr(args, "tokens_per_batch", None) or args.max_steps > 0:  # of which larger batches would just see more texts
         names.remove("per_device_train_batch_size")
     if args.warmup_steps:
         names.remove("warmup_ratio")
@@ -318,6 +318,8 @@ def command_line(settings: Settings) -> str:
             words.append(word)
     for name, value in settings.items():
         words += [f"--{name}", str(value)]
+    if words[0].endswith(".json") and read_json(words[0]).get("search"):
+        words += ["--search", "False"]
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *words])
 
 
@@ -369,9 +371,10 @@ def search_settings(model_args: Any, args: SearchArguments, record: dict[str, An
     with locked_folder(args.output_dir):
         study = open_study(args, given, record)
         run_trials(study, args, given, train)
-        if not any(trial.value is not None for trial in list_done(study)):
+        whole = [trial for trial in list_done(study) if trial.value is not None]
+        if not whole:
             raise UserError("no trial came to its end, expected a lower --learning_rate or a smaller batch size")
-        best = round_rates(study.best_trial.params)
+        best = round_rates(max(whole, key=lambda trial: trial.value or 0.0).params)  # the first one of several
         comparison = None if best == given else compare(study, args, best, given, dev, train)
     is_begun = study.user_attrs.get("output") == best
     if not (is_begun and is_finished(args.output_dir)):
