@@ -219,9 +219,9 @@ def train_often(model_args, data_args, args, labels, train, dev, max_seq_length)
         search_settings(model_args, args, record, dev, lambda settings, args, callbacks: train_one(
             with_settings(model_args, settings), args, train, dev, callbacks))
     else:  # one temperature is fitted to all folds together
-        model_args, calibrates = with_settings(model_args, {"calibrate": "none"}), model_args.calibrate == "temperature"
-        train_in_folds(args, args.folds, labels, train, os.path.join(data_args.data_dir, data_args.train_file), record, calibrates,
-                       lambda train, dev, args, callbacks: train_one(model_args, args, train, dev, callbacks))
+        path, own_args = os.path.join(data_args.data_dir, data_args.train_file), with_settings(model_args, {"calibrate": "none"})
+        train_in_folds(args, args.folds, labels, train, path, record, model_args.calibrate == "temperature",
+                       lambda train, dev, args, callbacks: train_one(own_args, args, train, dev, callbacks))
 
 
 def main():
