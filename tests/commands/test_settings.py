@@ -34,6 +34,7 @@ from textcls.training.callbacks import Diverged
 from textcls.training.resume import STUDY
 from textcls.training.search import (
     SearchArguments,
+    compare,
     compare_guesses,
     given_settings,
     list_done,
@@ -196,6 +197,9 @@ def test_bad_trials_are_cut_short_and_an_interrupted_search_tries_what_it_would_
     assert reasons >= {None, "worse than the median"}
     importance = rate_settings(study, 0)
     assert importance.keys() == given.keys() and sum(importance.values()) == pytest.approx(1)
+    dev, diverging = (["甲", "乙"], np.array([0, 1])), {**given, "learning_rate": 1.0}
+    compared = compare(study, args, {**given, "learning_rate": 2.0}, diverging, dev, course)
+    assert compared.best.tolist() == compared.given.tolist() == [0, 0, 0] and compared.verdict == "no difference seen"
     with pytest.raises(UserError, match="is of a run with data x, now y"):
         open_study(args, given, {"data": "y"})
 

@@ -250,11 +250,19 @@ def compare(study: "optuna.Study", args: SearchArguments, best: Settings, given:
             key = f"seed {seed} {json.dumps(settings, sort_keys=True)}"
             if key not in study.user_attrs:
                 get_logger().info(f"Fresh seed {number} of {args.fresh_seeds}, the {name}: {describe_settings(settings)}")
-                study.set_user_attr(key, train_aside(
-                    settings, args, seed, train, [],
-                    lambda folder: predict_texts(folder, [dev[0]], args)[0].argmax(axis=1).tolist()))
+                study.set_user_attr(key, guess_dev(settings, args, seed, dev, train))
             own.append(study.user_attrs[key])
     return compare_guesses(np.array(guesses), dev[1], metric_name(args)[5:])
+
+
+def guess_dev(settings: Settings, args: SearchArguments, seed: int, dev: LabelledTexts, train: Train) -> list[int]:
+    """Train a model, and list the label ids that it gives to the texts of dev; where it diverges, an id that is no label's."""
+    try:
+        return train_aside(settings, args, seed, train, [],
+                           lambda folder: predict_texts(folder, [dev[0]], args)[0].argmax(axis=1).tolist())
+    except Diverged as error:
+        get_logger().warning(f"{error}; all its answers count as wrong")
+        return [int(dev[1].max()) + 1] * len(dev[1])
 
 
 def compare_guesses(guesses: np.ndarray, label_ids: np.ndarray, metric: str) -> Comparison:
