@@ -255,6 +255,7 @@ def test_killed_folds_go_on_and_evaluate_and_dirty_read_what_they_say(tiny_model
     logits = read_out_of_fold(str(out / "out_of_fold.npz"), labels, split, "train.txt")
     accuracy = (logits.argmax(axis=1) == split[1]).mean()
     assert result["all_rows"]["accuracy"] == pytest.approx(accuracy) and 0.6 < accuracy < 1
+    assert result["mean"]["accuracy"] == pytest.approx(np.mean([fold["accuracy"] for fold in result["folds"]]))
     assert sum(fold["rows"] for fold in result["folds"]) == len(rows)
     calibration = json.loads((out / "config.json").read_text(encoding="utf-8"))["calibration"]
     assert (calibration["file"], calibration["rows"]) == ("train.txt", len(rows))

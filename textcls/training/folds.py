@@ -124,19 +124,25 @@ def read_epochs(folder: str) -> float:
     return state["epoch"] * steps / state["global_step"]
 
 
-def log_folds(results: list[dict[str, Any]], overall: dict[str, Any], chosen: bool) -> None:
-    """Log a table of the folds, mean and standard deviation, and how far it can be trusted. overall: of all rows together."""
+def log_folds(results: list[dict[str, Any]], overall: dict[str, Any], chosen: bool) -> dict[str, dict[str, float]]:
+    """Log a table of the folds, mean and standard deviation, and how far it can be trusted. Returns these two: {"mean", "sd"}.
+
+    overall: of all rows together; chosen: whether the held-out rows have chosen the models.
+    """
     lines = [f"{'fold':8} {'rows':>7} {'accuracy':>9} {'macro_f1':>9} {'epochs':>7}"]
     for number, one in enumerate(results, 1):
         lines.append(f"{number:<8} {one['rows']:7} {one['accuracy']:9.4f} {one['macro_f1']:9.4f} {one['epochs']:7.3g}")
-    values = np.array([[one[name] for name in ("accuracy", "macro_f1", "epochs")] for one in results])
-    for name, row in (("mean", values.mean(axis=0)), ("sd", values.std(axis=0, ddof=1))):
-        lines.append(f"{name:8} {'':7} {row[0]:9.4f} {row[1]:9.4f} {row[2]:7.3g}")
+    values = {name: np.array([one[name] for one in results]) for name in ("accuracy", "macro_f1", "epochs")}
+    summary = {"mean": {name: float(column.mean()) for name, column in values.items()},
+               "sd": {name: float(column.std(ddof=1)) for name, column in values.items()}}
+    for name, row in summary.items():
+        lines.append(f"{name:8} {'':7} {row['accuracy']:9.4f} {row['macro_f1']:9.4f} {row['epochs']:7.3g}")
     lines.append(f"{'all rows':8} {overall['rows']:7} {overall['accuracy']:9.4f} {overall['macro_f1']:9.4f}")
     get_logger().info("Folds, each judged by a model of the others:\n" + "\n".join(lines))
     if chosen:
         get_logger().info("The held-out rows have also chosen each fold's best checkpoint, so that these figures are a little "
                           "too good; without --load_best_model_at_end they are not.")
+    return summary
 
 
 def train_in_folds(args: TrainArguments, folds: int, labels: list[str], train: LabelledTexts, path: str, record: dict[str, Any],
@@ -155,7 +161,7 @@ def train_in_folds(args: TrainArguments, folds: int, labels: list[str], train: L
             results.append(result)
     scores = score_classes(train[1], logits.argmax(axis=1), len(labels))
     overall = {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], "rows": len(train[0])}
-    log_folds(results, overall, args.load_best_model_at_end)
+    summary = log_folds(results, overall, args.load_best_model_at_end)
     file = os.path.join(args.output_dir, OUT_OF_FOLD)
     write_out_of_fold(file, logits, labels, train)
     get_logger().info(f"What each row's model said, which had not seen it, is saved in {file}")
@@ -170,4 +176,4 @@ def train_in_folds(args: TrainArguments, folds: int, labels: list[str], train: L
     if calibrates:
         calibrate_model(args.output_dir, logits, train, os.path.basename(path))
     with complete_file(os.path.join(args.output_dir, "folds.json")) as output:
-        json.dump({"folds": results, "all_rows": overall, "epochs": epochs}, output, indent=1)
+        json.dump({"folds": results, **summary, "all_rows": overall, "epochs": epochs}, output, indent=1)
