@@ -8,11 +8,14 @@
     python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py ... --device cpu
     python -m paddle.distributed.launch --gpus 0,1 train.py ... --device gpu
     python train.py options.json            # the same options as one JSON object; options after it take precedence
+    python train.py ... --search --n_trials 20      # looks for better settings first; the same command goes on after a kill
+    python train.py ... --folds 5                   # without dev.txt: cross-validation, then one model of all rows
 
 Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (one label per line, line order = class id).
 Writes  output_dir/: config.json (labels, max_seq_length, temperature), model_state.pdparams, tokenizer files, label.txt,
         known.npz (--known centres), train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/
-        to resume from.
+        to resume from; with --search study.db and search.json, with --folds folds/, folds.json and, for analysis/,
+        out_of_fold.npz.
 """
 
 import functools
@@ -30,12 +33,12 @@ from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
-from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
+from textcls.training.calibration import CALIBRATIONS, calibrate_model, rows_id, warn_of_few_rows
 from textcls.training.dry_run import estimate_training
+from textcls.training.folds import OUT_OF_FOLD, check_folds_options, train_in_folds
 from textcls.training.long_text_options import check_long_text_options, choose_long_text, save_long_text, tokenize_split
 from textcls.training.losses import ClassificationLoss
 from textcls.training.resume import (
-    TrainArguments,
     check_evaluation,
     check_output_dir,
     check_resume_point,
@@ -44,11 +47,14 @@ from textcls.training.resume import (
     find_resume_point,
     train_and_save,
 )
+from textcls.training.runs import describe_options, with_settings
 from textcls.training.scoring import KeptMetrics
+from textcls.training.search import SearchArguments, check_search, search_settings
 from textcls.training.trainer import ClassificationTrainer, check_limits, check_training_arguments, collate, parse_dataclasses
 from textcls.training.unknown import WAYS, save_known
 from utils import DEFAULT_LENGTH, check_splits, read_json, read_labelled
 
+NO_ROWS = ([], np.zeros(0, np.int64))  # texts and label ids
 NEXT_STEPS = """train.py: nothing to do, expected --do_train, --do_eval or both
 With the sample data, one step after the other; the folder data also holds a small model without weights:
   train     python train.py --model_name_or_path data --learning_rate 1e-3 --num_train_epochs 12 --do_train --do_eval
@@ -89,7 +95,10 @@ class DataArguments:
 
 
 @dataclass
-class FineTuningArguments(TrainArguments):
+class FineTuningArguments(SearchArguments):
+    folds: int = field(default=0, metadata={"help": "Train in so many folds of the training file, without a dev file: each row "
+                                            "is judged by a model that has not seen it; then train on all rows. Goes on where "
+                                            "it was stopped."})
     tokens_per_batch: Optional[int] = field(default=None, metadata={
         "help": "Batches of about so many tokens in the place of --per_device_train_batch_size texts: faster where texts are "
                 "short, another training."})
@@ -107,6 +116,10 @@ def check_arguments(model_args, data_args, args):
     check_limits(model_args, {"focal_gamma": (0, 100), "early_stopping_patience": (0, 10**9)})
     if args.dry_run and not args.do_train:
         raise UserError("--dry_run: times a training, expected also --do_train")
+    check_search(args)
+    check_folds_options(args, args.folds)
+    if bool(args.folds) + args.search + args.dry_run > 1:
+        raise UserError("--search, --folds and --dry_run: three ways to run, expected only one of them")
     for name in ("do_predict", "do_export"):
         if getattr(args, name):
             raise UserError(f"--{name}: not done by train.py, expected predict.py or export_model.py after it")
@@ -124,7 +137,7 @@ def read_data(data_args, args):
     """Read and check all data files. Returns labels, (train texts, label ids) and (dev texts, label ids)."""
     train_path, dev_path, label_path = (os.path.join(data_args.data_dir, name) for name in
                                         (data_args.train_file, data_args.dev_file, data_args.label_file))
-    problems, nothing = Problems(), ([], np.zeros(0, np.int64))
+    problems, nothing = Problems(), NO_ROWS
     labels = read_known_labels(label_path, problems)
     train = read_labelled(train_path, labels, problems, label_path) if args.do_train else nothing
     dev = read_labelled(dev_path, labels, problems, label_path) if args.do_eval else nothing
@@ -155,21 +168,13 @@ def check_model(model, folder, args, labels, label_path, resume_point, num_rows)
         read_checkpoint_labels(folder, read_json(config_path(folder)), label_path)
 
 
-def main():
-    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, FineTuningArguments), __doc__)
-    if not (args.do_train or args.do_eval):
-        raise UserError(NEXT_STEPS)
-    args.device = select_device(args.device)
-    max_seq_length = check_arguments(model_args, data_args, args)
-    resume_point = find_resume_point(args) if args.do_train else None
-    labels, train, dev = read_data(data_args, args)
-    label_path = os.path.join(data_args.data_dir, data_args.label_file)
-    check_row_counts(args, data_args.dev_file, len(train[0]), len(dev[0]))
-    if args.do_train and args.do_eval and model_args.calibrate == "temperature":
-        warn_of_few_rows(len(dev[0]), data_args.dev_file)
+def train_model(model_args, data_args, args, labels, train, dev, max_seq_length, resume_point=None, callbacks=()):
+    """Load the model, then train, evaluate and save it in args.output_dir, as far as args ask for it.
 
+    train, dev: (texts, label ids); callbacks: beside those that the options choose.
+    """
     paddle.seed(args.seed)
-    folder = model_args.model_name_or_path
+    folder, label_path = model_args.model_name_or_path, os.path.join(data_args.data_dir, data_args.label_file)
     model = load_model(folder, strict=not args.do_train, ignore_mismatched_sizes=True, num_labels=len(labels),
                        id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     check_model(model, folder, args, labels, label_path, resume_point, len(train[0]))
@@ -189,7 +194,8 @@ def main():
     make_trainer = functools.partial(
         ClassificationTrainer, labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)),
         tokenizer=tokenizer, data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
-        eval_dataset=dev_tokens, compute_metrics=evaluation, callbacks=choose_callbacks(args, model_args.early_stopping_patience))
+        eval_dataset=dev_tokens, compute_metrics=evaluation,
+        callbacks=[*choose_callbacks(args, model_args.early_stopping_patience), *callbacks])
     if args.dry_run:
         return estimate_training(args, make_trainer)
     trainer = make_trainer()
@@ -206,8 +212,46 @@ def main():
             save_known(args.output_dir, train_tokens, dev_tokens, data_args.dev_file, args.per_device_eval_batch_size)
         trainer.save_state()
         get_logger().info(f"Model saved in {args.output_dir}")
-        say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, "--report_dir",
-                 "report")
+
+
+def train_often(model_args, data_args, args, labels, train, dev, max_seq_length):
+    """As `train_model`, after a search for settings, or in folds and then on all rows."""
+    def train_one(model_args, args, train, dev, callbacks):
+        with paddle.utils.unique_name.guard():  # parameters have the names that they have in a process of their own
+            train_model(model_args, data_args, args, labels, train, dev, max_seq_length, find_resume_point(args), callbacks)
+
+    record = {"labels": labels, "training rows": rows_id(*train), "dev rows": rows_id(*dev),
+              **describe_options(model_args, data_args, args)}
+    if args.search:
+        search_settings(model_args, args, record, dev, lambda settings, args, callbacks: train_one(
+            with_settings(model_args, settings), args, train, dev, callbacks))
+    else:  # one temperature is fitted to all folds together
+        path = os.path.join(data_args.data_dir, data_args.train_file)
+        own_args = with_settings(model_args, {"calibrate": "none", "known": "none"})
+        train_in_folds(args, args.folds, labels, train, path, record, model_args.calibrate == "temperature",
+                       lambda train, dev, args, callbacks: train_one(own_args, args, train, dev, callbacks))
+
+
+def main():
+    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, FineTuningArguments), __doc__)
+    if not (args.do_train or args.do_eval):
+        raise UserError(NEXT_STEPS)
+    args.device = select_device(args.device)
+    max_seq_length = check_arguments(model_args, data_args, args)
+    args.do_eval = args.do_eval and not args.folds  # a fold is evaluated on the rows that it holds out
+    resume_point = find_resume_point(args) if args.do_train else None
+    labels, train, dev = read_data(data_args, args)
+    check_row_counts(args, data_args.dev_file, len(train[0]), len(dev[0]))
+    if len(dev[0]) and args.do_train and model_args.calibrate == "temperature":
+        warn_of_few_rows(len(dev[0]), data_args.dev_file)
+    if args.search or args.folds:
+        train_often(model_args, data_args, args, labels, train, dev, max_seq_length)
+    else:
+        train_model(model_args, data_args, args, labels, train, dev, max_seq_length, resume_point)
+    if args.do_train and not args.dry_run:
+        folds = ["--out_of_fold", os.path.join(args.output_dir, OUT_OF_FOLD)] if args.folds else []
+        say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, *folds,
+                 "--report_dir", "report")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python analysis/dirty.py --dataset_dir data --dirty_num 100                        # seconds, needs no trained model
     python analysis/dirty.py --dataset_dir data --dirty_num 100 --fold_model both --model_name_or_path ernie-3.0-medium-zh \\
         --device gpu --learning_rate 3e-5 --num_train_epochs 5                          # better, fine-tunes five models
+    python analysis/dirty.py --dataset_dir data --dirty_num 100 --out_of_fold checkpoint/out_of_fold.npz   # has train.py --folds
     python analysis/dirty.py --dataset_dir data --dirty_num 100 --method representer --params_path ./checkpoint
 
-Reads   dataset_dir/train.txt, label.txt; params_path (made by train.py) with --method representer only.
+Reads   dataset_dir/train.txt, label.txt; params_path (made by train.py) with --method representer only; out_of_fold.
 Writes  into dataset_dir: dirty_file, the dirty_num most suspicious rows, most suspicious first, and rest_file, the others in
         their order (both <text><tab><label>); report_file: a header, then for each row of dirty_file its rank, line in
         train_file, score, text, label, the suggested label and its probability; duplicate_file: a header, then groups of
@@ -19,21 +20,14 @@ import numpy as np
 
 from textcls.analysis.duplicates import find_conflicts
 from textcls.analysis.features import cached_features
-from textcls.analysis.label_errors import (
-    check_folds,
-    combine,
-    out_of_fold,
-    predict_finetuned,
-    predict_tfidf,
-    rank_suspects,
-    representer_probs,
-    split_folds,
-)
+from textcls.analysis.label_errors import combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
 from textcls.common.outputs import check_outputs, complete_file
+from textcls.common.probabilities import softmax
 from textcls.data.files import read_labelled, read_lines, write_rows
+from textcls.data.folds import check_folds, read_out_of_fold, split_folds
 from textcls.models.device import select_device
 from textcls.models.loading import load_with_data, read_known_labels
 
@@ -49,8 +43,10 @@ def parse_arguments():
     parser.add_argument("--method", choices=["confident", "representer"], default="confident",
                         help="confident: models that have not seen the row judge its label; representer: the checkpoint's last "
                              "layer is fitted again, and a row that it needs much force to fit is suspicious")
-    parser.add_argument("--fold_model", choices=["tfidf", "finetune", "both"], default="tfidf",
-                        help="what judges with --method confident: TF-IDF + logistic regression, train.py, both together")
+    parser.add_argument("--fold_model", choices=["tfidf", "finetune", "both"],
+                        help="what judges with --method confident: TF-IDF + logistic regression, train.py, both together; None: "
+                             "tfidf, with --out_of_fold finetune")
+    parser.add_argument("--out_of_fold", help="out_of_fold.npz of train.py --folds on these rows: nothing is fine-tuned here")
     parser.add_argument("--folds", type=positive_int, default=5, help="parts of the data, each judged by a model of the others")
     parser.add_argument("--model_name_or_path", help="pretrained model for --fold_model finetune; None: train.py's default")
     parser.add_argument("--seed", type=seed_number, default=3, help="seed of the folds and of the training")
@@ -63,7 +59,11 @@ def parse_arguments():
     parser.add_argument("--duplicate_threshold", type=float, default=0.8,
                         help="cosine from which texts are alike, above 0 up to 1 (1: equal but for punctuation and case)")
     args, args.train_options = parser.parse_known_args()
-    trains = args.method == "confident" and args.fold_model != "tfidf"
+    args.fold_model = args.fold_model or ("finetune" if args.out_of_fold else "tfidf")
+    if args.out_of_fold and (args.method != "confident" or args.fold_model == "tfidf"):
+        parser.error("--out_of_fold is what fine-tuned models say, expected with it --method confident and --fold_model finetune "
+                     "or both")
+    trains = args.method == "confident" and args.fold_model != "tfidf" and not args.out_of_fold
     if args.train_options and not trains:
         parser.error(f"unknown option {' '.join(args.train_options)} (only --fold_model finetune and both hand options on to "
                      "train.py)")
@@ -106,12 +106,13 @@ def warn_of_single_rows(label_ids, labels):
         get_logger().warning(f"Classes with a single row, which nothing can judge, so that it is listed last: {names}")
 
 
-def judge_by_folds(args, device, labels, texts, label_ids, fold_of):
-    """Probabilities float [num_rows, num_classes] of every row by models that have not seen it."""
+def judge_by_folds(args, device, labels, texts, label_ids, fold_of, finetuned):
+    """Probabilities float [num_rows, num_classes] of every row by models that have not seen it. finetuned: those of
+    --out_of_fold, or None."""
     num_classes = len(labels)
+    if args.fold_model != "tfidf" and finetuned is None:
+        finetuned = out_of_fold(predict_finetuned(args, labels, device), texts, label_ids, num_classes, fold_of, bar=False)
     if args.fold_model != "tfidf":
-        predict = predict_finetuned(args, labels, device)
-        finetuned = out_of_fold(predict, texts, label_ids, num_classes, fold_of, bar=False)
         if args.fold_model == "finetune":
             return finetuned
     tfidf = out_of_fold(predict_tfidf(num_classes), texts, label_ids, num_classes, fold_of)
@@ -175,10 +176,13 @@ def main():
     train_path = os.path.join(args.dataset_dir, args.train_file)
     names = [args.dirty_file, args.rest_file, args.report_file] + ([args.duplicate_file] if args.duplicate_file else [])
     paths = [os.path.join(args.dataset_dir, name) for name in names]
-    check_outputs(paths, [train_path, find_label_file(args), args.params_path], args.dataset_dir)
+    check_outputs(paths, [train_path, find_label_file(args), args.params_path, args.out_of_fold or train_path], args.dataset_dir)
     checkpoint, labels, texts, label_ids = load_data(args)
     if args.dirty_num > len(texts):
         raise UserError(f"--dirty_num {args.dirty_num}: {train_path} has {len(texts)} rows, expected at most that many")
+    finetuned = None
+    if args.out_of_fold:
+        finetuned = softmax(read_out_of_fold(args.out_of_fold, labels, (texts, label_ids), train_path))
     keep_corrections(paths[0], texts, label_ids, labels)
     if checkpoint is None:
         fold_of = split_folds(texts, label_ids, args.folds, args.seed)
@@ -188,7 +192,7 @@ def main():
 
     conflicts = find_conflicts(texts, label_ids, args.duplicate_threshold) if args.duplicate_file else []
     if checkpoint is None:
-        probs = judge_by_folds(args, device, labels, texts, label_ids, fold_of)
+        probs = judge_by_folds(args, device, labels, texts, label_ids, fold_of, finetuned)
     else:
         features, _ = cached_features(checkpoint, args.params_path, texts, args.batch_size, args.cache_dir, "train")
         probs = representer_probs(features, label_ids, len(labels))

@@ -5,8 +5,9 @@
     python analysis/evaluate.py --dataset_dir data --params_path ./checkpoint --baseline --report_dir report
     python analysis/evaluate.py --dev_file test.txt --wanted_precision 0.95 --save_threshold
     python analysis/evaluate.py --dev_file test_unknown.txt --unknown_label 无关 --least_known 0.5
+    python analysis/evaluate.py --out_of_fold checkpoint/out_of_fold.npz         # after train.py --folds, without dev.txt
 
-Reads   dataset_dir/train.txt, dev.txt, label.txt; params_path (made by train.py).
+Reads   dataset_dir/train.txt, dev.txt (not with --out_of_fold), label.txt; params_path (made by train.py).
         train_file and dev_file may also be .txt.gz, or .parquet with a column of texts and one of labels.
 Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong dev text per line; with --report_dir also metrics.json,
         confusion_matrix.png, reliability.png, risk_coverage.png and report.html (one self-contained page of all of it); with
@@ -31,6 +32,8 @@ from textcls.common.options import (
 )
 from textcls.common.outputs import check_output, check_output_folder, check_writable, complete_file
 from textcls.common.probabilities import softmax
+from textcls.data.files import read_labelled
+from textcls.data.folds import read_out_of_fold
 from textcls.data.parquet import check_columns, check_pyarrow, is_parquet, new_parquet
 from textcls.data.tokens import tokenize
 from textcls.models.configs import change_config
@@ -50,6 +53,8 @@ def parse_arguments():
     parser.add_argument("--bad_case_file", default="bad_case.txt", help="where the wrong dev texts go")
     parser.add_argument("--bad_case_confidence", action="store_true", help="add the column Confidence to bad_case_file")
     parser.add_argument("--report_dir", help="folder for metrics.json, pictures and report.html")
+    parser.add_argument("--out_of_fold", help="out_of_fold.npz of train.py --folds: in the place of dev_file, evaluate the rows "
+                                              "of train_file, each by a model that has not seen it")
     parser.add_argument("--baseline", action="store_true",
                         help="also train character TF-IDF + logistic regression and print its accuracy")
     parser.add_argument("--wanted_precision", type=share_below_one,
@@ -62,7 +67,23 @@ def parse_arguments():
     args = parser.parse_args()
     if args.save_threshold and args.wanted_precision is None:
         parser.error("--save_threshold keeps what --wanted_precision finds, expected --wanted_precision too, such as 0.95")
+    if args.out_of_fold:
+        args.dev_file = args.train_file
+        if args.unknown_label is not None:
+            parser.error("--unknown_label is for texts of a dev_file, expected it without --out_of_fold")
+        if args.baseline:
+            parser.error("--baseline: would be asked about its own training rows with --out_of_fold, expected only one of them")
     return args
+
+
+def read_rows(args, labels, problems):
+    """Train and dev: (texts, label ids) of each; with --out_of_fold both are those of train_file."""
+    columns = args.text_column, args.label_column
+    if not args.out_of_fold:
+        return read_splits(args, labels, problems, columns, args.unknown_label)
+    rows = read_labelled(data_paths(args)[0], labels, problems, find_label_file(args), columns)
+    problems.report()
+    return rows, rows
 
 
 def write_bad_cases(path, bad_cases, with_confidence):
@@ -139,13 +160,16 @@ def main():
         check_output_folder(args.report_dir, "--report_dir")
     if args.save_threshold:
         check_writable("--save_threshold", args.params_path)
-    checkpoint, splits = load_with_data(args, lambda *found: read_splits(args, *found, (args.text_column, args.label_column),
-                                                                         args.unknown_label))
+    checkpoint, splits = load_with_data(args, lambda *found: read_rows(args, *found))
     labels = checkpoint.labels
     train_split, dev_split, unknown_split = split_unknown(args, splits, len(labels))
     splits = train_split, dev_split
-    (train_logits, _), (dev_logits, known) = (run_model(checkpoint, split, args.batch_size, name)
-                                              for split, name in zip(splits, ("train", "dev")))
+    train_logits, _ = run_model(checkpoint, train_split, args.batch_size, "train")
+    if args.out_of_fold:
+        dev_logits, known = read_out_of_fold(args.out_of_fold, labels, dev_split, data_paths(args)[0]), None
+        get_logger().info(f"Dev is here: the rows of {args.train_file}, each by a model that had not seen it")
+    else:
+        dev_logits, known = run_model(checkpoint, dev_split, args.batch_size, "dev")
     logits = [train_logits, dev_logits]
     train, dev = score_splits(labels, [label_ids for _, label_ids in splits], logits, checkpoint.temperature,
                               checkpoint.fitted_on == rows_id(*dev_split))

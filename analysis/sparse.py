@@ -25,13 +25,13 @@ from typing import NamedTuple
 import numpy as np
 
 from textcls.analysis.augmentation import STRATEGIES, add_variant_options, augment, load_source
-from textcls.analysis.duplicates import comparison_key
 from textcls.analysis.features import cached_features, nearest_rows, normalize, sparse_scores
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
 from textcls.common.outputs import check_outputs, complete_file
 from textcls.data.files import read_lines, read_texts
+from textcls.data.folds import comparison_key
 from textcls.models.device import select_device
 from textcls.models.loading import data_paths, load_with_data, read_splits
 

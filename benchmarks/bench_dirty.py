@@ -24,12 +24,12 @@ from textcls.analysis.label_errors import (
     predict_tfidf,
     rank_suspects,
     representer_probs,
-    split_folds,
     train_checkpoint,
 )
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.options import add_model_options, make_parser, positive_int, seed_number
 from textcls.data.files import read_labelled
+from textcls.data.folds import split_folds
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels

@@ -8,11 +8,13 @@
     python few-shot/train.py ... --do_eval                     # zero-shot: no training, the label words alone
     python few-shot/train.py ... --prompt A --prompt B         # one model per prompt; with data.txt distilled into one
     python few-shot/train.py ... --repeats 5 --shots 16        # five seeds, 16 rows per class drawn from train.txt
+    python few-shot/train.py ... --search --n_trials 20        # looks for better settings first; the same command goes on
 
 Reads   data_dir/label.txt (`label` or `label==word`, line order = class id); with --do_train train.txt, with --do_eval dev.txt
         (<text><tab><label>); where they are there test.txt (--do_predict) and data.txt (one text per line).
 Writes  output_dir/: a checkpoint like train.py's, which predict.py, export_model.py and analysis/ take as it is; *_results.json;
-        members.json and a folder per model, where there are several; export/ (--do_export): export_model.py's files.
+        members.json and a folder per model, where there are several; export/ (--do_export): export_model.py's files; with
+        --search study.db and search.json.
 """
 
 import hashlib
@@ -33,7 +35,7 @@ from textcls.models.configs import config_path, read_prompt
 from textcls.models.device import select_device
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import load_tokenizer
-from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
+from textcls.training.calibration import CALIBRATIONS, calibrate_model, rows_id, warn_of_few_rows
 from textcls.training.long_text_options import check_long_text_options
 from textcls.training.prompt_members import ENOUGH_DEV_ROWS, Member, train_all
 from textcls.training.prompt_runs import (
@@ -44,12 +46,13 @@ from textcls.training.prompt_runs import (
     check_templates,
     choose_neutral_texts,
     further_pretrain,
-    is_finished,
     make_trainer,
-    predict_texts,
     save_pretrained,
+    train_model,
 )
-from textcls.training.resume import TrainArguments, check_evaluation, check_output_dir, check_row_counts
+from textcls.training.resume import check_evaluation, check_output_dir, check_row_counts
+from textcls.training.runs import describe_options, is_finished, predict_texts
+from textcls.training.search import SearchArguments, check_search, search_settings
 from textcls.training.trainer import check_limits, check_training_arguments, parse_dataclasses
 
 NEXT_STEPS = """few-shot/train.py: nothing to do, expected --do_train, or for a model as it is --do_eval, --do_predict
@@ -90,7 +93,7 @@ class DataArguments:
 
 
 @dataclass
-class PromptTuningArguments(TrainArguments):
+class PromptTuningArguments(SearchArguments):
     output_dir: str = field(default="checkpoints", metadata={"help": "Folder for the model and its checkpoints."})
     max_seq_length: int = field(default=512, metadata={"help": "Longest text with its prompt, in tokens; the text is cut."})
     ppt_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of classifier, soft tokens and prefix."})
@@ -117,6 +120,10 @@ def check_arguments(model_args, data_args, args):
     """Refuse what would only fail, or mean nothing, later."""
     check_training_arguments(args)
     check_evaluation(args)
+    check_search(args)
+    if args.search and (model_args.repeats > 1 or model_args.pretrain_file):
+        raise UserError("--search: trains a single model, expected a run without --repeats and --pretrain_file (a model trained "
+                        "further before can be given as --model_name_or_path)")
     if not args.learning_rate:
         raise UserError("--learning_rate 0: out of range, expected more than 0 (to train only the prompt's part: --freeze_plm)")
     check_limits(model_args, {"repeats": (1, 10000), **dict.fromkeys(
@@ -215,6 +222,15 @@ def describe_run(model_args, args, templates, labels, words, splits):
             "pretrain_file": digest(splits.pretrain)}
 
 
+def search_prompt_settings(task, templates, model_args, data_args, args, run, splits):
+    """Train after a search for settings; run: of `describe_run`. UserError where there are several templates."""
+    if len(templates) > 1:
+        raise UserError(f"--search: trains a single model, expected one template, not {len(templates)}")
+    record = {**run, "dev rows": rows_id(*splits.dev), **describe_options(model_args, data_args, args)}
+    search_settings(model_args, args, record, splits.dev, lambda settings, args, callbacks: train_model(
+        task, templates[0], args, splits.train, splits.dev, callbacks))
+
+
 def save_encoder(checkpoint, folder):
     """Save the encoder alone. The model cannot be run any more afterwards."""
     encoder = checkpoint.model.base_model
@@ -260,11 +276,15 @@ def main():
                     model_args.early_stopping_patience, choose_neutral_texts(splits, labels) if model_args.calibrate else [],
                     model_args.calibrate_confidence == "temperature")
         check_templates(task, templates, args)
-        if is_main_rank():
-            begin_run(args, describe_run(model_args, args, templates, labels, words, splits))
-        if splits.pretrain:
-            task = task._replace(model_folder=further_pretrain(task, args, splits.pretrain, model_args.pretrain_epochs))
-        train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
+        run = describe_run(model_args, args, templates, labels, words, splits)
+        if args.search:
+            search_prompt_settings(task, templates, model_args, data_args, args, run, splits)
+        else:
+            if is_main_rank():
+                begin_run(args, run)
+            if splits.pretrain:
+                task = task._replace(model_folder=further_pretrain(task, args, splits.pretrain, model_args.pretrain_epochs))
+            train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
         folder = args.output_dir
         if task.fits_temperature and is_main_rank():
             calibrate_model(folder, predict_texts(folder, [splits.dev[0]], args)[0], splits.dev, "dev.txt")

@@ -37,7 +37,7 @@ from textcls.retrieval.head import fit_head
 from textcls.runtime.exported import sha256
 
 # the test files, the longest first
-LONGEST = ("readme", "train", "prune", "few_shot", "spark", "retrieval_train", "prompts", "milvus", "retrieval_index",
+LONGEST = ("readme", "train", "prune", "few_shot", "settings", "spark", "retrieval_train", "prompts", "milvus", "retrieval_index",
            "retrieval_scripts", "pretrained_encoders", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug",
            "sent_interpret", "predictor", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")
 

@@ -9,9 +9,10 @@ import pytest
 import bench_dirty
 from analysis import dirty
 from helpers import ROOT, assert_user_error, read_lines, run, run_here, write_lines
-from textcls.analysis.duplicates import comparison_key, find_conflicts
-from textcls.analysis.label_errors import combine, find_label_errors, split_folds
+from textcls.analysis.duplicates import find_conflicts
+from textcls.analysis.label_errors import combine, find_label_errors
 from textcls.common.errors import UserError
+from textcls.data.folds import comparison_key, split_folds
 
 DATA = ROOT / "data"
 LABELS = read_lines(DATA / "label.txt")

@@ -279,6 +279,22 @@ def test_without_unlabelled_texts_the_best_by_cross_validation_is_saved(masked_l
     assert not [name for _, folders, _ in os.walk(tmp_path) for name in folders if name.startswith(".")]
 
 
+def test_a_search_leaves_the_model_of_the_best_settings(masked_lm, few, tmp_path):
+    search = {"search": "", "n_trials": 2, "fresh_seeds": 2, "max_steps": None, "num_train_epochs": 2, "do_eval": "",
+              "do_predict": "", "evaluation_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": "",
+              "metric_for_best_model": "accuracy"}
+    log = trained(masked_lm, few, tmp_path / "out", **search)
+    result = json.loads((tmp_path / "out/search.json").read_text(encoding="utf-8"))
+    assert {"ppt_learning_rate", "use_rdrop", "weight_decay"} <= result["best"].keys() and "label_smoothing" not in result["best"]
+    assert len(result["trials"]) == 2 and "The best command line:" in log and "***** test metrics *****" in log
+    saved = json.loads((tmp_path / "out/trainer_state.json").read_text())["best_metric"]
+    assert saved == max(trial["value"] for trial in result["trials"])
+    assert load_checkpoint(str(tmp_path / "out")).model.config.prompt
+    for changes, message in (({"repeats": 2}, "--search: trains a single model, expected a run without --repeats"),
+                             ({"prompt": ["这是", "那是"]}, "--search: trains a single model, expected one template, not 2")):
+        assert_user_error(run_train(masked_lm, few, tmp_path / "other", **search, **changes), message)
+
+
 def test_repeats_make_a_table_and_pretraining_goes_first(masked_lm, few, tmp_path):
     log = trained(masked_lm, few, tmp_path, repeats=2, folds=0, max_steps=2, do_predict="", shots=6,
                   pretrain_file=few / "unlabelled/data.txt")

@@ -42,6 +42,12 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     "python train.py options.json --output_dir checkpoint_7": HERE,  # so that the file as it stands there is read
     "python train.py options.json --resume_from_checkpoint":
         "test_train.py::test_killed_while_saving_and_resumed_ends_as_if_never_interrupted",
+    "python train.py options.json --output_dir checkpoint_search":
+        "test_settings.py::test_a_killed_search_goes_on_and_leaves_the_model_of_the_best_command_line",
+    **dict.fromkeys(("python train.py options.json --output_dir checkpoint_folds",
+                     "python analysis/evaluate.py --dataset_dir data --params_path checkpoint_folds",
+                     "python analysis/dirty.py --dataset_dir data --dirty_num 100 --out_of_fold"),
+                    "test_settings.py::test_killed_folds_go_on_and_evaluate_and_dirty_read_what_they_say"),
     "python train.py options.json": "test_train.py::test_options_from_json_and_random_weights_are_said",
     "python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py":
         "test_train.py::test_two_processes_train_and_agree",

@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING, Callable, Optional, Union
 
 import numpy as np
 
-from textcls.analysis.duplicates import comparison_key
 from textcls.common.errors import Problems, UserError
 from textcls.common.log import progress_bar
 from textcls.common.options import positive_int
 from textcls.common.outputs import complete_file
 from textcls.common.texts import LINE
 from textcls.data.files import load_json
+from textcls.data.folds import comparison_key
 from textcls.data.tokens import pad_batch, sorted_batches
 from textcls.models.checkpoints import load_model
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer

@@ -1,23 +1,11 @@
 """When two texts are the same, or nearly; where such texts carry different labels, at least one label is likely to be wrong."""
 
-import re
-import unicodedata
-
 import numpy as np
 
 from textcls.common.log import progress_bar
+from textcls.data.folds import comparison_key
 
-NO_MATTER = re.compile(r"[^\w+\-.<>=≤≥±]|_|(?<!\d)\.|\.(?!\d)|(?<=[^\W\d])-(?=[^\W\d])")
 BLOCK = 256  # texts compared with all others at once: bounds memory
-
-
-def comparison_key(text: str) -> str:
-    """Reduce a text to what it shares with texts that differ only in width, case, blanks, punctuation or most symbols.
-
-    Never empty. Kept is what makes another statement of the same words: + - < > = ≤ ≥ ±, the point of 5.6 and the hyphen of 3-5.
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return NO_MATTER.sub("", folded) or folded
 
 
 def find_conflicts(texts: list[str], label_ids: np.ndarray, threshold: float = 0.8) -> list[tuple[float, list[int]]]:

@@ -5,18 +5,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
 
-from textcls.analysis.duplicates import comparison_key
 from textcls.analysis.influence import fit_representer
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.probabilities import softmax
 from textcls.data.files import write_rows
+from textcls.data.folds import split_folds
 from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.inference import predict_probs
@@ -37,26 +36,6 @@ class Suspects(NamedTuple):
     suggested: np.ndarray  # int64, the most probable class; the row's own where the model agrees with it
     probability: np.ndarray  # float64, of the suggested class
     estimated: int  # how many labels are wrong by cleanlab's estimate
-
-
-def split_folds(texts: list[str], label_ids: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Give each row a fold: int64 [num_rows], 0 to folds - 1. Every class is spread evenly, also one with few rows.
-
-    Equal texts share a fold, or each would vouch for the other's label. UserError where the rows are too few.
-    """
-    from sklearn.model_selection import StratifiedKFold
-
-    groups: dict[str, int] = {}
-    group_of = np.array([groups.setdefault(comparison_key(text), len(groups)) for text in texts])
-    first_ids = label_ids[np.unique(group_of, return_index=True)[1]]
-    check_folds(first_ids, folds)
-    fold_of = np.empty(len(groups), np.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds, which is fine here
-        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(first_ids, first_ids)
-        for fold, (_, held_out) in enumerate(splits):
-            fold_of[held_out] = fold
-    return fold_of[group_of]
 
 
 def out_of_fold(predict: Predict, texts: list[str], label_ids: np.ndarray, num_classes: int, fold_of: np.ndarray,
@@ -167,15 +146,6 @@ def find_label_errors(texts: list[str], label_ids: np.ndarray, num_classes: int,
     fold_of = split_folds(texts, label_ids, folds, seed)
     probs = out_of_fold(predict_tfidf(num_classes), texts, label_ids, num_classes, fold_of)
     return rank_suspects(label_ids, probs)
-
-
-def check_folds(label_ids: np.ndarray, folds: int) -> None:
-    """Raise UserError where the rows cannot be split into so many folds, or say nothing about labels."""
-    counts = np.bincount(label_ids)
-    if (counts > 0).sum() < 2:
-        raise UserError("the training rows are all of one class, expected at least two")
-    if folds > counts.max():
-        raise UserError(f"--folds {folds}: the largest class has {counts.max()} different texts, expected no more folds")
 
 
 def plant(label_ids: np.ndarray, num_classes: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

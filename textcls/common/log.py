@@ -51,6 +51,17 @@ def log_everything(wanted: bool) -> None:
 
 
 @contextlib.contextmanager
+def only_warnings() -> Iterator[None]:
+    """Leave out of the log what is neither warning nor error, unless it says everything."""
+    earlier = get_logger().level
+    get_logger().setLevel(earlier if earlier == logging.DEBUG else logging.WARNING)
+    try:
+        yield
+    finally:
+        get_logger().setLevel(earlier)
+
+
+@contextlib.contextmanager
 def library_log(level: int) -> Iterator[None]:
     """Let PaddleNLP's log also say what is of this level."""
     library = logging.getLogger("PaddleNLP")

@@ -101,6 +101,17 @@ def lock_folder(folder: str, option: str = "--output_dir") -> Optional[int]:
         return None  # Windows has no such lock
 
 
+@contextlib.contextmanager
+def locked_folder(folder: str) -> Iterator[None]:
+    """Make a folder this process's own in the block, as `lock_folder` does."""
+    handle = lock_folder(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def is_stream(path: str) -> bool:
     """Return True for a pipe or device, which can be neither replaced nor read twice."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)

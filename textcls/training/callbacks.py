@@ -30,6 +30,10 @@ def is_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, flo
     return best is None or (value > best if args.greater_is_better else value < best)
 
 
+class Diverged(UserError):
+    """A training whose loss is no longer a number."""
+
+
 class ResumableEarlyStopping(EarlyStoppingCallback):
     """Early stopping whose patience survives a resume, where the library's callback would count from zero again."""
 
@@ -64,8 +68,8 @@ class StopAtNonFinite(TrainerCallback):
                **kwargs: Any) -> None:
         for name in ("loss", "eval_loss", "train_loss"):
             if not np.isfinite(logs.get(name, 0.0)):
-                raise UserError(f"the training has diverged: {name} is {logs[name]} at step {state.global_step}, expected a "
-                                "number; try a lower --learning_rate, or --warmup_ratio 0.1")
+                raise Diverged(f"the training has diverged: {name} is {logs[name]} at step {state.global_step}, expected a "
+                               "number; try a lower --learning_rate, or --warmup_ratio 0.1")
 
 
 class CountBatches(TrainerCallback):

@@ -17,19 +17,9 @@ from textcls.models.checkpoints import load_checkpoint
 from textcls.models.paddle_setup import paddle
 from textcls.training.calibration import calibrate_model
 from textcls.training.losses import SoftLabelLoss
-from textcls.training.prompt_runs import (
-    NO_ROWS,
-    Split,
-    Splits,
-    Task,
-    change_folder,
-    is_finished,
-    make_trainer,
-    predict_texts,
-    train_model,
-    without_evaluation,
-)
+from textcls.training.prompt_runs import NO_ROWS, Split, Splits, Task, make_trainer, train_model
 from textcls.training.resume import TrainArguments, check_resume_point, choose_callbacks, find_resume_point, train_and_save
+from textcls.training.runs import change_folder, is_finished, predict_texts, without_evaluation
 from textcls.training.scoring import score_classes
 from textcls.training.trainer import list_checkpoints
 

@@ -1,13 +1,12 @@
 """From a template and texts to a trained prompt model in a folder."""
 
-import copy
 import functools
 import json
 import os
 import re
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from textcls.common.outputs import complete_file, complete_folder
 from textcls.data.files import read_json
 from textcls.data.prompts import Part, compile_template
 from textcls.data.tokens import TokenizedTexts, tokenize
-from textcls.models.checkpoints import Checkpoint, load_checkpoint, load_model
+from textcls.models.checkpoints import Checkpoint, load_model
 from textcls.models.configs import check_length, config_path
 from textcls.models.families import count_positions
 from textcls.models.inference import predict_logits
@@ -27,6 +26,7 @@ from textcls.models.tokenizers import make_encoder, rust_tokenizer
 from textcls.training.long_text_options import choose_long_text, save_long_text, tokenize_split
 from textcls.training.prompt_training import PromptTrainer, SaveBest, pretrain
 from textcls.training.resume import TrainArguments, check_resume_point, choose_callbacks, find_resume_point, train_and_save
+from textcls.training.runs import change_folder, is_finished, without_evaluation
 from textcls.training.scoring import compute_metrics
 from textcls.training.trainer import collate
 
@@ -111,22 +111,6 @@ def make_trainer(checkpoint: Checkpoint, args: TrainArguments, train: Optional[T
                          compute_metrics=functools.partial(compute_metrics, tokens=dev), callbacks=list(callbacks))
 
 
-def change_folder(args: TrainArguments, folder: str, **changes: Any) -> TrainArguments:
-    """Copy the options for a model that is trained in a folder of its own."""
-    args = copy.copy(args)
-    args.output_dir, args.logging_dir = folder, os.path.join(folder, "runs")
-    for name, value in changes.items():
-        setattr(args, name, value)
-    return args
-
-
-def without_evaluation(args: TrainArguments, folder: str, **changes: Any) -> TrainArguments:
-    """As `change_folder`, for a training that neither evaluates nor saves checkpoints nor resumes."""
-    return change_folder(args, folder, evaluation_strategy=type(args.evaluation_strategy).NO, report_to=[],
-                         save_strategy=type(args.save_strategy).NO, load_best_model_at_end=False, resume_from_checkpoint=None,
-                         **changes)
-
-
 def begin_run(args: TrainArguments, record: dict[str, object]) -> None:
     """Note in args.output_dir/run.json what a run is made of, and clear what an earlier run left there; of a run that is resumed
     compare it. record: of `describe_run`. UserError where it differs, where there is nothing to resume, or where an
@@ -190,10 +174,12 @@ def further_pretrain(task: Task, args: TrainArguments, texts: list[str], epochs:
     return folder
 
 
-def train_model(task: Task, template: list[Part], args: TrainArguments, train: Split, dev: Split) -> None:
+def train_model(task: Task, template: list[Part], args: TrainArguments, train: Split, dev: Split,
+                callbacks: "Sequence[TrainerCallback]" = ()) -> None:
     """Train a prompt model and save it in args.output_dir; without training texts it is saved as it begins.
 
-    dev: what it is evaluated on, as args say. UserError where an unfinished run is in the way.
+    dev: what it is evaluated on, as args say. callbacks: beside those that args choose. UserError where an unfinished run is in
+    the way.
     """
     with paddle.utils.unique_name.guard():  # a resumed run finds its optimizer's entries by the parameters' names
         paddle.seed(args.seed)
@@ -212,7 +198,7 @@ def train_model(task: Task, template: list[Part], args: TrainArguments, train: S
         tokens, dev_tokens = tokenize_split(train, checkpoint.encode, "training"), None
         if len(dev[0]) and args.evaluation_strategy.value != "no":
             dev_tokens = tokenize_split(dev, checkpoint.encode, "dev").longest_first()
-        callbacks = (*choose_callbacks(args, task.patience), *((SaveBest(),) if saves_best(args) else ()))
+        callbacks = (*choose_callbacks(args, task.patience), *((SaveBest(),) if saves_best(args) else ()), *callbacks)
         trainer = make_trainer(checkpoint, args, tokens, dev_tokens, callbacks=callbacks)
         train_and_save(trainer, args, resume_point)
         trainer.save_state()
@@ -239,18 +225,3 @@ def save_untrained(checkpoint: Checkpoint, args: TrainArguments) -> None:
     if is_main_rank():
         with complete_folder(args.output_dir, marker="config.json") as staging:
             make_trainer(checkpoint, change_folder(args, args.output_dir, report_to=[])).save_model(staging)
-
-
-def predict_texts(folder: str, parts: list[list[str]], args: TrainArguments) -> list[np.ndarray]:
-    """Give the logits of several lists of texts by the model saved in a folder, float32 [num_texts, num_classes] each."""
-    checkpoint, logits = load_checkpoint(folder), []
-    for texts in parts:
-        with progress_bar(len(texts), "Predicting") as progress:
-            tokens = tokenize(texts, checkpoint.encode)
-            logits.append(predict_logits(checkpoint, tokens, args.per_device_eval_batch_size, progress))
-    return logits
-
-
-def is_finished(folder: str) -> bool:
-    """Tell whether a training in a folder has come to its end."""
-    return all(os.path.isfile(os.path.join(folder, name)) for name in ("config.json", "trainer_state.json"))

@@ -32,6 +32,7 @@ from paddlenlp.transformers import PretrainedModel
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
 MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS}
+STUDY, FOLDS = "study.db", "folds"  # in args.output_dir: what --search and --folds keep, so that the same command goes on
 # of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
 OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json")
 
@@ -97,9 +98,10 @@ def check_output_dir(args: TrainingArguments, data_dir: str, model_folder: str, 
     if os.path.realpath(model_folder) in map(os.path.realpath, checkpoints):
         raise UserError(f"--output_dir {folder}: holds {model_folder}, with which the training begins and which it would delete, "
                         "expected another folder")
-    if args.overwrite_output_dir:
-        return
     names = os.listdir(folder)
+    goes_on = (getattr(args, "search", False) and STUDY in names) or (getattr(args, "folds", 0) and FOLDS in names)
+    if args.overwrite_output_dir or goes_on:  # which checks what is there itself
+        return
     if checkpoints and "trainer_state.json" not in names:
         last = get_last_checkpoint(folder)
         raise UserError(f"{folder}: holds {os.path.basename(last)} of a training that did not finish, expected "
