@@ -11,7 +11,8 @@
 
 Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (one label per line, line order = class id).
 Writes  output_dir/: config.json (labels, max_seq_length, temperature), model_state.pdparams, tokenizer files, label.txt,
-        train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/ to resume from.
+        train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/ to resume from;
+        MODEL_CARD.md and MODEL_CARD_en.md, the record of the training.
 """
 
 import functools
@@ -27,12 +28,14 @@ from textcls.models.checkpoints import load_model
 from textcls.models.configs import check_length, choose_length, config_path, read_checkpoint_labels, read_prompt
 from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels
+from textcls.models.model_card import describe_file
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
 from textcls.training.dry_run import estimate_training
 from textcls.training.long_text_options import check_long_text_options, choose_long_text, save_long_text, tokenize_split
 from textcls.training.losses import ClassificationLoss
+from textcls.training.record import begin_record, write_record
 from textcls.training.resume import (
     TrainArguments,
     check_evaluation,
@@ -44,7 +47,14 @@ from textcls.training.resume import (
     train_and_save,
 )
 from textcls.training.scoring import KeptMetrics
-from textcls.training.trainer import ClassificationTrainer, check_limits, check_training_arguments, collate, parse_dataclasses
+from textcls.training.trainer import (
+    ClassificationTrainer,
+    check_limits,
+    check_training_arguments,
+    collate,
+    given_words,
+    parse_dataclasses,
+)
 from utils import DEFAULT_LENGTH, check_splits, read_json, read_labelled
 
 NEXT_STEPS = """train.py: nothing to do, expected --do_train, --do_eval or both
@@ -129,6 +139,13 @@ def read_data(data_args, args):
     return labels, train, dev
 
 
+def note_run(model_args, data_args, labels, train, dev):
+    """What the record of the training says of its beginning. labels, train, dev: of `read_data`."""
+    files = [describe_file(os.path.join(data_args.data_dir, name), len(texts), label_ids, len(labels))
+             for name, (texts, label_ids) in ((data_args.train_file, train), (data_args.dev_file, dev)) if texts]
+    return begin_record(given_words(), model_args.model_name_or_path, labels, files)
+
+
 def make_loss(model_args, label_ids, num_classes):
     """The loss that the options ask for; `balanced` gives class c the weight n / (num_classes * n_c)."""
     weights = None
@@ -163,6 +180,7 @@ def main():
     if args.do_train and args.do_eval and model_args.calibrate == "temperature":
         warn_of_few_rows(len(dev[0]), data_args.dev_file)
 
+    run = note_run(model_args, data_args, labels, train, dev)
     paddle.seed(args.seed)
     folder = model_args.model_name_or_path
     model = load_model(folder, strict=not args.do_train, ignore_mismatched_sizes=True, num_labels=len(labels),
@@ -198,6 +216,8 @@ def main():
         if model_args.calibrate == "temperature" and is_main_rank():
             calibrate_model(args.output_dir, evaluation.logits, dev, data_args.dev_file, evaluation.label_ids)
         trainer.save_state()
+        if is_main_rank():
+            write_record(args.output_dir, run, data_args.dev_file, evaluation.logits, evaluation.label_ids)
         get_logger().info(f"Model saved in {args.output_dir}")
         say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, "--report_dir",
                  "report")
