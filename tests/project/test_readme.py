@@ -61,6 +61,7 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     "python analysis/sent_interpret.py": "test_sent_interpret.py::test_other_methods_use_the_cache",
     "python analysis/sparse.py --dataset_dir data --params_path ./checkpoint --annotate":
         "test_sparse.py::test_annotate_finds_the_classes_that_train_lacks",
+    "python analysis/compare.py": "test_compare.py::test_models_of_all_forms_are_compared_on_a_table_a_file_and_a_page",
     "python analysis/aug.py": "test_aug.py::test_only_rare_classes_and_no_more_than_asked",
     "python predict.py --device": "test_predict.py::test_txt_tsv_and_csv_say_the_same",
     "python predict.py --data_file -": "test_predict.py::test_reads_standard_input_and_writes_standard_output",
