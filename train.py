@@ -7,12 +7,13 @@
         --save_total_limit 1
     python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py ... --device cpu
     python -m paddle.distributed.launch --gpus 0,1 train.py ... --device gpu
+    python train.py --teacher checkpoint --student_layers 3 --data_file unlabelled.txt --output_dir student --do_train ...
     python train.py options.json            # the same options as one JSON object; options after it take precedence
 
 Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (one label per line, line order = class id).
 Writes  output_dir/: config.json (labels, max_seq_length, temperature), model_state.pdparams, tokenizer files, label.txt,
         train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/ to resume from;
-        MODEL_CARD.md and MODEL_CARD_en.md, the record of the training.
+        MODEL_CARD.md and MODEL_CARD_en.md, the record of the training; with --teacher teacher_logits.npz, its answers.
 """
 
 import functools
@@ -32,9 +33,10 @@ from textcls.models.model_card import describe_file
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
+from textcls.training.distillation import DistillationArguments, check_distillation, make_student, read_unlabelled
 from textcls.training.dry_run import estimate_training
 from textcls.training.long_text_options import check_long_text_options, choose_long_text, save_long_text, tokenize_split
-from textcls.training.losses import ClassificationLoss
+from textcls.training.losses import ClassificationLoss, SoftLabelLoss
 from textcls.training.record import begin_record, write_record
 from textcls.training.resume import (
     TrainArguments,
@@ -102,10 +104,16 @@ class FineTuningArguments(TrainArguments):
                                                    "disk the training will take; write nothing."})
 
 
-def check_arguments(model_args, data_args, args):
+def check_arguments(model_args, data_args, args, distillation):
     """Refuse what would only fail, or mean nothing, after hours of training. Returns the tokens that a text may have."""
     check_training_arguments(args)
     check_evaluation(args)
+    changed = {name: getattr(model_args, name) for name in vars(ModelArguments()) if
+               getattr(model_args, name) != getattr(ModelArguments(), name)}
+    check_distillation(distillation, args, changed.get("model_name_or_path"),
+                       sorted({"loss", "class_weights", "label_smoothing"}.intersection(changed)))
+    if distillation.student_layers is not None:
+        model_args.model_name_or_path = distillation.teacher
     check_output_dir(args, data_args.data_dir, model_args.model_name_or_path, args.do_train)
     if not 0 <= model_args.label_smoothing < 1:
         raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 up to, not including, 1")
@@ -125,24 +133,27 @@ def check_arguments(model_args, data_args, args):
     return max_seq_length
 
 
-def read_data(data_args, args):
-    """Read and check all data files. Returns labels, (train texts, label ids) and (dev texts, label ids)."""
+def read_data(data_args, args, distillation):
+    """Read and check all data files. Returns labels, (train texts, label ids), (dev texts, label ids) and unlabelled texts."""
     train_path, dev_path, label_path = (os.path.join(data_args.data_dir, name) for name in
                                         (data_args.train_file, data_args.dev_file, data_args.label_file))
     problems, nothing = Problems(), ([], np.zeros(0, np.int64))
     labels = read_known_labels(label_path, problems)
     train = read_labelled(train_path, labels, problems, label_path) if args.do_train else nothing
     dev = read_labelled(dev_path, labels, problems, label_path) if args.do_eval else nothing
+    unlabelled = read_unlabelled(distillation, data_args.data_dir, dev, dev_path, problems)
     if not problems.count and args.do_train:
         check_splits(train_path, dev_path, train, dev, labels, problems)
     problems.report()
-    return labels, train, dev
+    return labels, train, dev, unlabelled
 
 
-def note_run(model_args, data_args, labels, train, dev):
-    """What the record of the training says of its beginning. labels, train, dev: of `read_data`."""
+def note_run(model_args, data_args, distillation, labels, train, dev, unlabelled):
+    """What the record of the training says of its beginning. labels and the others after it: of `read_data`."""
     files = [describe_file(os.path.join(data_args.data_dir, name), len(texts), label_ids, len(labels))
              for name, (texts, label_ids) in ((data_args.train_file, train), (data_args.dev_file, dev)) if texts]
+    if unlabelled:
+        files.append(describe_file(os.path.join(data_args.data_dir, distillation.data_file), len(unlabelled)))
     return begin_record(given_words(), model_args.model_name_or_path, labels, files)
 
 
@@ -167,22 +178,36 @@ def check_model(model, folder, args, labels, label_path, resume_point, num_rows)
         read_checkpoint_labels(folder, read_json(config_path(folder)), label_path)
 
 
+def describe_model(model_args, data_args, folder, run, dev, evaluation):
+    """Fit the temperature of the trained model, where that is asked for, and write its record. evaluation: KeptMetrics of dev."""
+    if model_args.calibrate == "temperature":
+        calibrate_model(folder, evaluation.logits, dev, data_args.dev_file, evaluation.label_ids)
+    write_record(folder, run, data_args.dev_file, evaluation.logits, evaluation.label_ids)
+
+
 def main():
-    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, FineTuningArguments), __doc__)
+    model_args, data_args, args, distillation = parse_dataclasses(
+        (ModelArguments, DataArguments, FineTuningArguments, DistillationArguments), __doc__)
     if not (args.do_train or args.do_eval):
         raise UserError(NEXT_STEPS)
     args.device = select_device(args.device)
-    max_seq_length = check_arguments(model_args, data_args, args)
+    max_seq_length = check_arguments(model_args, data_args, args, distillation)
     resume_point = find_resume_point(args) if args.do_train else None
-    labels, train, dev = read_data(data_args, args)
+    labels, train, dev, unlabelled = read_data(data_args, args, distillation)
     label_path = os.path.join(data_args.data_dir, data_args.label_file)
-    check_row_counts(args, data_args.dev_file, len(train[0]), len(dev[0]))
+    check_row_counts(args, data_args.dev_file, len(train[0]) + len(unlabelled), len(dev[0]))
     if args.do_train and args.do_eval and model_args.calibrate == "temperature":
         warn_of_few_rows(len(dev[0]), data_args.dev_file)
 
-    run = note_run(model_args, data_args, labels, train, dev)
+    run = note_run(model_args, data_args, distillation, labels, train, dev, unlabelled)
     paddle.seed(args.seed)
     folder = model_args.model_name_or_path
+    if distillation.teacher is None:
+        criterion = make_loss(model_args, train[1], len(labels))
+    else:
+        criterion = SoftLabelLoss(distillation.distill_temperature)
+        student = make_student(distillation, args, folder, labels, label_path, train[0] + unlabelled)
+        folder, train = student.folder.name, (student.texts, student.targets)
     model = load_model(folder, strict=not args.do_train, ignore_mismatched_sizes=True, num_labels=len(labels),
                        id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     check_model(model, folder, args, labels, label_path, resume_point, len(train[0]))
@@ -200,8 +225,8 @@ def main():
 
     evaluation = KeptMetrics(dev_tokens)
     make_trainer = functools.partial(
-        ClassificationTrainer, labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)),
-        tokenizer=tokenizer, data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
+        ClassificationTrainer, labels, rust, args, model=model, criterion=criterion, tokenizer=tokenizer,
+        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
         eval_dataset=dev_tokens, compute_metrics=evaluation, callbacks=choose_callbacks(args, model_args.early_stopping_patience))
     if args.dry_run:
         return estimate_training(args, make_trainer)
@@ -213,11 +238,9 @@ def main():
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if args.do_train:
-        if model_args.calibrate == "temperature" and is_main_rank():
-            calibrate_model(args.output_dir, evaluation.logits, dev, data_args.dev_file, evaluation.label_ids)
         trainer.save_state()
         if is_main_rank():
-            write_record(args.output_dir, run, data_args.dev_file, evaluation.logits, evaluation.label_ids)
+            describe_model(model_args, data_args, args.output_dir, run, dev, evaluation)
         get_logger().info(f"Model saved in {args.output_dir}")
         say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, "--report_dir",
                  "report")
