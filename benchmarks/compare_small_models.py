@@ -82,7 +82,8 @@ def draw(path, rows):
     figure, axes = pyplot.subplots(figsize=(7, 4.5), dpi=110)
     for row in rows:
         axes.plot(row["ms"], row["accuracy"], "s" if "INT8" in row["name"] else "o", color=COLOURS[row["kind"]])
-        axes.annotate(row["name"], (row["ms"], row["accuracy"]), textcoords="offset points", xytext=(6, 5), fontsize=8)
+        axes.annotate(row["name"], (row["ms"], row["accuracy"]), textcoords="offset points",
+                      xytext=(6, -13 if "INT8" in row["name"] else 6), fontsize=8)
     axes.set(xscale="log", xlabel=f"Milliseconds per text, {CORES} cores (logarithmic)", ylabel="Accuracy on dev, %")
     axes.margins(x=0.25, y=0.15)
     axes.grid(alpha=0.3, which="both")
