@@ -238,9 +238,9 @@ def main():
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if args.do_train:
-        trainer.save_state()
         if is_main_rank():
             describe_model(model_args, data_args, args.output_dir, run, dev, evaluation)
+        trainer.save_state()
         get_logger().info(f"Model saved in {args.output_dir}")
         say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, "--report_dir",
                  "report")

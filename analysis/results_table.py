@@ -78,7 +78,7 @@ def read_data(data_dir):
 def train_model(args, model, folder):
     """Train a model in a folder and export it, as far as that is not done."""
     device = ["--device", args.device] if args.device else []
-    if not os.path.isfile(os.path.join(folder, "MODEL_CARD.md")):  # the last that train.py writes
+    if not os.path.isfile(os.path.join(folder, "trainer_state.json")):  # the last that train.py writes
         begun = os.path.isdir(folder) and any(name.startswith("checkpoint-") for name in os.listdir(folder))
         resume = ["--resume_from_checkpoint", folder] if begun else ["--overwrite_output_dir"]
         run("train.py", "--model_name_or_path", model, "--data_dir", args.data_dir, "--output_dir", folder, *device,

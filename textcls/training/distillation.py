@@ -149,18 +149,17 @@ def ask_teacher(folder: str, teacher: Checkpoint, texts: list[str], args: Traini
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
     key = digest.hexdigest()
-    kept = read_cache(path, key)
-    if kept is not None:
+    is_kept = read_cache(path, key) is not None
+    if is_kept:
         get_logger().info(f"The teacher's answers to these {len(texts)} texts are taken from {path}")
-        return kept
-    if is_main_rank():
+    elif is_main_rank():
         tokens = tokenize(texts, teacher.encode)
         with progress_bar(len(texts), "Asking the teacher") as progress:
             logits = predict_logits(teacher, tokens, args.per_device_eval_batch_size, progress)
         with complete_file(path, "wb") as file:
             np.savez(file, key=np.array(key), logits=logits)
-    if args.world_size > 1:
-        paddle.distributed.barrier()  # until the first process has saved them
+    if args.world_size > 1:  # whatever each process has found: the first one may just have saved them
+        paddle.distributed.barrier()
     found = read_cache(path, key)
     if found is None:
         raise UserError(f"{path}: cannot be read back, expected an --output_dir that all processes share")
