@@ -178,7 +178,7 @@ def check_model(model, folder, args, labels, label_path, resume_point, num_rows)
         read_checkpoint_labels(folder, read_json(config_path(folder)), label_path)
 
 
-def describe_model(model_args, data_args, folder, run, dev, evaluation):
+def finish_model(model_args, data_args, folder, run, dev, evaluation):
     """Fit the temperature of the trained model, where that is asked for, and write its record. evaluation: KeptMetrics of dev."""
     if model_args.calibrate == "temperature":
         calibrate_model(folder, evaluation.logits, dev, data_args.dev_file, evaluation.label_ids)
@@ -239,7 +239,7 @@ def main():
         trainer.save_metrics("eval", metrics)
     if args.do_train:
         if is_main_rank():
-            describe_model(model_args, data_args, args.output_dir, run, dev, evaluation)
+            finish_model(model_args, data_args, args.output_dir, run, dev, evaluation)
         trainer.save_state()
         get_logger().info(f"Model saved in {args.output_dir}")
         say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, "--report_dir",

@@ -75,7 +75,7 @@ def read_data(data_dir):
     return dev
 
 
-def train_model(args, model, folder):
+def train_and_export(args, model, folder):
     """Train a model in a folder and export it, as far as that is not done."""
     device = ["--device", args.device] if args.device else []
     if not os.path.isfile(os.path.join(folder, "trainer_state.json")):  # the last that train.py writes
@@ -92,7 +92,7 @@ def train_model(args, model, folder):
     return export
 
 
-def prune_model(args, folder):
+def prune_widths(args, folder):
     """Prune a trained model to all widths, as far as that is not done. Returns the folders of the widths: list of str."""
     output = os.path.join(folder, "prune")
     folders = [os.path.join(output, f"width_mult_{round(float(Fraction(width)), 2)}") for width in args.width_mult_list]
@@ -110,17 +110,17 @@ def describe_structure(folder, width=1):
     return f"{config['num_hidden_layers']}-layer, {config['hidden_size']}-hidden, {heads}-heads"
 
 
-def make_rows(args):
+def make_models(args):
     """Train, prune and export everything. Returns the rows of the table: list of (name, structure, exported folder)."""
     rows, pruned = [], []
     for number, model in enumerate(args.models, 1):
         name = model_name(model)
         folder = os.path.join(args.output_dir, name)
         get_logger().info(f"{name}: {number} of {len(args.models)}")
-        export = train_model(args, model, folder)
+        export = train_and_export(args, model, folder)
         rows.append((name, describe_structure(folder), export))
         if model == args.prune_model:
-            for width, own in zip(args.width_mult_list, prune_model(args, folder)):
+            for width, own in zip(args.width_mult_list, prune_widths(args, folder)):
                 pruned.append((f"{name} + prune ({width})", describe_structure(folder, float(Fraction(width))), own))
     return rows + pruned
 
@@ -151,7 +151,7 @@ def main():
     for model in args.models:  # all before the first training
         check_options(os.path.join(args.output_dir, model_name(model)), {name: getattr(args, name) for name in KEPT},
                       [*(os.path.join(args.data_dir, name) for name in FILES), *model_files(model)])
-    table = "\n".join(make_table(args, make_rows(args), dev))
+    table = "\n".join(make_table(args, make_models(args), dev))
     with complete_file(os.path.join(args.output_dir, "results.md")) as file:
         file.write(table + "\n")
     print(table)

@@ -226,7 +226,7 @@ def note_run(data_dir, model_args, labels, splits):
     return begin_record(given_words(), model_args.model_name_or_path, labels, files)
 
 
-def record(folder, run, args, splits, fits_temperature):
+def finish_model(folder, run, args, splits, fits_temperature):
     """Fit the temperature of the trained model, where that is asked for, and write its record."""
     logits = predict_texts(folder, [splits.dev[0]], args)[0]
     if fits_temperature:
@@ -287,7 +287,7 @@ def main():
         train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
         folder = args.output_dir
         if is_main_rank():
-            record(folder, run, args, splits, task.fits_temperature)
+            finish_model(folder, run, args, splits, task.fits_temperature)
         if args.world_size > 1:
             paddle.distributed.barrier()  # until the first process has saved it
         get_logger().info(f"Model saved in {folder}")

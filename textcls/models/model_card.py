@@ -178,7 +178,7 @@ def serving_commands(folder: str, name: str) -> str:
             f"python deploy/simple_serving/server.py --export_dir {shlex.quote(folder)}")
 
 
-def label_worst(labels: Sequence[str], scores: Mapping[str, Any], most: int = 5) -> str:
+def list_worst(labels: Sequence[str], scores: Mapping[str, Any], most: int = 5) -> str:
     """Make the rows of the labels with the lowest F1. scores: of `scoring.score` on dev."""
     per_class = scores["per_class"]
     occurring = [index for index, count in enumerate(per_class["count"]) if count]

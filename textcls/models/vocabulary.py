@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LAYER = re.compile(r"(.*\.encoder\.layers\.)(\d+)(\..*)")  # of the name of a parameter
 TABLE = ".embeddings.word_embeddings.weight"
 COMMON = re.compile("[\u4e00-\u9fff]")  # Chinese characters, of which a Chinese vocabulary holds tens of thousands
-CHOICES = ("even", "first")
+LAYER_CHOICES = ("even", "first")
 
 
 def choose_layers(num_layers: int, num_kept: int, choice: str) -> list[int]:

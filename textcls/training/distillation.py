@@ -19,7 +19,7 @@ from textcls.models.checkpoints import Checkpoint, load_checkpoint, load_model
 from textcls.models.inference import predict_logits
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, rust_tokenizer
-from textcls.models.vocabulary import CHOICES, choose_layers, choose_tokens, count_parameters, cut_layers, cut_vocabulary
+from textcls.models.vocabulary import LAYER_CHOICES, choose_layers, choose_tokens, count_parameters, cut_layers, cut_vocabulary
 from textcls.models.weights import WEIGHTS
 from textcls.runtime.exported import sha256
 from textcls.training.trainer import check_limits
@@ -40,7 +40,7 @@ class DistillationArguments:
         "help": "With --teacher: the student is the teacher with so many of its layers."})
     layer_choice: str = field(default="even", metadata={
         "help": "Which of them: even: spread from the first to the last; first: those nearest to the text.",
-        "choices": list(CHOICES)})
+        "choices": list(LAYER_CHOICES)})
     distill_temperature: float = field(default=2.0, metadata={"help": "With --teacher: of the softmax of both models' answers."})
     keep_tokens: int = field(default=3500, metadata={
         "help": "With --teacher: the student's vocabulary keeps what occurs in the texts, all of their characters, and so many "

@@ -10,16 +10,7 @@ from textcls.common.log import get_logger
 from textcls.common.options import describe_versions
 from textcls.data.files import read_json
 from textcls.models.configs import change_config, read_calibration
-from textcls.models.model_card import (
-    UNKNOWN,
-    DataFile,
-    describe_command,
-    describe_model,
-    find_base,
-    label_worst,
-    row,
-    write_cards,
-)
+from textcls.models.model_card import UNKNOWN, DataFile, describe_command, describe_model, find_base, list_worst, row, write_cards
 from textcls.models.paddle_setup import paddle
 from textcls.training.calibration import cross_fit, measure_confidence
 from textcls.training.scoring import bootstrap_intervals, score
@@ -83,7 +74,7 @@ def describe_quality(dev_file: str, labels: list[str], logits: Optional[np.ndarr
         return {**UNMEASURED, "dev_size": "0", "worst": row(*[UNKNOWN] * 5)}
     scores = score(label_ids, logits)
     intervals = bootstrap_intervals(label_ids, logits.argmax(axis=1), len(labels))
-    fields = {**UNMEASURED, "dev_file": dev_file, "dev_size": str(len(label_ids)), "worst": label_worst(labels, scores)}
+    fields = {**UNMEASURED, "dev_file": dev_file, "dev_size": str(len(label_ids)), "worst": list_worst(labels, scores)}
     for name, unit in (("accuracy", " %"), ("macro_f1", "")):
         low, high = intervals[name]
         fields[name] = f"{scores[name] * 100:.2f}{unit}"
