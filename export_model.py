@@ -9,6 +9,7 @@ Writes  output_path/: float32.pdmodel (Paddle 3: .json), float32.pdiparams, toke
         that form), vocab.txt and the other tokenizer files, label.txt, deploy.json (maximum length, input names, model
         type). Inputs of the graph: input_ids, token_type_ids, int64 [batch, length]; ERNIE-M: input_ids only.
         Output: logits float32 [batch, num_classes]. With --onnx also float32.onnx, with the same inputs.
+        MODEL_CARD.md and MODEL_CARD_en.md: those of params_path, with a section on the export.
 Whatever is exported is run and compared with the checkpoint before anything appears in output_path.
 """
 
@@ -41,7 +42,7 @@ def main():
     if args.multilingual and not family_of(checkpoint.model).is_multilingual:
         raise UserError(f"--multilingual: the model type of {args.params_path} is {checkpoint.model.config.model_type}, expected "
                         "an ERNIE-M model, or no --multilingual")
-    save_deployment(checkpoint, args.output_path, "float32", with_onnx=args.onnx)
+    save_deployment(checkpoint, args.output_path, "float32", with_onnx=args.onnx, card_folder=args.params_path)
     get_logger().info(f"Exported model saved in {args.output_path}")
     if args.onnx:
         say_next("deploy/predictor/infer.py", "--model_path_prefix", os.path.join(args.output_path, "float32"))

@@ -7,7 +7,8 @@
 
 Reads   params_dir (made by train.py), dataset_dir/train.txt, dev.txt, label.txt.
 Writes  output_dir/width_mult_0.75/ and so on: pruned_model.pdmodel (Paddle 3: .json), .pdiparams, model_state.pdparams,
-        config.json, and as in export_model.py tokenizer files, label.txt, deploy.json; with --onnx pruned_model.onnx.
+        config.json, and as in export_model.py tokenizer files, label.txt, deploy.json; with --onnx pruned_model.onnx;
+        MODEL_CARD.md and MODEL_CARD_en.md, the record of the pruning.
 A part of train.txt (or --importance_file) tells which heads and neurons matter and which weights are best; dev.txt is
 only used for the table at the end.
 """
@@ -32,13 +33,23 @@ from textcls.common.errors import UserError, is_main_rank, run_script
 from textcls.common.log import get_logger, library_log, say_next
 from textcls.common.outputs import STAGING, check_output_folder, lock_folder
 from textcls.export.deployment import open_graph, run_graph, write_deployment
+from textcls.models.configs import read_calibration
 from textcls.models.device import select_device
 from textcls.models.loading import load_with_data, read_splits
+from textcls.models.model_card import describe_file, serving_commands
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.runtime.exported import graph_file
 from textcls.training.compression import PruningTrainer, evaluate_held_out, narrowed, width_folder
+from textcls.training.record import begin_record, describe_quality, write_model_card
 from textcls.training.scoring import compute_metrics
-from textcls.training.trainer import check_batch, check_training_arguments, parse_dataclasses, plain_library_errors, remove_folder
+from textcls.training.trainer import (
+    check_batch,
+    check_training_arguments,
+    given_words,
+    parse_dataclasses,
+    plain_library_errors,
+    remove_folder,
+)
 from utils import pad_batch, read_json, read_labelled, run_by_length, sorted_batches, tokenize
 
 from paddlenlp.trainer import CompressionArguments
@@ -197,7 +208,7 @@ def complete_deployment(prefix, unpruned):
 
 
 def measure(graphs, tokens, checkpoint, batch_size):
-    """Accuracy, macro-F1 and CPU milliseconds per text of exported graphs.
+    """Accuracy, macro-F1, logits and CPU seconds per text of exported graphs.
 
     graphs: {name: prefix}; tokens: TokenizedTexts with labels; checkpoint: that the graphs were made of. Times are the best of
     rounds that take turns: other programs on the machine only ever add to them.
@@ -209,7 +220,8 @@ def measure(graphs, tokens, checkpoint, batch_size):
         logits = run_by_length(functools.partial(run_graph, predictor), tokens, batch_size, checkpoint.pad_id,
                                len(checkpoint.labels))
         metrics = compute_metrics(SimpleNamespace(predictions=logits, label_ids=tokens.text_labels))
-        results[name] = {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"], "time": float("inf")}
+        results[name] = {"accuracy": metrics["accuracy"], "macro_f1": metrics["macro_f1"], "logits": logits,
+                         "time": float("inf")}
     chosen = sorted_batches(tokens.lengths, batch_size)[::max(1, len(tokens) // TIMED_TEXTS)]  # spread over all lengths
     chosen = [pad_batch([tokens[index]["input_ids"] for index in indices], checkpoint.pad_id) for indices in chosen]
     for _ in range(TIMED_ROUNDS):
@@ -247,6 +259,19 @@ def collect_graphs(staging):
     for prefix in graphs.values():
         complete_deployment(prefix, os.path.dirname(graphs["1"]))
     return graphs
+
+
+def write_cards_of(graphs, results, run, params_dir, dev, dev_file):
+    """Write the record of each graph but the unpruned one beside it. results: of `measure`; dev: (texts, label ids)."""
+    config = read_json(os.path.join(params_dir, "config.json"))
+    temperature = read_calibration(config, params_dir).get("temperature", 1.0)
+    for name, prefix in list(graphs.items())[1:]:
+        folder, model = os.path.split(prefix)
+        width = name.split("/")[0]
+        own = {**config, "width_mult": width} if re.fullmatch(r"[\d.]+", width) else config
+        if not os.path.exists(os.path.join(folder, "MODEL_CARD.md")):  # else the folder has several graphs
+            quality = describe_quality(dev_file, run.labels, results[name]["logits"], dev[1], temperature, is_fitted_here=False)
+            write_model_card(folder, os.path.basename(folder), run, own, serving_commands(folder, model), quality)
 
 
 def publish(graphs, staging, output_dir):
@@ -301,6 +326,9 @@ def main():
     dev_tokens = tokenize(dev[0], checkpoint.encode, dev[1], "Tokenizing dev")
 
     check_batch(args, len(train_tokens))
+    files = [describe_file(os.path.join(data_args.dataset_dir, name), len(rows[0]), rows[1], len(checkpoint.labels))
+             for name, rows in ((data_args.train_file, train), (data_args.dev_file, dev))]
+    run = begin_record(given_words(), model_args.params_dir, checkpoint.labels, files)
     if is_main_rank():
         lock_folder(args.output_dir)
     parameters = {"1": count_parameters(checkpoint.model)}
@@ -314,6 +342,7 @@ def main():
             graphs = collect_graphs(staging)
             get_logger().info(f"Measuring {len(graphs)} models on the dev rows ...")
             results = measure(graphs, dev_tokens, checkpoint, args.per_device_eval_batch_size)
+            write_cards_of(graphs, results, run, model_args.params_dir, dev, data_args.dev_file)
             table = make_table(graphs, results, parameters)
             publish(graphs, staging, args.output_dir)
             print(table)

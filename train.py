@@ -7,6 +7,7 @@
         --save_total_limit 1
     python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py ... --device cpu
     python -m paddle.distributed.launch --gpus 0,1 train.py ... --device gpu
+    python train.py --teacher checkpoint --student_layers 3 --data_file unlabelled.txt --output_dir student --do_train ...
     python train.py options.json            # the same options as one JSON object; options after it take precedence
     python train.py ... --search --n_trials 20      # looks for better settings first; the same command goes on after a kill
     python train.py ... --folds 5                   # without dev.txt: cross-validation, then one model of all rows
@@ -14,14 +15,14 @@
 Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (one label per line, line order = class id).
 Writes  output_dir/: config.json (labels, max_seq_length, temperature), model_state.pdparams, tokenizer files, label.txt,
         known.npz (--known centres), train_results.json, eval_results.json, trainer_state.json, runs/ (VisualDL), checkpoint-N/
-        to resume from; with --search study.db and search.json, with --folds folds/, folds.json and, for analysis/,
-        out_of_fold.npz.
+        to resume from; MODEL_CARD.md and MODEL_CARD_en.md, the record of the training; with --search study.db and search.json,
+        with --folds folds/, folds.json and, for analysis/, out_of_fold.npz, with --teacher teacher_logits.npz, its answers.
 """
 
 import functools
 import os
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -31,13 +32,16 @@ from textcls.models.checkpoints import load_model
 from textcls.models.configs import check_length, choose_length, config_path, read_checkpoint_labels, read_prompt
 from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels
+from textcls.models.model_card import describe_file
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model, rows_id, warn_of_few_rows
+from textcls.training.distillation import DistillationArguments, check_distillation, make_student, read_unlabelled
 from textcls.training.dry_run import estimate_training
 from textcls.training.folds import OUT_OF_FOLD, check_folds_options, train_in_folds
 from textcls.training.long_text_options import check_long_text_options, choose_long_text, save_long_text, tokenize_split
-from textcls.training.losses import ClassificationLoss
+from textcls.training.losses import ClassificationLoss, SoftLabelLoss
+from textcls.training.record import begin_record, write_record
 from textcls.training.resume import (
     check_evaluation,
     check_output_dir,
@@ -50,7 +54,14 @@ from textcls.training.resume import (
 from textcls.training.runs import describe_options, with_settings
 from textcls.training.scoring import KeptMetrics
 from textcls.training.search import SearchArguments, check_search, search_settings
-from textcls.training.trainer import ClassificationTrainer, check_limits, check_training_arguments, collate, parse_dataclasses
+from textcls.training.trainer import (
+    ClassificationTrainer,
+    check_limits,
+    check_training_arguments,
+    collate,
+    given_words,
+    parse_dataclasses,
+)
 from textcls.training.unknown import WAYS, save_known
 from utils import DEFAULT_LENGTH, check_splits, read_json, read_labelled
 
@@ -106,10 +117,34 @@ class FineTuningArguments(SearchArguments):
                                                    "disk the training will take; write nothing."})
 
 
-def check_arguments(model_args, data_args, args):
+class Options(NamedTuple):
+    """All options but those of the Trainer."""
+
+    model: ModelArguments
+    data: DataArguments
+    distillation: DistillationArguments
+
+
+class Data(NamedTuple):
+    """What was read: of train and dev texts and label ids, int64 [num_texts]."""
+
+    labels: list[str]
+    train: tuple[list[str], np.ndarray]
+    dev: tuple[list[str], np.ndarray]
+    unlabelled: list[str]
+
+
+def check_arguments(options, args):
     """Refuse what would only fail, or mean nothing, after hours of training. Returns the tokens that a text may have."""
+    model_args, data_args, distillation = options
     check_training_arguments(args)
     check_evaluation(args)
+    changed = {name: getattr(model_args, name) for name in vars(ModelArguments()) if
+               getattr(model_args, name) != getattr(ModelArguments(), name)}
+    check_distillation(distillation, args, changed.get("model_name_or_path"),
+                       sorted({"loss", "class_weights", "label_smoothing"}.intersection(changed)))
+    if distillation.student_layers is not None:
+        model_args.model_name_or_path = distillation.teacher
     check_output_dir(args, data_args.data_dir, model_args.model_name_or_path, args.do_train)
     if not 0 <= model_args.label_smoothing < 1:
         raise UserError(f"--label_smoothing {model_args.label_smoothing}: out of range, expected 0 up to, not including, 1")
@@ -120,6 +155,8 @@ def check_arguments(model_args, data_args, args):
     check_folds_options(args, args.folds)
     if bool(args.folds) + args.search + args.dry_run > 1:
         raise UserError("--search, --folds and --dry_run: three ways to run, expected only one of them")
+    if distillation.teacher is not None and (args.folds or args.search):
+        raise UserError("--teacher: trains one student, expected neither --search nor --folds with it")
     for name in ("do_predict", "do_export"):
         if getattr(args, name):
             raise UserError(f"--{name}: not done by train.py, expected predict.py or export_model.py after it")
@@ -133,18 +170,30 @@ def check_arguments(model_args, data_args, args):
     return max_seq_length
 
 
-def read_data(data_args, args):
-    """Read and check all data files. Returns labels, (train texts, label ids) and (dev texts, label ids)."""
+def read_data(options, args):
+    """Read and check all data files. Returns Data; what args do not need is empty."""
+    data_args = options.data
     train_path, dev_path, label_path = (os.path.join(data_args.data_dir, name) for name in
                                         (data_args.train_file, data_args.dev_file, data_args.label_file))
     problems, nothing = Problems(), NO_ROWS
     labels = read_known_labels(label_path, problems)
     train = read_labelled(train_path, labels, problems, label_path) if args.do_train else nothing
     dev = read_labelled(dev_path, labels, problems, label_path) if args.do_eval else nothing
+    unlabelled = read_unlabelled(options.distillation, data_args.data_dir, dev, dev_path, problems)
     if not problems.count and args.do_train:
         check_splits(train_path, dev_path, train, dev, labels, problems)
     problems.report()
-    return labels, train, dev
+    return Data(labels, train, dev, unlabelled)
+
+
+def note_run(options, data):
+    """What the record of the training says of its beginning."""
+    names = [os.path.join(options.data.data_dir, name) for name in (options.data.train_file, options.data.dev_file)]
+    files = [describe_file(name, len(texts), label_ids, len(data.labels))
+             for name, (texts, label_ids) in zip(names, (data.train, data.dev)) if texts]
+    if data.unlabelled:
+        files.append(describe_file(os.path.join(options.data.data_dir, options.distillation.data_file), len(data.unlabelled)))
+    return begin_record(given_words(), options.model.model_name_or_path, data.labels, files)
 
 
 def make_loss(model_args, label_ids, num_classes):
@@ -168,13 +217,29 @@ def check_model(model, folder, args, labels, label_path, resume_point, num_rows)
         read_checkpoint_labels(folder, read_json(config_path(folder)), label_path)
 
 
-def train_model(model_args, data_args, args, labels, train, dev, max_seq_length, resume_point=None, callbacks=()):
+def finish_model(options, args, data, run, evaluation, train_tokens, dev_tokens):
+    """Fit to the trained model in args.output_dir what options ask for, and write its record. evaluation: KeptMetrics of dev."""
+    if options.model.calibrate == "temperature":
+        calibrate_model(args.output_dir, evaluation.logits, data.dev, options.data.dev_file, evaluation.label_ids)
+    if options.model.known == "centres":
+        save_known(args.output_dir, train_tokens, dev_tokens, options.data.dev_file, args.per_device_eval_batch_size)
+    write_record(args.output_dir, run, options.data.dev_file, evaluation.logits, evaluation.label_ids)
+
+
+def train_model(options, args, data, run, max_seq_length, resume_point=None, callbacks=()):
     """Load the model, then train, evaluate and save it in args.output_dir, as far as args ask for it.
 
-    train, dev: (texts, label ids); callbacks: beside those that the options choose.
+    run: of `note_run`; callbacks: beside those that the options choose.
     """
+    model_args, distillation, labels, train = options.model, options.distillation, data.labels, data.train
     paddle.seed(args.seed)
-    folder, label_path = model_args.model_name_or_path, os.path.join(data_args.data_dir, data_args.label_file)
+    folder, label_path = model_args.model_name_or_path, os.path.join(options.data.data_dir, options.data.label_file)
+    if distillation.teacher is None:
+        criterion = make_loss(model_args, train[1], len(labels))
+    else:
+        criterion = SoftLabelLoss(distillation.distill_temperature)
+        student = make_student(distillation, args, folder, labels, label_path, train[0] + data.unlabelled)
+        folder, train = student.folder.name, (student.texts, student.targets)
     model = load_model(folder, strict=not args.do_train, ignore_mismatched_sizes=True, num_labels=len(labels),
                        id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)})
     check_model(model, folder, args, labels, label_path, resume_point, len(train[0]))
@@ -188,12 +253,12 @@ def train_model(model_args, data_args, args, labels, train, dev, max_seq_length,
     train_tokens = tokenize_split(train, encode, "training") if args.do_train else None
     dev_tokens = None
     if args.do_eval:  # the Trainer evaluates in the order given
-        dev_tokens = tokenize_split(dev, encode, "dev").longest_first()
+        dev_tokens = tokenize_split(data.dev, encode, "dev").longest_first()
 
     evaluation = KeptMetrics(dev_tokens)
     make_trainer = functools.partial(
-        ClassificationTrainer, labels, rust, args, model=model, criterion=make_loss(model_args, train[1], len(labels)),
-        tokenizer=tokenizer, data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
+        ClassificationTrainer, labels, rust, args, model=model, criterion=criterion, tokenizer=tokenizer,
+        data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), train_dataset=train_tokens,
         eval_dataset=dev_tokens, compute_metrics=evaluation,
         callbacks=[*choose_callbacks(args, model_args.early_stopping_patience), *callbacks])
     if args.dry_run:
@@ -206,51 +271,52 @@ def train_model(model_args, data_args, args, labels, train, dev, max_seq_length,
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if args.do_train:
-        if model_args.calibrate == "temperature" and is_main_rank():
-            calibrate_model(args.output_dir, evaluation.logits, dev, data_args.dev_file, evaluation.label_ids)
-        if model_args.known == "centres" and is_main_rank():
-            save_known(args.output_dir, train_tokens, dev_tokens, data_args.dev_file, args.per_device_eval_batch_size)
+        if is_main_rank():
+            finish_model(options, args, data, run, evaluation, train_tokens, dev_tokens)
         trainer.save_state()
         get_logger().info(f"Model saved in {args.output_dir}")
 
 
-def train_often(model_args, data_args, args, labels, train, dev, max_seq_length):
+def train_often(options, args, data, run, max_seq_length):
     """As `train_model`, after a search for settings, or in folds and then on all rows."""
-    def train_one(model_args, args, train, dev, callbacks):
+    def train_one(settings, args, train, dev, callbacks):
+        own = options._replace(model=with_settings(options.model, settings))
         with paddle.utils.unique_name.guard():  # parameters have the names that they have in a process of their own
-            train_model(model_args, data_args, args, labels, train, dev, max_seq_length, find_resume_point(args), callbacks)
+            train_model(own, args, data._replace(train=train, dev=dev), run, max_seq_length, find_resume_point(args), callbacks)
 
-    record = {"labels": labels, "training rows": rows_id(*train), "dev rows": rows_id(*dev),
-              **describe_options(model_args, data_args, args)}
+    record = {"labels": data.labels, "training rows": rows_id(*data.train), "dev rows": rows_id(*data.dev),
+              **describe_options(options.model, options.data, args)}
     if args.search:
-        search_settings(model_args, args, record, dev, lambda settings, args, callbacks: train_one(
-            with_settings(model_args, settings), args, train, dev, callbacks))
+        search_settings(options.model, args, record, data.dev, lambda settings, args, callbacks: train_one(
+            settings, args, data.train, data.dev, callbacks))
     else:  # one temperature is fitted to all folds together
-        path = os.path.join(data_args.data_dir, data_args.train_file)
-        own_args = with_settings(model_args, {"calibrate": "none", "known": "none"})
-        train_in_folds(args, args.folds, labels, train, path, record, model_args.calibrate == "temperature",
-                       lambda train, dev, args, callbacks: train_one(own_args, args, train, dev, callbacks))
+        own = {"calibrate": "none", "known": "none"}
+        path = os.path.join(options.data.data_dir, options.data.train_file)
+        train_in_folds(args, args.folds, data.labels, data.train, path, record, options.model.calibrate == "temperature",
+                       lambda train, dev, args, callbacks: train_one(own, args, train, dev, callbacks))
 
 
 def main():
-    model_args, data_args, args = parse_dataclasses((ModelArguments, DataArguments, FineTuningArguments), __doc__)
+    *all_options, args = parse_dataclasses((ModelArguments, DataArguments, DistillationArguments, FineTuningArguments), __doc__)
+    options = Options(*all_options)
     if not (args.do_train or args.do_eval):
         raise UserError(NEXT_STEPS)
     args.device = select_device(args.device)
-    max_seq_length = check_arguments(model_args, data_args, args)
+    max_seq_length = check_arguments(options, args)
     args.do_eval = args.do_eval and not args.folds  # a fold is evaluated on the rows that it holds out
     resume_point = find_resume_point(args) if args.do_train else None
-    labels, train, dev = read_data(data_args, args)
-    check_row_counts(args, data_args.dev_file, len(train[0]), len(dev[0]))
-    if len(dev[0]) and args.do_train and model_args.calibrate == "temperature":
-        warn_of_few_rows(len(dev[0]), data_args.dev_file)
+    data = read_data(options, args)
+    check_row_counts(args, options.data.dev_file, len(data.train[0]) + len(data.unlabelled), len(data.dev[0]))
+    if len(data.dev[0]) and args.do_train and options.model.calibrate == "temperature":
+        warn_of_few_rows(len(data.dev[0]), options.data.dev_file)
+    run = note_run(options, data)
     if args.search or args.folds:
-        train_often(model_args, data_args, args, labels, train, dev, max_seq_length)
+        train_often(options, args, data, run, max_seq_length)
     else:
-        train_model(model_args, data_args, args, labels, train, dev, max_seq_length, resume_point)
+        train_model(options, args, data, run, max_seq_length, resume_point)
     if args.do_train and not args.dry_run:
         folds = ["--out_of_fold", os.path.join(args.output_dir, OUT_OF_FOLD)] if args.folds else []
-        say_next("analysis/evaluate.py", "--dataset_dir", data_args.data_dir, "--params_path", args.output_dir, *folds,
+        say_next("analysis/evaluate.py", "--dataset_dir", options.data.data_dir, "--params_path", args.output_dir, *folds,
                  "--report_dir", "report")
 
 

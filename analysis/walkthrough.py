@@ -16,25 +16,21 @@ Writes  output_dir/seed-N/NAME/: data files, checkpoint and metrics.json of each
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 
+from textcls.analysis.experiments import check_options, model_files, run
 from textcls.analysis.label_errors import plant
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.options import make_parser, positive_int, seed_number
 from textcls.common.outputs import check_output_folder, complete_file
-from textcls.data.files import read_json, read_labelled, read_labels, write_rows
+from textcls.data.files import read_labelled, read_labels, write_rows
 from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
-from textcls.models.weights import WEIGHTS
-from textcls.runtime.exported import sha256
 from textcls.training.scoring import score
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HELD_OUT = 0.1  # share of train.txt that the best epoch is chosen on
 
 
@@ -52,14 +48,6 @@ def parse_arguments():
     if not 0 < args.noise < 1:
         parser.error(f"--noise {args.noise}: expected a number between 0 and 1")
     return args
-
-
-def run(command, *options):
-    """Run one of this project's scripts; UserError where it fails."""
-    words = [command] + [str(option) for option in options]
-    print("+ python", " ".join(words), flush=True)
-    if subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
-        raise UserError(f"{command} failed, see its message above")
 
 
 def read_rows(path):
@@ -141,21 +129,6 @@ def run_seed(args, seed, texts, label_ids, test, labels):
     return results
 
 
-def check_options(args):
-    """UserError where output_dir holds trainings with other options, which must not be taken for these."""
-    path = os.path.join(args.output_dir, "options.json")
-    options = {name: value for name, value in vars(args).items() if name not in ("output_dir", "seeds", "device")}
-    files = [os.path.join(args.source_dir, name) for name in ("train.txt", "dev.txt", "label.txt")]
-    files += [os.path.join(args.model_name_or_path, name) for name in ("config.json", "vocab.txt", WEIGHTS)]
-    for name in filter(os.path.isfile, files):
-        options[name] = sha256(name)
-    if os.path.isfile(path) and read_json(path) != options:
-        raise UserError(f"{path}: this folder was made with other options, data or another model, expected the same, or another "
-                        "--output_dir")
-    with complete_file(path) as file:
-        json.dump(options, file, ensure_ascii=False, indent=2)
-
-
 def main():
     args = parse_arguments()
     check_output_folder(args.output_dir, "--output_dir")
@@ -169,7 +142,9 @@ def main():
     problems.report()
     if round(HELD_OUT * len(texts)) < 1 or len(texts) < 2 * len(labels):
         raise UserError(f"{args.source_dir}/train.txt: {len(texts)} rows are too few to hold out a tenth of them, expected more")
-    check_options(args)
+    files = [os.path.join(args.source_dir, name) for name in ("train.txt", "dev.txt", "label.txt")]
+    options = {name: value for name, value in vars(args).items() if name not in ("output_dir", "seeds", "device")}
+    check_options(args.output_dir, options, [*files, *model_files(args.model_name_or_path)])
     select_device(args.device)
     results = [run_seed(args, seed, texts, label_ids, test, labels) for seed in dict.fromkeys(args.seeds)]
     lines = ["data\tseeds\ttrain rows\taccuracy %\tmacro-F1 %\taccuracy of each seed"]

@@ -33,6 +33,7 @@ from textcls.export.deployment import save_deployment
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.configs import config_path, read_prompt
 from textcls.models.device import select_device
+from textcls.models.model_card import describe_file
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import load_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model, rows_id, warn_of_few_rows
@@ -50,10 +51,11 @@ from textcls.training.prompt_runs import (
     save_pretrained,
     train_model,
 )
+from textcls.training.record import begin_record, write_record
 from textcls.training.resume import check_evaluation, check_output_dir, check_row_counts
 from textcls.training.runs import describe_options, is_finished, predict_texts
 from textcls.training.search import SearchArguments, check_search, search_settings
-from textcls.training.trainer import check_limits, check_training_arguments, parse_dataclasses
+from textcls.training.trainer import check_limits, check_training_arguments, given_words, parse_dataclasses
 
 NEXT_STEPS = """few-shot/train.py: nothing to do, expected --do_train, or for a model as it is --do_eval, --do_predict
   train      python few-shot/train.py --data_dir ./data/ --prompt "这条新闻写的是" --max_steps 150 --do_train --do_eval
@@ -231,6 +233,23 @@ def search_prompt_settings(task, templates, model_args, data_args, args, run, sp
         task, templates[0], args, splits.train, splits.dev, callbacks))
 
 
+def note_run(data_dir, model_args, labels, splits):
+    """What the record of the training says of its beginning."""
+    files = [describe_file(os.path.join(data_dir, f"{name}.txt"), len(texts), label_ids, len(labels))
+             for name, (texts, label_ids) in (("train", splits.train), ("dev", splits.dev)) if texts]
+    if splits.data:
+        files.append(describe_file(os.path.join(data_dir, "data.txt"), len(splits.data)))
+    return begin_record(given_words(), model_args.model_name_or_path, labels, files)
+
+
+def finish_model(folder, run, args, splits, fits_temperature):
+    """Fit the temperature of the trained model, where that is asked for, and write its record."""
+    logits = predict_texts(folder, [splits.dev[0]], args)[0]
+    if fits_temperature:
+        calibrate_model(folder, logits, splits.dev, "dev.txt")
+    write_record(folder, run, "dev.txt", logits, splits.dev[1])
+
+
 def save_encoder(checkpoint, folder):
     """Save the encoder alone. The model cannot be run any more afterwards."""
     encoder = checkpoint.model.base_model
@@ -277,6 +296,7 @@ def main():
                     model_args.calibrate_confidence == "temperature")
         check_templates(task, templates, args)
         run = describe_run(model_args, args, templates, labels, words, splits)
+        begun = note_run(data_args.data_dir, model_args, labels, splits)
         if args.search:
             search_prompt_settings(task, templates, model_args, data_args, args, run, splits)
         else:
@@ -286,15 +306,15 @@ def main():
                 task = task._replace(model_folder=further_pretrain(task, args, splits.pretrain, model_args.pretrain_epochs))
             train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
         folder = args.output_dir
-        if task.fits_temperature and is_main_rank():
-            calibrate_model(folder, predict_texts(folder, [splits.dev[0]], args)[0], splits.dev, "dev.txt")
+        if is_main_rank():
+            finish_model(folder, begun, args, splits, task.fits_temperature)
         if args.world_size > 1:
             paddle.distributed.barrier()  # until the first process has saved it
         get_logger().info(f"Model saved in {folder}")
     evaluate(load_checkpoint(folder, label_path), args, splits)
     if args.do_export and is_main_rank():
         export_dir = os.path.join(args.output_dir, "export")
-        save_deployment(load_checkpoint(folder), export_dir, "model", with_onnx=True)
+        save_deployment(load_checkpoint(folder), export_dir, "model", with_onnx=True, card_folder=folder)
         get_logger().info(f"Exported model saved in {export_dir}")
     if args.save_plm and is_main_rank():
         save_encoder(load_checkpoint(folder), os.path.join(args.output_dir, "plm"))

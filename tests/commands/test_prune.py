@@ -29,7 +29,7 @@ DATA = ROOT / "data"
 LEARNING = ["--learning_rate", "3e-4", "--weight_decay", "0.5"]
 WIDTHS = {"0.75": 9, "0.67": 8, "0.5": 6}  # folder: heads that are left of 12
 FILES = {*(f"pruned_model{ending}" for ending in GRAPH), "model_state.pdparams", "config.json",
-         "tokenizer.json", "tokenizer_config.json", "vocab.txt", "label.txt", "deploy.json"}
+         "tokenizer.json", "tokenizer_config.json", "vocab.txt", "label.txt", "deploy.json", "MODEL_CARD.md", "MODEL_CARD_en.md"}
 
 
 def options(checkpoint, output, *more, data=DATA, steps=6):
@@ -93,6 +93,8 @@ def test_every_width_is_complete_has_its_own_shape_and_the_accuracy_of_the_table
         deploy = json.loads((width_folder / "deploy.json").read_text())
         assert deploy["model_file"] == f"pruned_model{GRAPH[0]}" and deploy["input_names"] == ["input_ids", "token_type_ids"]
         assert deploy["temperature"] != 1 and "threshold" not in deploy
+        card = (width_folder / "MODEL_CARD_en.md").read_text(encoding="utf-8")
+        assert f"| Accuracy | {rows[width][2]:.2f} % |" in card and f"width\\_mult {width}" in card
         assert rows[width][2] == pytest.approx(graph_accuracy(width_folder / "pruned_model", width_folder), abs=0.01)
     assert rows["1"][2] > 50 and rows["0.75"][2] > rows["1"][2] - 15
     assert rows["1"][0] > rows["0.75"][0] > rows["0.67"][0] > rows["0.5"][0]

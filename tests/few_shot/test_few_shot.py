@@ -196,7 +196,10 @@ def test_the_benchmark_command_runs_as_published(masked_lm, few, tmp_path):
     assert "RANDOM" not in log.stderr and "Traceback" not in log.stderr
     files = set(os.listdir(tmp_path / "checkpoints"))
     assert {"config.json", "model_state.pdparams", "tokenizer.json", "vocab.txt", "label.txt", "train_results.json",
-            "all_results.json", "eval_results.json", "test_results.json", "trainer_state.json", "export"} <= files
+            "all_results.json", "eval_results.json", "test_results.json", "trainer_state.json", "export", "MODEL_CARD.md",
+            "MODEL_CARD_en.md"} <= files
+    card = (tmp_path / "checkpoints/export/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "由 few-shot/train.py 写于" in card and "| data.txt | " in card and "--prompt '这条新闻写的是'" in card
     assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) <= 2  # the best and the newest
     assert read_lines(tmp_path / "checkpoints/label.txt") == read_labels(few / "label.txt")
     infer = run(ROOT / "few-shot/infer.py", "--model_path_prefix", "checkpoints/export/model", "--data_dir", "./data",

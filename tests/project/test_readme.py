@@ -38,6 +38,8 @@ REPEATS = "test_repeats_make_a_table_and_pretraining_goes_first"
 ELSEWHERE = {  # how a command begins -> the tests of a file that run its script with its options
     "python train.py --model_name_or_path ernie-3.0-medium-zh":
         "test_train.py::test_a_checkpoint_has_labels_length_tokenizer_and_learned_something test_two_processes_train_and_agree",
+    "python train.py --teacher":
+        "test_distillation.py::test_a_student_has_fewer_layers_a_smaller_vocabulary_and_learns",
     "python train.py options.json --output_dir checkpoint_balanced": "test_train.py::test_imbalance_options_reach_the_loss",
     "python train.py options.json --output_dir checkpoint_7": HERE,  # so that the file as it stands there is read
     "python train.py options.json --resume_from_checkpoint":
@@ -72,6 +74,8 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     "python analysis/sent_interpret.py": "test_sent_interpret.py::test_other_methods_use_the_cache",
     "python analysis/sparse.py --dataset_dir data --params_path ./checkpoint --annotate":
         "test_sparse.py::test_annotate_finds_the_classes_that_train_lacks",
+    "python analysis/compare.py": "test_compare.py::test_models_of_all_forms_are_compared_on_a_table_a_file_and_a_page",
+    "python analysis/results_table.py": "test_results_table.py::test_the_table_is_made_once_and_goes_on_where_it_was_stopped",
     "python analysis/aug.py": "test_aug.py::test_only_rare_classes_and_no_more_than_asked",
     "python predict.py --device": "test_predict.py::test_txt_tsv_and_csv_say_the_same",
     "python predict.py --data_file -": "test_predict.py::test_reads_standard_input_and_writes_standard_output",

@@ -1,6 +1,7 @@
 """Options that several scripts have, and the types of their values."""
 
 import argparse
+import contextlib
 import os
 import platform
 import re
@@ -85,6 +86,17 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
+def describe_versions() -> str:
+    """List the versions of Python and of the packages that the suite stands on."""
+    from importlib import metadata
+
+    versions = [f"Python {platform.python_version()}"]
+    for package in ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "onnxruntime", "onnxruntime-gpu", "tokenizers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return ", ".join(versions)
+
+
 class ShowVersions(argparse.Action):
     """--version: print Python's version and those of the packages that the suite stands on, and end."""
 
@@ -92,15 +104,7 @@ class ShowVersions(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
-        from importlib import metadata
-
-        versions = [f"Python {platform.python_version()}"]
-        for package in ("paddlepaddle", "paddlepaddle-gpu", "paddlenlp", "onnxruntime", "onnxruntime-gpu", "tokenizers"):
-            try:
-                versions.append(f"{package} {metadata.version(package)}")
-            except metadata.PackageNotFoundError:
-                continue
-        print(", ".join(versions))
+        print(describe_versions())
         parser.exit()
 
 

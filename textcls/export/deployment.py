@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from textcls.common.errors import UserError
 from textcls.common.known import KNOWN_FILE, write_centres
 from textcls.common.log import get_logger
 from textcls.common.long_texts import CUT
+from textcls.common.options import describe_versions
 from textcls.common.outputs import complete_folder, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import model_inputs, pad_batch
@@ -22,6 +23,7 @@ from textcls.models.checkpoints import Checkpoint
 from textcls.models.configs import shortest_length
 from textcls.models.families import count_positions, family_of
 from textcls.models.inference import keeping_features
+from textcls.models.model_card import extend_cards, serving_commands
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.models.tokenizers import save_rust_tokenizer
 from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, FEATURES, GRAPH_ENDINGS, LOGITS, PROBES, graph_file, sha256
@@ -82,18 +84,24 @@ def probe_batches(checkpoint: Checkpoint) -> list[np.ndarray]:
     return [pad_batch(batch, checkpoint.pad_id) for batch in (rows, rows[:1], rows[2:3], rows[-1:])]
 
 
-def save_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: bool) -> None:
-    """As `write_deployment`: the folder holds the new export when that is complete, and nothing of an older one named alike."""
+def save_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: bool, card_folder: Optional[str] = None) -> None:
+    """As `write_deployment`: the folder holds the new export when that is complete, and nothing of an older one named alike.
+
+    card_folder: of the checkpoint, whose MODEL_CARD.md goes along; None: none does.
+    """
     with complete_folder(folder, marker="deploy.json") as staging:
-        write_deployment(checkpoint, staging, name, with_onnx)
+        differences = write_deployment(checkpoint, staging, name, with_onnx)
+        if card_folder is not None:
+            extend_cards(card_folder, staging, describe_versions(), differences, serving_commands(folder, name))
     remove_older(folder, name)
 
 
-def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: bool) -> None:
+def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: bool) -> dict[str, float]:
     """Export the checkpoint's model as the graph folder/name, compare it, and write beside it all that a deployment needs.
 
     checkpoint: of a classifier or a sentence encoder; its model cannot be run any more afterwards.
-    with_onnx: also write name.onnx. Raises UserError if a graph differs.
+    with_onnx: also write name.onnx. Returns how much each form differs at most, {"Paddle": ..., "ONNX": ...}. Raises UserError
+    if one differs too much.
     """
     model, batches = checkpoint.model, probe_batches(checkpoint)
     output = "logit" if checkpoint.encoder_id is None else "vector"
@@ -107,9 +115,10 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
     if not difference <= TOLERANCE:
         raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
                         f"{TOLERANCE:.0e}; nothing was exported")
+    differences = {"Paddle": difference}
     if with_onnx:
-        difference = export_onnx(model, prefix, batches, expected)
-        get_logger().info(f"Largest {output} difference between checkpoint and ONNX model: {difference:.2e}")
+        differences["ONNX"] = export_onnx(model, prefix, batches, expected)
+        get_logger().info(f"Largest {output} difference between checkpoint and ONNX model: {differences['ONNX']:.2e}")
     checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.rust_tokenizer is not None:
         save_rust_tokenizer(checkpoint.rust_tokenizer, os.path.join(folder, "tokenizer.json"), checkpoint.max_seq_length)
@@ -129,6 +138,7 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
                   "input_names": input_names(model), "pad_token_id": checkpoint.pad_id,
                   "model_file": os.path.basename(graph_file(prefix)), "params_file": f"{name}.pdiparams"}
         json.dump({**deploy, "onnx_file": f"{name}.onnx"} if with_onnx else deploy, file, indent=2)
+    return differences
 
 
 def run_checkpoint(checkpoint: Checkpoint, batches: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:

@@ -8,8 +8,9 @@ from textcls.common.errors import UserError
 
 BUILT_IN_MODELS = (
     "ernie-3.0-xbase-zh", "ernie-3.0-base-zh", "ernie-3.0-medium-zh", "ernie-3.0-mini-zh", "ernie-3.0-micro-zh",
-    "ernie-3.0-nano-zh", "ernie-1.0-large-zh-cw", "ernie-2.0-base-en", "ernie-2.0-large-en", "ernie-m-base",
-    "ernie-m-large",
+    "ernie-3.0-nano-zh", "ernie-3.0-tiny-base-v2-zh", "ernie-3.0-tiny-medium-v2-zh", "ernie-3.0-tiny-mini-v2-zh",
+    "ernie-3.0-tiny-micro-v2-zh", "ernie-3.0-tiny-nano-v2-zh", "ernie-3.0-tiny-pico-v2-zh", "ernie-1.0-large-zh-cw",
+    "ernie-2.0-base-en", "ernie-2.0-large-en", "ernie-m-base", "ernie-m-large",
 )
 RETRIEVAL_MODELS = ("rocketqa-zh-dureader-query-encoder", "rocketqa-zh-base-query-encoder", "rocketqa-zh-medium-query-encoder",
                     "rocketqa-zh-mini-query-encoder", "rocketqa-zh-micro-query-encoder", "rocketqa-zh-nano-query-encoder")

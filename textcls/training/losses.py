@@ -37,7 +37,8 @@ class ClassificationLoss(paddle.nn.Layer):
 class SoftLabelLoss(paddle.nn.Layer):
     """Cross entropy with another model's probabilities, both softened (Hinton et al. 2015, arXiv:1503.02531).
 
-    temperature: of the softmax of both; the loss is times its square, so that its gradients keep their size.
+    temperature: of the softmax of both; the loss is times its square, so that its gradients keep their size. Where it is given
+    label ids, as of dev, it is plain cross entropy.
     """
 
     def __init__(self, temperature: float):
@@ -45,7 +46,9 @@ class SoftLabelLoss(paddle.nn.Layer):
         self.temperature = temperature
 
     def forward(self, logits: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
-        """Return the loss, a scalar. logits, targets (logits of the teacher): float32 [batch, num_classes]."""
+        """Return the loss, a scalar. logits: float32 [batch, num_classes]; targets: alike, of the teacher, or int64 [batch]."""
+        if len(targets.shape) == 1:
+            return paddle.nn.functional.cross_entropy(logits, targets)
         log_probs = paddle.nn.functional.log_softmax(logits / self.temperature, axis=-1)
         probs = paddle.nn.functional.softmax(targets / self.temperature, axis=-1)
         return -(probs * log_probs).sum(axis=-1).mean() * self.temperature ** 2

@@ -13,6 +13,7 @@ from textcls.common.long_texts import MODES
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder, lock_folder
 from textcls.data.encoders import read_long_text
 from textcls.data.files import compare_labels, read_json, read_labels
+from textcls.models.model_card import CARDS
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
 from textcls.training.callbacks import DropRemainder, ResumableEarlyStopping, StopAtNonFinite, metric_name
 from textcls.training.long_text_options import VOTE_CHOICES, given_long_text
@@ -34,7 +35,7 @@ RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state
 MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS}
 STUDY, FOLDS = "study.db", "folds"  # in args.output_dir: what --search and --folds keep, so that the same command goes on
 # of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
-OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json")
+OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json", *CARDS)
 
 
 @dataclass

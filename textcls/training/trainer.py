@@ -63,6 +63,18 @@ def check_limits(values: object, limits: Mapping[str, tuple[float, float]]) -> N
             raise UserError(f"--{name} {value}: out of range, expected {least} to {most}")
 
 
+def given_words() -> list[str]:
+    """Return the words of the command line, with the options of a JSON file named first in its place. Raises UserError."""
+    words = sys.argv[1:]
+    if not (words and words[0].endswith(".json")):
+        return words
+    from_file = []
+    for name, value in read_json(words[0]).items():
+        if value is not None:
+            from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return from_file + words[1:]
+
+
 def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Sequence[str] = ()) -> tuple:
     """Read a script's options from the command line, or from a JSON file named first. Returns one object per class.
 
@@ -72,14 +84,7 @@ def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Seque
     add_version_option(parser)
     add_obsolete_options(parser, *obsolete)
     parser.add_argument("--verbose", nargs="?", const=True, default=False, type=strtobool, help="Log all that there is to say.")
-    arguments = sys.argv[1:]
-    if arguments and arguments[0].endswith(".json"):
-        from_file = []
-        for name, value in read_json(arguments[0]).items():
-            if value is not None:
-                from_file += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        arguments = from_file + arguments[1:]
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_args(given_words())
     if unknown:
         parser.error(f"unknown option {' '.join(unknown)}")
     log_everything(options.verbose)
