@@ -5,7 +5,6 @@ of them, what they answer, and how that is described.
 from collections.abc import Sequence
 from typing import Annotated, Any, Callable, Literal, NamedTuple, Optional, Union
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
@@ -116,10 +115,9 @@ def classifier(predictor: Predictor, threshold: Union[float, str]) -> Kind:
         threshold: Threshold = Field(
             0.0, description=f"a text of less confidence is labelled {UNDECIDED!r}; auto: the threshold that the export holds")
 
-    def answer(rows, parameters):
+    def answer(tops, parameters):
         wanted = find_wanted(parameters.threshold)
-        found = [[{"label": label, "confidence": confidence} for label, confidence in top]
-                 for top in top_labels(np.array(rows), labels, parameters.top_k)]
+        found = [[{"label": label, "confidence": confidence} for label, confidence in top[:parameters.top_k]] for top in tops]
         return [{**top[0], "label": top[0]["label"] if is_decided(top[0]["confidence"], wanted) else UNDECIDED, "top_k": top}
                 for top in found]
 
@@ -135,7 +133,7 @@ def classifier(predictor: Predictor, threshold: Union[float, str]) -> Kind:
         return value
 
     def run(texts, wanted):
-        return predictor.batch_probabilities(texts)
+        return top_labels(predictor.batch_probabilities(texts), labels, max(parameters.top_k for parameters in wanted))
 
     return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))}, Predicted, Status,
                 refusals={409: "the export holds no threshold for this"})
