@@ -3,6 +3,7 @@
 import hmac
 import json
 import logging
+import os
 import re
 import secrets
 import time
@@ -17,9 +18,11 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from kinds import Conflict, Figure, Kind, Status, Strict
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
+from workers import METRICS_FOLDER
 
 from textcls.common.texts import TEXT, TEXT_PATTERN
 from textcls.runtime.listening import DISCARDED_BYTES
@@ -99,7 +102,7 @@ def request_schemas(kind: Kind, limits: Namespace) -> tuple[type[BaseModel], typ
 
 
 class Metrics:
-    """What /metrics shows, for Prometheus."""
+    """What /metrics shows, for Prometheus; of several workers together where the environment names METRICS_FOLDER."""
 
     def __init__(self, waiting: Callable[[], int], figures: dict[str, Figure]) -> None:
         self.registry = CollectorRegistry()
@@ -109,9 +112,27 @@ class Metrics:
         self.texts = Counter("serving_texts", "Texts labelled", registry=self.registry)
         self.batches = Histogram("serving_batch_size", "Texts per batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
                                  registry=self.registry)
-        Gauge("serving_queue_texts", "Texts that wait for a batch", registry=self.registry).set_function(waiting)
-        for name, (meaning, figure) in figures.items():
-            Gauge(f"serving_{name}", meaning, registry=self.registry).set_function(figure)
+        self.waiting = Gauge("serving_queue_texts", "Texts that wait for a batch", registry=self.registry,
+                             multiprocess_mode="livesum")
+        self.count_waiting = waiting
+        self.figures = [(figure, Gauge(f"serving_{name}", meaning, registry=self.registry, multiprocess_mode="livemostrecent"))
+                        for name, (meaning, figure) in figures.items()]
+
+    def note_batch(self, size: int) -> None:
+        """Count a batch of so many texts."""
+        self.batches.observe(size)
+        self.waiting.set(self.count_waiting())
+
+    def show(self) -> bytes:
+        """Return all figures in Prometheus's text format."""
+        self.waiting.set(self.count_waiting())
+        for figure, gauge in self.figures:
+            gauge.set(figure())
+        registry = self.registry
+        if METRICS_FOLDER in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        return generate_latest(registry)
 
 
 def json_response(content: dict[str, Any], status: int = 200, headers: Optional[dict[str, str]] = None) -> Response:
@@ -134,7 +155,7 @@ def make_app(batcher: MicroBatcher, kind: Kind, limits: Namespace, token: Option
                          separate_input_output_schemas=False,
                          description="Single-label classification of texts. All errors have the form of `Refused`.")
     metrics = Metrics(lambda: batcher.waiting, kind.figures)
-    batcher.on_batch = metrics.batches.observe
+    batcher.on_batch = metrics.note_batch
     bearer = [Depends(HTTPBearer(auto_error=False))] if token else []  # for the OpenAPI page; `Guard` checks
     predictions = add_predictions(app, batcher, kind, limits, bearer, metrics)
     add_health(app, batcher, kind, is_draining)
@@ -228,7 +249,7 @@ def add_metrics(app: FastAPI, kind: Kind, bearer: list, metrics: Metrics) -> Non
     async def show_metrics():
         """Figures in Prometheus's text format."""
         await refresh(kind)
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.show(), media_type=CONTENT_TYPE_LATEST)
 
 
 def add_refusals(app: FastAPI) -> None:
