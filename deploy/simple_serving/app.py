@@ -1,6 +1,7 @@
 """The HTTP interface: request and answer schemas with their limits, routes, error answers, metrics, authorization, logs."""
 
 import hmac
+import html
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import re
 import secrets
 import time
 from argparse import Namespace
+from pathlib import Path
 from typing import Annotated, Any, Callable, Optional, Union
 
 import anyio
@@ -29,7 +31,12 @@ from textcls.runtime.listening import DISCARDED_BYTES
 
 HEALTH = ("/health/live", "/health/ready")  # are not logged
 STATIC = "/static-offline-docs"  # what the page /docs loads
-OPEN = (*HEALTH, "/docs", "/openapi.json")  # need no token, as do the files of STATIC; everything else does
+PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
+PAGE_HEADERS = {  # the page loads and asks this server only, runs no other script, and stands in no other page
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+                               "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+OPEN = (*HEALTH, *PAGE, "/docs", "/openapi.json")  # need no token, as do the files of STATIC; everything else does
 CLIENT_GONE = 499  # what log and metrics say of a request whose client has gone before it had an answer
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
 JSON_TYPE = re.compile(rb"application/([\w.-]+\+)?json\s*(;|$)", re.IGNORECASE)
@@ -158,6 +165,7 @@ def make_app(batcher: MicroBatcher, kind: Kind, limits: Namespace, token: Option
     batcher.on_batch = metrics.note_batch
     bearer = [Depends(HTTPBearer(auto_error=False))] if token else []  # for the OpenAPI page; `Guard` checks
     predictions = add_predictions(app, batcher, kind, limits, bearer, metrics)
+    add_page(app, kind, limits, bool(token))
     add_health(app, batcher, kind, is_draining)
     add_metrics(app, kind, bearer, metrics)
     add_refusals(app)
@@ -197,7 +205,7 @@ def add_predictions(app: FastAPI, batcher: MicroBatcher, kind: Kind, limits: Nam
 async def call_prediction(content_type: bytes, body: bytes, Wanted: type[BaseModel], predict: Callable) -> Response:
     """Check a request's body and answer it by one of the Predictions, or by the refusal that it deserves.
 
-    It takes the place of the layers that FastAPI puts around each request, which take as long as a small model does for a text.
+    It takes the place of the layers that FastAPI puts around each request, which took a quarter of the event loop's time.
     """
     if not JSON_TYPE.match(content_type):
         return refuse(422, "expected application/json", "Content-Type")
@@ -216,6 +224,21 @@ async def call_prediction(content_type: bytes, body: bytes, Wanted: type[BaseMod
         return refuse(409, message, field)
     except QueueFull:
         return refuse(503, "too many texts are waiting, come back later", headers={"Retry-After": "1"})
+
+
+def add_page(app: FastAPI, kind: Kind, limits: Namespace, needs_token: bool) -> None:
+    """Add the page at / for people who want to try the model: what it asks is in page.js."""
+    settings = html.escape(json.dumps({"parameters": kind.example, "max_texts": limits.max_texts, "needs_token": needs_token}))
+    for path, (name, media_type) in PAGE.items():
+        content = Path(__file__).with_name("page").joinpath(name).read_text(encoding="utf-8").replace("$settings", settings)
+        app.add_route(path, show_file(content, media_type), include_in_schema=False)
+
+
+def show_file(content: str, media_type: str) -> Callable:
+    """Make the function that answers a request for a file of the page."""
+    async def show(request: Request):
+        return Response(content, headers=PAGE_HEADERS, media_type=media_type)
+    return show
 
 
 async def refresh(kind: Kind) -> None:
