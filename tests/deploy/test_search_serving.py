@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from test_simple_serving import CLIENT, CODE, SERVER, client, post, start, stop
 
 import load
+import soak
 from helpers import ROOT, assert_user_error, read_lines, run, run_all, server_python, write_lines
 from textcls.retrieval.changes import add_texts, changing, remove_label, write_header
 from textcls.retrieval.encoder import open_encoder
@@ -226,3 +228,20 @@ def test_refusals(server, export, exported, tmp_path):
     process = run("deploy/paddle_serving/build_model.py", "--export_dir", export, "--output_dir", tmp_path / "model")
     assert_user_error(process, "deploy.json: the output of this model is 'embedding', expected a classifier")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_soak_compares_every_answer(search_export):
+    """benchmarks/soak.py for 20 seconds: every kind of client, two workers, a changing index."""
+    process = run("benchmarks/soak.py", "--export_dir", search_export, "--texts", ROOT / "data/data.txt", "--minutes", 1 / 3,
+                  "--workers", 2, "--swap_seconds", 1)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "wrong 0, lost 0, " in process.stdout and "after the warm-up; most " in process.stdout
+    assert set(re.findall(r"\d+ x ([a-z ]+),", process.stdout)) == {*soak.ACTIONS, "swap"}, process.stdout
+
+
+@pytest.mark.parametrize("changes", [{"label": "b"}, {"top_k": [{"label": "a", "confidence": 0.61}]},
+                                     {"label": "b", "top_k": [{"label": "b", "confidence": 0.3}]},
+                                     {"label": "c", "top_k": [{"label": "c", "confidence": 0.6}]}])
+def test_a_soak_notices_wrong_answers(changes):
+    right, answer = {"a": 0.6, "b": 0.3}, {"label": "a", "top_k": [{"label": "a", "confidence": 0.60004}]}
+    assert soak.is_right(answer, right) and not soak.is_right({**answer, **changes}, right)
