@@ -5,8 +5,9 @@
 
 The model has the shape of ERNIE 3.0 Nano and seeded random weights; the texts are KUAKE-QIC's dev.txt in the order of the
 file. The predictor gets all of them at once, and 32 at a time (the next 32 when these are done); the servers get them from 32
-concurrent clients, one text per request, on the same cores, with batches of several requests and without. They take turns,
-the best of --repeats counts. The percentages are of the two rates of the predictor.
+or 64 concurrent clients, one text per request, on the same cores, with batches of several requests and without. They take turns,
+the best of --repeats counts. The percentages are of the two rates of the predictor. cpu is the time of all cores for a text, of
+clients and server together: unlike the rates it hardly depends on what else the machine does.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from load import DEPLOY, running, simple_serving
 from measuring import ROOT, Turns, add_kuake_options, kuake_job, make_model, start, work
 from predictor_part import export
 
-CLIENTS = 32
+TICKS = os.sysconf("SC_CLK_TCK")  # of the times in /proc, per second
 
 
 def parse_arguments():
@@ -65,20 +66,31 @@ def offline(job):
 
     predictor, texts = Predictor(job["export"]), job["dev"]
     predictor(texts)  # warm-up
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     for first in range(0, len(texts), job["size"]):
         predictor(texts[first:first + job["size"]])
-    return {"rate": len(texts) / (time.perf_counter() - begin)}
+    cpu = time.process_time() - cpu
+    return {"rate": len(texts) / (time.perf_counter() - begin), "cpu": 1000 * cpu / len(texts)}
+
+
+def cpu_seconds(pid):
+    """CPU seconds of a process and of its children, those that have ended included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(map(int, fields[11:15])) / TICKS + sum(map(cpu_seconds, children))
 
 
 def clients(job):
-    """Requests per second, p50 and p99 in ms of a server under CLIENTS clients. Worker in the server's environment."""
+    """Requests per second, p50, p99, CPU in ms of a server under job["clients"] clients. Worker in the server's environment."""
     import uvloop  # so that the clients cost little
 
     encode = encode_triton if job["triton"] else load.encode
-    answers, rate = load.ask_all(job["port"], CLIENTS, [(None, encode(text)) for text in job["dev"]], uvloop.run)
+    requests = [(None, encode(text)) for text in job["dev"]]
+    cpu = cpu_seconds(job["pid"]) + time.process_time()
+    answers, rate = load.ask_all(job["port"], job["clients"], requests, uvloop.run)
+    cpu = cpu_seconds(job["pid"]) + time.process_time() - cpu
     took = sorted(1000 * seconds for _, _, seconds in answers)
-    return {"rate": rate, "p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100]}
+    return {"rate": rate, "p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100], "cpu": 1000 * cpu / len(took)}
 
 
 def main():
@@ -90,21 +102,25 @@ def main():
         job["python"] = args.python
         variants = {"predictor, all texts at once": {"worker": offline, "size": len(data["dev"])},
                     "predictor, 32 at a time": {"worker": offline, "size": 32}}
-        for name, server, python, options in (
-                ("simple_serving", simple_serving, args.python, []),
-                ("  without batches", simple_serving, args.python, ["--batch_size", "1"]),
-                ("triton_serving", triton_serving, args.triton_python, []),
-                ("  without batches ", triton_serving, args.triton_python, ["--max_batch_size", "1"])):
+        for name, server, python, options, numbers in (
+                ("simple_serving", simple_serving, args.python, [], (32, 64)),
+                ("  two workers", simple_serving, args.python, ["--workers", "2"], (64,)),
+                ("  without batches", simple_serving, args.python, ["--batch_size", "1"], (32,)),
+                ("triton_serving", triton_serving, args.triton_python, [], (32, 64)),
+                ("  without batches ", triton_serving, args.triton_python, ["--max_batch_size", "1"], (32,))):
             place = Path(folder, str(len(variants)))
             place.mkdir()
-            _, port = stack.enter_context(server(python, place, "--export_dir", job["export"], *options))
-            variants[name] = {"triton": server is triton_serving, "port": port}
+            process, port = stack.enter_context(server(python, place, "--export_dir", job["export"], *options))
+            for number in numbers:
+                variants[f"{name}, {number} clients"] = {"triton": server is triton_serving, "port": port, "pid": process.pid,
+                                                         "clients": number}
         turns = Turns(args.repeats)
         rounds = turns.rounds(clients, job, *variants.values())
     best = [max(repeats, key=lambda figures: figures["rate"]) for repeats in zip(*rounds)]
     for name, figures in zip(variants, best):
-        print(f"{name:<30}{figures['rate']:7.0f}/s", *(f"{figures['rate'] / offline['rate']:5.0%}" for offline in best[:2]),
-              *(f"{name} {figures[name]:.1f} ms" for name in ("p50", "p99") if name in figures))
+        print(f"{name:<36}{figures['rate']:7.0f}/s", *(f"{figures['rate'] / offline['rate']:5.0%}" for offline in best[:2]),
+              *(f"{key} {figures[key]:.2f} ms" for key in ("cpu", "p50", "p99") if key in figures))
+    print(turns.quiet_note())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ of them, what they answer, and how that is described.
 from collections.abc import Sequence
 from typing import Annotated, Any, Callable, Literal, NamedTuple, Optional, Union
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
@@ -131,8 +130,7 @@ def classifier(predictor: Predictor, threshold: Union[float, str]) -> Kind:
             check_least_known(parameters.least_known, predictor.tells_unknown, labels)
         except UserError as error:
             raise Conflict("parameters.least_known", str(error)) from None
-        found = top_labels(np.array([probs for probs, _ in items]), labels, parameters.top_k)
-        return [make_text_answer(top, known, wanted, parameters.least_known) for top, (_, known) in zip(found, items)]
+        return [make_text_answer(top[:parameters.top_k], known, wanted, parameters.least_known) for top, known in items]
 
     def find_wanted(wanted):
         """The threshold as a number. Conflict."""
@@ -147,7 +145,8 @@ def classifier(predictor: Predictor, threshold: Union[float, str]) -> Kind:
 
     def run(texts, wanted):
         probs, known = predictor.batch_answer(texts)
-        return list(zip(probs, [None] * len(texts) if known is None else known.tolist()))
+        tops = top_labels(probs, labels, max(parameters.top_k for parameters in wanted))
+        return list(zip(tops, [None] * len(texts) if known is None else known.tolist()))
 
     return Kind(predictor, predictor.max_seq_length, run, answer, Parameters, {"top_k": min(3, len(labels))},
                 KnownPredicted if predictor.tells_unknown else Predicted, Status,

@@ -3,6 +3,7 @@
     python server.py --export_dir ../../export
     python server.py --export_dir ../../export --use_quantize --calibration_file ../../data/dev.txt
     python server.py --export_dir ../../export --host 0.0.0.0 --port 8189 --token_file token.txt
+    python server.py --export_dir ../../export --workers 4
     python server.py --export_dir ../../export --device gpu --use_fp16
     python server.py --export_dir ../../output --index_dir ../../index
 
@@ -10,7 +11,7 @@ Reads   export_dir, written by export_model.py --onnx or prune.py --onnx, or a s
         export_model.py, with index_dir by build_index.py there; token_file, one line. A change of the index is noticed.
 Serves  POST /predict and /taskflow/cls, GET /health/live, /health/ready, /metrics, /docs, /openapi.json.
 Writes  a JSON object per event and request to standard error. SIGTERM or Ctrl-C: it takes no new connections, answers what
-        it has accepted, and ends with code 0; a second one ends it at once.
+        it has accepted, and ends with code 0; a second one ends it at once. A worker that dies is started again.
 """
 
 import argparse
@@ -22,14 +23,16 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Optional
 
 from textcls.common.errors import UserError, needs_packages, run_script
 from textcls.common.options import make_parser, positive_int, read_token_file, thread_count
 from textcls.runtime.exported import read_export, threshold_or_reason
-from textcls.runtime.listening import BODY_SECONDS, HEAD_SECONDS, IDLE_SECONDS, MAX_TEXT_LENGTH, listen, url_host
+from textcls.runtime.listening import BODY_SECONDS, HEAD_SECONDS, IDLE_SECONDS, MAX_TEXT_LENGTH, listen, listen_together, url_host
 from textcls.runtime.quantize import add_device_options, check_calibration, check_device, refuse_calibration
 
 with needs_packages("deploy/simple_serving/requirements.txt"):
@@ -38,6 +41,7 @@ with needs_packages("deploy/simple_serving/requirements.txt"):
     from batching import MicroBatcher
     from kinds import Kind, classifier, search
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from workers import Workers
 
     from textcls.retrieval.predictor import SearchPredictor
     from textcls.runtime.onnx_model import count_threads
@@ -45,6 +49,8 @@ with needs_packages("deploy/simple_serving/requirements.txt"):
 
 MOST_OVERHEAD = 1 << 19  # a network read is up to half of it, and may hold several small requests
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)  # a header
+BATCH_SIZE = {"cpu": 16, "gpu": 32}  # texts, at most
+BATCH_COST = {"cpu": 24, "gpu": 1000}  # of MicroBatcher, tokens; measured on a CPU, on a GPU all that waits is worth a batch
 QUIET_SECONDS = 1.0  # when shutting down, for requests that are on their way
 logger = logging.getLogger("serving")
 
@@ -55,11 +61,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--index_dir", help="index of a sentence encoder; None: the folder index in export_dir")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of the machine")
     parser.add_argument("--port", type=int, default=8189, help="0: any free one, which the log names")
+    parser.add_argument("--workers", type=positive_int, default=1, help="processes that share the port")
     parser.add_argument("--token_file", help="file with a token that requests must bring: Authorization: Bearer <token>")
     model = parser.add_argument_group("model")
     add_device_options(model)
-    model.add_argument("--num_threads", type=thread_count, help="CPU threads; None: one per usable core")
-    model.add_argument("--batch_size", type=positive_int, help="texts per batch; None: 4 on a CPU, 32 on a GPU")
+    model.add_argument("--num_threads", type=thread_count, help="CPU threads of each worker; None: usable cores / workers")
+    model.add_argument("--batch_size", type=positive_int, help="texts per batch; None: 16 on a CPU, 32 on a GPU")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max_texts", type=positive_int, default=256, help="texts per request")
     limits.add_argument("--max_text_length", type=positive_int, default=MAX_TEXT_LENGTH, help="characters per text")
@@ -134,6 +141,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self):
         self.overhead = 0
+        self.cycle.scope["state"]["body_is_here"] = True
         super().on_message_complete()
 
     def stop_timer(self):
@@ -218,27 +226,45 @@ def make_server(args: argparse.Namespace) -> Server:
         limit_concurrency=args.max_connections))
 
 
+def serve(on_ready: Callable[[dict[str, Any]], None], listening: Optional[socket.socket], args: argparse.Namespace,
+          token: Optional[str]) -> None:
+    """Open the model and serve it until a signal comes. listening: None: made when the model is ready. on_ready: called then,
+    with what the log says of the server."""
+    set_up_logging()
+    kind, num_threads = open_model(args), count_threads(args.device, args.num_threads)
+    batch_size = args.batch_size or BATCH_SIZE[args.device]
+    # one batch more than threads where it can wait for something else: for the GPU, or for a changed index to be opened
+    slots = num_threads + (args.device == "gpu" or kind.refresh is not None)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
+    warm_up(kind, args, batch_size, slots)
+    listening = listening or listen(args.host, args.port, "--port")
+    batcher = MicroBatcher(kind.run, batch_size, BATCH_COST[args.device], kind.max_seq_length, slots, args.max_queue)
+    server = make_server(args)
+    server.config.app = make_app(batcher, kind, args, token, lambda: server.draining)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, server.handle_exit)
+    on_ready({"url": f"http://{url_host(args.host)}:{listening.getsockname()[1]}", "labels": len(kind.predictor.labels),
+              "max_seq_length": kind.max_seq_length, "threads": num_threads, "batch_size": batch_size})
+    server.run(sockets=[listening])
+
+
 def main():
     args = parse_arguments()
     set_up_logging()
     token = read_token_file(args.token_file, shortest=16) if args.token_file is not None else None
-    kind, num_threads = open_model(args), count_threads(args.device, args.num_threads)
-    batch_size = args.batch_size or (4 if args.device == "cpu" else 32)
-    slots = num_threads + 1  # one batch more than cores: it is ready when another ends
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each batch in its own thread: a pool more costs memory
-    warm_up(kind, args, batch_size, slots)
-    listening = listen(args.host, args.port, "--port")
-    batcher = MicroBatcher(kind.run, batch_size, slots, args.max_queue)
-    server = make_server(args)
-    server.config.app = make_app(batcher, kind, args, token, lambda: server.draining)
-    if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
-    logger.info("listening", extra={"fields": {
-        "url": f"http://{url_host(args.host)}:{listening.getsockname()[1]}", "labels": len(kind.predictor.labels),
-        "max_seq_length": kind.max_seq_length, "threads": num_threads, "batch_size": batch_size}})
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-        signal.signal(signal.SIGHUP, server.handle_exit)
-    server.run(sockets=[listening])
+
+    def on_ready(figures):
+        if token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
+            logger.warning("everyone who reaches %s can use this server, expected --token_file, or a guarded network", args.host)
+        logger.info("listening", extra={"fields": figures})
+
+    if args.workers == 1:
+        serve(on_ready, None, args, token)
+        return
+    args.num_threads = args.num_threads or max(1, count_threads(args.device) // args.workers)
+    sockets = listen_together(args.host, args.port, "--port", args.workers)
+    code = Workers(serve, sockets, args, token).run(lambda figures: on_ready({**figures, "workers": args.workers}))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

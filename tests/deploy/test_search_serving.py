@@ -2,14 +2,19 @@
 
 import asyncio
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 from test_simple_serving import CLIENT, CODE, SERVER, client, post, start, stop
 
 import load
+import soak
 from helpers import ROOT, assert_user_error, read_lines, run, run_all, server_python, write_lines
 from textcls.retrieval.changes import add_texts, changing, remove_label, write_header
 from textcls.retrieval.encoder import open_encoder
@@ -151,6 +156,42 @@ def test_a_broken_index_leaves_the_old_one(server, export, texts):
     assert "serving_index_labels 11.0" in metrics and "serving_index_time " in metrics
 
 
+def find_workers(process):
+    """The process ids of a server's workers."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_workers_share_a_port_and_a_dead_one_is_started_again(search_export, encoder, texts, tmp_path):
+    export = shutil.copytree(search_export, tmp_path / "export")
+    process, port = start(export, tmp_path / "log", "--index_dir", export / "index", "--workers", 2)
+
+    def ask_nearest():
+        """The label of the nearest text for each of 40 new connections, which the system shares out."""
+        request = {"data": {"text": [NEW]}, "parameters": {"num_nearest": 1}}
+        return {post(port, request)[1]["result"][0]["nearest"][0]["label"] for _ in range(40)}
+
+    try:
+        before = ask_nearest()
+        add_texts(export / "index", "天气", [NEW], encoder.encode([NEW]))
+        assert before != {"天气"} and ask_nearest() == {"天气"}
+        killed, other = find_workers(process)
+        os.kill(killed, signal.SIGKILL)
+        assert ask_nearest() == {"天气"}  # what the dead one would have got waits for the new one
+        assert other in find_workers(process) and len(find_workers(process)) == 2
+        assert "serving_texts_total 120.0" in post(port, b"", "/metrics")[1].decode()  # of both, and of the dead one
+        workers = find_workers(process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    finally:
+        process.kill()
+    entries = [json.loads(line) for line in read_lines(tmp_path / "log")]
+    assert [entry["workers"] for entry in entries if entry["message"] == "listening"] == [2]
+    assert sum("Index reloaded" in entry["message"] for entry in entries) == 2
+    assert [entry["message"] for entry in entries if entry["level"] == "ERROR"] == [
+        f"a worker (process {killed}) has ended with code 137 and is started again"]
+
+
 def test_bad_requests(server):
     for parameters, field in (
             ({"top_k": 51}, "top_k"), ({"num_nearest": 21}, "num_nearest"), ({"num_nearest": -1}, "num_nearest"),
@@ -168,7 +209,7 @@ def test_it_keeps_its_openapi_description(server):
     assert process.returncode == 0, process.stdout[-6000:]
 
 
-def test_refusals(export, exported, tmp_path):
+def test_refusals(server, export, exported, tmp_path):
     foreign = shutil.copytree(export, tmp_path / "foreign")
     change(foreign / "index", encoder_id="0" * 16)
     refused = {
@@ -176,7 +217,8 @@ def test_refusals(export, exported, tmp_path):
         "made with the encoder 0000000000000000, this one is": ["--export_dir", foreign],
         "is a classifier, which searches nothing": ["--export_dir", exported, "--index_dir", export / "index"],
         "is a sentence encoder, which has no accuracy": ["--export_dir", export, "--use_quantize", "--allow_accuracy_drop"],
-        "--device gpu: this onnxruntime is a CPU build": ["--export_dir", export, "--device", "gpu"]}
+        "--device gpu: this onnxruntime is a CPU build": ["--export_dir", export, "--device", "gpu"],
+        f"--port {server[0]}: cannot listen on 127.0.0.1": ["--export_dir", export, "--port", server[0], "--workers", 2]}
     for message, process in zip(refused, run_all(PYTHON, SERVER, *refused.values())):
         assert_user_error(process, message)
     [wrong] = run_all(PYTHON, CLIENT, ["好", "--threshold", "2"])
@@ -186,3 +228,20 @@ def test_refusals(export, exported, tmp_path):
     process = run("deploy/paddle_serving/build_model.py", "--export_dir", export, "--output_dir", tmp_path / "model")
     assert_user_error(process, "deploy.json: the output of this model is 'embedding', expected a classifier")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_soak_compares_every_answer(search_export):
+    """benchmarks/soak.py for 20 seconds: every kind of client, two workers, a changing index."""
+    process = run("benchmarks/soak.py", "--export_dir", search_export, "--texts", ROOT / "data/data.txt", "--minutes", 1 / 3,
+                  "--workers", 2, "--swap_seconds", 1)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "wrong 0, lost 0, " in process.stdout and "after the warm-up; most " in process.stdout
+    assert set(re.findall(r"\d+ x ([a-z ]+),", process.stdout)) == {*soak.ACTIONS, "swap"}, process.stdout
+
+
+@pytest.mark.parametrize("changes", [{"label": "b"}, {"top_k": [{"label": "a", "confidence": 0.61}]},
+                                     {"label": "b", "top_k": [{"label": "b", "confidence": 0.3}]},
+                                     {"label": "c", "top_k": [{"label": "c", "confidence": 0.6}]}])
+def test_a_soak_notices_wrong_answers(changes):
+    right, answer = {"a": 0.6, "b": 0.3}, {"label": "a", "top_k": [{"label": "a", "confidence": 0.60004}]}
+    assert soak.is_right(answer, right) and not soak.is_right({**answer, **changes}, right)

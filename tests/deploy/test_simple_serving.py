@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import html
 import http.client
 import json
 import os
@@ -345,6 +346,23 @@ def test_everything_but_health_and_docs_needs_the_token(guarded):
                                   ["--url", f"http://127.0.0.1:{port}", "头疼怎么办"])
     assert with_token.returncode == 0
     assert_user_error(without, f"http://127.0.0.1:{port}: refused with status 401", "token")
+
+
+def test_the_page_needs_no_token_and_loads_from_this_server_only(guarded):
+    """tests/deploy/test_serving_page.py opens it in a browser."""
+    status, page, headers = post(guarded[0], b"", "/")
+    assert status == 200 and headers["Content-Type"] == "text/html; charset=utf-8"
+    assert json.loads(html.unescape(re.search(rb'data-settings="(.*?)"', page)[1].decode())) == {
+        "parameters": {"top_k": 3}, "max_texts": 8, "needs_token": True}
+    files = {path: post(guarded[0], b"", f"/{path}") for path in re.findall('(?:src|href)="([^":]+)"', page.decode())}
+    assert set(files) == {"page.css", "page.js", "docs"}
+    for path, media_type in (("page.css", "text/css"), ("page.js", "text/javascript")):
+        assert files[path][0] == 200 and files[path][2]["Content-Type"] == f"{media_type}; charset=utf-8"
+        assert b"http" not in files[path][1]  # no address
+    for _, _, given in [(status, page, headers), files["page.css"], files["page.js"]]:
+        policy = given["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy and "http" not in policy
+        assert "frame-ancestors 'none'" in policy and given["X-Content-Type-Options"] == "nosniff"
 
 
 def test_int8(guarded, predicted):

@@ -86,6 +86,8 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     "python server.py --export_dir ../../export --use_quantize": "test_simple_serving.py::test_int8",
     "python server.py --export_dir ../../export --host":
         "test_simple_serving.py::test_everything_but_health_and_docs_needs_the_token test_refusals_at_the_start",
+    "python server.py --export_dir ../../export --workers":
+        "test_search_serving.py::test_workers_share_a_port_and_a_dead_one_is_started_again",
     "python server.py": "test_simple_serving.py::test_client_agrees_with_predict",
     "python server.py --export_dir ../../output": "test_search_serving.py::test_answers_are_those_of_the_predictor",
     "python client.py --num_nearest":

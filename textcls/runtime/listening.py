@@ -10,14 +10,25 @@ DISCARDED_BYTES = 1 << 24  # of a refused body, at most: a client that is still 
 MAX_TEXT_LENGTH = 10000  # characters of a text, unless an option says otherwise
 
 
-def listen(host: str, port: int, option: str) -> socket.socket:
-    """Make a listening socket. option: what names the port in messages. UserError where there can be none."""
+def listen(host: str, port: int, option: str, is_shared: bool = False) -> socket.socket:
+    """Make a listening socket. option: what names the port in messages. is_shared: other sockets may have the same address.
+    UserError where there can be none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=is_shared)
     except (OSError, UnicodeError, OverflowError) as error:  # UnicodeError: no name of a host; the last: no number of a port
         reason = str(getattr(error, "strerror", error)).split(" (")[0]
         raise UserError(f"{option} {port}: cannot listen on {host} ({reason}), expected a free port, and an address of this "
                         "machine as host") from None
+
+
+def listen_together(host: str, port: int, option: str, count: int) -> list[socket.socket]:
+    """Make listening sockets of one address, between which the system shares new connections out. UserError as `listen`."""
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise UserError("--workers: this system cannot share a port between processes, expected Linux, or --workers 1")
+    with listen(host, port, option) as alone:  # refuses a port in use, even by sockets that would share it
+        port = alone.getsockname()[1]
+    return [listen(host, port, option, is_shared=True) for _ in range(count)]
 
 
 def url_host(host: str) -> str:
