@@ -1,0 +1,151 @@
+"""What several processes tell each other, on one host or several: that they do the same work, when all are ready, files, weights.
+
+They meet in the key-value store that Paddle's processes have in any case, where one may wait for another as long as it takes;
+gloo, the library that sums gradients, ends a run in which nobody has come to a sum for 30 seconds (Paddle 2.6.2, 3.3.1).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import numpy as np
+
+from textcls.common.errors import UserError, count_ranks
+from textcls.common.hosts import choose_interface, package_versions, rank_hosts
+from textcls.common.outputs import named_in_errors
+from textcls.models.paddle_setup import paddle
+from textcls.runtime.exported import sha256
+
+CHUNK = 1 << 24  # bytes that are sent at once: 1.3 s at 100 Mbit/s
+# options that may differ between hosts: they say where something is, and its content is compared, or where results go
+PLACES = {"output_dir", "save_dir", "logging_dir", "run_name", "local_rank", "model_name_or_path",
+          "init_from_ckpt", "params_dir", "params_path", "data_dir", "dataset_dir", "train_set_file", "similar_text_pair_file",
+          "similar_text_pair", "corpus_file", "label_file", "output_file", "bad_case_file", "report_dir", "verbose"}
+
+
+def this_rank() -> int:
+    """Return this process's number, 0 in a single one."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", 0))
+
+
+def is_on_first_host() -> bool:
+    """Tell whether this process runs on the host of the first one."""
+    hosts = rank_hosts()
+    return not hosts or hosts[this_rank()] == hosts[0]
+
+
+def begin_processes(options: Mapping[str, object]) -> None:
+    """Connect the processes of a script that is no training, and compare their options. options: {name: value}. UserError."""
+    if count_ranks() > 1:
+        choose_interface()
+        paddle.distributed.init_parallel_env()
+        compare_options(options)
+
+
+def compare_options(options: Mapping[str, object]) -> None:
+    """UserError where the processes have different packages or options. options: {name: value}."""
+    record = {f"the version of {name}": version for name, version in package_versions().items()}
+    record.update({f"--{name}": str(value) for name, value in options.items() if name not in PLACES})
+    compare_records("options", record)
+
+
+def compare_records(name: str, record: Mapping[str, str]) -> None:
+    """UserError where a process has another value than the first. name: of the comparison, once a run; record: {what: value}."""
+    if count_ranks() == 1:
+        return
+    hosts = rank_hosts()
+    first, *others = [json.loads(text) for text in exchange(name, json.dumps(record))]
+    for rank, other in enumerate(others, 1):
+        for what in sorted({*first, *other}):
+            values = [str(each.get(what, "none")) for each in (first, other)]
+            if values[0] != values[1]:
+                raise UserError(f"{what} is {values[0]} on {hosts[0]} (rank 0) and {values[1]} on {hosts[rank]} (rank {rank}), "
+                                "expected the same on all hosts")
+
+
+def exchange(name: str, text: str) -> list[str]:
+    """Give all processes a text of each, in the order of their ranks, however late one comes. name: once a run."""
+    store = paddle.base.core.create_or_get_global_tcp_store()
+    store.set(f"textcls/{name}/{this_rank()}", text)
+    return [store.get(f"textcls/{name}/{rank}").decode() for rank in range(count_ranks())]
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until all processes have come here, however late. name: once a run."""
+    if count_ranks() > 1:
+        exchange(name, "here")
+
+
+def digest(*arrays: Optional[np.ndarray]) -> str:
+    """Return 16 hexadecimal digits that tell arrays from others."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(repr(None if array is None else (array.shape, str(array.dtype))).encode())
+        found.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
+
+
+def send_weights(model: paddle.nn.Layer) -> None:
+    """Give all processes the weights that the first one has."""
+    for value in model.state_dict().values():
+        paddle.distributed.broadcast(value, 0)
+
+
+def send_bytes(content: bytes) -> bytes:
+    """Return what the first process gives; what the others give does not matter."""
+    size = paddle.to_tensor([len(content)], dtype="int64")
+    paddle.distributed.broadcast(size, 0)
+    buffer = np.zeros(int(size), np.uint8)
+    if this_rank() == 0:
+        buffer[:] = np.frombuffer(content, np.uint8)
+    for start in range(0, len(buffer), CHUNK):
+        part = paddle.to_tensor(buffer[start:start + CHUNK])
+        paddle.distributed.broadcast(part, 0)
+        buffer[start:start + CHUNK] = part.numpy()
+    return buffer.tobytes()
+
+
+def find_folder(folder: str, copy: str) -> str:
+    """Return where this process finds the files of the first process's folder: in `folder`, or, where this host has others there
+    or none, in `copy`, which is made anew. All processes have to call it. folder, copy: may have different names on each host.
+    """
+    hosts = rank_hosts()
+    if len(set(hosts)) < 2:
+        return folder
+    is_first = this_rank() == 0
+    sums = json.loads(send_bytes(json.dumps(hash_files(folder) if is_first else {}).encode()))
+    is_missing = not is_first and hash_files(folder) != sums
+    missing = sum(gather_counts(int(is_missing)))
+    if missing:
+        is_writer = is_missing and hosts.index(hosts[this_rank()]) == this_rank()  # one process of each host
+        if is_writer:
+            shutil.rmtree(copy, ignore_errors=True)
+            os.makedirs(copy)
+        for name in sums:
+            content = b""
+            if is_first:
+                with open(os.path.join(folder, name), "rb") as file:
+                    content = file.read()
+            content = send_bytes(content)
+            if is_writer:
+                with named_in_errors(copy), open(os.path.join(copy, name), "wb") as file:
+                    file.write(content)
+        gather_counts(0)  # until all hosts have written
+    return copy if is_missing else folder
+
+
+def hash_files(folder: str) -> dict[str, str]:
+    """Return {name: SHA-256} of the files in a folder; {} where there is none."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    paths = {name: os.path.join(folder, name) for name in names}
+    return {name: sha256(path) for name, path in paths.items() if os.path.isfile(path)}
+
+
+def gather_counts(count: int) -> list[int]:
+    """Return a number of each process, in the order of their ranks."""
+    counts: list[int] = []
+    paddle.distributed.all_gather_object(counts, count)
+    return counts
