@@ -46,7 +46,7 @@ class Stop(NamedTuple):
 
 
 class Host:
-    """The connection to another host's launcher: JSON objects, one a line, both ways. node: the host's number; address: its own."""
+    """The connection to another host's launcher: JSON objects, one a line, both ways. node: the host's --rank."""
 
     def __init__(self, connection: socket.socket):
         self.connection, self.node, self.address = connection, -1, connection.getpeername()[0]
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_addresses(args: argparse.Namespace) -> tuple[str, int]:
-    """Return --master as (IPv4 address, port), and set args.host and GLOO_SOCKET_IFNAME. UserError where others cannot use them."""
+    """Return --master as (IPv4 address, port); set args.host and GLOO_SOCKET_IFNAME. UserError where others cannot use them."""
     if args.nnodes == 1:
         args.host = "127.0.0.1"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", find_interface(args.host) or "")
@@ -109,24 +109,26 @@ def find_addresses(args: argparse.Namespace) -> tuple[str, int]:
         master = socket.gethostbyname(name)
         args.host = args.host or own_address(master, int(port))
     except OSError as error:
-        raise UserError(f"--master {args.master}: cannot be reached ({error.strerror or error}), expected the address of the host "
-                        "with --rank 0, in a network that this host is in") from None
+        raise UserError(f"--master {args.master}: cannot be reached ({error.strerror or error}), expected the address of the "
+                        "host with --rank 0, in a network that this host is in") from None
     for option, address in ((f"--master {args.master}", master), (f"--host {args.host}", args.host)):
         if address.startswith("127."):
-            raise UserError(f"{option}: is {address} here (see /etc/hosts), which no other host can reach, expected the address in "
-                            "the common network")
+            raise UserError(f"{option}: is {address} here (see /etc/hosts), which no other host can reach, expected the address "
+                            "in the common network")
     if "GLOO_SOCKET_IFNAME" not in os.environ:
         interface = find_interface(args.host)
         if interface is None:
-            raise UserError(f"--host {args.host}: no network interface has this address, expected one of this host's (ip address), "
-                            "or GLOO_SOCKET_IFNAME=name of the interface")
+            raise UserError(f"--host {args.host}: no network interface has this address, expected one of this host's (ip "
+                            "address), or GLOO_SOCKET_IFNAME=name of the interface")
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     return master, int(port)
 
 
 def meet(args: argparse.Namespace, master: str, port: int) -> tuple[list[Host], dict[str, Any]]:
-    """Connect the launchers of all hosts: the first with each other one. Returns the connections, and the plan: {"hosts": [[address,
-    number of processes], ...], "port": of Paddle's store}. UserError where one does not come, or does not fit."""
+    """Connect the launchers of all hosts, the first one with each other. UserError where one does not come, or does not fit.
+
+    Returns the connections, and the plan: {"hosts": [[address, number of processes], ...], "port": of Paddle's store}.
+    """
     hello = {"nnodes": args.nnodes, "node": args.rank, "address": args.host, "processes": args.nproc_per_node,
              "versions": package_versions(), "script": os.path.basename(args.script)}
     if args.rank:
@@ -158,8 +160,8 @@ def listen(address: str, port: int) -> socket.socket:
     try:
         return socket.create_server((address, port))
     except OSError as error:
-        raise UserError(f"{address}:{port}: cannot be listened on ({error.strerror}), expected an address of this host, the one with "
-                        "--rank 0, as --master, with a port that is free, and the one after it") from None
+        raise UserError(f"{address}:{port}: cannot be listened on ({error.strerror}), expected as --master an address of this host, the "
+                        "one with --rank 0, and a port that is free, as is the one after it") from None
 
 
 def gather(args: argparse.Namespace, hello: dict[str, Any], master: str, port: int, hosts: list[Host]) -> None:
@@ -196,8 +198,8 @@ def check_hello(own: dict[str, Any], host: Host, nodes: Sequence[int]) -> None:
     theirs = host.hello["versions"]
     for name in sorted({*own["versions"], *theirs}):
         if own["versions"].get(name) != theirs.get(name):
-            raise UserError(f"{name} is {own['versions'].get(name, 'missing')} on {own['address']} and {theirs.get(name, 'missing')} "
-                            f"on {host}, expected the same version on all hosts")
+            raise UserError(f"{name} is {own['versions'].get(name, 'missing')} on {own['address']} and "
+                            f"{theirs.get(name, 'missing')} on {host}, expected the same version on all hosts")
 
 
 def join(args: argparse.Namespace, hello: dict[str, Any], master: str, port: int) -> tuple[list[Host], dict[str, Any]]:
@@ -208,8 +210,9 @@ def join(args: argparse.Namespace, hello: dict[str, Any], master: str, port: int
             connection = socket.create_connection((master, port), max(0.01, min(SILENT, end - time.monotonic())), (args.host, 0))
         except OSError as error:
             if time.monotonic() >= end:
-                raise UserError(f"--master {args.master}: nobody has answered for {args.timeout} seconds ({error.strerror or error}), "
-                                "expected the same command with --rank 0 on that host, and no firewall between") from None
+                reason = error.strerror or error
+                raise UserError(f"--master {args.master}: nobody has answered for {args.timeout} seconds ({reason}), expected the same "
+                                "command with --rank 0 there, and no firewall between") from None
             time.sleep(min(0.5, max(0, end - time.monotonic())))
     host = Host(connection)
     host.node = 0
@@ -220,8 +223,8 @@ def join(args: argparse.Namespace, hello: dict[str, Any], master: str, port: int
                 if "stop" in message:
                     raise UserError(message["stop"])
                 return [host], message["plan"]
-    raise UserError(f"--master {args.master}: does not answer as the launcher of the first host, expected the same command there with "
-                    "--rank 0")
+    raise UserError(f"--master {args.master}: does not answer as the launcher of the first host, expected the same command there "
+                    "with --rank 0")
 
 
 def rank_environment(args: argparse.Namespace, master: str, plan: dict[str, Any]) -> Iterator[dict[str, str]]:
@@ -231,8 +234,8 @@ def rank_environment(args: argparse.Namespace, master: str, plan: dict[str, Any]
     # one for each process; under gloo nobody listens there
     endpoints = [f"{address}:{plan['port'] + 1 + index}" for address, count in plan["hosts"] for index in range(count)]
     for local in range(args.nproc_per_node):
-        yield {"PADDLE_TRAINER_ID": str(first + local), "PADDLE_TRAINERS_NUM": str(ranks), "PADDLE_GLOBAL_RANK": str(first + local),
-               "PADDLE_GLOBAL_SIZE": str(ranks), "PADDLE_MASTER": f"{master}:{plan['port']}",
+        yield {"PADDLE_TRAINER_ID": str(first + local), "PADDLE_GLOBAL_RANK": str(first + local),
+               "PADDLE_TRAINERS_NUM": str(ranks), "PADDLE_GLOBAL_SIZE": str(ranks), "PADDLE_MASTER": f"{master}:{plan['port']}",
                "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_CURRENT_ENDPOINT": endpoints[first + local],
                "PADDLE_DISTRI_BACKEND": "gloo", "PADDLE_NNODES": str(args.nnodes), "PADDLE_LOCAL_RANK": str(local),
                "PADDLE_RANK_IN_NODE": str(local), "PADDLE_LOCAL_SIZE": str(args.nproc_per_node)}
@@ -271,17 +274,20 @@ class Processes:
         if not failed:
             return None
         is_lost, local, code = failed[0]
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        reason = f"{self.host}: process {self.first + local} {how}"
+        process, place = f"{self.host}: process {self.first + local}", f"see {self.logs[local]} there"
         if is_lost:
-            return Stop(f"{self.host}: process {self.first + local} has lost the others, see {self.logs[local]} there", LOST, True)
-        return Stop(f"{reason}: {self.last_line(local)}" if code == 2 else f"{reason}, see {self.logs[local]} there",
-                    LOST if code < 0 else code)
+            return Stop(f"{process} has lost the others, {place}", LOST, True)
+        if code < 0:
+            return Stop(f"{process} was killed by signal {-code}, {place}", LOST)
+        return Stop(f"{process} ended with exit code {code}{f': {self.last_words(local)}' if code == 2 else f', {place}'}", code)
 
-    def last_line(self, local: int) -> str:
-        """Return the last line that a process has logged."""
+    def last_words(self, local: int) -> str:
+        """Return what a process has said when it ended: what stands below the last line of its log."""
+        words: list[str] = []
         with open(self.logs[local], encoding="utf-8", errors="replace") as log:
-            return next(reversed([line.strip() for line in log if line.strip()]), "")
+            for line in log:
+                words = [] if line.startswith("[") else [*words, line]
+        return "".join(words).strip()
 
     def end(self, grace: float) -> None:
         """End those that still run; after `grace` seconds by a signal, in the end by force."""

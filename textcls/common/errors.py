@@ -79,14 +79,20 @@ def run_script(main: Callable[[], object]) -> None:
         print(f"{CONNECTION_LOST} ({str(error).strip().splitlines()[-1]}), expected all of them to run until the end",
               file=sys.stderr)
         end_process(LOST)
-    if count_ranks() > 1:
+    if is_connected():
         end_process(0)
 
 
+def is_connected() -> bool:
+    """Tell whether Paddle has connected this process with others."""
+    paddle = sys.modules.get("paddle")
+    return count_ranks() > 1 and paddle is not None and paddle.distributed.is_initialized()
+
+
 def end_process(code: int) -> NoReturn:
-    """End with an exit code; one of several processes without more ado: Paddle 2.6.2 with gloo now and then crashes, or waits for
-    the others, while it shuts down."""
-    if count_ranks() == 1:
+    """End with an exit code; one that Paddle has connected with others without more ado: 2.6.2 with gloo now and then crashes, or
+    waits for the others, while it shuts down."""
+    if not is_connected():
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

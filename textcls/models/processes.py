@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -68,9 +68,16 @@ def compare_records(name: str, record: Mapping[str, str]) -> None:
 
 def exchange(name: str, text: str) -> list[str]:
     """Give all processes a text of each, in the order of their ranks, however late one comes. name: once a run."""
-    store = paddle.base.core.create_or_get_global_tcp_store()
-    store.set(f"textcls/{name}/{this_rank()}", text)
-    return [store.get(f"textcls/{name}/{rank}").decode() for rank in range(count_ranks())]
+    store, ranks = paddle.base.core.create_or_get_global_tcp_store(), range(count_ranks())
+    try:
+        store.set(f"textcls/{name}/{this_rank()}", text)
+        texts = [store.get(f"textcls/{name}/{rank}").decode() for rank in ranks]
+        store.set(f"textcls/{name}/read/{this_rank()}", "read")
+        for rank in ranks if this_rank() == 0 else ():  # it holds the store, and may end now
+            store.get(f"textcls/{name}/read/{rank}")
+    except ValueError as error:  # so Paddle says that the first process is gone
+        raise RuntimeError(f"TCPStore: {error}") from None
+    return texts
 
 
 def wait_for_all(name: str) -> None:

@@ -132,12 +132,12 @@ def check_whole(args: TrainingArguments, wanted: str, folder: str) -> None:
     names, own = os.listdir(folder), random_state_file(args)
     others = [name for name in names if name.startswith("rng_state") and name != own]
     if own not in names and others:
-        get_logger().warning(f"{folder} is of a run with another number of processes: this one goes on from there, but not exactly "
-                             "as that one would have.")
+        get_logger().warning(f"{folder} is of a run with another number of processes: this one goes on from there, but not "
+                             "exactly as that one would have.")
     missing = [name for name in (*RESUME_FILES, *(() if others else (own,))) if name not in names]
     if missing:
-        raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N folder made by "
-                        "train.py (or the output_dir that holds some)")
+        raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N folder made "
+                        "by train.py (or the output_dir that holds some)")
 
 
 def check_resume_point(folder: str, args: TrainingArguments, labels: list[str], label_path: str, model: PretrainedModel,
@@ -184,8 +184,9 @@ def check_steps(folder: str, args: TrainingArguments, state: dict, batches: int)
     # accumulation leaves batches over, at most a step's in every epoch
     if not 0 <= epochs * batches - steps * accumulated + 0.5 <= (int(epochs) + 1) * accumulated + 0.5:
         raise UserError(f"--resume_from_checkpoint {folder}: made {steps} steps in {epochs:g} epochs, where this run has "
-                        f"{batches} batches an epoch, expected the rows and the texts a step (--per_device_train_batch_size times "
-                        "processes) that it began with (to train a finished model further, name it with --model_name_or_path)")
+                        f"{batches} batches an epoch, expected the rows that it began with, and as many texts a step "
+                        "(--per_device_train_batch_size times processes; to train a finished model further, name it with "
+                        "--model_name_or_path)")
 
 
 def clear_leftovers(args: TrainingArguments, resume_point: Optional[str]) -> None:
