@@ -24,6 +24,9 @@ from textcls.data.parquet import is_parquet
 from textcls.models.checkpoints import load_checkpoint, saved_threshold
 from textcls.models.device import select_device
 from textcls.models.inference import predict_probs
+from textcls.models.processes import begin_processes, collect_files, compare_records, wait_for_all
+from textcls.runtime.exported import sha256
+from textcls.runtime.parts import hash_files
 from textcls.runtime.predictions import (
     add_output_options,
     check_files,
@@ -68,6 +71,8 @@ def main():
                         "under paddle.distributed.launch")
     if ranks > 1 and args.resume:
         raise UserError("--resume works in a single process, expected no paddle.distributed.launch with it")
+    if ranks > 1:
+        begin_processes(vars(args))
     label_path = find_label_file(args)
     total = check_files(args, [label_path, args.params_path])
     select_device(args.device)
@@ -78,6 +83,9 @@ def main():
         probs = predict_probs(checkpoint, tokenize(texts, checkpoint.encode), args.batch_size, progress=progress)
         return make_rows(texts, probs, checkpoint.labels, args)
 
+    if ranks > 1:
+        compare_records("data", {f"the SHA-256 of {args.data_file}": sha256(input_path(args)),
+                                 "the SHA-256 of the files in --params_path": hash_files(args.params_path)})
     if ranks == 1:
         write_answers(args, total, rows_of, [args.params_path])
     else:
@@ -88,24 +96,23 @@ def main():
 
 
 def predict_in_parts(args, rows, rank, ranks):
-    """Each rank writes its rows to a hidden file beside the output; rank 0 joins them when all are done."""
-    from textcls.models.paddle_setup import paddle
-
+    """Each rank writes its rows to a hidden file beside the output; rank 0 joins them when all are done and on its host."""
     folder, name = os.path.split(os.path.abspath(args.output_file))
     parts = [os.path.join(folder, f".{name}.rank-{index}.part") for index in range(ranks)]
-    paddle.distributed.init_parallel_env()
     try:
         with complete_file(parts[rank], newline="") as output:
             write_rows(output, rows, args)
-        paddle.distributed.barrier()
+        wait_for_all("answers")
+        collect_files(parts)
         if rank == 0:
             with open_output(args) as output:
                 output.flush()
                 merge_parts(parts, map(len, read_chunks(input_path(args))), output.buffer)
-        paddle.distributed.barrier()
+        wait_for_all("output")
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(parts[rank])
+        for part in parts if rank == 0 else parts[rank:rank + 1]:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(part)
 
 
 if __name__ == "__main__":

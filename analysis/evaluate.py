@@ -4,6 +4,7 @@
         --dataset_dir "data" --params_path "./checkpoint"
     python analysis/evaluate.py --dataset_dir data --params_path ./checkpoint --baseline --report_dir report
     python analysis/evaluate.py --dev_file test.txt --wanted_precision 0.95 --save_threshold
+    python -m textcls.launch --nproc_per_node 2 analysis/evaluate.py --device cpu --dataset_dir data
 
 Reads   dataset_dir/train.txt, dev.txt, label.txt; params_path (made by train.py).
         train_file and dev_file may also be .txt.gz, or .parquet with a column of texts and one of labels.
@@ -18,7 +19,7 @@ import numpy as np
 
 from textcls.analysis.evaluation_report import score_splits, train_baseline, write_report
 from textcls.common.confidence import CONFIDENCE, explain_no_threshold, find_threshold, precision_bound
-from textcls.common.errors import run_script
+from textcls.common.errors import UserError, count_ranks, is_main_rank, run_script
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import add_column_options, add_model_options, find_label_file, make_parser, share_below_one
 from textcls.common.outputs import check_output, check_output_folder, check_writable, complete_file
@@ -29,8 +30,10 @@ from textcls.models.configs import change_config
 from textcls.models.device import select_device
 from textcls.models.inference import predict_logits
 from textcls.models.loading import data_paths, load_with_data, read_splits
+from textcls.models.processes import begin_processes, compare_records, gather_rows, this_rank, wait_for_all
 from textcls.models.weights import WEIGHTS
 from textcls.runtime.exported import sha256
+from textcls.runtime.parts import hash_files
 from textcls.training.calibration import rows_id
 from textcls.training.scoring import find_bad_cases
 
@@ -67,10 +70,22 @@ def write_bad_cases(path, bad_cases, with_confidence):
 
 
 def run_model(checkpoint, split, batch_size, name):
-    """Logits float32 [num_texts, num_classes] of a split (texts, label ids)."""
-    tokens = tokenize(split[0], checkpoint.encode, description=f"Tokenizing {name}")
-    with progress_bar(tokens.num_texts, f"Evaluating {name}") as progress:
-        return predict_logits(checkpoint, tokens, batch_size, progress)
+    """Logits float32 [num_texts, num_classes] of a split (texts, label ids), whose texts several processes share."""
+    rank, ranks = this_rank(), count_ranks()
+    tokens = tokenize(split[0][rank::ranks], checkpoint.encode, description=f"Tokenizing {name}")
+    with progress_bar(tokens.num_texts, f"Evaluating {name}", disable=rank > 0) as progress:
+        logits = predict_logits(checkpoint, tokens, batch_size, progress)
+    wait_for_all(f"logits of {name}")
+    return gather_rows(logits, len(split[0])) if ranks > 1 else logits
+
+
+def check_shares(args, splits):
+    """UserError where the processes of a run have different files, or some of them would have no rows."""
+    compare_records("data", {**{f"the SHA-256 of {os.path.basename(path)}": sha256(path) for path in data_paths(args)},
+                             "the SHA-256 of the files in --params_path": hash_files(args.params_path)})
+    fewest = min(len(texts) for texts, _ in splits)
+    if fewest < count_ranks():
+        raise UserError(f"a data file has {fewest} rows for {count_ranks()} processes, expected at least one row for each")
 
 
 def choose_threshold(args, checkpoint, dev_split, probs):
@@ -105,6 +120,7 @@ def choose_threshold(args, checkpoint, dev_split, probs):
 
 def main():
     args = parse_arguments()
+    begin_processes(vars(args))
     check_columns(args, data_paths(args))
     select_device(args.device)
     check_output(args.bad_case_file, [*data_paths(args), find_label_file(args), args.params_path], args.dataset_dir)
@@ -115,8 +131,11 @@ def main():
     if args.save_threshold:
         check_writable("--save_threshold", args.params_path)
     checkpoint, splits = load_with_data(args, lambda *found: read_splits(args, *found, (args.text_column, args.label_column)))
+    check_shares(args, splits)
     labels, dev_split = checkpoint.labels, splits[1]
     logits = [run_model(checkpoint, split, args.batch_size, name) for split, name in zip(splits, ("train", "dev"))]
+    if not is_main_rank():
+        return
     train, dev = score_splits(labels, [label_ids for _, label_ids in splits], logits, checkpoint.temperature,
                               checkpoint.fitted_on == rows_id(*dev_split))
     probs = softmax(logits[1], checkpoint.temperature)

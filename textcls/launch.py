@@ -160,8 +160,8 @@ def listen(address: str, port: int) -> socket.socket:
     try:
         return socket.create_server((address, port))
     except OSError as error:
-        raise UserError(f"{address}:{port}: cannot be listened on ({error.strerror}), expected as --master an address of this host, the "
-                        "one with --rank 0, and a port that is free, as is the one after it") from None
+        raise UserError(f"{address}:{port}: cannot be listened on ({error.strerror}), expected as --master an address of this "
+                        "host, the one with --rank 0, and a port that is free, as is the one after it") from None
 
 
 def gather(args: argparse.Namespace, hello: dict[str, Any], master: str, port: int, hosts: list[Host]) -> None:
@@ -211,8 +211,8 @@ def join(args: argparse.Namespace, hello: dict[str, Any], master: str, port: int
         except OSError as error:
             if time.monotonic() >= end:
                 reason = error.strerror or error
-                raise UserError(f"--master {args.master}: nobody has answered for {args.timeout} seconds ({reason}), expected the same "
-                                "command with --rank 0 there, and no firewall between") from None
+                raise UserError(f"--master {args.master}: nobody has answered for {args.timeout} seconds ({reason}), expected "
+                                "the same command with --rank 0 there, and no firewall between") from None
             time.sleep(min(0.5, max(0, end - time.monotonic())))
     host = Host(connection)
     host.node = 0
@@ -324,6 +324,7 @@ def watch(processes: Processes, hosts: list[Host], is_first: bool) -> Optional[S
             is_done = True  # the first host says so when all are
             tell(hosts, done=True)
         if is_done and (is_first or hosts[0].is_done):
+            processes.show()
             return None
         if not hosts:
             time.sleep(WAIT)

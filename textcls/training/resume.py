@@ -32,7 +32,7 @@ from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 from paddlenlp.transformers import PretrainedModel
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
-COPY = f"{STAGING}-resumed"  # of the first host's checkpoint, on another host
+COPY = f"{STAGING}-resumed"  # of the first host's checkpoint or model, on another host
 MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS}
 # of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
 OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json")
@@ -121,7 +121,7 @@ def find_resume_point(args: TrainingArguments) -> Optional[str]:
     folder = get_last_checkpoint(wanted) if list_checkpoints(wanted) else wanted
     if is_on_first_host():
         check_whole(args, wanted, folder)
-    return find_folder(folder, os.path.join(args.output_dir, COPY))
+    return find_folder("checkpoint", folder, os.path.join(args.output_dir, COPY))
 
 
 def check_whole(args: TrainingArguments, wanted: str, folder: str) -> None:
