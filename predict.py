@@ -5,6 +5,7 @@
     python predict.py --dataset_dir data --data_file many.parquet --output_format parquet --output_file many.out.parquet --resume
     cat texts.txt | python predict.py --data_file - --output_file output.txt
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo predict.py --device cpu --dataset_dir data
+    python -m textcls.launch --master 10.0.0.1:6170 --nnodes 2 --rank 0 predict.py --device cpu ...    # on each host: its rank
 
 Reads   dataset_dir/data.txt (one text per line; .gz is decompressed) or a .parquet file, params_path (made by train.py).
 Writes  output_file in the order of the input. txt: header and `<text><tab><label>`; tsv and csv: label and probability of

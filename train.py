@@ -7,6 +7,7 @@
         --save_total_limit 1
     python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py ... --device cpu
     python -m paddle.distributed.launch --gpus 0,1 train.py ... --device gpu
+    python -m textcls.launch --master 10.0.0.1:6170 --nnodes 2 --rank 0 train.py ... --device cpu     # on each host: its rank
     python train.py options.json            # the same options as one JSON object; options after it take precedence
 
 Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (one label per line, line order = class id).

@@ -12,41 +12,24 @@ import time
 import pytest
 
 import train
+import two_hosts
 from helpers import ROOT, assert_same_weights, assert_user_error, read_lines, run, run_here, train_options, write_lines
 
-MASTER = "10.78.0.1:6170"
-MODULE = ["-m", "textcls.launch"]
-
-
-def ip(*words, check=True):
-    return subprocess.run(["ip", *words], check=check, capture_output=True, encoding="utf-8")
+MASTER = two_hosts.MASTER
 
 
 @pytest.fixture(scope="module")
 def hosts():
-    """The names of two network namespaces, 10.78.0.1 and 10.78.0.2, joined by a veth pair."""
-    names = [f"textcls{os.getpid()}-{number}" for number in range(2)]
-    if not shutil.which("ip") or ip("netns", "add", names[0], check=False).returncode:
-        pytest.skip("network namespaces need Linux, the command ip and root")
-    try:
-        ip("netns", "add", names[1])
-        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
-        for number, name in enumerate(names, 1):
-            ip("-n", name, "address", "add", f"10.78.0.{number}/24", "dev", "cable")
-            for device in ("lo", "cable"):
-                ip("-n", name, "link", "set", device, "up")
+    """The names of two network namespaces, 10.78.0.1 and 10.78.0.2, joined by a cable."""
+    if two_hosts.why_not():
+        pytest.skip(two_hosts.why_not())
+    with two_hosts.two_hosts() as names:
         yield names
-    finally:
-        for name in names:
-            ip("netns", "delete", name, check=False)
 
 
-def start(host, rank, log_dir, *words, env=None, nnodes=2):
+def start(host, rank, log_dir, *words, **environment):
     """Start a host's launcher. words: its own options, then the script's command line."""
-    command = [sys.executable, *MODULE, "--master", MASTER, "--nnodes", nnodes, "--rank", rank, "--log_dir", log_dir, *words]
-    return subprocess.Popen(["ip", "netns", "exec", host, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, encoding="utf-8",
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})})
+    return two_hosts.start_launcher(host, rank, log_dir, *words, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", **environment)
 
 
 def finish(process):
@@ -59,6 +42,16 @@ def finish(process):
 def start_both(hosts, folder, *lines):
     """Start the launchers of both hosts, whose working folders stand for disks of their own. lines: of words, one for each."""
     return [start(host, rank, folder / f"log{rank}", *lines[rank]) for rank, host in enumerate(hosts)]
+
+
+def start_paddle(hosts, folder, *lines):
+    """Do as `start_both` by Paddle's own launcher, which does not say by which interface gloo finds the other host."""
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--master", MASTER, "--nnodes", 2, "--nproc_per_node", 1]
+    environment = {name: value for name, value in os.environ.items() if "VISIBLE_DEVICES" not in name}
+    for rank, (host, address, words) in enumerate(zip(hosts, two_hosts.ADDRESSES, lines)):
+        words = [*command, "--rank", rank, "--host", address, "--log_dir", folder / f"log{rank}", *words]
+        yield subprocess.Popen(["ip", "netns", "exec", host, *map(str, words)], cwd=ROOT, encoding="utf-8", errors="replace",
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**environment, "OMP_NUM_THREADS": "1"})
 
 
 def options(model, data, output, **changes):
@@ -98,7 +91,7 @@ def test_a_killed_process_ends_all_and_the_training_goes_on_exactly(trained, hos
     while not (tmp_path / "host0/checkpoint-4").exists():
         assert time.time() < deadline and both[1].poll() is None
         time.sleep(0.01)
-    [rank] = ip("netns", "pids", hosts[1]).stdout.split()[1:]  # the launcher has come first
+    [rank] = two_hosts.ip("netns", "pids", hosts[1]).stdout.split()[1:]  # the launcher has come first
     os.kill(int(rank), signal.SIGKILL)
     for process in map(finish, both):
         assert process.returncode == 3
@@ -123,8 +116,9 @@ def test_other_data_or_options_on_one_host(hosts, tiny_model, tiny_data, tmp_pat
         assert_user_error(process, "the training data, or the vocabulary for it, is 220 texts, SHA-256 ",
                           " on 10.78.0.1 (rank 0) and 219 texts", "on 10.78.0.2 (rank 1), expected the same on all hosts")
     lines = [options(tiny_model, tiny_data, tmp_path / "out", learning_rate=rate) for rate in ("1e-3", "2e-3")]
-    for process in map(finish, start_both(hosts, tmp_path, *lines)):
-        assert_user_error(process, "--learning_rate is 0.001 on 10.78.0.1 (rank 0) and 0.002 on 10.78.0.2 (rank 1), expected")
+    for process in map(finish, list(start_paddle(hosts, tmp_path, *lines))):
+        assert "--learning_rate is 0.001 on 10.78.0.1 (rank 0) and 0.002 on 10.78.0.2 (rank 1), expected" in process.stderr
+        assert process.returncode == 2 and "Traceback" not in process.stderr
     (data / "train.txt").unlink()
     lines = [options(tiny_model, folder, tmp_path / "out") for folder in (tiny_data, data)]
     for process in map(finish, start_both(hosts, tmp_path, *lines)):
@@ -133,20 +127,20 @@ def test_other_data_or_options_on_one_host(hosts, tiny_model, tiny_data, tmp_pat
 
 
 def test_a_host_that_does_not_come_or_does_not_fit(hosts, tmp_path):
-    def both(*second, ranks=(0, 1), first=("--timeout", "1", "train.py"), env=None):
-        launchers = [start(hosts[0], ranks[0], tmp_path, *first)]
-        return [finish(process) for process in [*launchers, start(hosts[1], ranks[1], tmp_path, *second, env=env)]]
+    def both(script, **environment):
+        """The finished launchers of train.py on the first host, and of a script on the other."""
+        launchers = [start(hosts[0], 0, tmp_path, "--timeout", 20, "train.py")]
+        return list(map(finish, [*launchers, start(hosts[1], 1, tmp_path, script, **environment)]))
 
     alone = [finish(start(host, rank, tmp_path, "--timeout", 1, "train.py")) for rank, host in enumerate(hosts)]
     assert_user_error(alone[0], f"--rank 1 of 2 hosts has not come to {MASTER} for 1 seconds, expected the same command there")
     assert_user_error(alone[1], f"--master {MASTER}: nobody has answered for 1 seconds (Connection refused), expected the same")
-    patient = ("--timeout", "20", "train.py")
     packages = tmp_path / "paddlenlp-9.9.dist-info"
     packages.mkdir()
     (packages / "METADATA").write_text("Metadata-Version: 2.1\nName: paddlenlp\nVersion: 9.9\n")
-    for process in both("train.py", first=patient, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}):
+    for process in both("train.py", PYTHONPATH=f"{tmp_path}:{ROOT}"):
         assert_user_error(process, "paddlenlp is ", "on 10.78.0.1 and 9.9 on 10.78.0.2 (--rank 1), expected the same version")
-    for process in both("predict.py", first=patient):
+    for process in both("predict.py"):
         assert_user_error(process, "script: is train.py on 10.78.0.1 and predict.py on 10.78.0.2 (--rank 1), expected the same")
     assert_user_error(finish(start(hosts[1], 0, tmp_path, "train.py")), f"{MASTER}: cannot be listened on", "--rank 0")
 
