@@ -117,8 +117,9 @@ def test_other_data_or_options_on_one_host(hosts, tiny_model, tiny_data, tmp_pat
                           " on 10.78.0.1 (rank 0) and 219 texts", "on 10.78.0.2 (rank 1), expected the same on all hosts")
     lines = [options(tiny_model, tiny_data, tmp_path / "out", learning_rate=rate) for rate in ("1e-3", "2e-3")]
     for process in map(finish, list(start_paddle(hosts, tmp_path, *lines))):
-        assert "--learning_rate is 0.001 on 10.78.0.1 (rank 0) and 0.002 on 10.78.0.2 (rank 1), expected" in process.stderr
-        assert process.returncode == 2 and "Traceback" not in process.stderr
+        said = process.stdout + process.stderr
+        assert "--learning_rate is 0.001 on 10.78.0.1 (rank 0) and 0.002 on 10.78.0.2 (rank 1), expected" in said
+        assert process.returncode == 2 and "Traceback" not in said
     (data / "train.txt").unlink()
     lines = [options(tiny_model, folder, tmp_path / "out") for folder in (tiny_data, data)]
     for process in map(finish, start_both(hosts, tmp_path, *lines)):

@@ -1,11 +1,13 @@
 """What several hosts that train together have to know of themselves, before Paddle: addresses, interfaces, versions."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
 import socket
 import struct
+from pathlib import Path
 from typing import Optional
 
 from textcls.common.errors import UserError
@@ -64,7 +66,11 @@ def choose_interface() -> None:
 
 def package_versions() -> dict[str, str]:
     """Return {name: version} of what has to be the same on all hosts: Python (3.11), this suite, Paddle and others."""
-    versions = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parent.parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    versions = {"Python": ".".join(platform.python_version_tuple()[:2]),
+                "textcls": f"code with the SHA-256 {code.hexdigest()[:16]}"}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
