@@ -11,11 +11,23 @@ import time
 
 import pytest
 
+import predict
 import train
 import two_hosts
-from helpers import ROOT, assert_same_weights, assert_user_error, read_lines, run, run_here, train_options, write_lines
+from helpers import (
+    ROOT,
+    assert_same_weights,
+    assert_user_error,
+    load_script,
+    read_lines,
+    run,
+    run_here,
+    train_options,
+    write_lines,
+)
 
 MASTER = two_hosts.MASTER
+evaluate = load_script("analysis", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +137,24 @@ def test_other_data_or_options_on_one_host(hosts, tiny_model, tiny_data, tmp_pat
     for process in map(finish, start_both(hosts, tmp_path, *lines)):
         assert_user_error(process, "train.txt: file not found, expected a UTF-8 text file")
     assert not (tmp_path / "out/config.json").exists()
+
+
+def test_two_hosts_share_the_rows_of_predictions_and_evaluations(hosts, checkpoint, tiny_data, tmp_path):
+    texts = [f"{line[:4]} {number}" for number, line in enumerate(read_lines(ROOT / "data/train.txt") * 8)]  # two chunks
+    write_lines(tmp_path / "many.txt", texts)
+    words = ["--params_path", checkpoint, "--device", "cpu", "--batch_size", 256, "--dataset_dir"]
+    lines = [["predict.py", *words, tmp_path, "--data_file", "many.txt", "--output_file", tmp_path / f"out{rank}.txt"]
+             for rank in range(2)]
+    assert [process.returncode for process in map(finish, start_both(hosts, tmp_path, *lines))] == [0, 0]
+    assert run_here(predict.main, *lines[0][1:-1], tmp_path / "one.txt").returncode == 0
+    one, two = read_lines(tmp_path / "one.txt"), read_lines(tmp_path / "out0.txt")
+    assert [line.split("\t")[0] for line in two[1:]] == texts and len(texts) > 8192
+    assert sum(a != b for a, b in zip(one, two)) <= 2  # the last bit of a tie may differ
+    lines = [["analysis/evaluate.py", *words, tiny_data, "--bad_case_file", tmp_path / f"bad{rank}.txt"] for rank in range(2)]
+    assert [process.returncode for process in map(finish, start_both(hosts, tmp_path, *lines))] == [0, 0]
+    assert run_here(evaluate.main, *lines[0][1:-1], tmp_path / "bad.txt").returncode == 0
+    assert read_lines(tmp_path / "bad.txt") == read_lines(tmp_path / "bad0.txt")
+    assert sorted(os.listdir(tmp_path)) == ["bad.txt", "bad0.txt", "log0", "log1", "many.txt", "one.txt", "out0.txt"]
 
 
 def test_a_host_that_does_not_come_or_does_not_fit(hosts, tmp_path):
