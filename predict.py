@@ -6,6 +6,7 @@
     python predict.py --dataset_dir data --data_file many.parquet --output_format parquet --output_file many.out.parquet --resume
     cat texts.txt | python predict.py --data_file - --output_file output.txt
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo predict.py --device cpu --dataset_dir data
+    python -m textcls.launch --master 10.0.0.1:6170 --nnodes 2 --rank 0 predict.py --device cpu ...    # on each host: its rank
 
 Reads   dataset_dir/data.txt (one text per line; .gz is decompressed) or a .parquet file, params_path (made by train.py).
 Writes  output_file in the order of the input. txt: header and `<text><tab><label>`; tsv and csv: label and probability of
@@ -27,6 +28,9 @@ from textcls.data.parquet import is_parquet
 from textcls.models.checkpoints import load_checkpoint, saved_threshold
 from textcls.models.device import select_device
 from textcls.models.inference import predict_known
+from textcls.models.processes import begin_processes, collect_files, compare_records, wait_for_all
+from textcls.runtime.exported import sha256
+from textcls.runtime.parts import hash_files
 from textcls.runtime.predictions import (
     add_known_option,
     add_output_options,
@@ -74,6 +78,8 @@ def main():
                         "under paddle.distributed.launch")
     if ranks > 1 and args.resume:
         raise UserError("--resume works in a single process, expected no paddle.distributed.launch with it")
+    if ranks > 1:
+        begin_processes(vars(args))
     label_path = find_label_file(args)
     total = check_files(args, [label_path, args.params_path])
     select_device(args.device)
@@ -85,6 +91,9 @@ def main():
         logits, known = predict_known(checkpoint, tokenize(texts, checkpoint.encode), args.batch_size, progress)
         return make_rows(texts, softmax(logits, checkpoint.temperature), checkpoint.labels, args, known)
 
+    if ranks > 1:
+        compare_records("data", {f"the SHA-256 of {args.data_file}": sha256(input_path(args)),
+                                 "the SHA-256 of the files in --params_path": hash_files(args.params_path)})
     if ranks == 1:
         write_answers(args, total, rows_of, [args.params_path])
     else:
@@ -95,24 +104,23 @@ def main():
 
 
 def predict_in_parts(args, rows, rank, ranks):
-    """Each rank writes its rows to a hidden file beside the output; rank 0 joins them when all are done."""
-    from textcls.models.paddle_setup import paddle
-
+    """Each rank writes its rows to a hidden file beside the output; rank 0 joins them when all are done and on its host."""
     folder, name = os.path.split(os.path.abspath(args.output_file))
     parts = [os.path.join(folder, f".{name}.rank-{index}.part") for index in range(ranks)]
-    paddle.distributed.init_parallel_env()
     try:
         with complete_file(parts[rank], newline="") as output:
             write_rows(output, rows, args)
-        paddle.distributed.barrier()
+        wait_for_all("answers")
+        collect_files(parts)
         if rank == 0:
             with open_output(args) as output:
                 output.flush()
                 merge_parts(parts, map(len, read_chunks(input_path(args))), output.buffer)
-        paddle.distributed.barrier()
+        wait_for_all("output")
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(parts[rank])
+        for part in parts if rank == 0 else parts[rank:rank + 1]:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(part)
 
 
 if __name__ == "__main__":

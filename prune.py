@@ -4,6 +4,7 @@
         --per_device_eval_batch_size 32 --num_train_epochs 10 --max_seq_length 128 --logging_steps 5 --save_steps 100 \\
         --width_mult_list '3/4' '2/3' '1/2'
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo prune.py --device "cpu" ...
+    python -m textcls.launch --master 10.0.0.1:6170 --nnodes 2 --rank 0 prune.py --device "cpu" ...     # on each host: its rank
 
 Reads   params_dir (made by train.py), dataset_dir/train.txt, dev.txt, label.txt.
 Writes  output_dir/width_mult_0.75/ and so on: pruned_model.pdmodel (Paddle 3: .json), .pdiparams, model_state.pdparams,
@@ -13,6 +14,7 @@ A part of train.txt (or --importance_file) tells which heads and neurons matter 
 only used for the table at the end.
 """
 
+import contextlib
 import copy
 import functools
 import glob
@@ -352,6 +354,8 @@ def main():
     finally:
         if is_main_rank():
             shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(staging)  # on another host it is empty
 
 
 if __name__ == "__main__":

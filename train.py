@@ -8,6 +8,7 @@
     python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py ... --device cpu
     python -m paddle.distributed.launch --gpus 0,1 train.py ... --device gpu
     python train.py --teacher checkpoint --student_layers 3 --data_file unlabelled.txt --output_dir student --do_train ...
+    python -m textcls.launch --master 10.0.0.1:6170 --nnodes 2 --rank 0 train.py ... --device cpu     # on each host: its rank
     python train.py options.json            # the same options as one JSON object; options after it take precedence
     python train.py ... --search --n_trials 20      # looks for better settings first; the same command goes on after a kill
     python train.py ... --folds 5                   # without dev.txt: cross-validation, then one model of all rows

@@ -6,6 +6,7 @@
     python analysis/evaluate.py --dev_file test.txt --wanted_precision 0.95 --save_threshold
     python analysis/evaluate.py --dev_file test_unknown.txt --unknown_label 无关 --least_known 0.5
     python analysis/evaluate.py --out_of_fold checkpoint/out_of_fold.npz         # after train.py --folds, without dev.txt
+    python -m textcls.launch --nproc_per_node 2 analysis/evaluate.py --device cpu --dataset_dir data
 
 Reads   dataset_dir/train.txt, dev.txt (not with --out_of_fold), label.txt; params_path (made by train.py).
         train_file and dev_file may also be .txt.gz, or .parquet with a column of texts and one of labels.
@@ -20,7 +21,7 @@ import numpy as np
 
 from textcls.analysis.evaluation_report import as_shown, log_unknown, score_splits, score_unknown, train_baseline, write_report
 from textcls.common.confidence import CONFIDENCE, explain_no_threshold, find_threshold, precision_bound
-from textcls.common.errors import UserError, run_script
+from textcls.common.errors import UserError, count_ranks, is_main_rank, run_script
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import (
     add_column_options,
@@ -40,8 +41,10 @@ from textcls.models.configs import change_config
 from textcls.models.device import select_device
 from textcls.models.inference import predict_known
 from textcls.models.loading import data_paths, load_with_data, read_splits
+from textcls.models.processes import begin_processes, compare_records, gather_rows, this_rank, wait_for_all
 from textcls.models.weights import WEIGHTS
 from textcls.runtime.exported import sha256
+from textcls.runtime.parts import hash_files
 from textcls.training.calibration import rows_id
 from textcls.training.scoring import find_bad_cases
 
@@ -100,10 +103,25 @@ def write_bad_cases(path, bad_cases, with_confidence):
 
 
 def run_model(checkpoint, split, batch_size, name):
-    """Logits float32 [num_texts, num_classes] of a split (texts, label ids), and how known its texts are (`predict_known`)."""
-    tokens = tokenize(split[0], checkpoint.encode, description=f"Tokenizing {name}")
-    with progress_bar(tokens.num_texts, f"Evaluating {name}") as progress:
-        return predict_known(checkpoint, tokens, batch_size, progress)
+    """Logits float32 [num_texts, num_classes] of a split (texts, label ids), whose texts several processes share, and how known
+    its texts are (`predict_known`)."""
+    rank, ranks = this_rank(), count_ranks()
+    tokens = tokenize(split[0][rank::ranks], checkpoint.encode, description=f"Tokenizing {name}")
+    with progress_bar(tokens.num_texts, f"Evaluating {name}", disable=rank > 0) as progress:
+        logits, known = predict_known(checkpoint, tokens, batch_size, progress)
+    wait_for_all(f"logits of {name}")
+    if ranks == 1:
+        return logits, known
+    return gather_rows(logits, len(split[0])), None if known is None else gather_rows(known, len(split[0]))
+
+
+def check_shares(args, splits):
+    """UserError where the processes of a run have different files, or some of them would have no rows. splits: None: no file."""
+    compare_records("data", {**{f"the SHA-256 of {os.path.basename(path)}": sha256(path) for path in data_paths(args)},
+                             "the SHA-256 of the files in --params_path": hash_files(args.params_path)})
+    fewest = min(len(split[0]) for split in splits if split is not None)
+    if fewest < count_ranks():
+        raise UserError(f"a data file has {fewest} rows for {count_ranks()} processes, expected at least one row for each")
 
 
 def split_unknown(args, splits, num_labels):
@@ -151,6 +169,7 @@ def choose_threshold(args, checkpoint, dev_split, probs):
 
 def main():
     args = parse_arguments()
+    begin_processes(vars(args))
     check_columns(args, data_paths(args))
     select_device(args.device)
     check_output(args.bad_case_file, [*data_paths(args), find_label_file(args), args.params_path], args.dataset_dir)
@@ -163,15 +182,18 @@ def main():
     checkpoint, splits = load_with_data(args, lambda *found: read_rows(args, *found))
     labels = checkpoint.labels
     train_split, dev_split, unknown_split = split_unknown(args, splits, len(labels))
-    splits = train_split, dev_split
+    check_shares(args, (train_split, dev_split, unknown_split))
     train_logits, _ = run_model(checkpoint, train_split, args.batch_size, "train")
     if args.out_of_fold:
         dev_logits, known = read_out_of_fold(args.out_of_fold, labels, dev_split, data_paths(args)[0]), None
         get_logger().info(f"Dev is here: the rows of {args.train_file}, each by a model that had not seen it")
     else:
         dev_logits, known = run_model(checkpoint, dev_split, args.batch_size, "dev")
+    others = None if unknown_split is None else run_model(checkpoint, unknown_split, args.batch_size, "unknown texts")
+    if not is_main_rank():
+        return
     logits = [train_logits, dev_logits]
-    train, dev = score_splits(labels, [label_ids for _, label_ids in splits], logits, checkpoint.temperature,
+    train, dev = score_splits(labels, [train_split[1], dev_split[1]], logits, checkpoint.temperature,
                               checkpoint.fitted_on == rows_id(*dev_split))
     probs = softmax(logits[1], checkpoint.temperature)
     bad_cases = find_bad_cases(*dev_split, probs, labels)
@@ -179,11 +201,10 @@ def main():
     get_logger().info(f"Bad case in dev dataset saved in {args.bad_case_file}")
     if args.wanted_precision is not None:
         dev["threshold"] = choose_threshold(args, checkpoint, dev_split, probs)
-    if unknown_split is not None:
-        others = run_model(checkpoint, unknown_split, args.batch_size, "unknown texts")
+    if others is not None:
         dev["unknown"] = score_unknown(checkpoint, (logits[1], known), others, dev_split[1], args.least_known)
         log_unknown(dev["unknown"])
-    baseline = train_baseline(*splits, labels, dev) if args.baseline else None
+    baseline = train_baseline(train_split, dev_split, labels, dev) if args.baseline else None
     if args.report_dir:
         write_report(args.report_dir, labels, train, dev, bad_cases, baseline, args.params_path)
 

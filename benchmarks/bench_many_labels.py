@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import load
-from measuring import ROOT, make_nano
+from measuring import ROOT, make_random
 
 PYTHON = ROOT / ".venv-simple-serving/bin/python"
 CLIENTS = 16
@@ -92,7 +92,7 @@ def main():
         folder = Path(args.output_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "data").mkdir(parents=True, exist_ok=True)
         write_set(folder / "data", args)
-        make_nano(folder / "model")
+        make_random(folder / "model", "nano")
         encoder = ["--params_path", folder / "export"]
         run("train", "--model_name_or_path", folder / "model", "--data_dir", folder / "data", "--output_dir", folder / "encoder",
             "--do_train", "--overwrite_output_dir", "--max_seq_length", 32, "--per_device_train_batch_size", 128,

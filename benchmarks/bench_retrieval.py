@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from measuring import ROOT, Turns, make_nano, start, work
+from measuring import ROOT, Turns, make_random, start, work
 from retrieval_part import earlier, new
 
 
@@ -40,7 +40,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if not args.model_name_or_path:
             args.model_name_or_path = os.path.join(folder, "model")
-            make_nano(Path(args.model_name_or_path))
+            make_random(Path(args.model_name_or_path), "nano")
         job, turns = {**vars(args), "folder": folder, "chunk_size": 0}, Turns(args.repeats)
         ratios = []
         for number, results in enumerate(turns.rounds(new, job, {"worker": earlier}, {}), 1):

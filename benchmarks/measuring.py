@@ -167,9 +167,9 @@ def make_model(job: Job) -> None:
     shutil.copyfile(job["vocab"], os.path.join(job["folder"], "vocab.txt"))
 
 
-def make_nano(folder: Path) -> None:
-    """Make a model folder of ERNIE-Nano's shape without weights, so that they are random, with the vocabulary of data/."""
+def make_random(folder: Path, shape: str) -> None:
+    """Make a model folder of one of SHAPES without weights, so that they are random, with the vocabulary of data/."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**read_json(ROOT / "data/config.json"), **SHAPES["nano"], "vocab_size": SIZES["vocab_size"]}
+    config = {**read_json(ROOT / "data/config.json"), **SHAPES[shape], "vocab_size": SIZES["vocab_size"]}
     write_json(folder / "config.json", config)
     shutil.copyfile(ROOT / "data/vocab.txt", folder / "vocab.txt")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from measuring import ROOT, make_nano
+from measuring import ROOT, make_random
 
 
 def read_pairs(job):
@@ -110,7 +110,7 @@ def new(job):
 
 def measure_retrieval(turns, report, folder, args):
     """Training of a sentence encoder, the part `retrieval` of bench.py. args: its options."""
-    make_nano(Path(folder))
+    make_random(Path(folder), "nano")
     pairs = 256 if args.quick else 2048
     job = {"folder": folder, "model_name_or_path": folder, "data_dir": str(ROOT / "data"), "max_seq_length": 384,
            "batch_size": 64, "earlier_batch_size": 32, "pairs": pairs, "chunk_size": 0}

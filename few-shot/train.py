@@ -19,6 +19,7 @@ Writes  output_dir/: a checkpoint like train.py's, which predict.py, export_mode
 
 import hashlib
 import os
+import shutil
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -34,7 +35,7 @@ from textcls.models.checkpoints import load_checkpoint
 from textcls.models.configs import config_path, read_prompt
 from textcls.models.device import select_device
 from textcls.models.model_card import describe_file
-from textcls.models.paddle_setup import paddle
+from textcls.models.processes import find_folder, wait_for_all
 from textcls.models.tokenizers import load_tokenizer
 from textcls.training.calibration import CALIBRATIONS, calibrate_model, rows_id, warn_of_few_rows
 from textcls.training.long_text_options import check_long_text_options
@@ -52,7 +53,7 @@ from textcls.training.prompt_runs import (
     train_model,
 )
 from textcls.training.record import begin_record, write_record
-from textcls.training.resume import check_evaluation, check_output_dir, check_row_counts
+from textcls.training.resume import COPY, check_evaluation, check_output_dir, check_row_counts
 from textcls.training.runs import describe_options, is_finished, predict_texts
 from textcls.training.search import SearchArguments, check_search, search_settings
 from textcls.training.trainer import check_limits, check_training_arguments, given_words, parse_dataclasses
@@ -290,7 +291,7 @@ def main():
                    for seed in range(args.seed, args.seed + model_args.repeats)]
         if args.world_size > 1 and (len(members) > 1 or splits.pretrain):
             raise UserError("several prompts, --repeats and --pretrain_file run in one process only, expected a run without "
-                            "paddle.distributed.launch")
+                            "textcls.launch and paddle.distributed.launch")
         task = Task(folder, labels, label_path, words, word_ids, tokenizer, model_args.verbalizer,
                     model_args.early_stopping_patience, choose_neutral_texts(splits, labels) if model_args.calibrate else [],
                     model_args.calibrate_confidence == "temperature")
@@ -308,9 +309,9 @@ def main():
         folder = args.output_dir
         if is_main_rank():
             finish_model(folder, begun, args, splits, task.fits_temperature)
-        if args.world_size > 1:
-            paddle.distributed.barrier()  # until the first process has saved it
+        wait_for_all("saved")  # until the first process has saved it
         get_logger().info(f"Model saved in {folder}")
+        folder = find_folder("model", folder, os.path.join(args.output_dir, COPY))
     evaluate(load_checkpoint(folder, label_path), args, splits)
     if args.do_export and is_main_rank():
         export_dir = os.path.join(args.output_dir, "export")
@@ -318,6 +319,8 @@ def main():
         get_logger().info(f"Exported model saved in {export_dir}")
     if args.save_plm and is_main_rank():
         save_encoder(load_checkpoint(folder), os.path.join(args.output_dir, "plm"))
+    if os.path.basename(folder) == COPY:
+        shutil.rmtree(folder, ignore_errors=True)
     say_next("predict.py", "--params_path", folder, "--dataset_dir", data_args.data_dir)
 
 

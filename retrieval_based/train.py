@@ -6,6 +6,7 @@
         --similar_text_pair_file ./data/dev.txt --save_dir ./checkpoint --batch_size 24 --epochs 10     # as of older editions
     python retrieval_based/train.py ... --batch_size 512 --chunk_size 64    # large batches in the memory of small ones
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo retrieval_based/train.py ... --device cpu
+    python -m textcls.launch --master 10.0.0.1:6170 --nnodes 2 --rank 0 retrieval_based/train.py ... --device cpu
 
 Reads   data_dir/train.txt, dev.txt (<text><tab><label>) and label.txt (`label`, or `label==text==text` with descriptions and
         synonyms; line order = class id).

@@ -12,7 +12,7 @@ from helpers import ROOT
 FLOORS = {"common": 1, "data": 2, "runtime": 3, "models": 4, "export": 5, "retrieval": 5, "training": 6, "analysis": 7}
 LIBRARY = sorted(ROOT.glob("textcls/*/*.py"))
 SCRIPT_FOLDERS = (".", "few-shot", "retrieval_based", "analysis", "data", "deploy/*", "benchmarks")
-FILES = LIBRARY + [path for folder in SCRIPT_FOLDERS for path in ROOT.glob(f"{folder}/*.py")]
+FILES = [*LIBRARY, ROOT / "textcls/launch.py"] + [path for folder in SCRIPT_FOLDERS for path in ROOT.glob(f"{folder}/*.py")]
 # imported without Paddle; those of analysis import it inside functions, so that their scripts say --help at once
 NO_PADDLE = [path for path in LIBRARY if path.parent.name in ("common", "data", "runtime", "retrieval", "analysis")]
 LONGEST = 60  # lines of a function

@@ -53,6 +53,10 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     "python train.py options.json": "test_train.py::test_options_from_json_and_random_weights_are_said",
     "python -m paddle.distributed.launch --nproc_per_node 8 --backend gloo train.py":
         "test_train.py::test_two_processes_train_and_agree",
+    **dict.fromkeys((f"python -m {launcher} --master 10.0.0.1:6170 --nnodes 2 --rank"
+                     for launcher in ("textcls.launch", "paddle.distributed.launch")),
+                    "test_hosts.py::test_a_killed_process_ends_all_and_the_training_goes_on_exactly "
+                    "test_other_data_or_options_on_one_host test_what_a_launcher_refuses_at_once"),
     "python -m paddle.distributed.launch --gpus 0,1 train.py": "test_train.py::test_two_processes_train_and_agree",
     "python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo predict.py":
         "test_predict.py::test_two_processes_write_one_ordered_file",

@@ -5,6 +5,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,11 +14,23 @@ from typing import NoReturn, Optional
 
 MAX_REPORTED = 20  # problems printed in full; the rest are only counted
 TERMINATED = 143  # exit code of a process that SIGTERM has ended
+LOST = 3  # exit code of a process of several, where another one is gone
+CONNECTION_LOST = "the connection to another process of this run is lost"
 
 
 def is_main_rank() -> bool:
-    """Return True in a single process and in rank 0 of `paddle.distributed.launch`."""
+    """Return True in a single process and in the first of several, on all hosts together."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
+def speaks_for_host() -> bool:
+    """Return True in one process of each host: what goes wrong on a host alone has to be said there."""
+    return os.environ.get("PADDLE_RANK_IN_NODE", os.environ.get("PADDLE_TRAINER_ID", "0")) == "0"
+
+
+def count_ranks() -> int:
+    """Return how many processes work together."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
 
 
 class UserError(Exception):
@@ -25,7 +38,8 @@ class UserError(Exception):
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130, SIGTERM with 143.
+    """Run a script's main(): UserError is printed and ends the process with code 2, Ctrl-C with 130, SIGTERM with 143, and where
+    another process of a run is gone with LOST.
 
     SIGTERM ends it as an exception would, so that unfinished files are removed. What the script prints is UTF-8, whatever the
     terminal says that it can show: an ASCII one would end the script at the first Chinese text.
@@ -36,9 +50,9 @@ def run_script(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as error:
-        if is_main_rank():
+        if speaks_for_host():
             print(error, file=sys.stderr)
-        sys.exit(2)
+        end_process(2)
     except BrokenPipeError:
         os._exit(1)  # the reader of our output has gone; anything more to write would fail again
     except MemoryError as error:
@@ -59,11 +73,30 @@ def run_script(main: Callable[[], object]) -> None:
         if error.code == TERMINATED:
             print("Terminated.", file=sys.stderr)
         raise
-    if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1:
-        # Paddle 2.6.2 with gloo now and then crashes while a rank that has done its work shuts down: skip that part
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    except RuntimeError as error:
+        if count_ranks() == 1 or not re.search("gloo|tcp", str(error), re.IGNORECASE):
+            raise
+        print(f"{CONNECTION_LOST} ({str(error).strip().splitlines()[-1]}), expected all of them to run until the end",
+              file=sys.stderr)
+        end_process(LOST)
+    if is_connected():
+        end_process(0)
+
+
+def is_connected() -> bool:
+    """Tell whether Paddle has connected this process with others."""
+    paddle = sys.modules.get("paddle")
+    return count_ranks() > 1 and paddle is not None and paddle.distributed.is_initialized()
+
+
+def end_process(code: int) -> NoReturn:
+    """End with an exit code; one that Paddle has connected with others without more ado: 2.6.2 with gloo now and then crashes, or
+    waits for the others, while it shuts down."""
+    if not is_connected():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -73,6 +73,21 @@ def library_log(level: int) -> Iterator[None]:
         library.setLevel(earlier)
 
 
+@contextlib.contextmanager
+def leaving_out(words: str) -> Iterator[None]:
+    """Keep from PaddleNLP's log what has these words in it."""
+    library = logging.getLogger("PaddleNLP")
+
+    def is_said(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    library.addFilter(is_said)
+    try:
+        yield
+    finally:
+        library.removeFilter(is_said)
+
+
 def say_next(script: str, *options: str) -> None:
     """Log the command that a user will want to type next."""
     get_logger().info(f"Next: python {shlex.join([script, *options])}")

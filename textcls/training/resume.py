@@ -14,6 +14,7 @@ from textcls.common.outputs import STAGING, check_output_folder, complete_folder
 from textcls.data.encoders import read_long_text
 from textcls.data.files import compare_labels, read_json, read_labels
 from textcls.models.model_card import CARDS
+from textcls.models.processes import find_folder, is_on_first_host
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, WEIGHTS, check_weights
 from textcls.training.callbacks import DropRemainder, ResumableEarlyStopping, StopAtNonFinite, metric_name
 from textcls.training.long_text_options import VOTE_CHOICES, given_long_text
@@ -32,6 +33,7 @@ from paddlenlp.trainer.trainer_utils import get_last_checkpoint
 from paddlenlp.transformers import PretrainedModel
 
 RESUME_FILES = (WEIGHTS, "optimizer.pdopt", "scheduler.pdparams", "trainer_state.json", "config.json")  # and rng_state
+COPY = f"{STAGING}-resumed"  # of the first host's checkpoint or model, on another host
 MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS}
 STUDY, FOLDS = "study.db", "folds"  # in args.output_dir: what --search and --folds keep, so that the same command goes on
 # of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
@@ -112,19 +114,33 @@ def check_output_dir(args: TrainingArguments, data_dir: str, model_folder: str, 
 
 
 def find_resume_point(args: TrainingArguments) -> Optional[str]:
-    """Return the checkpoint that --resume_from_checkpoint names, or None. UserError where it is not whole."""
+    """Return the checkpoint that --resume_from_checkpoint names, or None. UserError where it is not whole.
+
+    On several hosts it is that of the first one; hosts without it get a copy in args.output_dir.
+    """
     wanted = args.resume_from_checkpoint
-    if wanted is not None:
-        if not os.path.isdir(wanted):
-            raise UserError(f"--resume_from_checkpoint {wanted}: no such folder, expected a checkpoint-N folder made by train.py "
-                            "(or the output_dir that holds some)")
-        folder = wanted if not list_checkpoints(wanted) else get_last_checkpoint(wanted)
-        missing = [name for name in (*RESUME_FILES, random_state_file(args)) if not os.path.isfile(os.path.join(folder, name))]
-        if missing:
-            raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N "
-                            "folder made by train.py (or the output_dir that holds some)")
-        return folder
-    return None
+    if wanted is None:
+        return None
+    folder = get_last_checkpoint(wanted) if list_checkpoints(wanted) else wanted
+    if is_on_first_host():
+        check_whole(args, wanted, folder)
+    return find_folder("checkpoint", folder, os.path.join(args.output_dir, COPY))
+
+
+def check_whole(args: TrainingArguments, wanted: str, folder: str) -> None:
+    """UserError where the checkpoint to resume from is not whole. wanted: the option; folder: of the checkpoint."""
+    if not os.path.isdir(wanted):
+        raise UserError(f"--resume_from_checkpoint {wanted}: no such folder, expected a checkpoint-N folder made by train.py "
+                        "(or the output_dir that holds some)")
+    names, own = os.listdir(folder), random_state_file(args)
+    others = [name for name in names if name.startswith("rng_state") and name != own]
+    if own not in names and others:
+        get_logger().warning(f"{folder} is of a run with another number of processes: this one goes on from there, but not "
+                             "exactly as that one would have.")
+    missing = [name for name in (*RESUME_FILES, *(() if others else (own,))) if name not in names]
+    if missing:
+        raise UserError(f"--resume_from_checkpoint {wanted}: {missing[0]} is missing there, expected a checkpoint-N folder made "
+                        "by train.py (or the output_dir that holds some)")
 
 
 def check_resume_point(folder: str, args: TrainingArguments, labels: list[str], label_path: str, model: PretrainedModel,
@@ -171,8 +187,9 @@ def check_steps(folder: str, args: TrainingArguments, state: dict, batches: int)
     # accumulation leaves batches over, at most a step's in every epoch
     if not 0 <= epochs * batches - steps * accumulated + 0.5 <= (int(epochs) + 1) * accumulated + 0.5:
         raise UserError(f"--resume_from_checkpoint {folder}: made {steps} steps in {epochs:g} epochs, where this run has "
-                        f"{batches} batches an epoch, expected the rows, batch size and processes that it began with (to train a "
-                        "finished model further, name it with --model_name_or_path)")
+                        f"{batches} batches an epoch, expected the rows that it began with, and as many texts a step "
+                        "(--per_device_train_batch_size times processes; to train a finished model further, name it with "
+                        "--model_name_or_path)")
 
 
 def clear_leftovers(args: TrainingArguments, resume_point: Optional[str]) -> None:
@@ -229,6 +246,7 @@ def telling_what_is_kept(output_dir: str) -> Iterator[None]:
 
 def train_and_save(trainer: ClassificationTrainer, args: TrainingArguments, resume_point: Optional[str]) -> None:
     """Train, save the model in args.output_dir, complete or not at all, and its metrics."""
+    trainer.compare_data()
     if is_main_rank():
         lock_folder(args.output_dir)
     count = sum(int(parameter.size) for parameter in trainer.model.parameters())
@@ -242,6 +260,8 @@ def train_and_save(trainer: ClassificationTrainer, args: TrainingArguments, resu
                     len(trainer.get_train_dataloader()))
     with plain_library_errors(), telling_what_is_kept(args.output_dir):
         metrics = trainer.train(resume_from_checkpoint=resume_point).metrics
+    if resume_point and os.path.basename(resume_point) == COPY:
+        shutil.rmtree(resume_point, ignore_errors=True)
     StopAtNonFinite().on_log(args, trainer.state, None, metrics)  # before anything is saved
     if args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
         get_logger().warning("No evaluation took place during the training: the model saved is the last, not the best one. "

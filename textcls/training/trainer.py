@@ -16,13 +16,15 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from textcls.common.errors import UserError
-from textcls.common.log import get_logger, log_everything
+from textcls.common.hosts import choose_interface
+from textcls.common.log import get_logger, leaving_out, log_everything
 from textcls.common.options import Parser, add_obsolete_options, add_version_option
 from textcls.common.outputs import STAGING, write_labels
 from textcls.data.files import read_json
 from textcls.data.tokens import TokenizedTexts, pad_batch
 from textcls.models.inference import open_pool
 from textcls.models.paddle_setup import paddle
+from textcls.models.processes import compare_options, compare_records, digest, rank_hosts, send_weights, wait_for_all
 from textcls.models.tokenizers import save_rust_tokenizer
 from textcls.training.callbacks import CountBatches, ShrinkRows, TrainingLog, describe_metrics, is_best, metric_name
 from textcls.training.embedding_rows import ROWS, EmbeddingRows, find_table, fit_moments, occurring_ids
@@ -93,8 +95,9 @@ def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Seque
         if str(getattr(options, name)) not in (str(parser.get_default(name)), "1"):
             raise UserError(f"--{name}: not supported, expected a run without it; models of this size fit on one device, and "
                             "several processes share the rows, not the model")
+    choose_interface()
     try:
-        return parser.parse_dict(vars(options))
+        parsed = parser.parse_dict(vars(options))
     except (ValueError, AssertionError) as error:  # from TrainingArguments' own checks
         condition = traceback.extract_tb(error.__traceback__)[-1].line or ""  # some of them say nothing else
         message = str(error) or condition.replace("assert self.", "expected --")
@@ -102,6 +105,8 @@ def parse_dataclasses(classes: Sequence[type], description: str, obsolete: Seque
             message = ("--load_best_model_at_end chooses between checkpoints that were evaluated, expected --evaluation_strategy "
                        "and --save_strategy alike, such as epoch")
         raise UserError(f"{parser.prog}: {message}") from None
+    compare_options(vars(options))  # TrainingArguments have connected the processes
+    return parsed
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
@@ -169,11 +174,27 @@ class ClassificationTrainer(Trainer):
 
     def train_rows(self, *given: Any, **options: Any) -> TrainOutput:
         """Train as the library does; whatever happens, the model then has its whole table of word embeddings."""
+        has_hosts = len(set(rank_hosts())) > 1
         try:
-            return super().train(*given, **options)
+            with leaving_out("Could not locate the best model") if has_hosts else contextlib.nullcontext():
+                output = super().train(*given, **options)
         finally:
             self.threads = self.pool = None
             self.restore_rows()
+        if self.args.load_best_model_at_end and has_hosts:
+            send_weights(self.model)  # of the best model, whose checkpoint only the first host has
+        return output
+
+    def compare_data(self) -> None:
+        """UserError where the processes have different texts, labels, vocabulary or shapes of weights."""
+        shapes = sorted((name, list(weight.shape)) for name, weight in self.model.state_dict().items())
+        record = {"the model to begin with": f"one with the SHA-256 {digest(np.array(repr(shapes)))} of its shapes",
+                  "label.txt": f"a file with {len(self.labels)} labels, SHA-256 {digest(np.array(self.labels))}"}
+        for name, tokens in (("training", self.train_dataset), ("dev", self.eval_dataset)):
+            if tokens is not None:
+                record[f"the {name} data, or the vocabulary for it,"] = (
+                    f"{tokens.num_texts} texts, SHA-256 {digest(tokens.ids, tokens.offsets, tokens.labels)}")
+        compare_records("data", record)
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         if not getattr(self.args, "full_embeddings", True):
@@ -336,6 +357,7 @@ class ClassificationTrainer(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)  # of what could not be finished: disk full, Ctrl-C, SIGTERM
             get_logger().debug(f"Checkpoint saved in {folder}")
             self._delete_old_checkpoints(folder)
+        wait_for_all(f"checkpoint {self.state.global_step}")
         self.runtime_timer.stop()
 
     def _note_best(self, folder: str, metrics: Optional[dict[str, float]]) -> None:
