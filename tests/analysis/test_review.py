@@ -1,12 +1,9 @@
 """analysis/review.py: journal, cards, requests and files, by HTTP from a server of its own; the page in test_review_page.py."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,63 +14,8 @@ import pytest
 from analysis import review
 from data import doccano, table
 from helpers import ROOT, assert_user_error, read_lines, run_here, write_lines
+from review_server import LABELS, Server, entries, make_data
 from textcls.analysis.review_journal import Decisions, Journal, cohens_kappa, share_interval
-
-LABELS = read_lines(ROOT / "data/label.txt")
-
-
-class Server:
-    """A running review.py, and requests to it."""
-
-    def __init__(self, folder, *options):
-        self.log = folder / "server.log"
-        words = ["--dataset_dir", folder, "--cache_dir", folder / "cache", "--port", "0", *map(str, options)]
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen([sys.executable, ROOT / "analysis/review.py", *words], stderr=log, cwd=folder,
-                                            env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while not (found := re.search(r"(http://127.0.0.1:\d+)/#token=([\w-]+)\S*", self.log.read_text(encoding="utf-8"))):
-            assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
-            time.sleep(0.02)
-        self.address, (self.url, self.token) = found.group(), found.groups()
-
-    def ask(self, path, headers=None, **content):
-        """(status, answer) of a request of the page, with other headers than its own where they are given."""
-        body = json.dumps({"who": "amy", **content}).encode()
-        request = urllib.request.Request(f"{self.url}/api/{path}", body, {
-            "Content-Type": "application/json", "X-Review-Token": self.token, **(headers or {})})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-    def decide(self, card, action="keep", who="amy", **content):
-        status, answer = self.ask("decide", who=who, key=card["key"], action=action, seen=card["seen"], **content)
-        assert status == 200, answer
-        return answer
-
-    def card(self, who="amy", kind="all"):
-        return self.ask("card", who=who, kind=kind)[1]["card"]
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-
-def make_data(folder, count=140):
-    """Rows of the sample data: train, dev, data and label files, with a text twice that has two labels, and one that is HTML."""
-    folder.mkdir(exist_ok=True)
-    for name, rows in (("train.txt", count), ("dev.txt", 40), ("data.txt", 12), ("label.txt", None)):
-        write_lines(folder / name, read_lines(ROOT / "data" / name)[:rows])
-    text, label = read_lines(folder / "train.txt")[0].split("\t")
-    other = LABELS[LABELS.index(label) - 1]
-    more = [f"{text}？\t{other}", f"<b>感冒</b> & 发烧\t{LABELS[0]}"]
-    write_lines(folder / "train.txt", read_lines(folder / "train.txt") + more)
-    return folder
-
-
-def entries(folder):
-    return [json.loads(line) for line in read_lines(folder / "review.jsonl")]
 
 
 @pytest.fixture
@@ -373,3 +315,33 @@ def test_sigterm_ends_it(shared):
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) in (0, 143, -signal.SIGTERM)
     assert "Traceback" not in server.log.read_text()
+
+
+def test_words_are_shaded_and_a_second_model_is_compared(checkpoint, binary, tmp_path):
+    """With a checkpoint: its answers, the words behind them, and dev before and after, with the file's and the decided labels."""
+    folder = make_data(tmp_path / "data", 60)
+    server = Server(folder, "--params_path", checkpoint, "--compare_path", binary[1], "--device", "cpu")
+    try:
+        card = server.card(kind="dev")
+        words = server.ask("words", key=card["key"])[1]
+        assert "".join(blanks + word for blanks, word, _ in words["words"]) == card["text"]
+        assert words["prediction"] == card["candidates"][0][0] != card["label"]
+        assert max(abs(shade) for _, _, shade in words["words"]) == 1
+        server.decide(card, "label", label=words["prediction"])
+        server.decide(server.card(kind="dev"), "drop")
+        of_file, decided = server.ask("compare")[1]["splits"]
+        rows = [line.split("\t") for line in read_lines(folder / "dev.txt")]
+        assert (of_file["size"], decided["size"]) == (len(rows), len(rows) - 1)
+        wrong = [round((1 - split["before"]["accuracy"]) * split["size"]) for split in (of_file, decided)]
+        assert wrong[0] == wrong[1] + 2  # the model was right on one, the other is gone
+        for split in (of_file, decided):
+            low, high = split["before"]["intervals"]["accuracy"]
+            assert low <= split["before"]["accuracy"] <= high
+            change = (split["gained"] - split["lost"]) / split["size"]
+            assert split["after"]["accuracy"] - split["before"]["accuracy"] == pytest.approx(change)
+            assert split["difference"]["low"] <= change <= split["difference"]["high"]
+            assert [len(split["went"]), len(split["came"])] == [split["gained"], split["lost"]]
+            assert sum(row["count"] for row in split["per_class"]) == split["size"]
+        assert of_file["lost"]  # the other model knows two classes only
+    finally:
+        server.kill()

@@ -1,11 +1,11 @@
-"""The page of analysis/review.py in a real Chromium: keys, reload, a killed server, two persons, files. Skipped where there is none."""
+"""The page of analysis/review.py in a real Chromium: keys, a killed server, two persons, files. Skipped where there is none."""
 
 import shutil
 
 import pytest
 
 from helpers import read_lines, write_lines
-from test_review import LABELS, Server, entries, make_data
+from review_server import LABELS, Server, entries, make_data
 
 pytest.importorskip("selenium", reason="selenium is missing: make setup-test installs it")
 from selenium import webdriver  # noqa: E402
@@ -68,7 +68,8 @@ class Page:
 def browser(tmp_path_factory):
     """(the page, its server, its data folder): three suspect rows at the top are hard to show."""
     folder = make_data(tmp_path_factory.mktemp("page") / "data", 100)
-    odd = ["一二三四五六七八九十" * 500, "مرحبا بالعالم: كيف حالك؟ <script>alert(1)</script>", "👨‍👩‍👧 发烧 <img src=x onerror=alert(1)>"]
+    odd = ["一二三四五六七八九十" * 500, "مرحبا بالعالم: كيف حالك؟ <script>alert(1)</script>",
+           "👨‍👩‍👧 发烧 <img src=x onerror=alert(1)>"]
     write_lines(folder / "data.txt", [*odd, *read_lines(folder / "data.txt")])
     server = Server(folder, "--overlap", 1, "--num_suspects", 40)
     page = Page(server.address)
@@ -95,7 +96,7 @@ def test_thirty_rows_by_keyboard_reload_a_killed_server_and_undo(browser):
     page.press("k")
     page.wait(lambda: "not saved yet" in page.text("banner"))
     assert page.text() == text and len(entries(folder)) == 21
-    server.__init__(folder, "--overlap", 1, "--num_suspects", 40)
+    server.start()
     page.open(server.address)
     for _ in range(10):
         made.append(page.decide(Keys.ENTER))
