@@ -84,7 +84,8 @@ def train(args, folder, output, *files):
 def start_review(args, folder, *options):
     """Start the page, with as many suspect rows as will be decided on. Returns (process, its address)."""
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, "analysis/review.py"), "--dataset_dir", folder, "--port", "0",
-                                "--num_suspects", str(args.decisions * 9 // 10), *options], stderr=subprocess.PIPE, encoding="utf-8")
+                                "--num_suspects", str(args.decisions * 9 // 10), *options], stderr=subprocess.PIPE,
+                               encoding="utf-8")
     for line in process.stderr:
         print(line, end="", file=sys.stderr)
         if found := re.search(r"http://127\S+", line):
