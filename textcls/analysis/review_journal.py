@@ -28,6 +28,9 @@ class Decision(NamedTuple):
     entry: Entry
 
 
+Outcome = tuple[str, Optional[Decision]]
+
+
 class Interval(NamedTuple):
     """A share of a random sample and its interval of 95 %, all 0 to 1."""
 
@@ -143,6 +146,7 @@ class Decisions:
         self.names = list(labels)  # as they are called now
         self.ids = {name: index for index, name in enumerate(labels)}  # of every name that a label ever had
         self.stacks: dict[str, dict[str, list[Decision]]] = {}  # card -> person -> decisions, the latest last
+        self.outcomes: dict[str, Outcome] = {}  # of each card of stacks
         self.done: dict[str, list[str]] = {}  # person -> the cards of the decisions that can be undone, the latest last
         entries = list(entries)
         for entry in reversed(entries):  # a label.txt in which a label has its new name already
@@ -160,9 +164,11 @@ class Decisions:
             decision = Decision(entry["id"], who, action, label, bool(entry.get("final")), entry)
             self.stacks.setdefault(key, {}).setdefault(who, []).append(decision)
             self.done.setdefault(who, []).append(key)
+            self.outcomes[key] = self.judge(key)
         elif action == "undo" and self.done.get(who):
             key = self.done[who].pop()
             self.stacks[key][who].pop()
+            self.outcomes[key] = self.judge(key)
         elif action == "add_label":
             self.label_id(entry["label"])
         elif action == "rename_label" and self.names[self.ids[entry["before"]]] != entry["after"]:
@@ -180,8 +186,12 @@ class Decisions:
         """Return the latest decision of each person on a card, skipping included."""
         return {who: stack[-1] for who, stack in self.stacks.get(key, {}).items() if stack}
 
-    def outcome(self, key: str) -> tuple[str, Optional[Decision]]:
+    def outcome(self, key: str) -> Outcome:
         """Return (open, decided or conflict; the decision that counts, None while there is none)."""
+        return self.outcomes.get(key, ("open", None))
+
+    def judge(self, key: str) -> Outcome:
+        """Find the outcome of a card from what persons decided."""
         deciding = [decision for decision in self.of(key).values() if decision.action in DECIDING]
         if not deciding:
             return "open", None

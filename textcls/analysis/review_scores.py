@@ -230,11 +230,8 @@ def order_by_clusters(vectors: Vectors) -> np.ndarray:
 
 def nearest_of(vectors: Vectors, row: int, candidates: np.ndarray, count: int = 3) -> list[tuple[int, float]]:
     """Find the rows whose vectors are nearest to those of a row: (row, cosine), nearest first. candidates: bool [num_rows]."""
-    if isinstance(vectors, np.ndarray):
-        cosines = vectors @ vectors[row]
-    else:
-        cosines = np.asarray((vectors @ vectors[row].T).todense()).ravel()
-    cosines = np.where(candidates, cosines, -2)
+    own = vectors[row] if isinstance(vectors, np.ndarray) else vectors[row].toarray().ravel()
+    cosines = np.where(candidates, vectors @ own, -2)
     cosines[row] = -2
     best = np.argpartition(-cosines, min(count, len(cosines) - 1))[:count]
     best = best[np.argsort(-cosines[best], kind="stable")]

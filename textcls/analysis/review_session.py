@@ -224,7 +224,7 @@ class Review:
         """Return texts, label ids and whether they are decided of all cards but dev's that have a label now."""
         texts, label_ids, is_decided = [], [], []
         for key, card in self.cards.items():
-            status, decision = self.decisions.outcome(key) if key in self.decisions.stacks else ("open", None)
+            status, decision = self.decisions.outcome(key)
             label = decision.label if decision else card.label
             if card.role != "dev" and label is not None and status != "conflict":
                 texts.append(card.text)
