@@ -20,7 +20,7 @@ import shlex
 import webbrowser
 from urllib.parse import quote
 
-from textcls.analysis.review_files import check_journal, export_rows, make_cards, read_data
+from textcls.analysis.review_files import check_journal, export_rows, make_cards, read_data, read_suspects
 from textcls.analysis.review_journal import Decisions, Journal
 from textcls.analysis.review_scores import Model, find_scores
 from textcls.analysis.review_session import Review, apply_now
@@ -42,6 +42,8 @@ def parse_arguments():
     parser.add_argument("--journal", help="file of all decisions; None: review.jsonl in dataset_dir")
     parser.add_argument("--num_suspects", type=positive_int, default=200,
                         help="training rows to read again, the most suspicious first; of the others some are drawn at random")
+    parser.add_argument("--suspects_file", help="--report_file of dirty.py in dataset_dir, whose rows are read again, in order; "
+                        "None: TF-IDF ranks them, as dirty.py does by default")
     parser.add_argument("--overlap", type=probability, default=0.1,
                         help="share of the cards that every person gets, so that their agreement can be measured")
     parser.add_argument("--port", type=int, default=8190, help="of 127.0.0.1; 0: any free one")
@@ -96,7 +98,16 @@ def export(args, data, decisions):
     say_next(script, option, path, "--save_dir", "reviewed_data")
 
 
-def compare_models(args, labels, data, decisions, scores):
+def choose_suspects(args, data):
+    """The train rows of --suspects_file, int64, None without it. UserError."""
+    if not args.suspects_file:
+        return None
+    if "train" not in data:
+        raise UserError(f"{os.path.join(args.dataset_dir, args.train_file)}: file not found, expected it with --suspects_file")
+    return read_suspects(os.path.join(args.dataset_dir, args.suspects_file), data["train"])
+
+
+def compare_models(args, data, decisions, scores):
     """The label ids that params_path and compare_path predict for dev, int64 [num_dev] each. UserError."""
     if "dev" not in data:
         raise UserError(f"{os.path.join(args.dataset_dir, args.dev_file)}: file not found, expected it with --compare_path")
@@ -133,10 +144,12 @@ def main():
         return apply(args, journal)
     if args.export:
         return export(args, data, decisions)
+    suspects = choose_suspects(args, data)
     listening = listen("127.0.0.1", args.port, "--port")
     model = Model(args.params_path, args, decisions.ids) if args.params_path else None
     scores = find_scores(args, labels, data, model)
-    compared = compare_models(args, labels, data, decisions, scores) if args.compare_path else None
+    scores = scores if suspects is None else scores._replace(suspects=suspects)
+    compared = compare_models(args, data, decisions, scores) if args.compare_path else None
     serve(args, Review(args, labels, data, journal, scores, model, compared), listening)
 
 

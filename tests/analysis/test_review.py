@@ -180,7 +180,7 @@ def test_who_is_refused(shared):
                             ({"Content-Type": "text/plain"}, 422)):
         assert server.ask("decide", headers, **decision)[0] == status, headers
     for wrong in ({"key": "train-0"}, {"action": "delete"}, {"action": "label"}, {"action": "label", "label": 11}, {"who": ""},
-                  {"who": "x" * 41}, {"kind": "all files"}, {"file": "/etc/passwd"}, {"seconds": -1},
+                  {"who": "a\tb"}, {"who": "x" * 41}, {"kind": "all files"}, {"file": "/etc/passwd"}, {"seconds": -1},
                   {"action": "label", "label": -1}):
         assert server.ask("decide", **{**decision, **wrong})[0] in (409, 422), wrong
     assert server.ask("decide", **decision, who="x" * 70000)[0] == 413
@@ -200,7 +200,13 @@ def test_who_is_refused(shared):
 
 
 def test_apply_renamed_labels_changed_files_and_export(start, tmp_path):
-    server, folder = start("--num_suspects", 5), tmp_path / "data"
+    make_data(tmp_path / "data")
+    texts = [line.split("\t")[0] for line in read_lines(tmp_path / "data/train.txt")]
+    header = "rank\tline\tscore\ttext\tlabel\tsuggested_label\tprobability"
+    write_lines(tmp_path / "data/report.tsv", [header, *(f"1\t1\t0.9\t{text}\ta\tb\t0.5" for text in (texts[70], texts[7]))])
+    server, folder = start("--suspects_file", "report.tsv"), tmp_path / "data"
+    assert server.ask("state")[1]["progress"]["train"] == [0, 2]
+    assert [server.card(who, "train")["text"] for who in ("cat", "dan")] == [texts[70], texts[7]]
     first = server.card(kind="duplicates")
     server.decide(first, "label", label=LABELS.index("其他"))
     second = server.card(kind="duplicates")
@@ -297,6 +303,7 @@ def test_refusals_at_the_start(tmp_path):
     refused(parts=["label.txt: only one label, expected at least two labels"])
     (folder / "label.txt").write_text(labels, encoding="utf-8")
     refused("--train_file", "a", "--dev_file", "b", "--data_file", "c", parts=["none of a, b, c is there"])
+    refused("--suspects_file", "dev.txt", parts=["dev.txt:1: not the header of a report of dirty.py"])
     refused("--params_path", tmp_path / "none", parts=["none"])
     refused("--overwrite", parts=["--overwrite: without effect, expected --apply with it"])
     refused("--compare_path", "x", parts=["--compare_path: nothing to compare with, expected --params_path"])

@@ -1,10 +1,12 @@
 """The page of analysis/review.py in a real Chromium: keys, a killed server, two persons, files. Skipped where there is none."""
 
+import re
 import shutil
 
 import pytest
 
-from helpers import read_lines, write_lines
+import review_person
+from helpers import read_lines, run_here, write_lines
 from review_server import LABELS, Server, entries, make_data
 
 pytest.importorskip("selenium", reason="selenium is missing: make setup-test installs it")
@@ -160,3 +162,17 @@ def test_two_browsers_a_conflict_a_new_label_and_the_files(browser):
     page.click("#write")
     page.wait(lambda: "train_reviewed.txt" in page.text("dialog"))
     assert "python train.py" in page.text("dialog") and read_lines(folder / "label_reviewed.txt")[-1] == "新标签"
+
+
+def test_a_browser_decides_as_a_person_would(tmp_path):
+    """benchmarks/review_person.py: wrong labels are planted, found and mended."""
+    source = make_data(tmp_path / "source", 100)
+    process = run_here(review_person.main, "--source_dir", source, "--model_name_or_path", "none", "--output_dir",
+                       tmp_path / "out", "--noise", 0.2, "--decisions", 12, "--no_training")
+    assert process.returncode == 0, process.stderr
+    decided, found, suspects, in_all = map(int, re.search(
+        r"(\d+) decisions;.*\nsuspect rows: (\d+) of (\d+) .*; (\d+) of \d+ were found", process.stdout).groups())
+    assert decided == 12 and suspects >= 10 and found <= in_all
+    changes = [line.split("\t") for line in read_lines(tmp_path / "out/data/review_changes.tsv")][1:]
+    true = dict(line.split("\t") for line in reversed(read_lines(source / "train.txt")))
+    assert len(changes) >= in_all > 0 and all(row[4] == true[row[2]] != row[3] for row in changes)

@@ -21,7 +21,7 @@ HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")  # with any port:
 MOST_BYTES = 1 << 16  # of a request: it holds no text but names
 POLICY = ("default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-WHO = Field(min_length=1, max_length=40, pattern=r"^\S(.*\S)?$")  # a person's name
+WHO = Field(min_length=1, max_length=40, pattern=r"^[^\s\x00-\x1f]([^\x00-\x1f]*[^\s\x00-\x1f])?$")  # a person's name
 KIND = Field("all", pattern="^(all|train|duplicates|dev|data|people|skipped)$")
 
 
@@ -122,7 +122,7 @@ def add_requests(app: FastAPI, review: Review) -> None:
 
     @app.post("/api/words")
     def words(request: KeyRequest) -> dict[str, Any]:
-        return review.explain(request.key)
+        return review.explain(request.who, request.key)
 
     @app.post("/api/compare")
     def compare(request: Request) -> dict[str, Any]:

@@ -117,6 +117,20 @@ def check_journal(path: str, decisions: Decisions, cards: dict[str, Card]) -> li
     return unmatched
 
 
+def read_suspects(path: str, train: Rows) -> np.ndarray:
+    """Read the report of dirty.py (--report_file): the train rows that it lists, in its order, int64. UserError."""
+    problems, rows = Problems(), {text: row for row, text in reversed(list(enumerate(train.texts)))}
+    lines = [line.split("\t") for _, line in read_lines(path, problems)]
+    problems.report()
+    if lines[0][:4] != ["rank", "line", "score", "text"]:
+        raise UserError(f"{path}:1: not the header of a report of dirty.py, expected its --report_file")
+    texts = [line[3] for line in lines[1:] if len(line) > 3]
+    found = [rows[text] for text in texts if text in rows]
+    if len(found) < len(texts):
+        get_logger().warning(f"{path}: {len(texts) - len(found)} of its {len(texts)} texts are not in {train.path}.")
+    return np.array(list(dict.fromkeys(found)), np.int64)
+
+
 # ---------------------------------------------------------------- applying
 
 

@@ -31,7 +31,6 @@ class Queue:
         """num_suspects: train rows that are worth reading; overlap: share of the cards that every person gets."""
         self.data, self.cards, self.scores, self.overlap = data, cards, scores, overlap
         self.offsets = dict(zip(data, np.cumsum([0, *(len(rows.texts) for rows in data.values())]).tolist()))
-        self.keys = [key for key, _ in sorted(cards.items(), key=lambda item: self.row_of(item[1]))]  # of the first rows
         self.key_of_row = self.find_rows()
         self.reasons: dict[str, dict[str, Any]] = {}  # card -> why it is here
         self.order: dict[str, list[str]] = {kind: [] for kind in KINDS}

@@ -6,6 +6,7 @@ import os
 import zipfile
 import zlib
 from argparse import Namespace
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
@@ -81,11 +82,15 @@ class Model:
         probs[:, columns] = softmax(logits, checkpoint.temperature)
         return features, probs
 
-    def explain(self, text: str) -> dict[str, Any]:
-        """Return the prediction, a label's id, and the words: lists of blanks, word and shade (-1 to 1, None: not read)."""
-        return self.thread.submit(self._explain, text).result()
+    def explain(self, text: str, is_wanted: Callable[[], bool]) -> Optional[dict[str, Any]]:
+        """Return the prediction, a label's id, and the words: lists of blanks, word and shade (-1 to 1, None: not read).
 
-    def _explain(self, text: str) -> dict[str, Any]:
+        is_wanted: asked when the model is free; where the answer is no, None is returned."""
+        return self.thread.submit(self._explain, text, is_wanted).result()
+
+    def _explain(self, text: str, is_wanted: Callable[[], bool]) -> Optional[dict[str, Any]]:
+        if not is_wanted():
+            return None
         checkpoint = self.load()
         [found] = interpret(checkpoint, [text], "ig", self.args.batch_size)
         words = [[part["blanks"], part["word"], None if part["value"] is None else round(float(part["shade"]), 3)]

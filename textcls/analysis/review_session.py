@@ -54,7 +54,8 @@ class Review:
         self.answers: Optional[np.ndarray] = None  # of the last round
         self.learner = ThreadPoolExecutor(1)
         self.is_learning = False
-        self.explained: dict[str, dict[str, Any]] = {}
+        self.explained: dict[str, dict[str, Any]] = {}  # of cards
+        self.wanted: dict[str, str] = {}  # person -> the card whose words were asked for last
         if any(self.decisions.outcome(key)[0] == "decided" for key in self.decisions.stacks):
             self.learn()
 
@@ -104,13 +105,17 @@ class Review:
         self.queue.lease(key, who)
         return self.queue.show(key, who, self.decisions)
 
-    def explain(self, key: str) -> dict[str, Any]:
-        """Return the words of a card with their shades, as of `Model.explain`. UserError where no model can say it."""
+    def explain(self, who: str, key: str) -> dict[str, Any]:
+        """Return the words of a card with their shades, as of `Model.explain`; no words where the person asks for another card's
+        before the model is free. UserError where no model can say it."""
         if self.model is None or key not in self.cards:
             raise UserError("no model, or no such card, expected --params_path and a card of this review")
-        if key not in self.explained:
-            self.explained[key] = self.model.explain(self.cards[key].text)
-        return self.explained[key]
+        self.wanted[who] = key
+        found = self.explained.get(key) or self.model.explain(self.cards[key].text, lambda: self.wanted[who] == key)
+        if found is None:
+            return {"prediction": None, "words": []}
+        self.explained[key] = found
+        return found
 
     def comparison(self) -> list[dict[str, Any]]:
         """Return dev before and after, as of `compare`. UserError where there is nothing to compare."""
