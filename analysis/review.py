@@ -117,11 +117,10 @@ def compare_models(args, data, decisions, scores):
 
 def serve(args, review, listening):
     """Answer until Ctrl-C."""
-    with needs_packages("requirements-suite.txt"):
-        import pypinyin  # noqa: F401  # asked for with the first page
-        import uvicorn
+    import uvicorn
 
-        from textcls.analysis.review_app import make_app
+    from textcls.analysis.review_app import make_app
+
     token = secrets.token_urlsafe(24)
     server = uvicorn.Server(uvicorn.Config(make_app(review, token), log_level="warning", lifespan="off", server_header=False,
                                            timeout_graceful_shutdown=1))
@@ -144,6 +143,10 @@ def main():
         return apply(args, journal)
     if args.export:
         return export(args, data, decisions)
+    with needs_packages("requirements-cpu.txt"):  # before the work, not after it
+        import fastapi  # noqa: F401
+        import pypinyin  # noqa: F401
+        import uvicorn  # noqa: F401
     suspects = choose_suspects(args, data)
     listening = listen("127.0.0.1", args.port, "--port")
     model = Model(args.params_path, args, decisions.ids) if args.params_path else None
