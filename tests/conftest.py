@@ -8,7 +8,7 @@ import shutil
 import pytest
 from tokenizers import Tokenizer
 
-pytest.register_assert_rewrite("helpers", "prompt_models")  # their asserts say as much as those of the tests
+pytest.register_assert_rewrite("helpers", "prompt_models", "review_server")  # their asserts say as much as those of the tests
 
 # ruff: noqa: E402
 from helpers import (
@@ -39,7 +39,8 @@ from textcls.runtime.exported import sha256
 # the test files, the longest first
 LONGEST = ("readme", "train", "prune", "few_shot", "settings", "spark", "retrieval_train", "prompts", "milvus", "retrieval_index",
            "retrieval_scripts", "pretrained_encoders", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug",
-           "sent_interpret", "predictor", "simple_serving", "search_serving", "sparse", "predict", "export", "evaluate", "stacks")
+           "sent_interpret", "predictor", "simple_serving", "review_page", "review", "search_serving", "sparse", "predict",
+           "export", "evaluate", "stacks")
 
 
 def pytest_collection_modifyitems(items):

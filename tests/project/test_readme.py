@@ -74,6 +74,10 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
     "python predict.py --params_path checkpoint_known":
         "test_known.py::test_a_model_without_known_answers_as_before_and_says_what_it_lacks",
     "python analysis/report.py": "test_report.py::test_the_page_joins_all_parts",
+    **{f"python analysis/review.py --dataset_dir data --{words}": f"test_review.py::{test}" for words, test in {
+        "params_path": "test_words_are_shaded_and_a_second_model_is_compared",
+        "apply": "test_two_persons_disagree_and_one_settles_it",
+        "export": "test_apply_renamed_labels_changed_files_and_export"}.items()},
     "python analysis/word_interpret.py": "test_word_interpret.py::test_the_three_outputs test_wrong_input_writes_nothing",
     "python analysis/sent_interpret.py": "test_sent_interpret.py::test_other_methods_use_the_cache",
     "python analysis/sparse.py --dataset_dir data --params_path ./checkpoint --annotate":

@@ -58,14 +58,18 @@ def cached_features(checkpoint: Checkpoint, params_path: str, texts: list[str], 
 def features_key(checkpoint: Checkpoint, params_path: str, texts: list[str]) -> str:
     """Name a cached file: SHA-256 over everything that decides on the features of these texts."""
     digest = hashlib.sha256(f"2 {checkpoint.max_seq_length} ".encode())
-    for name in (WEIGHTS, "config.json", "model_config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
-                 "sentencepiece.bpe.model"):
-        path = os.path.join(params_path, name)
-        if os.path.isfile(path):
-            digest.update(f"{name} {sha256(path)} ".encode())
+    digest.update(describe_model(params_path).encode())
     for text in texts:
         digest.update(text.encode() + b"\n")
     return digest.hexdigest()[:32]
+
+
+def describe_model(params_path: str) -> str:
+    """Return the names and SHA-256 of all files of a checkpoint that decide on its answers."""
+    names = (WEIGHTS, "config.json", "model_config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
+             "sentencepiece.bpe.model")
+    paths = {name: os.path.join(params_path, name) for name in names}
+    return "".join(f"{name} {sha256(path)} " for name, path in paths.items() if os.path.isfile(path))
 
 
 def normalize(features: np.ndarray) -> np.ndarray:
