@@ -9,6 +9,7 @@ from textcls.common.log import get_logger
 from textcls.data.tokens import TokenizedTexts
 from textcls.models.checkpoints import Checkpoint, load_checkpoint
 from textcls.models.configs import change_config
+from textcls.models.families import FAMILIES
 from textcls.models.inference import predict_features
 
 WAYS = ["centres", "none"]  # of --known
@@ -29,10 +30,11 @@ def save_known(folder: str, train: TokenizedTexts, dev: Optional[TokenizedTexts]
         reason = f"that takes texts of {FOLDS} labels or more"
     else:
         checkpoint = load_checkpoint(folder)
-        if getattr(checkpoint.model.config, "prompt", None) is None:
+        config = checkpoint.model.config
+        if getattr(config, "prompt", None) is None and config.model_type in FAMILIES:
             centres = fit_centres(checkpoint, train, dev, file, batch_size)
             return change_config(folder, known=write_centres(folder, centres))
-        reason = "a prompt model has no features for that"
+        reason = f"that takes a model of one of the types {', '.join(FAMILIES)} without a prompt"
     get_logger().warning(f"--known centres: this model will not tell unknown texts: {reason}.")
 
 
