@@ -16,6 +16,7 @@ from data import doccano, table
 from helpers import ROOT, assert_user_error, read_lines, run_here, write_lines
 from review_server import LABELS, Server, entries, make_data
 from textcls.analysis.review_journal import Decisions, Journal, cohens_kappa, share_interval
+from textcls.common.errors import UserError
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_journal_keeps_what_is_whole_and_sets_a_damaged_end_aside(tmp_path, su
     journal = Journal(str(path))
     for label in "ABC":
         journal.append("label", who="amy", role="train", text="头疼", before="A", after=label)
-    with pytest.raises(Exception, match="another review.py is using it"):
+    with pytest.raises(UserError, match="another review.py is using it"):
         Journal(str(path))
     journal.close()
     whole = path.read_bytes()
@@ -66,9 +67,10 @@ def test_a_journal_keeps_what_is_whole_and_sets_a_damaged_end_aside(tmp_path, su
     again.append("skip", who="amy", role="train", text="牙疼", before=None, after=None)
     again.close()
     assert [entry["id"] for entry in entries(tmp_path)] == [1, 2, 3, 4]
-    path.write_bytes(b"no journal\n" + whole)
-    with pytest.raises(Exception, match="review.jsonl:1: no entry of a journal"):
-        Journal(str(path))
+    for wrong in (b"no journal\n", b'{"id": 1, "action": "keep", "who": "amy"}\n', b"[1]\n", b'{"id": 1, "action": "eval"}\n'):
+        path.write_bytes(wrong + whole)
+        with pytest.raises(UserError, match="review.jsonl:1: no entry of a journal"):
+            Journal(str(path))
 
 
 def test_what_counts_of_several_decisions():
@@ -94,6 +96,8 @@ def test_what_counts_of_several_decisions():
     assert outcome(first, entry(2, "undo", "bob")) == ("decided", "A")  # nobody undoes what others did
     decided = Decisions(["C", "B"], [first, renamed])  # label.txt has the new name already
     assert decided.names == ["C", "B"] and decided.ids["A"] == 0
+    decided = Decisions(["D", "B"], [first, renamed])  # a label.txt that has lost it
+    assert decided.names == ["D", "B", "C"]
 
 
 def test_kappa_and_interval_are_those_of_the_formulas():
@@ -214,6 +218,8 @@ def test_apply_renamed_labels_changed_files_and_export(start, tmp_path):
     unlabelled = server.card(kind="data")
     assert server.ask("label", name="新的 标签")[0] == 200
     server.decide(unlabelled, "label", label=len(LABELS))
+    for name in ("其它", "其他"):  # there and back
+        assert server.ask("label", name=name, label=LABELS.index("其他"))[0] == 200
     assert server.ask("label", name="其它", label=LABELS.index("其他"))[1]["labels"][LABELS.index("其他")]["name"] == "其它"
     texts = {name: (folder / name).read_bytes() for name in ("train.txt", "dev.txt", "data.txt", "label.txt")}
     status, applied = server.ask("apply")

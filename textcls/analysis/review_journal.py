@@ -134,9 +134,10 @@ def parse(line: bytes) -> Optional[Entry]:
         return None
     if not isinstance(entry, dict) or entry.get("action") not in ACTIONS or not isinstance(entry.get("id"), int):
         return None
-    is_about_text = entry["action"] in (*DECIDING, "skip")
-    wanted = ("who", "role", "text") if is_about_text else ("before", "after") if entry["action"] == "rename_label" else ()
-    return entry if all(isinstance(entry.get(name), str) for name in wanted) else None
+    wanted = {"rename_label": ("before", "after"), "add_label": ("label",), "undo": ("who",), "opened": ()}
+    names = wanted.get(entry["action"], ("who", "role", "text"))
+    is_whole = all(isinstance(entry.get(name), str) for name in names)
+    return entry if is_whole and isinstance(entry.get("after"), (str, type(None))) else None
 
 
 class Decisions:
@@ -171,9 +172,10 @@ class Decisions:
             self.outcomes[key] = self.judge(key)
         elif action == "add_label":
             self.label_id(entry["label"])
-        elif action == "rename_label" and self.names[self.ids[entry["before"]]] != entry["after"]:
-            self.names[self.ids[entry["before"]]] = entry["after"]
-            self.ids[entry["after"]] = self.ids[entry["before"]]
+        elif action == "rename_label":
+            label = self.label_id(entry["before"])
+            self.names[label] = entry["after"]
+            self.ids[entry["after"]] = label
 
     def label_id(self, name: str) -> int:
         """Return the id of a label, which is added where it is new."""

@@ -199,4 +199,4 @@ class Queue:
     def label_before(self, key: str, decision: Decision, decisions: Decisions) -> Optional[int]:
         """Return the label that a card had when it was first decided on: the file may hold the decision already."""
         before = decision.entry.get("before")
-        return self.cards[key].label if before is None else decisions.ids[before]
+        return self.cards[key].label if before is None else decisions.ids.get(before, NO_LABEL)

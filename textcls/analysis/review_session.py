@@ -20,7 +20,7 @@ from textcls.analysis.review_files import (
     read_data,
     write_applied,
 )
-from textcls.analysis.review_journal import DECIDING, Decisions, Journal, cohens_kappa
+from textcls.analysis.review_journal import DECIDING, Decisions, Journal, Outcome, cohens_kappa
 from textcls.analysis.review_queue import Queue
 from textcls.analysis.review_scores import SEED, Model, Scores, fit_round, order_unlabelled
 from textcls.common.errors import UserError
@@ -171,7 +171,7 @@ class Review:
         with self.lock:
             if problem := LABEL.problem(name):
                 raise UserError(f"label {name!r}: {problem}, expected {LABEL.expected}")
-            if name in self.decisions.names or name in self.decisions.ids:
+            if name in self.decisions.names or self.decisions.ids.get(name, label) != label:  # but its own
                 raise UserError(f"label {name!r} is, or was, the name of a label, expected a new name")
             if label is None:
                 self.take("add_label", who=who, label=name)
@@ -205,8 +205,8 @@ class Review:
         """Train TF-IDF on the rows as they are decided: its answers say whether more decisions change anything, and where there
         is no checkpoint, which label an unlabelled text may have."""
         with self.lock:
-            texts, label_ids, is_decided = self.labelled_rows()
-            num_labels = len(self.decisions.names)
+            outcomes, num_labels = dict(self.decisions.outcomes), len(self.decisions.names)
+        texts, label_ids, is_decided = self.labelled_rows(outcomes)
         if not texts:
             return
         targets = draw_texts(self.data)
@@ -225,11 +225,13 @@ class Review:
                 self.scores.probs["data"] = own
                 self.queue.reorder_unlabelled(order)
 
-    def labelled_rows(self) -> tuple[list[str], list[int], list[bool]]:
-        """Return texts, label ids and whether they are decided of all cards but dev's that have a label now."""
+    def labelled_rows(self, outcomes: dict[str, Outcome]) -> tuple[list[str], list[int], list[bool]]:
+        """Return texts, label ids and whether they are decided, of the cards of train and data that have a label.
+
+        outcomes: of `Decisions`."""
         texts, label_ids, is_decided = [], [], []
         for key, card in self.cards.items():
-            status, decision = self.decisions.outcome(key)
+            status, decision = outcomes.get(key, ("open", None))
             label = decision.label if decision else card.label
             if card.role != "dev" and label is not None and status != "conflict":
                 texts.append(card.text)
