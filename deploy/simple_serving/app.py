@@ -1,5 +1,6 @@
 """The HTTP interface: request and answer schemas with their limits, routes, error answers, metrics, authorization, logs."""
 
+import contextlib
 import hmac
 import html
 import json
@@ -41,6 +42,7 @@ CLIENT_GONE = 499  # what log and metrics say of a request whose client has gone
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # upper bounds of the histogram of latencies
 JSON_TYPE = re.compile(rb"application/([\w.-]+\+)?json\s*(;|$)", re.IGNORECASE)
 Predictions = dict[str, tuple[type[BaseModel], Callable]]  # path -> class of its requests, async function from one to a Response
+encode_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one each time
 logger = logging.getLogger("serving")
 
 
@@ -143,8 +145,7 @@ class Metrics:
 
 
 def json_response(content: dict[str, Any], status: int = 200, headers: Optional[dict[str, str]] = None) -> Response:
-    body = json.dumps(content, ensure_ascii=False).encode()
-    return Response(body, status, headers, "application/json")
+    return Response(encode_json(content).encode(), status, headers, "application/json")
 
 
 def refuse(status: int, message: str, field: str = "", headers: Optional[dict[str, str]] = None) -> Response:
@@ -354,7 +355,8 @@ class Guard:
         if declared > most or (refusal and b"expect" in headers):  # nobody has sent the body of the latter yet
             return refusal, None
         # no timer where there is nothing to wait for, which is nearly always
-        with anyio.move_on_after(None if "body_is_here" in scope["state"] else self.limits.body_seconds) as timer:
+        is_here = "body_is_here" in scope["state"]
+        with contextlib.nullcontext() if is_here else anyio.move_on_after(self.limits.body_seconds) as timer:
             while more and size <= most:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -364,7 +366,7 @@ class Guard:
                 refusal = refusal or (too_large if size > limit else None)
                 if not refusal:
                     body += chunk
-        if timer.cancelled_caught:
+        if timer and timer.cancelled_caught:
             return refuse(408, "the body did not come in time", headers={"Connection": "close"}), None
         if not refusal and not is_utf8(body):
             refusal = refuse(400, "the body is not UTF-8 or not JSON")

@@ -17,7 +17,6 @@ Writes  a JSON object per event and request to standard error. SIGTERM or Ctrl-C
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
@@ -37,7 +36,7 @@ from textcls.runtime.quantize import add_device_options, check_calibration, chec
 
 with needs_packages("deploy/simple_serving/requirements.txt"):
     import uvicorn
-    from app import make_app
+    from app import encode_json, make_app
     from batching import MicroBatcher
     from kinds import Kind, classifier, search
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -92,7 +91,7 @@ class JsonLines(logging.Formatter):
                  "level": record.levelname, "message": record.getMessage(), **getattr(record, "fields", {})}
         if record.exc_info:
             entry["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        return json.dumps(entry, ensure_ascii=False)
+        return encode_json(entry)
 
 
 def set_up_logging() -> None:
