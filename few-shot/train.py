@@ -225,13 +225,20 @@ def describe_run(model_args, args, templates, labels, words, splits):
             "pretrain_file": digest(splits.pretrain)}
 
 
-def search_prompt_settings(task, templates, model_args, data_args, args, run, splits):
-    """Train after a search for settings; run: of `describe_run`. UserError where there are several templates."""
-    if len(templates) > 1:
-        raise UserError(f"--search: trains a single model, expected one template, not {len(templates)}")
-    record = {**run, "dev rows": rows_id(*splits.dev), **describe_options(model_args, data_args, args)}
-    search_settings(model_args, args, record, splits.dev, lambda settings, args, callbacks: train_model(
-        task, templates[0], args, splits.train, splits.dev, callbacks))
+def train_task(task, templates, members, model_args, data_args, args, splits):
+    """Train all members and save one model in args.output_dir; with --search the only one, after the search. UserError."""
+    run = describe_run(model_args, args, templates, task.labels, task.words, splits)
+    if args.search:
+        if len(templates) > 1:
+            raise UserError(f"--search: trains a single model, expected one template, not {len(templates)}")
+        record = {**run, "dev rows": rows_id(*splits.dev), **describe_options(model_args, data_args, args)}
+        return search_settings(model_args, args, record, splits.dev, lambda settings, args, callbacks: train_model(
+            task, templates[0], args, splits.train, splits.dev, callbacks))
+    if is_main_rank():
+        begin_run(args, run)
+    if splits.pretrain:
+        task = task._replace(model_folder=further_pretrain(task, args, splits.pretrain, model_args.pretrain_epochs))
+    train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
 
 
 def note_run(data_dir, model_args, labels, splits):
@@ -296,16 +303,8 @@ def main():
                     model_args.early_stopping_patience, choose_neutral_texts(splits, labels) if model_args.calibrate else [],
                     model_args.calibrate_confidence == "temperature")
         check_templates(task, templates, args)
-        run = describe_run(model_args, args, templates, labels, words, splits)
         begun = note_run(data_args.data_dir, model_args, labels, splits)
-        if args.search:
-            search_prompt_settings(task, templates, model_args, data_args, args, run, splits)
-        else:
-            if is_main_rank():
-                begin_run(args, run)
-            if splits.pretrain:
-                task = task._replace(model_folder=further_pretrain(task, args, splits.pretrain, model_args.pretrain_epochs))
-            train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
+        train_task(task, templates, members, model_args, data_args, args, splits)
         folder = args.output_dir
         if is_main_rank():
             finish_model(folder, begun, args, splits, task.fits_temperature)
