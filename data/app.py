@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 
 from textcls.analysis.experiments import ROOT, model_files
 from textcls.analysis.review_journal import share_interval
+from textcls.analysis.stages import Stage, explain_failure, read_end, run_stage, running
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import describe_seconds
 from textcls.common.options import make_parser
@@ -45,16 +45,10 @@ from textcls.training.baseline import baseline_probs
 RECORD = "app.json"
 FEW_ROWS, MANY_LABELS = 20, 200  # rows a label for training (the median) below which, labels from which on it is an index
 LONG_TEXT, MANY_LONG = 126, 0.05  # characters; the share of longer texts from which on the end of a text is read, too
+LEAST_TIMED = 20_000  # texts in all epochs from which on a training is timed before
+LONGEST, LEAST_EPOCHS = 2 * 3600, 2  # seconds that a training may take on this machine, but so many epochs it has at least
+TIMES = re.compile(r"steps of ([\d,]+) ms, ([\d,]+) an epoch; evaluations: \d+ of ([\d.]+) s")  # of train.py --dry_run
 MOST_WORK = 10_000_000  # rows times labels up to which TF-IDF is fitted beside an index: seconds
-LEFT = re.compile(r", (\d[\d.]* (?:s|min|h)) left$", re.MULTILINE)  # of the suite's lines of progress
-LOG_LINE = re.compile(r'\[\d{4}-|\+ python |warning: |{"time": ')  # how a line of a stage begins that is no error
-QUIET_SECONDS = 30  # between two remaining times where there is no terminal
-
-
-class Stage(NamedTuple):
-    name: str  # of its log, too
-    made: str  # what is there when it is done
-    words: list  # script and options
 
 
 class Counts(NamedTuple):
@@ -93,6 +87,12 @@ def check_service(args):
     listen("127.0.0.1", args.port, "--port").close()
 
 
+def list_places(args):
+    """Where the results of the stages are: {name: path}."""
+    return {name: os.path.join(args.output_dir, name) for name in ("data", "model", "export", "index", "report", "bad_case.txt",
+                                                                   "logs")}
+
+
 # ---------------------------------------------------------------- the record: what a folder was made of
 
 
@@ -106,13 +106,13 @@ def open_record(args):
     if record is None and any(not name.startswith(".") for name in os.listdir(args.output_dir)):
         raise UserError(f"{args.output_dir}: holds files that are not of such a run, expected another --output_dir (make: OUT=), "
                         "new or empty")
-    if record is not None and "way" in record:
-        changed = [name for name in inputs if record.get("inputs", {}).get(name) != inputs[name]]
-        if changed:
-            raise UserError(f"{args.output_dir}: was made with another {', '.join(changed)}, expected the same, another "
-                            "--output_dir (make: OUT=), or this folder removed to make it anew")
-        return record
-    return {"inputs": inputs}  # of a run that has not come past its table, too
+    if not any(os.path.exists(list_places(args)[name]) for name in ("model", "export")):
+        return {"inputs": inputs}  # what there is of earlier is made anew in a second, of other inputs, too
+    changed = [name for name in inputs if record["inputs"].get(name) != inputs[name]]
+    if changed:
+        raise UserError(f"{args.output_dir}: was made with another {', '.join(changed)}, expected the same, another "
+                        "--output_dir (make: OUT=), or this folder removed to make it anew")
+    return record
 
 
 def save_record(args, record):
@@ -126,10 +126,8 @@ def save_record(args, record):
 def count_rows(data_dir):
     """Read the data folder that the table has become: Counts. UserError where nothing could be learnt of it."""
     labels, problems = read_labels(os.path.join(data_dir, "label.txt")), Problems()
-    if len(labels) < 2:
-        raise UserError(f"the table has only one label, {labels[0]!r}, expected two or more")
     if not os.path.getsize(os.path.join(data_dir, "dev.txt")):
-        raise UserError("no label of the table has two rows, one to learn from and one to test with, expected more rows")
+        raise UserError(f"{data_dir}: no label has two rows, one to learn from and one to test with, expected a larger table")
     (texts, label_ids), dev = (read_labelled(os.path.join(data_dir, name), labels, problems) for name in ("train.txt", "dev.txt"))
     problems.report()
     sizes = np.bincount(label_ids, minlength=len(labels))
@@ -173,7 +171,8 @@ def list_options(settings):
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def table_stage(args, data_dir):
+def table_stage(args):
+    data_dir = list_places(args)["data"]
     columns = {"text_column": args.text_column, "label_column": args.label_column}
     given = list_options({name: value for name, value in columns.items() if value is not None})
     return Stage("table", os.path.join(data_dir, "label.txt"),  # the last one that appears
@@ -190,8 +189,7 @@ def goes_on(folder):
 
 def later_stages(args, record):
     """The stages between the table and the service: list of Stage."""
-    folder = {name: os.path.join(args.output_dir, name) for name in ("data", "model", "export", "index", "report",
-                                                                     "bad_case.txt")}
+    folder = list_places(args)
     train = ["--model_name_or_path", args.model, "--data_dir", folder["data"], "--output_dir", folder["model"],
              *list_options(record["settings"]), *goes_on(folder["model"])]
     trained = os.path.join(folder["model"], "trainer_state.json")  # the last file of a training
@@ -221,85 +219,39 @@ def later_stages(args, record):
 # ---------------------------------------------------------------- doing it
 
 
-@contextlib.contextmanager
-def running(words, output, errors):
-    """Run a command in the block; where that ends otherwise, such as by Ctrl-C, end the command, and wait until it has."""
-    # a session of its own: Ctrl-C reaches this process alone, which lets the command end in order
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-
-
-def read_end(path, start=0):
-    """What has been added to a file since it had `start` bytes, but no more than the last 64 KiB."""
-    with open(path, "rb") as file:
-        file.seek(max(start, os.path.getsize(path) - (1 << 16)))
-        return file.read().decode("utf-8", "replace")
-
-
-def follow(process, title, log, start):
-    """Print the remaining time that the log of a stage says, until it ends: on a terminal in place, else behind the title."""
-    said, due = None, 0.0
-    print(f"{title} ...", end="", flush=True)
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout=0.2)
-        left = LEFT.findall(read_end(log, start))
-        if left and left[-1] != said and (sys.stdout.isatty() or time.monotonic() >= due):
-            said, due = left[-1], time.monotonic() + QUIET_SECONDS
-            print(f"\r\033[K{title} ... {said} left" if sys.stdout.isatty() else f" {said} left ...", end="", flush=True)
-
-
-def explain_failure(code, log, start):
-    """What a failed stage has said to the user, in its own words."""
-    lines = [line for line in read_end(log, start).splitlines() if line.strip()]
-    if code == 2:
-        said = [line for line in lines if not LOG_LINE.match(line)]
-        return "\n".join(said) if said else f"see {log}"
-    last = f": {lines[-1]}" if lines else ""
-    return f"it ended with code {code}{last}, see {log}, expected code 0; the same command goes on from there"
-
-
-def run_stage(args, number, stage):
-    """Run a stage unless what it makes is there. UserError where it fails."""
-    title = f"{number}. {stage.name}"
-    if os.path.exists(stage.made):
-        print(f"{title}: {stage.made} is there")
-        return
-    logs = os.path.join(args.output_dir, "logs")
-    os.makedirs(logs, exist_ok=True)
-    log, begun = os.path.join(logs, f"{stage.name}.log"), time.monotonic()
-    script, *options = stage.words
-    with open(log, "a", encoding="utf-8") as errors, open(os.path.join(logs, f"{stage.name}.out"), "a") as output:
-        start = errors.tell()
-        errors.write(f"+ python {shlex.join(stage.words)}\n")
-        errors.flush()
-        with running([sys.executable, str(ROOT / script), *options], output, errors) as process:
-            code = follow(process, title, log, start)
-    end = "\r\033[K" + title if sys.stdout.isatty() else ""
-    if code:
-        print(f"{end}{':' if end else ''} failed")
-        raise UserError(explain_failure(code, log, start))
-    print(f"{end}{':' if end else ''} done in {describe_seconds(time.monotonic() - begun)}", flush=True)
-
-
-def make_data(args, record, data_dir):
+def make_data(args, record):
     """Run the first stage and choose what is made of the data, which the record keeps."""
-    stage = table_stage(args, data_dir)
-    if "way" not in record:
-        save_record(args, record)
-        with contextlib.suppress(FileNotFoundError):  # of a run that ended before it was checked, perhaps of another table
-            os.remove(stage.made)
-    run_stage(args, 1, stage)
-    if "way" not in record:
-        counts = count_rows(data_dir)
-        way = choose_way(args, counts)
-        record.update(counts=counts._asdict(), way=way, settings=choose_settings(args, way, counts))
-        save_record(args, record)
+    stage, logs = table_stage(args), list_places(args)["logs"]
+    if "way" in record:
+        return run_stage(f"1. {stage.name}", stage, logs)
+    save_record(args, record)
+    with contextlib.suppress(FileNotFoundError):  # of a run that made nothing else, perhaps of another table
+        os.remove(stage.made)
+    run_stage(f"1. {stage.name}", stage, logs)
+    counts = count_rows(list_places(args)["data"])
+    way = choose_way(args, counts)
+    record.update(counts=counts._asdict(), way=way, settings=choose_settings(args, way, counts))
+    save_record(args, record)
+
+
+def limit_epochs(args, record):
+    """Let a training that would take too long on this machine have fewer epochs: a dry run times some steps."""
+    settings = record["settings"]
+    if record["way"] != "classifier" or "epoch_seconds" in record or (
+            record["counts"]["rows"] * settings["num_train_epochs"] < LEAST_TIMED):
+        return
+    training, logs = later_stages(args, record)[0], list_places(args)["logs"]
+    run_stage("   how long it takes here", Stage("timing", "", [*training.words, "--dry_run"]), logs)
+    found = TIMES.findall(read_end(os.path.join(logs, "timing.log")))
+    if not found:
+        raise UserError(f"{logs}/timing.log: says no times, expected those of train.py --dry_run")
+    step, steps, evaluation = (float(number.replace(",", "")) for number in found[-1])
+    seconds = record["epoch_seconds"] = step / 1000 * steps + evaluation
+    most = max(LEAST_EPOCHS, int(LONGEST / seconds)) if seconds else settings["num_train_epochs"]
+    settings["num_train_epochs"] = min(most, settings["num_train_epochs"])
+    save_record(args, record)
+    print(f"   an epoch takes about {describe_seconds(seconds)} on this machine: {settings['num_train_epochs']} epochs at most, "
+          f"about {describe_seconds(seconds * settings['num_train_epochs'])}; early stopping may end it sooner", flush=True)
 
 
 def describe_choice(args, record):
@@ -344,29 +296,25 @@ def say_accuracy(args, record):
         print(f"TF-IDF + logistic regression: {baseline * 100:.1f} % of the same rows{says}")
 
 
-def list_next(args, record, url):
-    """The next commands: list of (what for, command or file)."""
-    folder = {name: os.path.join(args.output_dir, name) for name in ("data", "model", "export", "index", "report",
-                                                                     "bad_case.txt")}
-    found = [("wrong texts", folder["bad_case.txt"])]
+def say_next(args, record, url=None):
+    """Print what can be done next. url: of the service, where it runs."""
+    folder = list_places(args)
+    found = {"wrong texts": folder["bad_case.txt"]}
+    if url:
+        client = [os.path.relpath(args.server_python), "deploy/simple_serving/client.py", "--url", url, "TEXT"]
+        found = {"open": f"{url}/", "ask": shlex.join(client), **found}
     if record["way"] == "classifier":
         model = ["--dataset_dir", folder["data"], "--params_path", folder["model"]]
-        found += [("report", os.path.join(folder["report"], "report.html")),
-                  ("label texts", ["predict.py", "--params_path", folder["model"], "--data_file", "texts.txt"]),
-                  ("mend rows", ["analysis/review.py", *model])]
+        found["report"] = os.path.join(folder["report"], "report.html")
+        commands = {"label texts": ["predict.py", "--params_path", folder["model"], "--data_file", "texts.txt"],
+                    "mend rows": ["analysis/review.py", *model]}
     else:
         search = ["--params_path", folder["export"], "--index_dir", folder["index"]]
-        found += [("label texts", ["retrieval_based/predict.py", *search, "--data_file", "texts.txt"]),
-                  ("add a label", ["retrieval_based/index.py", "add", "NAME", "--texts", "TEXT", "TEXT", *search])]
-    if url:
-        client = shlex.join([os.path.relpath(args.server_python), "deploy/simple_serving/client.py", "--url", url, "TEXT"])
-        return [("open", url), ("ask", client), *found]
-    return found
-
-
-def say_next(args, record, url=None):
-    for what, command in list_next(args, record, url):
-        print(f"  {what:12} {command if isinstance(command, str) else 'python ' + shlex.join(command)}", flush=True)
+        commands = {"label texts": ["retrieval_based/predict.py", *search, "--data_file", "texts.txt"],
+                    "add a label": ["retrieval_based/index.py", "add", "NAME", "--texts", "TEXT", "TEXT", *search]}
+    found.update((what, f"python {shlex.join(words)}") for what, words in commands.items())
+    for what, command in found.items():
+        print(f"   {what:12} {command}", flush=True)
 
 
 def serve(args, record, number):
@@ -375,7 +323,7 @@ def serve(args, record, number):
              os.path.join(args.output_dir, "export"), "--port", str(args.port)]
     if record["way"] == "index":
         words += ["--index_dir", os.path.join(args.output_dir, "index")]
-    log = os.path.join(args.output_dir, "logs", "service.log")
+    log = os.path.join(list_places(args)["logs"], "service.log")
     with open(log, "w", encoding="utf-8") as errors, running(words, errors, errors) as process:
         listening = None
         while listening is None and process.poll() is None:
@@ -383,12 +331,12 @@ def serve(args, record, number):
             listening = re.search(r'"message": "listening", "url": "([^"]+)"', read_end(log))
         if listening:
             print(f"{number}. service: {listening[1]}/ is open, Ctrl-C ends it")
-            say_next(args, record, f"{listening[1]}/")
+            say_next(args, record, listening[1])
             with contextlib.suppress(KeyboardInterrupt):
                 process.wait()
-                raise UserError(f"the service has ended: {explain_failure(process.returncode, log, 0)}")
+                raise UserError(f"the service has ended: {explain_failure(process.returncode, log)}")
             return
-    raise UserError(explain_failure(process.returncode, log, 0))
+    raise UserError(explain_failure(process.returncode, log))
 
 
 def main():
@@ -397,11 +345,16 @@ def main():
         check_service(args)
     with locked_folder(args.output_dir):
         record = open_record(args)
-        make_data(args, record, os.path.join(args.output_dir, "data"))
-        print(describe_choice(args, record), flush=True)
-        stages = later_stages(args, record)
-        for number, stage in enumerate(stages, 2):
-            run_stage(args, number, stage)
+        try:
+            make_data(args, record)
+            print(describe_choice(args, record), flush=True)
+            limit_epochs(args, record)
+            stages = later_stages(args, record)
+            for number, stage in enumerate(stages, 2):
+                run_stage(f"{number}. {stage.name}", stage, list_places(args)["logs"])
+        except (KeyboardInterrupt, SystemExit):
+            print("The same command goes on from here.", file=sys.stderr)
+            raise
         say_accuracy(args, record)
     if args.no_serve:
         say_next(args, record)
