@@ -251,7 +251,7 @@ def limit_epochs(args, record):
     settings["num_train_epochs"] = min(most, settings["num_train_epochs"])
     save_record(args, record)
     print(f"   an epoch takes about {describe_seconds(seconds)} on this machine: {settings['num_train_epochs']} epochs at most, "
-          f"about {describe_seconds(seconds * settings['num_train_epochs'])}; early stopping may end it sooner", flush=True)
+          f"about {describe_seconds(seconds * settings['num_train_epochs'])} in all", flush=True)
 
 
 def describe_choice(args, record):
