@@ -37,9 +37,10 @@ BASE := $(or $(FOUND),$(RUN))
 pip_with = PIP_CONSTRAINT=$(1) PIP_USE_PEP517=1 $(2)/bin/python -m pip --disable-pip-version-check
 PIP := $(call pip_with,constraints$(STACK).txt,$(VENV))
 
-.PHONY: help setup setup-test demo test test-fast lint bench bench-serving clean
+.PHONY: help setup setup-test demo app test test-fast lint bench bench-serving clean
 help:
 	@echo "make demo   train, evaluate, predict with and export a small model on the sample data"
+	@echo "make app TABLE=my_table.csv TEXT=column LABEL=column   from your own table to a running service"
 	@echo "make test   run all tests, or TESTS=\"tests/file.py ...\" (KUAKE_QIC_DIR=folder adds those on the real data set)"
 	@echo "make test-fast  run the tests that train nothing, in less than a minute"
 	@echo "make bench  measure speed (KUAKE_QIC_DIR=folder is needed)"
@@ -81,6 +82,18 @@ setup: $(VENV)/.installed
 
 demo: setup
 	PYTHON=$(RUN) sh data/demo.sh
+
+# options of data/app.py: MODEL=folder or built-in name, WAY=classifier or index, OUT=folder, PORT=number; SERVE=0 stops before the
+# service
+ifneq ($(filter app,$(MAKECMDGOALS)),)
+ifndef TABLE
+$(error app: expected make app TABLE=my_table.csv TEXT=column LABEL=column)
+endif
+endif
+app: setup $(if $(filter 0,$(SERVE)),,.venv-simple-serving/.installed)
+	@$(RUN) data/app.py --table_file "$(TABLE)" $(if $(TEXT),--text_column "$(TEXT)") $(if $(LABEL),--label_column "$(LABEL)") \
+	  $(if $(MODEL),--model "$(MODEL)") $(if $(WAY),--way $(WAY)) $(if $(OUT),--output_dir "$(OUT)") \
+	  $(if $(PORT),--port $(PORT)) $(if $(filter 0,$(SERVE)),--no_serve)
 
 # each server of deploy/ that the tests start, and Milvus, has an environment of its own, made as its README.md says: the same
 # one with both Paddles

@@ -38,7 +38,7 @@ from textcls.runtime.exported import sha256
 
 # the test files, the longest first
 LONGEST = ("readme", "train", "prune", "few_shot", "settings", "spark", "retrieval_train", "prompts", "milvus", "retrieval_index",
-           "retrieval_scripts", "pretrained_encoders", "paddle_serving", "demo", "word_interpret", "triton_serving", "aug",
+           "retrieval_scripts", "pretrained_encoders", "paddle_serving", "demo", "app", "word_interpret", "triton_serving", "aug",
            "sent_interpret", "predictor", "simple_serving", "review_page", "review", "search_serving", "sparse", "predict",
            "export", "evaluate", "stacks")
 

@@ -73,6 +73,7 @@ ELSEWHERE = {  # how a command begins -> the tests of a file that run its script
         "test_known.py::test_evaluation_says_how_well_unknown_texts_are_told",
     "python predict.py --params_path checkpoint_known":
         "test_known.py::test_a_model_without_known_answers_as_before_and_says_what_it_lacks",
+    "python data/app.py": "test_app.py::test_few_rows_become_an_index_that_answers_and_is_not_made_again",
     "python analysis/report.py": "test_report.py::test_the_page_joins_all_parts",
     **{f"python analysis/review.py --dataset_dir data --{words}": f"test_review.py::{test}" for words, test in {
         "params_path": "test_words_are_shaded_and_a_second_model_is_compared",
