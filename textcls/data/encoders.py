@@ -65,6 +65,8 @@ def read_long_text(config: dict[str, Any], path: str) -> LongText:
     if entry is None:
         return CUT
     try:
+        if not isinstance(entry, dict) or not entry.keys() <= set(LongText._fields):
+            raise UserError(f"no object of {', '.join(LongText._fields)}")
         long_text = LongText(**entry)
         check_long_text(long_text)
         if long_text.window_vote == "unit_mean" and not any(config.get(name) for name in ("sentence_encoder", "embedding_size")):

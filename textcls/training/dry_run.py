@@ -82,7 +82,7 @@ def estimate_training(args: TrainingArguments, make_trainer: Callable[[], Classi
         total = plan.max_steps if plan.max_steps > 0 else math.ceil(plan.num_train_epochs * epoch)
         chosen = choose_batches(sizes, accumulated)
         args.max_steps = len(chosen) // accumulated
-        get_logger().info(f"Dry run: times up to {args.max_steps} of {total:,} steps ...")
+        get_logger().info(f"Dry run: times up to {min(args.max_steps, total)} of {total:,} steps ...")
         timer = TimeSteps()
         for callback in (TrainingLog, ResumableEarlyStopping):
             trainer.pop_callback(callback)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VOTE_CHOICES = ("mean", "max")  # of the windows of a classifier
 LEAST_SPECIAL = 2  # tokens of a window that are not of the text, such as [CLS] and [SEP]; a prompt has more
+SMALL_WINDOW = 8  # tokens: windows of fewer say next to nothing
 MUCH_LOST = 0.05  # of all tokens: more than that is worth a hint
 
 
@@ -51,6 +52,10 @@ def check_long_text_options(args: "TrainArguments", max_seq_length: Optional[int
     long_text = choose_long_text(args, read_json(path) if path else {}, folder)
     if max_seq_length is not None:
         check_stride(long_text, max_seq_length, LEAST_SPECIAL)
+        room = max_seq_length - LEAST_SPECIAL
+        if long_text.mode == "window" and room < SMALL_WINDOW:
+            get_logger().warning(f"--max_seq_length {max_seq_length}: windows of at most {room} tokens say next to nothing of a "
+                                 "text, expected a larger one")
 
 
 def given_long_text(args: "TrainArguments") -> dict[str, Any]:
@@ -83,6 +88,7 @@ def tokenize_split(split: tuple[list[str], np.ndarray], encode: Encoder, name: s
                f"max_seq_length {longest}: --long_text {mode} leaves {lost * 100:.1f} % of all tokens unread")
     if mode == "window":
         message += f", in {len(tokens) / tokens.num_texts:.1f} windows a text"
+        message += "; a larger --max_windows or --max_seq_length reads more" if lost > MUCH_LOST else ""
     elif mode == "cut" and lost > MUCH_LOST:
         message += "; head_tail reads the end of a text, too, at the same cost"
     get_logger().info(message)
