@@ -72,13 +72,10 @@ def read_rows(args):
     labels = read_labels(os.path.join(args.source_dir, "label.txt"), problems)
     train, test = (read_labelled(os.path.join(args.source_dir, name), labels, problems) for name in FILES[:2])
     problems.report()
-    if args.held_out:
-        order = np.random.default_rng(0).permutation(len(train[0]))
-        held_out, kept = np.split(order, [round(args.held_out * len(order))])
-        train, test = (([train[0][row] for row in rows], train[1][rows]) for rows in (kept, held_out))
-    if not test[0] or len(train[0]) <= args.max_rows:
-        raise UserError(f"{args.source_dir}/train.txt: {len(train[0])} rows to label, {len(test[0])} to test on, expected more "
-                        f"than --max_rows ({args.max_rows}) and at least one")
+    num_rows = len(train[0]) - (round(args.held_out * len(train[0])) if args.held_out else 0)
+    if not test[0] or num_rows <= args.max_rows:
+        raise UserError(f"{args.source_dir}/train.txt: {num_rows} rows to label, {len(test[0])} in dev.txt, expected more than "
+                        f"--max_rows ({args.max_rows}) and at least one")
     return train, test, labels
 
 
@@ -90,6 +87,13 @@ def make_vectors(args, train_texts, test_texts):
     train, test = np.split(vectors, [len(train_texts)])
     mean, spread = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-6)
     return (train - mean) / spread, (test - mean) / spread
+
+
+def hold_out(share, rows, vectors):
+    """(train, test, vectors, test vectors), as of `read_rows` and `make_vectors`, of the training rows alone."""
+    held_out, kept = np.split(np.random.default_rng(0).permutation(len(vectors)), [round(share * len(vectors))])
+    train, test = (([rows[0][row] for row in part], rows[1][part]) for part in (kept, held_out))
+    return train, test, vectors[kept], vectors[held_out]
 
 
 def choose(strategy, texts, units, probs, count, rng):
@@ -194,6 +198,8 @@ def main():
         check_output(args.figure, [os.path.join(args.source_dir, name) for name in FILES], args.source_dir)
     train, test, labels = read_rows(args)
     vectors, test_vectors = make_vectors(args, train[0], test[0])
+    if args.held_out:
+        train, test, vectors, test_vectors = hold_out(args.held_out, train, vectors)
     results, tuned = {}, {}
     with threadpool_limits(1):  # short calls: more threads only wait for each other
         answer = fit_logistic(vectors, train[1], len(labels), args.strength)

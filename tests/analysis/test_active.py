@@ -55,6 +55,8 @@ def test_all_strategies_on_tiny_data(tiny_data, encoder, tmp_path, monkeypatch):
     assert [line.split("\t") for line in read_lines(tmp_path / "out/results.tsv")][1] == table[-1]
     assert trained == [str(tmp_path / "out/diverse-seed-2")] and "fine-tuned" in again.stdout.splitlines()[1]
     rows = read_lines(tmp_path / "out/diverse-seed-2/train.txt")
+    held_out = run_here(active.main, *words, "--seeds", 1, "--strategies", "review", "--held_out", 0.2)
+    assert held_out.stdout.startswith("all 176 rows: ") and f"read from {cached}" in held_out.stderr
     assert len(set(rows)) == len(rows) == 120 and set(rows) <= set(read_lines(tiny_data / "train.txt"))
 
 
@@ -73,7 +75,7 @@ def test_a_diverse_batch_has_unlike_rows_and_random_ones():
 
 def test_wrong_input_is_one_line(tiny_data, encoder, tmp_path):
     words = ["--source_dir", tiny_data, "--encoder", encoder, "--output_dir", tmp_path / "out", "--device", "cpu"]
-    for more, message in (([], "220 rows to label, 55 to test on, expected more than --max_rows (3000)"),
+    for more, message in (([], "220 rows to label, 55 in dev.txt, expected more than --max_rows (3000)"),
                           (["--first_rows", 50, "--max_rows", 40], "--max_rows 40: expected --first_rows (50) or more"),
                           (["--strength", "nan"], "--strength nan: expected a number above 0"),
                           (["--figure", "curve.jpg"], "--figure curve.jpg: expected a name that ends with .png or .svg"),
