@@ -9,6 +9,7 @@ import hashlib
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from typing import Callable, Optional
 
 import numpy as np
@@ -19,6 +20,7 @@ from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import Checkpoint
 from textcls.models.inference import predict_features
 from textcls.models.weights import WEIGHTS
+from textcls.retrieval.encoder import TextEncoder
 from textcls.runtime.exported import sha256
 
 QUERIES = 256  # texts compared with all training rows at once: 100 MB of scores for 100,000 rows
@@ -41,18 +43,44 @@ def cached_features(checkpoint: Checkpoint, params_path: str, texts: list[str], 
     if not cache_dir:
         return extract_features(checkpoint, texts, batch_size, description)
     path = os.path.join(cache_dir, f"{features_key(checkpoint, params_path, texts)}.npz")
-    shapes = ((len(texts), checkpoint.model.classifier.weight.shape[0]), (len(texts), len(checkpoint.labels)))
+    size = checkpoint.model.classifier.weight.shape[0]
+    shapes = {"features": (len(texts), size), "logits": (len(texts), len(checkpoint.labels))}
+
+    def extract() -> dict[str, np.ndarray]:
+        return dict(zip(shapes, extract_features(checkpoint, texts, batch_size, description)))
+
+    found = cached_arrays(path, shapes, extract, description)
+    return found["features"], found["logits"]
+
+
+def cached_vectors(encoder: TextEncoder, texts: list[str], cache_dir: Optional[str], description: str) -> np.ndarray:
+    """Return the vectors of texts by a sentence encoder, float32 [num_texts, dimension], cached as by `cached_features`."""
+    def encode() -> dict[str, np.ndarray]:
+        with progress_bar(len(texts), f"Encoding {description}") as progress:
+            return {"vectors": encoder.encode(texts, progress)}
+
+    if not cache_dir:
+        return encode()["vectors"]
+    digest = hashlib.sha256(f"vectors {encoder.encoder_id} {encoder.max_seq_length} ".encode())
+    digest.update("".join(text + "\n" for text in texts).encode())
+    path = os.path.join(cache_dir, f"{digest.hexdigest()[:32]}.npz")
+    return cached_arrays(path, {"vectors": (len(texts), encoder.dimension)}, encode, description)["vectors"]
+
+
+def cached_arrays(path: str, shapes: Mapping[str, tuple[int, ...]], compute: Callable[[], dict[str, np.ndarray]],
+                  description: str) -> dict[str, np.ndarray]:
+    """Read float32 arrays of these names and shapes from a file, or compute them and keep them there."""
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # files that are not whole
         with np.load(path, allow_pickle=False) as saved:
-            features, logits = saved["features"], saved["logits"]
-        if (features.shape, logits.shape) == shapes and features.dtype == logits.dtype == np.float32:
+            arrays = {name: saved[name] for name in shapes}
+        if all(array.shape == shapes[name] and array.dtype == np.float32 for name, array in arrays.items()):
             get_logger().info(f"Features of {description} read from {path}")
-            return features, logits
-    os.makedirs(cache_dir, exist_ok=True)  # a folder that cannot be made is told before the work, not after it
-    features, logits = extract_features(checkpoint, texts, batch_size, description)
+            return arrays
+    os.makedirs(os.path.dirname(path), exist_ok=True)  # a folder that cannot be made is told before the work, not after it
+    arrays = compute()
     with complete_file(path, "wb") as file:
-        np.savez(file, features=features, logits=logits)
-    return features, logits
+        np.savez(file, **arrays)
+    return arrays
 
 
 def features_key(checkpoint: Checkpoint, params_path: str, texts: list[str]) -> str:

@@ -8,15 +8,16 @@ import zlib
 from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from textcls.analysis.attributions import interpret
-from textcls.analysis.duplicates import comparison_key, find_conflicts
+from textcls.analysis.duplicates import find_conflicts
 from textcls.analysis.features import describe_model, extract_features, normalize
 from textcls.analysis.label_errors import out_of_fold, predict_tfidf, rank_suspects, split_folds
 from textcls.analysis.review_files import Rows
+from textcls.analysis.selection import Vectors, order_by_clusters, order_unlabelled
 from textcls.analysis.words import make_segments
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
@@ -26,15 +27,7 @@ from textcls.models.checkpoints import Checkpoint, load_checkpoint
 from textcls.models.device import select_device
 from textcls.training.baseline import baseline_probs
 
-if TYPE_CHECKING:
-    import scipy.sparse
-
-Vectors = Union[np.ndarray, "scipy.sparse.csr_matrix"]  # float32 [num_rows, size], rows of length 1
-
 FOLDS, SEED = 5, 3
-CLUSTERS, CLUSTER_DIMENSIONS = 50, 64  # for texts of which no model says anything
-SPREAD = 1000  # of the least certain unlabelled texts, so many are searched for near-duplicates
-ALIKE = 0.9  # cosine from which an unlabelled text is taken for one that comes before it
 ROUND_ROWS = 10_000  # rows that are not decided, at most, beside those that are, in a model of a round
 
 
@@ -185,52 +178,6 @@ def tfidf_vectors(texts: list[str]) -> Vectors:
 
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
     return vectorizer.fit_transform(texts).tocsr()
-
-
-def order_unlabelled(texts: list[str], vectors: Vectors, probs: np.ndarray) -> np.ndarray:
-    """Order unlabelled texts, the most worth labelling first: int64 [num_texts].
-
-    Breaking ties (Schroeder et al. 2022, arXiv:2107.05687): the smallest margin between the two likeliest labels first; of texts
-    that are alike only one is among the first. vectors: of `Scores`, of these texts; probs: float32 [num_texts, num_labels].
-    """
-    highest = np.sort(probs, axis=1)[:, -2:]
-    order = np.argsort(highest[:, 1] - highest[:, 0], kind="stable")
-    first = order[:SPREAD]
-    cosines = vectors[first] @ vectors[first].T
-    cosines = cosines if isinstance(cosines, np.ndarray) else cosines.toarray()
-    chosen: list[int] = []
-    keys: set[str] = set()
-    for place, row in enumerate(first.tolist()):
-        key = comparison_key(texts[row])
-        if key not in keys and not (chosen and cosines[place, chosen].max() > ALIKE):
-            keys.add(key)
-            chosen.append(place)
-    rest = np.setdiff1d(np.arange(len(first)), chosen)
-    return np.concatenate([first[chosen], first[rest], order[SPREAD:]])
-
-
-def order_by_clusters(vectors: Vectors) -> np.ndarray:
-    """Order texts of which no model says anything: the most typical one of each cluster, large ones first, then the second, ...
-
-    Returns int64 [num_texts]. k-means on the leading directions of the vectors; after TypiClust (Hacohen et al. 2022,
-    arXiv:2202.02794).
-    """
-    from sklearn.cluster import MiniBatchKMeans
-    from sklearn.decomposition import TruncatedSVD
-
-    count = vectors.shape[0]
-    dimensions = min(CLUSTER_DIMENSIONS, vectors.shape[1] - 1, count - 1)
-    if dimensions < 1:
-        return np.arange(count)
-    points = normalize(TruncatedSVD(dimensions, random_state=SEED).fit_transform(vectors))
-    means = MiniBatchKMeans(min(CLUSTERS, count), random_state=SEED, n_init=3, batch_size=1024).fit(points)
-    distances = np.linalg.norm(points - means.cluster_centers_[means.labels_], axis=1)
-    sizes = np.bincount(means.labels_, minlength=means.n_clusters)
-    rank = np.empty(count, np.int64)  # within its cluster
-    for cluster in range(means.n_clusters):
-        members = np.flatnonzero(means.labels_ == cluster)
-        rank[members[np.argsort(distances[members], kind="stable")]] = np.arange(len(members))
-    return np.lexsort((-sizes[means.labels_], rank))
 
 
 def nearest_of(vectors: Vectors, row: int, candidates: np.ndarray, count: int = 3) -> list[tuple[int, float]]:

@@ -22,7 +22,8 @@ from textcls.analysis.review_files import (
 )
 from textcls.analysis.review_journal import DECIDING, Decisions, Journal, Outcome, cohens_kappa
 from textcls.analysis.review_queue import Queue
-from textcls.analysis.review_scores import SEED, Model, Scores, fit_round, order_unlabelled
+from textcls.analysis.review_scores import SEED, Model, Scores, fit_round
+from textcls.analysis.selection import order_unlabelled
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.common.texts import LABEL
