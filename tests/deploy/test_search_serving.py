@@ -181,7 +181,7 @@ def test_workers_share_a_port_and_a_dead_one_is_started_again(search_export, enc
         assert other in find_workers(process) and len(find_workers(process)) == 2
         assert "serving_texts_total 120.0" in post(port, b"", "/metrics")[1].decode()  # of both, and of the dead one
         workers = find_workers(process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
     finally:
         process.kill()

@@ -31,7 +31,8 @@ def start(output, *options):
     """data/app.py in a process of its own, whose output goes to a file."""
     with open(output, "w") as stream:
         return subprocess.Popen([sys.executable, "data/app.py", *map(str, options)], cwd=ROOT, stdout=stream, stderr=stream,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"})  # as helpers.run
+                                env={**os.environ, "OMP_NUM_THREADS": "1"},  # as helpers.run
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's jobs ignore it
 
 
 def wait_for(process, output, is_there):
