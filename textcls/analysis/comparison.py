@@ -135,11 +135,11 @@ def find_changes(texts: Sequence[str], label_ids: np.ndarray, probs: np.ndarray,
     """
     guesses = probs.argmax(axis=2)
     changes = []
-    for index in np.flatnonzero((guesses != guesses[0]).any(axis=0)):
+    for index in np.flatnonzero((guesses != guesses[0]).any(axis=0)).tolist():
         is_right = guesses[:, index] == label_ids[index]
         change = "worse" if is_right[0] else "better" if is_right.any() else "other"
         answers = [{"label": labels[guess], "confidence": float(probs[model, index, guess]), "is_right": bool(right)}
-                   for model, (guess, right) in enumerate(zip(guesses[:, index], is_right))]
-        changes.append({"line": int(index) + 1, "text": texts[index], "label": labels[label_ids[index]], "answers": answers,
+                   for model, (guess, right) in enumerate(zip(guesses[:, index].tolist(), is_right))]
+        changes.append({"line": index + 1, "text": texts[index], "label": labels[int(label_ids[index])], "answers": answers,
                         "change": change})
     return changes

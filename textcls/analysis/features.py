@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -77,10 +77,10 @@ def cached_arrays(path: str, shapes: Mapping[str, tuple[int, ...]], compute: Cal
             get_logger().info(f"Features of {description} read from {path}")
             return arrays
     os.makedirs(os.path.dirname(path), exist_ok=True)  # a folder that cannot be made is told before the work, not after it
-    arrays = compute()
+    computed: dict[str, Any] = compute()
     with complete_file(path, "wb") as file:
-        np.savez(file, **arrays)
-    return arrays
+        np.savez(file, **computed)
+    return computed
 
 
 def features_key(checkpoint: Checkpoint, params_path: str, texts: list[str]) -> str:

@@ -129,13 +129,13 @@ def read_scores(path: str, data: dict[str, Rows]) -> Optional[Scores]:
 def write_scores(path: str, scores: Scores) -> None:
     """Keep scores for the next run. They hold numbers, no texts."""
     vectors = scores.vectors
-    matrix = {"vectors": vectors} if isinstance(vectors, np.ndarray) else {
+    matrix: dict[str, Any] = {"vectors": vectors} if isinstance(vectors, np.ndarray) else {
         "vectors": vectors.data, "indices": vectors.indices, "indptr": vectors.indptr, "shape": np.array(vectors.shape)}
+    matrix.update({f"probs_{role}": probs for role, probs in scores.probs.items()})
     with complete_file(path, "wb") as file:
         np.savez(file, suspects=scores.suspects, scores=scores.scores, unlabelled=scores.unlabelled,
                  duplicates=np.array([row for group in scores.duplicates for row in group], np.int64),
-                 group_sizes=np.array([len(group) for group in scores.duplicates], np.int64), **matrix,
-                 **{f"probs_{role}": probs for role, probs in scores.probs.items()})
+                 group_sizes=np.array([len(group) for group in scores.duplicates], np.int64), **matrix)
 
 
 def compute_scores(labels: list[str], data: dict[str, Rows], model: Optional[Model]) -> Scores:

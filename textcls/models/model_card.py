@@ -120,7 +120,7 @@ def count_labels(labels: Sequence[str], files: Sequence[DataFile]) -> str:
     if len(labels) > MOST_LABELS and labelled:
         by_count = np.argsort(-labelled[0], kind="stable")
         order = np.concatenate([by_count[:shown], by_count[-shown:]])
-    lines = [row(cell(labels[index]), *(counts[index] for counts in labelled)) for index in order]
+    lines = [row(cell(labels[index]), *(counts[index] for counts in labelled)) for index in order.tolist()]
     if len(order) < len(labels):
         lines.insert(shown, row(f"... ({len(labels) - len(order)})", *("..." for _ in labelled)))
     return "\n".join(lines)

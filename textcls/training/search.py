@@ -281,7 +281,7 @@ def compare_guesses(guesses: np.ndarray, label_ids: np.ndarray, metric: str) -> 
 
     values = measure(np.arange(num_rows))  # (2, num_seeds)
     generator = np.random.default_rng(0)
-    means = np.array([measure(generator.integers(num_rows, size=num_rows)).mean(axis=1) for _ in range(RESAMPLES)])
+    means = np.array([measure(generator.integers(num_rows, size=(num_rows,))).mean(axis=1) for _ in range(RESAMPLES)])
     parts = np.append(values.var(axis=1, ddof=1) / num_seeds, (means[:, 0] - means[:, 1]).var(ddof=1))
     difference = float(values[0].mean() - values[1].mean())
     error = np.sqrt(parts.sum())
