@@ -8,9 +8,10 @@
 Reads   model_path_prefix: a folder that export_model.py --onnx or prune.py wrote (or prefix of the model in it), on the driver;
         with --index_dir an exported sentence encoder and the index that retrieval_based/build_index.py made with it.
         input: a path that Spark can read, or with --format table the name of a table.
-Writes  all columns of the input, label, probability, top_k and error, which says why a row has no label; into output, a folder
-        that appears when it is complete, or with --output_format table a table. With --parts N into N folders part=0, part=1 ...
-        one after the other: those that are there are skipped when the same command is started again.
+Writes  all columns of the input, label, probability, top_k and error, which says why a row has no label, and known where the
+        model tells unknown texts; into output, a folder that appears when it is complete, or with --output_format table a table.
+        With --parts N into N folders part=0, part=1 ... one after the other: those that are there are skipped when the same
+        command is started again.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from textcls.common.errors import UserError, did_you_mean, needs_packages, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import make_parser, positive_int, probability_or_auto
+from textcls.runtime.predictions import add_known_option
 from textcls.runtime.quantize import add_scheme_options, check_calibration
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ READ_OPTIONS = {"csv": {"header": "true", "multiLine": "true", "escape": '"'}}
 WRITE_OPTIONS = {"csv": {"header": "true", "escape": '"', "ignoreLeadingWhiteSpace": "false",
                          "ignoreTrailingWhiteSpace": "false"}}
 LARGEST_SPLIT = "16m"  # of a file, for a task; Spark's own 128 MB would be an hour's work, all lost where an executor dies
-MODEL_OPTIONS = ("dtype", "batch_size", "max_seq_length", "top_k", "threshold", "max_text_length", "window", "calibration_file",
-                 "allow_accuracy_drop")  # of prepare_model
+MODEL_OPTIONS = ("dtype", "batch_size", "max_seq_length", "top_k", "threshold", "least_known", "max_text_length", "window",
+                 "calibration_file", "allow_accuracy_drop")  # of prepare_model
 PART, SETTINGS = "part", "_parts.json"  # the column that --parts makes, and what the parts that are there were made with
 logger = get_logger()
 
@@ -74,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many classes top_k has")
     parser.add_argument("--threshold", type=probability_or_auto, default=0.0,
                         help="answers with a lower probability get the label `undecided`; auto: the one saved with the model")
+    add_known_option(parser)
     parser.add_argument("--log_level", default="FATAL", choices=["INFO", "WARN", "ERROR", "FATAL"], help="of Spark's driver")
     args = parser.parse_args()
     if not args.write_archive and not (args.input and args.output):
@@ -82,8 +85,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--parts needs folders, expected another --output_format than table")
     if any("=" not in option for option in args.option):
         parser.error("--option: expected NAME=VALUE")
-    if args.index_dir and args.calibration_file:
-        parser.error("--calibration_file is for a classifier, expected no --index_dir with it")
+    for name in ("calibration_file", "least_known"):
+        if args.index_dir and getattr(args, name):
+            parser.error(f"--{name} is for a classifier, expected no --index_dir with it")
     check_calibration(parser, args)
     return args
 
@@ -106,7 +110,7 @@ def start_session(args: argparse.Namespace) -> "SparkSession":
     return spark
 
 
-def read_input(spark: "SparkSession", args: argparse.Namespace) -> "DataFrame":
+def read_input(spark: "SparkSession", args: argparse.Namespace, settings: Any) -> "DataFrame":
     """Open the table, and check that its columns are those that args name. UserError."""
     if args.format == "table":
         frame = spark.table(args.input)
@@ -115,16 +119,16 @@ def read_input(spark: "SparkSession", args: argparse.Namespace) -> "DataFrame":
         frame = spark.read.format(args.format).options(**options).load(args.input)
     if args.format == "text":
         frame = frame.withColumnRenamed("value", args.text_column)
-    check_columns(frame, args)
+    check_columns(frame, args, settings)
     return frame
 
 
-def check_columns(frame: "DataFrame", args: argparse.Namespace) -> None:
+def check_columns(frame: "DataFrame", args: argparse.Namespace, settings: Any) -> None:
     """Raise UserError where a table lacks a column that args name, or has one that the output will have."""
     from pyspark.sql.types import StringType
-    from spark_rows import ANSWER
+    from spark_rows import answer_kinds
 
-    columns, new = frame.columns, [args.column_prefix + name for name in ANSWER]
+    columns, new = frame.columns, [args.column_prefix + name for name in answer_kinds(settings)]
     wanted = [("text_column", args.text_column), *(("partition_by", name) for name in args.partition_by if name not in new)]
     wanted += [("id_column", args.id_column)] if args.id_column else []
     for option, name in wanted:
@@ -156,7 +160,7 @@ def add_answers(frame: "DataFrame", args: argparse.Namespace, settings: Any) -> 
         frame = frame.repartition(count, args.id_column).sortWithinPartitions(args.id_column)
     elif args.partitions:
         frame = frame.repartition(args.partitions)
-    schema = StructType([*frame.schema.fields, *answer_fields(prefix)])
+    schema = StructType([*frame.schema.fields, *answer_fields(settings, prefix)])
     answered = frame.mapInArrow(lambda batches: answer_batches(batches, column, prefix, settings), schema)
     if args.output_format == "csv":  # which holds no lists
         answered = answered.withColumn(prefix + "top_k", to_json(col(prefix + "top_k"), {"ignoreNullFields": "false"}))
@@ -283,7 +287,7 @@ def main() -> None:
     try:
         spark = start_session(args)
         try:
-            frame = read_input(spark, args)
+            frame = read_input(spark, args, model.settings)
             ship(spark, model, args.archive)
             counts = write_parts(frame, args, model.settings) if args.parts > 1 else write_whole(frame, args, model.settings)
         finally:

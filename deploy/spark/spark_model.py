@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
-from spark_rows import EXPORT, INDEX, Settings, answer_column, folder_sha256, open_predictor
+from spark_rows import EXPORT, INDEX, Settings, answer_column, answer_kinds, folder_sha256, open_predictor
 
 import textcls
 from textcls.common.errors import UserError
+from textcls.common.known import KNOWN_FILE
 from textcls.retrieval.search import find_threshold
 from textcls.runtime.converted import converted_path
 from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, read_export, saved_threshold
-from textcls.runtime.predictions import check_threshold
+from textcls.runtime.predictions import check_least_known, check_threshold
 from textcls.runtime.quantize import SCHEMES
 
 if TYPE_CHECKING:
@@ -40,25 +41,26 @@ class Model(NamedTuple):
 
 def prepare_model(path: str, index_dir: Optional[str] = None, *, dtype: str = "fp32", batch_size: int = 32,
                   max_seq_length: Optional[int] = None, top_k: int = 1, threshold: Union[float, str] = 0.0,
-                  max_text_length: int = LONGEST_TEXT, window: int = WINDOW, calibration_file: Optional[str] = None,
-                  allow_accuracy_drop: bool = False) -> Model:
+                  least_known: float = 0.0, max_text_length: int = LONGEST_TEXT, window: int = WINDOW,
+                  calibration_file: Optional[str] = None, allow_accuracy_drop: bool = False) -> Model:
     """Copy what is needed of an export, convert it where dtype asks for it, and open it once, before any job starts.
 
     path: of the Predictor, or with index_dir (of build_index.py) an exported sentence encoder. threshold: a probability, or
-    "auto". max_text_length: characters; longer texts get an error. window: rows whose batches are formed together. The others:
-    as of the Predictor. UserError.
+    "auto"; least_known: texts that are less probably of a label at all are not decided, either. max_text_length: characters;
+    longer texts get an error. window: rows whose batches are formed together. The others: as of the Predictor. UserError.
     """
     folder = Path(new_folder())
     export = read_export(path, output=EMBEDDING if index_dir else CLASS_LOGITS)
     source = Path(export.tokenizer_path).parent
     (folder / EXPORT).mkdir()
-    names = [name for name in ("deploy.json", "label.txt") if (source / name).is_file()]
+    names = [name for name in ("deploy.json", "label.txt", KNOWN_FILE) if (source / name).is_file()]
     converted = [converted_path(export.onnx_path, dtype)] if SCHEMES[dtype].convert else []
     for file in [*(source / name for name in names), export.tokenizer_path, export.onnx_path, *filter(os.path.isfile, converted)]:
         shutil.copy(file, folder / EXPORT)
     if index_dir:
         shutil.copytree(index_dir, folder / INDEX)
-    settings = Settings("", "", bool(index_dir), dtype, batch_size, max_seq_length, top_k, 0.0, max_text_length, window)
+    settings = Settings("", "", bool(index_dir), dtype, batch_size, max_seq_length, top_k, 0.0, bool(index_dir), least_known,
+                        max_text_length, window)
     more = {} if index_dir else {"calibration_file": calibration_file, "allow_accuracy_drop": allow_accuracy_drop}
     predictor = open_predictor(str(folder), settings, 1, **more)
     if not 1 <= top_k <= len(predictor.labels):
@@ -68,8 +70,11 @@ def prepare_model(path: str, index_dir: Optional[str] = None, *, dtype: str = "f
     elif threshold == "auto":
         threshold = saved_threshold(export, max_seq_length)
     check_threshold(float(threshold), predictor.labels)
+    tells_unknown = bool(index_dir) or predictor.tells_unknown
+    check_least_known(least_known, tells_unknown, predictor.labels)
     digest = folder_sha256(folder)
-    return Model(folder, settings._replace(archive=f"textcls-model-{digest[:16]}", sha256=digest, threshold=float(threshold)))
+    return Model(folder, settings._replace(archive=f"textcls-model-{digest[:16]}", sha256=digest, threshold=float(threshold),
+                                           tells_unknown=tells_unknown))
 
 
 def write_archive(model: Model, path: str) -> None:
@@ -94,7 +99,7 @@ def ship(spark: "SparkSession", model: Model, archive: Optional[str] = None) -> 
 
 
 def register_udf(spark: "SparkSession", name: str, path: str, index_dir: Optional[str] = None, **options: Any) -> Callable:
-    """Register a function of a text for SQL; it gives a struct of label, probability, top_k and error. Returns it for DataFrames.
+    """Register a function of a text for SQL; it gives a struct of the columns of `answer_fields`. Returns it for DataFrames.
 
     options: of `prepare_model`. Batches are formed within spark.sql.execution.arrow.maxRecordsPerBatch rows. UserError.
     """
@@ -113,16 +118,17 @@ def register_udf(spark: "SparkSession", name: str, path: str, index_dir: Optiona
             yield pd.DataFrame({key: values.to_pandas() for key, values in
                                 answer_column(pa.array(texts, pa.string(), from_pandas=True), settings).items()})
 
-    return spark.udf.register(name, pandas_udf(classify, StructType(answer_fields())))
+    return spark.udf.register(name, pandas_udf(classify, StructType(answer_fields(settings))))
 
 
-def answer_fields(prefix: str = "") -> "list[StructField]":
-    """Return the columns of answers as Spark's types; ANSWER of spark_rows.py has them as Arrow's. prefix: of their names."""
+def answer_fields(settings: Settings, prefix: str = "") -> "list[StructField]":
+    """Return the columns of answers as Spark's types; `answer_kinds` has them as Arrow's. prefix: of their names."""
     from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
     top = StructType([StructField("label", StringType()), StructField("probability", DoubleType())])
-    kinds = {"label": StringType(), "probability": DoubleType(), "top_k": ArrayType(top), "error": StringType()}
-    return [StructField(prefix + name, kind) for name, kind in kinds.items()]
+    kinds = {"label": StringType(), "probability": DoubleType(), "top_k": ArrayType(top), "error": StringType(),
+             "known": DoubleType()}
+    return [StructField(prefix + name, kinds[name]) for name in answer_kinds(settings)]
 
 
 def new_folder() -> str:

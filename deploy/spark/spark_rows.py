@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyspark import SparkFiles, TaskContext
 
 from textcls.common.errors import UserError
-from textcls.common.probabilities import UNDECIDED, top_labels
+from textcls.common.probabilities import DECIMALS, UNDECIDED, top_labels
 from textcls.common.texts import TEXT
 from textcls.runtime.exported import sha256
 from textcls.runtime.predictions import is_decided
@@ -21,6 +21,7 @@ from textcls.runtime.predictions import is_decided
 EXPORT, INDEX = "export", "index"  # the folders of an archive
 TOP = pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float64())]))
 ANSWER = {"label": pa.string(), "probability": pa.float64(), "top_k": TOP, "error": pa.string()}
+KNOWN = {"known": pa.float64()}  # one more column, of a model that tells unknown texts
 TopLabels = Sequence[tuple[str, float]]  # (label, probability), best first
 
 
@@ -35,8 +36,15 @@ class Settings(NamedTuple):
     max_seq_length: Optional[int]
     top_k: int
     threshold: float
+    tells_unknown: bool  # whether it says how probably a text is of a label at all
+    least_known: float
     max_text_length: int  # characters
     window: int  # rows that are answered at a time, in batches of like length
+
+
+def answer_kinds(settings: Settings) -> dict[str, pa.DataType]:
+    """Return the columns that answers have."""
+    return {**ANSWER, **KNOWN} if settings.tells_unknown else ANSWER
 
 
 def folder_sha256(folder: Union[str, Path]) -> str:
@@ -67,8 +75,9 @@ def open_predictor(folder: str, settings: Settings, num_threads: int, **options:
 
 
 @functools.lru_cache(maxsize=1)  # one model per worker, kept from task to task
-def open_shipped(settings: Settings) -> Callable[[list[str]], Iterable[TopLabels]]:
-    """Open a model that was shipped to this executor; returns a function of texts to their labels. UserError."""
+def open_shipped(settings: Settings) -> Callable[[list[str]], Iterable[tuple[TopLabels, Optional[float]]]]:
+    """Open a model that was shipped to this executor; returns a function of texts to their labels, and how known each text is,
+    None where the model does not tell. UserError."""
     folder = SparkFiles.get(settings.archive)
     found = folder_sha256(folder) if os.path.isdir(folder) else "none, it is missing"
     if found != settings.sha256:
@@ -77,13 +86,18 @@ def open_shipped(settings: Settings) -> Callable[[list[str]], Iterable[TopLabels
     task = TaskContext.get()
     predictor = open_predictor(folder, settings, task.cpus() if task else 1)
     if settings.has_index:
-        return lambda texts: [[(label, probability) for label, probability, _ in answer.top_k]
+        return lambda texts: [([(label, probability) for label, probability, _ in answer.top_k], answer.known)
                               for answer in predictor.answer(texts, settings.top_k)]
-    return lambda texts: top_labels(predictor.probabilities(texts), predictor.labels, settings.top_k)
+
+    def answer(texts: list[str]) -> Iterable[tuple[TopLabels, Optional[float]]]:
+        probs, known = predictor.answer(texts)
+        return zip(top_labels(probs, predictor.labels, settings.top_k), [None] * len(texts) if known is None else known.tolist())
+
+    return answer
 
 
 def answer_batches(batches: Iterable[pa.RecordBatch], column: str, prefix: str, settings: Settings) -> Iterator[pa.RecordBatch]:
-    """Append the columns of ANSWER to the rows of a partition, in their order. column: of the texts; prefix: of the new names."""
+    """Append columns of answers to the rows of a partition, in their order. column: of the texts; prefix: of the new names."""
     for window in cut_windows(batches, settings.window):
         answers = answer_column(window.column(column), settings)
         for name, values in answers.items():
@@ -108,17 +122,20 @@ def cut_windows(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tab
 
 
 def answer_column(column: Union[pa.Array, pa.ChunkedArray], settings: Settings) -> dict[str, pa.Array]:
-    """Label a column of texts: the columns of ANSWER. A row that is no text gets an error in the place of an answer."""
+    """Label a column of texts: the columns of `answer_kinds`. A row that is no text gets an error in the place of an answer."""
     values = [read_text(value, settings.max_text_length) for value in column.cast(pa.binary()).to_pylist()]
     places = [place for place, (text, _) in enumerate(values) if text is not None]
-    rows: list[tuple] = [(None, None, None, error) for _, error in values]
+    rows: list[tuple] = [(None, None, None, error, None) for _, error in values]
     if places:
         answer = open_shipped(settings)
-        for place, top in zip(places, answer([values[place][0] for place in places])):
+        for place, (top, known) in zip(places, answer([values[place][0] for place in places])):
             label, probability = top[0]
-            rows[place] = (label if is_decided(probability, settings.threshold) else UNDECIDED, probability,
-                           [{"label": name, "probability": value} for name, value in top], None)
-    return {name: pa.array([row[place] for row in rows], kind) for place, (name, kind) in enumerate(ANSWER.items())}
+            decided = is_decided(probability, settings.threshold) and (known is None or is_decided(known, settings.least_known))
+            rows[place] = (label if decided else UNDECIDED, probability,
+                           [{"label": name, "probability": value} for name, value in top], None,
+                           None if known is None else round(known, DECIMALS))
+    kinds = answer_kinds(settings)
+    return {name: pa.array([row[place] for row in rows], kinds[name]) for place, name in enumerate(kinds)}
 
 
 def read_text(value: Optional[bytes], longest: int) -> tuple[Optional[str], Optional[str]]:

@@ -19,6 +19,7 @@ if shutil.which("java") is None:
     pytest.skip("there is no java on the path, expected Java 17 or later (Spark 3.5: 8, 11 or 17)", allow_module_level=True)
 PYTHON = server_python("spark-3.5" if os.environ.get("SPARK") == "3.5" else "spark")
 SCRIPT = ROOT / "deploy/spark/spark_infer.py"
+LEAST_KNOWN = 0.95
 BAD = {None: "null", "": "empty or blank", " \t": "empty or blank", "a\0b": "a NUL character", "长" * 1001: "1001 characters"}
 # that of an activated environment, everything on loopback, and no web pages
 ENVIRONMENT = {**os.environ, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}", "SPARK_LOCAL_IP": "127.0.0.1",
@@ -72,7 +73,7 @@ def assert_right(rows, right, prefix="", threshold=0.0, bad=BAD, exact=True):
 
 
 @pytest.fixture(scope="module")
-def many(exported, search_export, table, tmp_path_factory):
+def many(exported, telling, search_export, table, tmp_path_factory):
     """{name of a run: (its folder, finished process)} of many command lines in one process, where Spark starts once."""
     folder = tmp_path_factory.mktemp("spark")
     wrong = shutil.copytree(exported, folder / "wrong")
@@ -89,11 +90,14 @@ def many(exported, search_export, table, tmp_path_factory):
         "text": ["--input", folder / "in.txt", "--format", "text", "--output_format", "json"],
         "csv": ["--input", folder / "in.csv", "--format", "csv", "--output_format", "csv"],
         "search": [*whole, "--output_format", "json", "--index_dir", search_export / "index", "--top_k", 2],
+        "known": [*whole, "--output_format", "json", "--least_known", LEAST_KNOWN],
+        "unknown": [*whole, "--least_known", LEAST_KNOWN],
         "there": [*whole], "column": [*whole, "--text_column", "txt"], "kind": [*whole, "--text_column", "id"],
         "taken": ["--input", folder / "parquet"], "missing": ["--input", folder / "nothing"],
         "other": [*whole, "--output_format", "json", "--parts", 2], "zip": ["--write_archive", folder / "wrong.zip"],
         "archive": [*whole, "--archive", folder / "wrong.zip"]}
-    models, outputs = {"search": search_export, "zip": wrong}, {"again": "int8", "there": "parquet", "other": "int8"}
+    models = {"known": telling / "export", "search": search_export, "zip": wrong}
+    outputs = {"again": "int8", "there": "parquet", "other": "int8"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -144,14 +148,27 @@ def test_an_index_answers_as_its_predictor_does(many, search_export, texts):
     folder, process = many["search"]
     assert process.returncode == 0, process.stderr
     predictor = SearchPredictor(str(search_export), str(search_export / "index"), num_threads=1)
-    assert_right(read_json(folder), {text: [top[:2] for top in answer.top_k]
-                                     for text, answer in zip(texts, predictor.answer(texts, 2))})
+    answers, rows = predictor.answer(texts, 2), read_json(folder)
+    assert_right(rows, {text: [top[:2] for top in answer.top_k] for text, answer in zip(texts, answers)})
+    found = [rows[number]["known"] for number in range(len(texts))]
+    assert found == pytest.approx([answer.known for answer in answers], abs=2e-6)
+
+
+def test_texts_of_no_label_are_told(many, telling, texts):
+    folder, process = many["known"]
+    assert process.returncode == 0, process.stderr
+    known = Predictor(telling / "export", num_threads=1).answer(texts)[1]
+    rows = [read_json(folder)[number] for number in range(len(texts))]
+    assert [row["known"] for row in rows] == pytest.approx(known, abs=2e-6)
+    assert [row["label"] == "undecided" for row in rows] == [round(value, 6) < LEAST_KNOWN for value in known]
+    assert 0 < sum(value < LEAST_KNOWN for value in known) < len(texts)
 
 
 def test_refusals(many):
     for name, parts in {"there": ["is there already"], "column": ["no column 'txt' (did you mean 'text'?)", "--text_column"],
                         "kind": ["column 'id' holds bigint, expected strings"], "missing": ["nothing"],
                         "taken": ["has a column 'error'", "--column_prefix"],
+                        "unknown": ["least_known", "this model does not tell unknown texts"],
                         "archive": ["the archive of the model has the SHA-256", "--write_archive"]}.items():
         assert_user_error(many[name][1], *parts)
         assert len(many[name][1].stderr.strip().split("\n")) == 1
