@@ -19,6 +19,7 @@ import contextlib
 import itertools
 import os
 
+from textcls.common.digests import sha256
 from textcls.common.errors import UserError, is_main_rank, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, find_label_file, make_parser
@@ -29,7 +30,6 @@ from textcls.models.checkpoints import load_checkpoint, saved_threshold
 from textcls.models.device import select_device
 from textcls.models.inference import predict_known
 from textcls.models.processes import begin_processes, collect_files, compare_records, wait_for_all
-from textcls.runtime.exported import sha256
 from textcls.runtime.parts import hash_files
 from textcls.runtime.predictions import (
     add_known_option,

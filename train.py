@@ -27,6 +27,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from textcls.common.digests import rows_id
 from textcls.common.errors import Problems, UserError, is_main_rank, run_script
 from textcls.common.log import get_logger, say_next
 from textcls.models.checkpoints import load_model
@@ -36,7 +37,7 @@ from textcls.models.loading import read_known_labels
 from textcls.models.model_card import describe_file
 from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
-from textcls.training.calibration import CALIBRATIONS, calibrate_model, rows_id, warn_of_few_rows
+from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
 from textcls.training.distillation import DistillationArguments, check_distillation, make_student, read_unlabelled
 from textcls.training.dry_run import estimate_training
 from textcls.training.folds import OUT_OF_FOLD, check_folds_options, train_in_folds

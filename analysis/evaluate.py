@@ -21,6 +21,7 @@ import numpy as np
 
 from textcls.analysis.evaluation_report import as_shown, log_unknown, score_splits, score_unknown, train_baseline, write_report
 from textcls.common.confidence import CONFIDENCE, explain_no_threshold, find_threshold, precision_bound
+from textcls.common.digests import file_id, rows_id, sha256
 from textcls.common.errors import UserError, count_ranks, is_main_rank, run_script
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.options import (
@@ -43,9 +44,7 @@ from textcls.models.inference import predict_known
 from textcls.models.loading import data_paths, load_with_data, read_splits
 from textcls.models.processes import begin_processes, compare_records, gather_rows, this_rank, wait_for_all
 from textcls.models.weights import WEIGHTS
-from textcls.runtime.exported import sha256
 from textcls.runtime.parts import hash_files
-from textcls.training.calibration import rows_id
 from textcls.training.scoring import find_bad_cases
 
 
@@ -160,7 +159,7 @@ def choose_threshold(args, checkpoint, dev_split, probs):
     threshold = {"value": found.value, "precision": args.wanted_precision, "coverage": coverage, "observed_precision": observed,
                  "rows": len(texts), "file": args.dev_file, "rows_id": rows_id(*dev_split)}
     if args.save_threshold:
-        weights = sha256(os.path.join(args.params_path, WEIGHTS))[:16]
+        weights = file_id(os.path.join(args.params_path, WEIGHTS))
         change_config(args.params_path, threshold={
             **threshold, "temperature": checkpoint.temperature, "weights": weights, "max_seq_length": checkpoint.max_seq_length})
         get_logger().info(f"Threshold saved in {os.path.join(args.params_path, 'config.json')}")

@@ -20,6 +20,7 @@ from textcls.analysis.features import cached_features, sparse_scores
 from textcls.analysis.influence import find_influences
 from textcls.analysis.label_errors import find_label_errors
 from textcls.analysis.words import make_segments
+from textcls.common.digests import rows_id
 from textcls.common.errors import UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, make_parser, positive_int, seed_number
@@ -27,7 +28,6 @@ from textcls.common.outputs import check_output_folder
 from textcls.common.probabilities import softmax
 from textcls.models.device import select_device
 from textcls.models.loading import load_with_data, read_splits
-from textcls.training.calibration import rows_id
 from textcls.training.scoring import find_bad_cases
 
 FOLDS = 5  # for the suspect labels

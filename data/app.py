@@ -30,6 +30,7 @@ import numpy as np
 from textcls.analysis.experiments import ROOT, model_files
 from textcls.analysis.review_journal import share_interval
 from textcls.analysis.stages import Stage, explain_failure, read_end, run_stage, running
+from textcls.common.digests import sha256
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import describe_seconds
 from textcls.common.options import make_parser
@@ -38,7 +39,6 @@ from textcls.data.files import read_json, read_labelled, read_labels
 from textcls.models.built_in import RETRIEVAL_MODELS
 from textcls.models.sentence_folders import MODULES
 from textcls.models.weights import HUGGING_FACE_WEIGHTS, find_weights
-from textcls.runtime.exported import sha256
 from textcls.runtime.listening import listen
 from textcls.training.baseline import baseline_probs
 

@@ -25,6 +25,7 @@ from typing import Optional
 
 import numpy as np
 
+from textcls.common.digests import rows_id
 from textcls.common.errors import Problems, UserError, is_main_rank, run_script
 from textcls.common.log import get_logger, say_next
 from textcls.data.files import check_splits, draw_shots, read_json, read_label_words, read_labelled, read_lines, read_texts
@@ -37,7 +38,7 @@ from textcls.models.device import select_device
 from textcls.models.model_card import describe_file
 from textcls.models.processes import find_folder, wait_for_all
 from textcls.models.tokenizers import load_tokenizer
-from textcls.training.calibration import CALIBRATIONS, calibrate_model, rows_id, warn_of_few_rows
+from textcls.training.calibration import CALIBRATIONS, calibrate_model, warn_of_few_rows
 from textcls.training.long_text_options import check_long_text_options
 from textcls.training.prompt_members import ENOUGH_DEV_ROWS, Member, train_all
 from textcls.training.prompt_runs import (

@@ -26,6 +26,7 @@ from helpers import (
     write_binary_data,
     write_lines,
 )
+from textcls.common.digests import file_id
 from textcls.common.log import get_logger
 from textcls.models.configs import change_config
 from textcls.models.families import FAMILIES
@@ -34,7 +35,6 @@ from textcls.models.wordpiece import build_rust_tokenizer
 from textcls.retrieval.changes import memory_index, new_header, rows_of_texts, write_index
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.head import fit_head
-from textcls.runtime.exported import sha256
 
 # the test files, the longest first
 LONGEST = ("readme", "train", "prune", "few_shot", "settings", "spark", "retrieval_train", "prompts", "milvus", "retrieval_index",
@@ -110,7 +110,7 @@ def exported(checkpoint, make_once):
         temperature = json.loads((source / "config.json").read_text())["calibration"]["temperature"]
         change_config(str(source), threshold={"value": THRESHOLD, "precision": 0.9, "temperature": temperature,
                                               "max_seq_length": 64,
-                                              "weights": sha256(str(source / "model_state.pdparams"))[:16]})
+                                              "weights": file_id(str(source / "model_state.pdparams"))})
         process = run("export_model.py", "--params_path", source, "--output_path", folder / "export", "--onnx")
         assert process.returncode == 0, process.stderr
         for form in ("exported graph", "ONNX model"):

@@ -15,11 +15,12 @@ from argparse import Namespace
 
 from settings import MARKER
 
+from textcls.common.digests import sha256
 from textcls.common.errors import UserError, run_script
 from textcls.common.options import make_parser
 from textcls.common.outputs import check_output_folder, complete_folder
 from textcls.data.files import read_json
-from textcls.runtime.exported import Export, read_export, sha256
+from textcls.runtime.exported import Export, read_export
 
 INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
 

@@ -4,9 +4,10 @@ import os
 from argparse import Namespace
 from typing import Any
 
+from textcls.common.digests import sha256
 from textcls.common.errors import UserError
 from textcls.data.files import read_json
-from textcls.runtime.exported import Export, read_export, sha256
+from textcls.runtime.exported import Export, read_export
 
 MARKER = "serving_server_conf.prototxt"  # in a folder that build_model.py made, and what Paddle Serving reads first
 NAME = "seq_cls"  # of the service and of its only step

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Optional, Union
 import pyarrow as pa
 from pyspark import SparkFiles, TaskContext
 
+from textcls.common.digests import sha256
 from textcls.common.errors import UserError
 from textcls.common.probabilities import DECIMALS, UNDECIDED, top_labels
 from textcls.common.texts import TEXT
-from textcls.runtime.exported import sha256
 from textcls.runtime.predictions import is_decided
 
 EXPORT, INDEX = "export", "index"  # the folders of an archive

@@ -16,10 +16,11 @@ from textcls.common.confidence import (
     read_temperature,
     read_threshold,
 )
+from textcls.common.digests import rows_id
 from textcls.common.errors import UserError
 from textcls.common.probabilities import softmax, top_classes
 from textcls.models.configs import read_calibration
-from textcls.training.calibration import FOLDS, calibrate_model, cross_fit, fit_temperature, measure_confidence, rows_id
+from textcls.training.calibration import FOLDS, calibrate_model, cross_fit, fit_temperature, measure_confidence
 from textcls.training.scoring import bootstrap_intervals, risk_coverage, score_classes
 
 

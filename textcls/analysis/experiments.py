@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from textcls.common.digests import sha256
 from textcls.common.errors import UserError
 from textcls.common.outputs import complete_file
 from textcls.data.files import read_json
 from textcls.models.weights import WEIGHTS
-from textcls.runtime.exported import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
+from textcls.common.digests import sha256
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.outputs import complete_file
 from textcls.data.tokens import tokenize
@@ -21,7 +22,6 @@ from textcls.models.checkpoints import Checkpoint
 from textcls.models.inference import predict_features
 from textcls.models.weights import WEIGHTS
 from textcls.retrieval.encoder import TextEncoder
-from textcls.runtime.exported import sha256
 
 QUERIES = 256  # texts compared with all training rows at once: 100 MB of scores for 100,000 rows
 

@@ -10,12 +10,12 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from textcls.analysis.review_journal import Decisions, Entry, card_key
+from textcls.common.digests import sha256
 from textcls.common.errors import Problems, UserError
 from textcls.common.log import get_logger
 from textcls.common.outputs import check_output, complete_file
 from textcls.data.files import read_labelled, read_labels, read_lines, read_texts
 from textcls.data.splitting import write_files
-from textcls.runtime.exported import sha256
 
 ROLES = ("train", "dev", "data")
 CHANGES = "review_changes.tsv"

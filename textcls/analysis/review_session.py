@@ -24,10 +24,10 @@ from textcls.analysis.review_journal import DECIDING, Decisions, Journal, Outcom
 from textcls.analysis.review_queue import Queue
 from textcls.analysis.review_scores import SEED, Model, Scores, fit_round
 from textcls.analysis.selection import order_unlabelled
+from textcls.common.digests import sha256
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.common.texts import LABEL
-from textcls.runtime.exported import sha256
 
 ROUND = 25  # decisions from one model on the side to the next
 STOP_TEXTS = 1000  # random texts on which the models of two rounds are compared

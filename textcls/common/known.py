@@ -5,13 +5,13 @@ it counts as the less known, the farther it is from the nearest label's centre, 
 texts (relative Mahalanobis distance, Ren et al. 2021, arXiv:2106.09022).
 """
 
-import hashlib
 import io
 import os
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from textcls.common.digests import content_id
 from textcls.common.errors import UserError
 from textcls.common.outputs import complete_file
 
@@ -110,11 +110,6 @@ def write_centres(folder: str, centres: Centres) -> dict[str, str]:
     with complete_file(os.path.join(folder, KNOWN_FILE), "wb") as output:
         output.write(content.getvalue())
     return {"id": content_id(content.getvalue())}
-
-
-def content_id(content: bytes) -> str:
-    """Name the content of a known.npz: the first 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read_centres(folder: str, entry: Any) -> Optional[Centres]:

@@ -1,6 +1,5 @@
 """Labelled rows split into folds, and what models that have not seen a row say of it: kept in a file."""
 
-import hashlib
 import re
 import unicodedata
 import warnings
@@ -8,6 +7,7 @@ import zipfile
 
 import numpy as np
 
+from textcls.common.digests import rows_id
 from textcls.common.errors import UserError
 from textcls.common.outputs import complete_file
 from textcls.data.files import LabelledTexts, compare_labels
@@ -53,16 +53,10 @@ def check_folds(label_ids: np.ndarray, folds: int) -> None:
         raise UserError(f"--folds {folds}: the largest class has {counts.max()} different texts, expected no more folds")
 
 
-def rows_digest(texts: list[str], label_ids: np.ndarray) -> str:
-    """Name labelled rows in their order: 16 hexadecimal digits. label_ids: int64 [num_rows]."""
-    lines = "\n".join(f"{label_id}\t{text}" for text, label_id in zip(texts, label_ids.tolist()))
-    return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
 def write_out_of_fold(path: str, logits: np.ndarray, labels: list[str], rows: LabelledTexts) -> None:
     """Keep the logits, float32 [num_rows, num_classes], of rows by models that have not seen them, for `read_out_of_fold`."""
     with complete_file(path, "wb") as output:
-        np.savez_compressed(output, logits=logits, labels=np.array(labels), rows=np.array(rows_digest(*rows)))
+        np.savez_compressed(output, logits=logits, labels=np.array(labels), rows=np.array(rows_id(*rows, in_order=True)))
 
 
 def read_out_of_fold(path: str, labels: list[str], rows: LabelledTexts, file: str) -> np.ndarray:
@@ -79,7 +73,7 @@ def read_out_of_fold(path: str, labels: list[str], rows: LabelledTexts, file: st
     except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read ({error}), expected {expected}") from None
     compare_labels(own_labels, labels, "label.txt", path)
-    if digest != rows_digest(*rows) or logits.shape != (len(rows[0]), len(labels)):
+    if digest != rows_id(*rows, in_order=True) or logits.shape != (len(rows[0]), len(labels)):
         raise UserError(f"{path}: is of {len(logits)} rows that are not those of {file} ({len(rows[0])} rows), expected the rows "
                         "that train.py --folds had, in the same order")
     return logits

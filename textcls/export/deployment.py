@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
+from textcls.common.digests import file_id
 from textcls.common.errors import UserError
 from textcls.common.known import KNOWN_FILE, write_centres
 from textcls.common.log import get_logger
@@ -26,7 +27,7 @@ from textcls.models.inference import keeping_features
 from textcls.models.model_card import extend_cards, serving_commands
 from textcls.models.paddle_setup import PADDLE_3, paddle
 from textcls.models.tokenizers import save_rust_tokenizer
-from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, FEATURES, GRAPH_ENDINGS, LOGITS, PROBES, graph_file, sha256
+from textcls.runtime.exported import CLASS_LOGITS, EMBEDDING, FEATURES, GRAPH_ENDINGS, LOGITS, PROBES, graph_file
 
 if TYPE_CHECKING:
     from paddle import inference
@@ -159,7 +160,7 @@ def describe_confidence(checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
     checkpoint holds one that belongs to it."""
     entries: dict[str, Any] = {"temperature": checkpoint.temperature}
     if checkpoint.threshold is not None:
-        hashes = {kind: sha256(prefix + ending)[:16] for kind, ending in (("params", ".pdiparams"), ("onnx", ".onnx"))
+        hashes = {kind: file_id(prefix + ending) for kind, ending in (("params", ".pdiparams"), ("onnx", ".onnx"))
                   if os.path.isfile(prefix + ending)}
         entries["threshold"] = {**checkpoint.threshold, "weights": hashes}
     return entries

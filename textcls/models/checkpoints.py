@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 import numpy as np
 
 from textcls.common.confidence import check_threshold_of_model, read_threshold
+from textcls.common.digests import file_id
 from textcls.common.errors import UserError
 from textcls.common.known import Centres, read_centres
 from textcls.common.log import get_logger
@@ -37,7 +38,6 @@ from textcls.models.weights import (
     set_weights,
     without_drawing,
 )
-from textcls.runtime.exported import sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -221,7 +221,7 @@ def saved_threshold(folder: str, max_seq_length: Optional[int] = None) -> float:
     config = read_checkpoint_config(folder, "train.py")
     path = os.path.join(folder, "config.json")
     entry = read_threshold(config, path)
-    own = sha256(os.path.join(folder, WEIGHTS))[:16] if entry is not None else ""
+    own = file_id(os.path.join(folder, WEIGHTS)) if entry is not None else ""
     return check_threshold_of_model(entry, path, read_calibration(config, folder).get("temperature", 1.0), own,
                                     choose_length(max_seq_length, config, folder))
 

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from textcls.common.digests import file_id, sha256
 from textcls.common.outputs import complete_file
 from textcls.data.encoders import read_long_text
 from textcls.data.files import read_json
 from textcls.models.built_in import BUILT_IN_MODELS
 from textcls.models.configs import config_path
 from textcls.models.weights import find_weights
-from textcls.runtime.exported import sha256
 
 CARDS = {"MODEL_CARD.md": "model_card.md", "MODEL_CARD_en.md": "model_card_en.md"}  # file: its template
 UNKNOWN = "–"
@@ -137,7 +137,7 @@ def describe_model(folder: str, config: dict[str, Any], labels: Sequence[str], f
     return {"num_labels": str(len(labels)), "max_seq_length": str(config.get("max_seq_length", UNKNOWN)),
             "structure": ", ".join([cell(config.get("model_type", UNKNOWN)), *(
                 f"{cell(name)} {config[name]}" for name in sizes if name in config)]),
-            "weights": f"{os.path.getsize(weights) / 1e6:.1f} MB, SHA-256 {sha256(weights)[:16]}..." if weights else UNKNOWN,
+            "weights": f"{os.path.getsize(weights) / 1e6:.1f} MB, SHA-256 {file_id(weights)}..." if weights else UNKNOWN,
             "long_text": cell(", ".join([long_text.mode, *settings])),
             "files": "\n".join(row(cell(file.name), file.rows, file.sha256) for file in files),
             "file_names": " | ".join(map(cell, labelled)), "file_rules": " | ".join("---" for _ in labelled),
@@ -159,7 +159,7 @@ def extend_cards(source: str, folder: str, versions: str, differences: Mapping[s
     its logits from the checkpoint's}; use: the commands that serve it.
     """
     models = sorted(name for name in os.listdir(folder) if name.endswith((".pdiparams", ".onnx")))
-    hashes = [f"{cell(name)}: SHA-256 {sha256(os.path.join(folder, name))[:16]}..." for name in models]
+    hashes = [f"{cell(name)}: SHA-256 {file_id(os.path.join(folder, name))}..." for name in models]
     for card, (heading, item, value, files, difference, version, opening) in EXPORT_SECTIONS.items():
         path = Path(source, card)
         before = path.read_bytes() if path.is_file() else opening.encode("utf-8")  # as it is: it may have been edited

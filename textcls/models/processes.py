@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
+from textcls.common.digests import sha256
 from textcls.common.errors import UserError, count_ranks
 from textcls.common.hosts import choose_interface, package_versions, rank_hosts
-from textcls.runtime.exported import sha256
 
 if TYPE_CHECKING:
     from paddle.nn import Layer

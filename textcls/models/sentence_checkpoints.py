@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from tokenizers.normalizers import Lowercase, Sequence
 
+from textcls.common.digests import content_id, sha256
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.data.files import read_json
@@ -25,7 +26,6 @@ from textcls.models.families import OTHER, count_positions, find_family
 from textcls.models.sentence_folders import MODULES, SentenceFolder, read_prompts, read_sentence_folder
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, make_encoder, rust_tokenizer
 from textcls.models.weights import WEIGHTS
-from textcls.runtime.exported import sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,7 +53,7 @@ def load_sentence_encoder(path: str, max_seq_length: Optional[int] = None, pooli
     _check_pooling(path, pooling, options.pooling)
     content = json.dumps([options.entries(), *(config[name] for name in ("max_seq_length", "long_text") if name in config)],
                          sort_keys=True)
-    encoder_id = hashlib.sha256((sha256(os.path.join(path, WEIGHTS)) + content).encode()).hexdigest()[:16]
+    encoder_id = content_id((sha256(os.path.join(path, WEIGHTS)) + content).encode())
     return open_checkpoint(path, config, max_seq_length, [], head="SentenceEncoder")._replace(encoder_id=encoder_id)
 
 

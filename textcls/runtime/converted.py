@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 
 import numpy as np
 
+from textcls.common.digests import sha256
 from textcls.common.errors import UserError
 from textcls.common.outputs import complete_file
-from textcls.runtime.exported import sha256
 from textcls.runtime.onnx_session import open_session
 from textcls.runtime.quantize import SCHEMES, with_metadata
 

@@ -6,12 +6,12 @@ tokenizer.json, label.txt and deploy.json that belong to it; where there is a kn
 in the place of logits, and has no labels.
 """
 
-import hashlib
 import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from textcls.common.confidence import check_threshold_of_model, read_temperature, read_threshold
+from textcls.common.digests import file_id
 from textcls.common.errors import UserError
 from textcls.common.known import Centres, read_centres
 from textcls.common.long_texts import CUT, LongText
@@ -218,7 +218,7 @@ def saved_threshold(export: Export, max_seq_length: Optional[int] = None) -> flo
     if entry is not None:
         weights = entry.get("weights")
         entry = {**entry, "weights": weights.get(kind) if isinstance(weights, dict) else None}
-    own = sha256(export.onnx_path or export.params_path)[:16] if entry is not None else ""
+    own = file_id(export.onnx_path or export.params_path) if entry is not None else ""
     return check_threshold_of_model(entry, path, export.temperature, own, max_seq_length or export.max_seq_length)
 
 
@@ -228,15 +228,3 @@ def threshold_or_reason(export: Export) -> Union[float, str]:
         return saved_threshold(export)
     except UserError as error:
         return str(error).removeprefix("--")
-
-
-def sha256(path: str) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits. UserError."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}), expected a file") from None
-    return digest.hexdigest()

@@ -7,18 +7,17 @@
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from textcls.common.digests import content_id, file_id, sha256
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.common.outputs import complete_file, lock_folder, named_in_errors
 from textcls.data.files import read_json
-from textcls.runtime.exported import sha256
 
 RUN, SUMS = "run.json", "SHA256SUMS"
 # options that say where something is, which its content tells better, or how far the work has got
@@ -33,7 +32,7 @@ def parts_folder(output_file: str) -> str:
 def describe_run(args: argparse.Namespace, path: str, models: Sequence[str]) -> dict[str, Any]:
     """Return what the answers depend on, as JSON. path: of the texts; models: folders, or names of models that are no folders."""
     options = {name: value for name, value in sorted(vars(args).items()) if name not in PLACES}
-    return {"input": f"{os.path.getsize(path)} bytes, SHA-256 {sha256(path)[:16]}", "model": " ".join(map(hash_files, models)),
+    return {"input": f"{os.path.getsize(path)} bytes, SHA-256 {file_id(path)}", "model": " ".join(map(hash_files, models)),
             "options": options}
 
 
@@ -43,7 +42,7 @@ def hash_files(folder: str) -> str:
         return folder
     names = [name for name in sorted(os.listdir(folder)) if name[0] != "." and os.path.isfile(os.path.join(folder, name))]
     lines = "".join(f"{sha256(os.path.join(folder, name))}  {name}\n" for name in names)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return content_id(lines.encode("utf-8", "surrogateescape"))
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """A temperature for a classifier's logits: fitted on dev by NLL, measured on rows that it was not fitted on (Guo et al. 2017,
 arXiv:1706.04599). It changes probabilities and no label."""
 
-import hashlib
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
 from textcls.common.confidence import LEAST_TEMPERATURE, MOST_TEMPERATURE
+from textcls.common.digests import rows_id
 from textcls.common.log import get_logger
 from textcls.models.configs import change_config
 
@@ -82,12 +82,6 @@ def measure_confidence(logits: np.ndarray, label_ids: np.ndarray, temperature: U
 def describe_change(before: Confidence, after: Confidence) -> str:
     """Say what a temperature does in the words of the log."""
     return (f"expected calibration error {before.error:.4f} -> {after.error:.4f} | NLL {before.nll:.4f} -> {after.nll:.4f}")
-
-
-def rows_id(texts: list[str], label_ids: np.ndarray) -> str:
-    """Name labelled rows: 16 hexadecimal digits, for which the order of the rows does not matter."""
-    lines = sorted(f"{label_id}\t{text}" for text, label_id in zip(texts, label_ids.tolist()))
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def warn_of_few_rows(num_rows: int, file: str) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from textcls.common.digests import sha256
 from textcls.common.errors import Problems, UserError, is_main_rank
 from textcls.common.log import get_logger, progress_bar
 from textcls.common.outputs import check_output_folder, complete_file
@@ -21,7 +22,6 @@ from textcls.models.paddle_setup import paddle
 from textcls.models.tokenizers import check_vocabulary, load_tokenizer, rust_tokenizer
 from textcls.models.vocabulary import LAYER_CHOICES, choose_layers, choose_tokens, count_parameters, cut_layers, cut_vocabulary
 from textcls.models.weights import WEIGHTS
-from textcls.runtime.exported import sha256
 from textcls.training.trainer import check_limits
 
 from paddlenlp.trainer import TrainingArguments
