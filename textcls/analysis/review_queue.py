@@ -188,7 +188,9 @@ class Queue:
         counts, wrong = 0, 0
         for key in decisions.stacks:
             status, decision = decisions.outcome(key)
-            if key in self.is_control and status == "decided" and decision is not None:
+            # decided as one drawn at random: a row that was suspect with other options, or before it was mended, is none
+            if (key in self.is_control and status == "decided" and decision is not None
+                    and decision.entry.get("kind") == "control"):
                 counts += 1
                 wrong += decision.label != self.label_before(key, decision, decisions)
         found: dict[str, Any] = {"count": counts, "wrong": wrong, "rest": len(self.control)}
