@@ -132,6 +132,11 @@ def test_odd_texts_are_text_and_nothing_is_out_of_sight(browser):
     first.click()
     page.wait(lambda: page.text() != before)
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    before = page.text()
+    page.click("#keys button:nth-child(4)")  # drop, by mouse: Enter does not drop the next one, too
+    page.wait(lambda: page.text() != before)
+    page.decide(Keys.ENTER)
+    assert [entry["action"] for entry in entries(folder)[-2:]] == ["drop", "label"]
 
 
 def test_two_browsers_a_conflict_a_new_label_and_the_files(browser):
