@@ -89,6 +89,9 @@ def test_what_counts_of_several_decisions():
     assert outcome(first, second, entry(3, "undo"), entry(4, "undo"), entry(5, "undo")) == ("open", None)
     assert outcome(first, {**second, "who": "bob"}) == ("conflict", None)
     assert outcome(first, {**second, "who": "bob"}, entry(3, "label", "eve", after="B", final=True)) == ("decided", "B")
+    last_word = [first, {**second, "who": "bob"}, entry(3, "label", "bob", after="B", final=True)]
+    assert outcome(*last_word, entry(4, "label", "eve", after="B")) == ("decided", "B")  # settled is settled
+    assert outcome(*last_word, entry(4, "label", "eve", after="A")) == ("conflict", None)
     assert outcome(first, entry(2, "drop", "bob", after=None)) == ("conflict", None)
     assert outcome(first, entry(2, "skip", "bob", after=None)) == ("decided", "A")
     renamed = {"id": 2, "time": "", "action": "rename_label", "who": "bob", "before": "A", "after": "C"}

@@ -197,9 +197,10 @@ class Decisions:
         deciding = [decision for decision in self.of(key).values() if decision.action in DECIDING]
         if not deciding:
             return "open", None
-        newest = max(deciding, key=lambda decision: decision.number)
-        if newest.is_final or len({decision.label for decision in deciding}) == 1:
-            return "decided", newest
+        last_word = max((decision.number for decision in deciding if decision.is_final), default=0)
+        counting = [decision for decision in deciding if decision.number >= last_word]  # what it settled is settled
+        if len({decision.label for decision in counting}) == 1:
+            return "decided", max(counting, key=lambda decision: decision.number)
         return "conflict", None
 
     def last_card(self, who: str) -> Optional[str]:
