@@ -93,7 +93,7 @@ class Queue:
         if kind == "skipped":
             return next(iter(self.skipped(who, decisions)), None)
         if kind in ("all", "train") and self.is_control_turn(who, decisions.count(who)):
-            key = next((key for key in self.control if who not in decisions.of(key)), None)
+            key = next((key for key in self.control if self.is_free(key, who, decisions)), None)
             if key:
                 return key
         kinds = KINDS if kind == "all" else (kind,)
