@@ -169,6 +169,8 @@ def test_two_persons_disagree_and_one_settles_it(shared):
     assert answer["people"] == 1
     process = run_here(review.main, "--dataset_dir", folder, "--journal", folder / "copy.jsonl", "--apply")
     assert process.returncode == 0, process.stderr
+    copy = folder / "copy.jsonl"  # the command to go on with finds the same journal, and compares nothing where no model is
+    assert f"analysis/review.py --dataset_dir {folder} --journal {copy} --params_path checkpoint_reviewed\n" in process.stderr
     status, answer = server.ask("decide", key=dropped["key"], action="keep", seen=0)
     assert (status, answer["stale"]) == (409, True)  # amy has decided on it: an older window cannot overwrite that
     card = server.card("eve", "people")

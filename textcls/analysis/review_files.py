@@ -18,7 +18,7 @@ from textcls.data.splitting import write_files
 from textcls.runtime.exported import sha256
 
 ROLES = ("train", "dev", "data")
-CHANGES = "review_changes.tsv"
+JOURNAL, CHANGES = "review.jsonl", "review_changes.tsv"
 CHANGES_HEADER = ("file", "line", "text", "before", "after", "who", "time", "note")
 NO_LABEL = -1
 
@@ -202,21 +202,29 @@ def write_applied(args: Namespace, applied: Applied, overwrite: bool) -> list[st
     return paths
 
 
+def same_options(args: Namespace) -> list[str]:
+    """Return the options by which another review.py reads the same files and decisions."""
+    words = ["--dataset_dir", args.dataset_dir]
+    for role in (*ROLES, "label"):
+        if getattr(args, f"{role}_file") != f"{role}.txt":
+            words += [f"--{role}_file", getattr(args, f"{role}_file")]
+    return words if args.journal == os.path.join(args.dataset_dir, JOURNAL) else [*words, "--journal", args.journal]
+
+
 def next_commands(args: Namespace, applied: Applied) -> list[list[str]]:
     """Return the commands to train again and to compare, as lists of words; without a dev file, to split the rows first."""
     names = {role: reviewed_name(getattr(args, f"{role}_file")) for role in (*ROLES, "label")}
     if names["dev"] not in applied.outputs:
-        return [["python", "analysis/review.py", "--dataset_dir", args.dataset_dir, "--export", "doccano", "--export_file",
-                 "reviewed.jsonl"],
+        return [["python", "analysis/review.py", *same_options(args), "--export", "doccano", "--export_file", "reviewed.jsonl"],
                 ["python", "data/doccano.py", "--doccano_file", "reviewed.jsonl", "--save_dir", "reviewed_data",
                  "--splits", "0.9", "0.1"],
                 ["python", "train.py", "--data_dir", "reviewed_data", "--output_dir", "checkpoint_reviewed", "--do_train",
                  "--do_eval"]]
-    compared = ["--params_path", args.params_path] if args.params_path else []
+    models = (["--params_path", args.params_path, "--compare_path", "checkpoint_reviewed"] if args.params_path else
+              ["--params_path", "checkpoint_reviewed"])  # nothing to compare with
     return [["python", "train.py", "--data_dir", args.dataset_dir, "--train_file", names["train"], "--dev_file", names["dev"],
              "--label_file", names["label"], "--output_dir", "checkpoint_reviewed", "--do_train", "--do_eval"],
-            ["python", "analysis/review.py", "--dataset_dir", args.dataset_dir, *compared, "--compare_path",
-             "checkpoint_reviewed"]]
+            ["python", "analysis/review.py", *same_options(args), *models]]
 
 
 # ---------------------------------------------------------------- exporting
