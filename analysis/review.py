@@ -123,6 +123,14 @@ def compare_models(args, data, decisions, scores):
     return scores.probs["dev"].argmax(axis=1), after.argmax(axis=1)
 
 
+def own_name():
+    """The user's name; "", so that the page asks for one, where the system has none, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""
+
+
 def serve(args, review, listening):
     """Answer until Ctrl-C."""
     import uvicorn
@@ -132,7 +140,7 @@ def serve(args, review, listening):
     token = secrets.token_urlsafe(24)
     server = uvicorn.Server(uvicorn.Config(make_app(review, token), log_level="warning", lifespan="off", server_header=False,
                                            timeout_graceful_shutdown=1))
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}/#token={token}&who={quote(getpass.getuser())}"
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/#token={token}&who={quote(own_name())}"
     get_logger().info(f"Open this address in a browser; who has it can read and decide: {address}")
     model = ["--params_path", args.params_path] if args.params_path else []
     get_logger().info(f"Each decision is saved in {args.journal}. Ctrl-C ends; then: "
