@@ -52,6 +52,10 @@ def test_a_journal_keeps_what_is_whole_and_sets_a_damaged_end_aside(tmp_path, su
         journal.append("label", who="amy", role="train", text="头疼", before="A", after=label)
     with pytest.raises(UserError, match="another review.py is using it"):
         Journal(str(path))
+    path.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="was moved, deleted or replaced"):  # not into a file that nobody finds
+        journal.append("undo", who="amy", undoes=3)
+    (tmp_path / "moved").rename(path)
     journal.close()
     whole = path.read_bytes()
     for end in (b'{"id": 4, "action": "lab', b"\xff\x00" * 20, b"\0" * 30 + b"\n"):

@@ -104,8 +104,9 @@ class Journal:
                              "before it are there.")
 
     def append(self, action: str, **content: Any) -> Entry:
-        """Add an entry; it is on the disk when this returns. OSError where it cannot be; then it is not added."""
+        """Add an entry; it is on the disk when this returns. OSError, UserError where it cannot be; then it is not added."""
         with self.lock:
+            self.check_place()
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             entry: Entry = {"id": len(self.entries) + 1, "time": now, "action": action, **content}
             end = self.file.seek(0, os.SEEK_END)
@@ -117,6 +118,16 @@ class Journal:
                 raise
             self.entries.append(entry)
             return entry
+
+    def check_place(self) -> None:
+        """UserError where the path does not lead to the file any more: what is added to it then would be lost."""
+        try:
+            is_there = os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise UserError(f"{self.path}: was moved, deleted or replaced since review.py was started; this is not saved, expected "
+                            "that file back, or review.py started again")
 
     def sync(self) -> None:
         self.file.flush()
