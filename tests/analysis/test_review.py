@@ -25,7 +25,8 @@ def start(tmp_path):
     servers = []
 
     def start(*options):
-        servers.append(Server(make_data(tmp_path / "data") if not servers else tmp_path / "data", *options))
+        folder = tmp_path / "data"
+        servers.append(Server(folder if folder.exists() else make_data(folder), *options))
         return servers[-1]
 
     yield start
@@ -218,8 +219,10 @@ def test_apply_renamed_labels_changed_files_and_export(start, tmp_path):
     texts = [line.split("\t")[0] for line in read_lines(tmp_path / "data/train.txt")]
     header = "rank\tline\tscore\ttext\tlabel\tsuggested_label\tprobability"
     write_lines(tmp_path / "data/report.tsv", [header, *(f"1\t1\t0.9\t{text}\ta\tb\t0.5" for text in (texts[70], texts[7]))])
+    known = [read_lines(tmp_path / "data" / name)[5].split("\t")[0] for name in ("train.txt", "dev.txt")]
+    write_lines(tmp_path / "data/data.txt", known + read_lines(tmp_path / "data/data.txt"))  # nobody is to label these again
     server, folder = start("--suspects_file", "report.tsv"), tmp_path / "data"
-    assert server.ask("state")[1]["progress"]["train"] == [0, 2]
+    assert server.ask("state")[1]["progress"]["train"] == [0, 2] and server.ask("state")[1]["progress"]["data"] == [0, 12]
     assert [server.card(who, "train")["text"] for who in ("cat", "dan")] == [texts[70], texts[7]]
     first = server.card(kind="duplicates")
     server.decide(first, "label", label=LABELS.index("其他"))

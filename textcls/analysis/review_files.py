@@ -97,6 +97,11 @@ def make_cards(data: dict[str, Rows]) -> dict[str, Card]:
     return cards
 
 
+def has_label(key: str, cards: dict[str, Card]) -> bool:
+    """Return whether the text of a card of data.txt is in train or dev, too."""
+    return any(card_key(role, cards[key].text) in cards for role in ("train", "dev"))
+
+
 def find_unmatched(decisions: Decisions, cards: dict[str, Card]) -> list[Entry]:
     """List the entries of decided texts that are in none of the files any more. A text may be in another file by now: those of
     data.txt that were labelled and applied are."""
@@ -144,7 +149,8 @@ def reviewed_name(name: str) -> str:
 
 
 def apply_decisions(args: Namespace, labels: list[str], data: dict[str, Rows], decisions: Decisions) -> Applied:
-    """Put the decisions into the rows. The order of the rows stays; labelled texts of data.txt follow at the end of train."""
+    """Put the decisions into the rows. The order of the rows stays; labelled texts of data.txt, but those that
+    train or dev hold already, follow at the end of train."""
     cards = make_cards(data)
     rows: dict[str, list[str]] = {"train": [], **{role: [] for role in data}}
     changes: list[tuple[str, ...]] = []
@@ -168,7 +174,7 @@ def apply_decisions(args: Namespace, labels: list[str], data: dict[str, Rows], d
                 changes.append((os.path.basename(file.path), str(line), text, labels[own], after, "", "", "rename"))
             if note != "drop":
                 if role == "data" and after:
-                    labelled += [f"{text}\t{after}"] if is_first else []
+                    labelled += [f"{text}\t{after}"] if is_first and not has_label(key, cards) else []
                 else:
                     rows[role].append(f"{text}\t{after}" if role != "data" else text)
     rows["train"] += labelled
@@ -231,9 +237,13 @@ def next_commands(args: Namespace, applied: Applied) -> list[list[str]]:
 
 
 def decided_rows(data: dict[str, Rows], decisions: Decisions) -> Iterator[tuple[str, Optional[str]]]:
-    """Yield (text, label or None) of all rows as they are decided, each card once; dropped rows are left out."""
-    for key, card in make_cards(data).items():
+    """Yield (text, label or None) of all rows as they are decided, each card once; left out are dropped rows, and texts of
+    data.txt that train or dev hold already."""
+    cards = make_cards(data)
+    for key, card in cards.items():
         _, decision = decisions.outcome(key)
+        if card.role == "data" and has_label(key, cards):
+            continue
         if decision is None:
             for label in dict.fromkeys(card.label_ids):
                 yield card.text, None if label == NO_LABEL else decisions.names[label]

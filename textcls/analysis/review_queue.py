@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from textcls.analysis.review_files import NO_LABEL, Card, Rows
+from textcls.analysis.review_files import NO_LABEL, Card, Rows, has_label
 from textcls.analysis.review_journal import Decision, Decisions, share_interval
 from textcls.analysis.review_scores import SEED, Scores, nearest_of
 
@@ -73,11 +73,12 @@ class Queue:
                 self.add("dev", self.offsets["dev"] + row)
         for row in scores.unlabelled.tolist():
             self.add("data", self.offsets["data"] + row)
+        self.order["data"] = [key for key in self.order["data"] if not has_label(key, self.cards)]
 
     def reorder_unlabelled(self, order: Iterable[int]) -> None:
         """Put the unlabelled cards into another order. order: rows of data.txt."""
         keys = [self.key_of_row[self.offsets["data"] + row] for row in order]
-        self.order["data"] = list(dict.fromkeys(keys))
+        self.order["data"] = [key for key in dict.fromkeys(keys) if not has_label(key, self.cards)]
 
     def draw_control(self) -> list[str]:
         """Return the cards of all other training rows in random order, the same in each run."""
