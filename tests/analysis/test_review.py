@@ -76,6 +76,11 @@ def test_a_journal_keeps_what_is_whole_and_sets_a_damaged_end_aside(tmp_path, su
         path.write_bytes(wrong + whole)
         with pytest.raises(UserError, match="review.jsonl:1: no entry of a journal"):
             Journal(str(path))
+    for wrong in (b"a note\n", b"a note"):  # a file of something else is not touched
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match="review.jsonl:1: no entry of a journal"):
+            Journal(str(path))
+        assert path.read_bytes() == wrong
 
 
 def test_what_counts_of_several_decisions():

@@ -78,22 +78,27 @@ class Journal:
         for number, line in enumerate(lines[:-1], 1):
             entry = parse(line)
             if entry is None and number == len(lines) - 1 and not lines[-1]:
-                self.set_aside(line + b"\n")
+                self.set_aside(line + b"\n", number)
             elif entry is None:
-                raise UserError(f"{self.path}:{number}: no entry of a journal, expected a JSON object with an action, as "
-                                "review.py writes it, or another --journal")
+                raise self.no_entry(number)
             else:
                 entries.append(entry)
         if parse(lines[-1]):  # whole but for its line end
             self.file.write(b"\n")
             entries.append(json.loads(lines[-1]))
         elif lines[-1]:
-            self.set_aside(lines[-1])
+            self.set_aside(lines[-1], len(lines))
         self.sync()
         return entries
 
-    def set_aside(self, rest: bytes) -> None:
-        """Move the last bytes of the file to a file beside it."""
+    def no_entry(self, number: int) -> UserError:
+        return UserError(f"{self.path}:{number}: no entry of a journal, expected a JSON object with an action, as review.py writes "
+                         "it, or another --journal")
+
+    def set_aside(self, rest: bytes, number: int) -> None:
+        """Move the last bytes of the file, from line `number` on, to a file beside it. UserError where it is no journal at all."""
+        if number == 1 and not b'{"id"'.startswith(rest.strip(b"\0\n")[:5]):
+            raise self.no_entry(1)
         beside = f"{self.path}.damaged"
         with open(beside, "ab") as file:
             file.write(rest.rstrip(b"\n") + b"\n")
