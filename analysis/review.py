@@ -20,15 +20,7 @@ import shlex
 import webbrowser
 from urllib.parse import quote
 
-from textcls.analysis.review_files import (
-    JOURNAL,
-    check_journal,
-    export_rows,
-    make_cards,
-    read_data,
-    read_suspects,
-    same_options,
-)
+from textcls.analysis.review_files import JOURNAL, check_journal, export_rows, make_cards, read_data, read_suspects, same_options
 from textcls.analysis.review_journal import Decisions, Journal
 from textcls.analysis.review_scores import Model, find_scores
 from textcls.analysis.review_session import Review, apply_now

@@ -92,11 +92,11 @@ class Journal:
         return entries
 
     def no_entry(self, number: int) -> UserError:
-        return UserError(f"{self.path}:{number}: no entry of a journal, expected a JSON object with an action, as review.py writes "
-                         "it, or another --journal")
+        return UserError(f"{self.path}:{number}: no entry of a journal, expected a JSON object with an action, as review.py "
+                         "writes it, or another --journal")
 
     def set_aside(self, rest: bytes, number: int) -> None:
-        """Move the last bytes of the file, from line `number` on, to a file beside it. UserError where it is no journal at all."""
+        """Move the last line, `number` from 1, to a file beside the journal. UserError where it is no journal at all."""
         if number == 1 and not b'{"id"'.startswith(rest.strip(b"\0\n")[:5]):
             raise self.no_entry(1)
         beside = f"{self.path}.damaged"
@@ -131,8 +131,8 @@ class Journal:
         except OSError:
             is_there = False
         if not is_there:
-            raise UserError(f"{self.path}: was moved, deleted or replaced since review.py was started; this is not saved, expected "
-                            "that file back, or review.py started again")
+            raise UserError(f"{self.path}: was moved, deleted or replaced since review.py was started; this is not saved, "
+                            "expected that file back, or review.py started again")
 
     def sync(self) -> None:
         self.file.flush()
