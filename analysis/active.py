@@ -188,7 +188,8 @@ def draw_figure(counts, results, of_all, path):
     axes.set(xlabel="labelled rows", ylabel="accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=100)
+    with complete_file(path, "wb") as file:
+        figure.savefig(file, dpi=100, format=path.rsplit(".", 1)[1])
 
 
 def main():

@@ -20,7 +20,7 @@ import shlex
 import webbrowser
 from urllib.parse import quote
 
-from textcls.analysis.review_files import check_journal, export_rows, make_cards, read_data, read_suspects
+from textcls.analysis.review_files import JOURNAL, check_journal, export_rows, make_cards, read_data, read_suspects, same_options
 from textcls.analysis.review_journal import Decisions, Journal
 from textcls.analysis.review_scores import Model, find_scores
 from textcls.analysis.review_session import Review, apply_now
@@ -55,7 +55,7 @@ def parse_arguments():
     args = parser.parse_args()
     if args.params_path is None and os.path.isdir(DEFAULT_CHECKPOINT):
         args.params_path = DEFAULT_CHECKPOINT
-    args.journal = args.journal or os.path.join(args.dataset_dir, "review.jsonl")
+    args.journal = args.journal or os.path.join(args.dataset_dir, JOURNAL)
     if args.overwrite and not args.apply:
         parser.error("--overwrite: without effect, expected --apply with it")
     if args.compare_path and not args.params_path:
@@ -115,6 +115,14 @@ def compare_models(args, data, decisions, scores):
     return scores.probs["dev"].argmax(axis=1), after.argmax(axis=1)
 
 
+def own_name():
+    """The user's name; "", so that the page asks for one, where the system has none, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return ""
+
+
 def serve(args, review, listening):
     """Answer until Ctrl-C."""
     import uvicorn
@@ -124,10 +132,11 @@ def serve(args, review, listening):
     token = secrets.token_urlsafe(24)
     server = uvicorn.Server(uvicorn.Config(make_app(review, token), log_level="warning", lifespan="off", server_header=False,
                                            timeout_graceful_shutdown=1))
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}/#token={token}&who={quote(getpass.getuser())}"
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/#token={token}&who={quote(own_name())}"
     get_logger().info(f"Open this address in a browser; who has it can read and decide: {address}")
+    model = ["--params_path", args.params_path] if args.params_path else []
     get_logger().info(f"Each decision is saved in {args.journal}. Ctrl-C ends; then: "
-                      f"python analysis/review.py --dataset_dir {shlex.quote(args.dataset_dir)} --apply")
+                      f"python analysis/review.py {shlex.join([*same_options(args), *model])} --apply")
     if args.open_browser and not webbrowser.open(address):
         get_logger().warning("--open_browser: no browser found here, expected the address opened by hand; on another machine: "
                              f"ssh -L {listening.getsockname()[1]}:127.0.0.1:{listening.getsockname()[1]} this-machine")

@@ -282,7 +282,7 @@ def score_baseline(args, record):
 
 
 def say_accuracy(args, record):
-    """Print how many of the dev texts the model gets right, and whether TF-IDF is as good."""
+    """Print how many of the dev texts the model gets right, and whether TF-IDF is as good or better."""
     count = record["counts"]["dev_rows"]
     with open(os.path.join(args.output_dir, "bad_case.txt"), encoding="utf-8") as file:
         wrong = sum(1 for _ in file) - 1  # a header
@@ -291,8 +291,8 @@ def say_accuracy(args, record):
           f"{right.high * 100:.1f} %)")
     baseline = score_baseline(args, record)
     if baseline is not None:
-        says = (": as good, as far as these rows can tell; a pretrained model or more rows may change that"
-                if baseline >= right.low else "")
+        says = "" if baseline < right.low else ": better" if baseline > right.high else ": as good, as far as these rows can tell"
+        says += "; a pretrained model or more rows may change that" if says else ""
         print(f"TF-IDF + logistic regression: {baseline * 100:.1f} % of the same rows{says}")
 
 

@@ -25,7 +25,8 @@ def start(tmp_path):
     servers = []
 
     def start(*options):
-        servers.append(Server(make_data(tmp_path / "data") if not servers else tmp_path / "data", *options))
+        folder = tmp_path / "data"
+        servers.append(Server(folder if folder.exists() else make_data(folder), *options))
         return servers[-1]
 
     yield start
@@ -52,6 +53,10 @@ def test_a_journal_keeps_what_is_whole_and_sets_a_damaged_end_aside(tmp_path, su
         journal.append("label", who="amy", role="train", text="头疼", before="A", after=label)
     with pytest.raises(UserError, match="another review.py is using it"):
         Journal(str(path))
+    path.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="was moved, deleted or replaced"):  # not into a file that nobody finds
+        journal.append("undo", who="amy", undoes=3)
+    (tmp_path / "moved").rename(path)
     journal.close()
     whole = path.read_bytes()
     for end in (b'{"id": 4, "action": "lab', b"\xff\x00" * 20, b"\0" * 30 + b"\n"):
@@ -71,6 +76,11 @@ def test_a_journal_keeps_what_is_whole_and_sets_a_damaged_end_aside(tmp_path, su
         path.write_bytes(wrong + whole)
         with pytest.raises(UserError, match="review.jsonl:1: no entry of a journal"):
             Journal(str(path))
+    for wrong in (b"a note\n", b"a note"):  # a file of something else is not touched
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match="review.jsonl:1: no entry of a journal"):
+            Journal(str(path))
+        assert path.read_bytes() == wrong
 
 
 def test_what_counts_of_several_decisions():
@@ -89,6 +99,9 @@ def test_what_counts_of_several_decisions():
     assert outcome(first, second, entry(3, "undo"), entry(4, "undo"), entry(5, "undo")) == ("open", None)
     assert outcome(first, {**second, "who": "bob"}) == ("conflict", None)
     assert outcome(first, {**second, "who": "bob"}, entry(3, "label", "eve", after="B", final=True)) == ("decided", "B")
+    last_word = [first, {**second, "who": "bob"}, entry(3, "label", "bob", after="B", final=True)]
+    assert outcome(*last_word, entry(4, "label", "eve", after="B")) == ("decided", "B")  # settled is settled
+    assert outcome(*last_word, entry(4, "label", "eve", after="A")) == ("conflict", None)
     assert outcome(first, entry(2, "drop", "bob", after=None)) == ("conflict", None)
     assert outcome(first, entry(2, "skip", "bob", after=None)) == ("decided", "A")
     renamed = {"id": 2, "time": "", "action": "rename_label", "who": "bob", "before": "A", "after": "C"}
@@ -136,7 +149,8 @@ def test_cards_decisions_undo_and_a_killed_server(start, tmp_path):
     server.kill()
     with open(folder / "review.jsonl", "ab") as file:
         file.write(b'{"id": 33, "action": "la')  # as a loss of power leaves it
-    server = start("--num_suspects", 30)
+    server = start("--num_suspects", 10)
+    assert server.ask("state")[1]["estimate"]["count"] <= 3  # what was read as a suspect row was not drawn at random
     assert "its last line is damaged" in server.log.read_text() and "Scores of the rows read from" in server.log.read_text()
     answer = server.ask("card")[1]
     assert answer["own"] == 29 and answer["card"]["key"] not in seen[:-1]
@@ -165,6 +179,8 @@ def test_two_persons_disagree_and_one_settles_it(shared):
     assert answer["people"] == 1
     process = run_here(review.main, "--dataset_dir", folder, "--journal", folder / "copy.jsonl", "--apply")
     assert process.returncode == 0, process.stderr
+    copy = folder / "copy.jsonl"  # the command to go on with finds the same journal, and compares nothing where no model is
+    assert f"analysis/review.py --dataset_dir {folder} --journal {copy} --params_path checkpoint_reviewed\n" in process.stderr
     status, answer = server.ask("decide", key=dropped["key"], action="keep", seen=0)
     assert (status, answer["stale"]) == (409, True)  # amy has decided on it: an older window cannot overwrite that
     card = server.card("eve", "people")
@@ -208,8 +224,10 @@ def test_apply_renamed_labels_changed_files_and_export(start, tmp_path):
     texts = [line.split("\t")[0] for line in read_lines(tmp_path / "data/train.txt")]
     header = "rank\tline\tscore\ttext\tlabel\tsuggested_label\tprobability"
     write_lines(tmp_path / "data/report.tsv", [header, *(f"1\t1\t0.9\t{text}\ta\tb\t0.5" for text in (texts[70], texts[7]))])
+    known = [read_lines(tmp_path / "data" / name)[5].split("\t")[0] for name in ("train.txt", "dev.txt")]
+    write_lines(tmp_path / "data/data.txt", known + read_lines(tmp_path / "data/data.txt"))  # nobody is to label these again
     server, folder = start("--suspects_file", "report.tsv"), tmp_path / "data"
-    assert server.ask("state")[1]["progress"]["train"] == [0, 2]
+    assert server.ask("state")[1]["progress"]["train"] == [0, 2] and server.ask("state")[1]["progress"]["data"] == [0, 12]
     assert [server.card(who, "train")["text"] for who in ("cat", "dan")] == [texts[70], texts[7]]
     first = server.card(kind="duplicates")
     server.decide(first, "label", label=LABELS.index("其他"))

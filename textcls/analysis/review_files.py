@@ -18,7 +18,7 @@ from textcls.data.files import read_labelled, read_labels, read_lines, read_text
 from textcls.data.splitting import write_files
 
 ROLES = ("train", "dev", "data")
-CHANGES = "review_changes.tsv"
+JOURNAL, CHANGES = "review.jsonl", "review_changes.tsv"
 CHANGES_HEADER = ("file", "line", "text", "before", "after", "who", "time", "note")
 NO_LABEL = -1
 
@@ -97,6 +97,11 @@ def make_cards(data: dict[str, Rows]) -> dict[str, Card]:
     return cards
 
 
+def has_label(key: str, cards: dict[str, Card]) -> bool:
+    """Return whether the text of a card of data.txt is in train or dev, too."""
+    return any(card_key(role, cards[key].text) in cards for role in ("train", "dev"))
+
+
 def find_unmatched(decisions: Decisions, cards: dict[str, Card]) -> list[Entry]:
     """List the entries of decided texts that are in none of the files any more. A text may be in another file by now: those of
     data.txt that were labelled and applied are."""
@@ -144,7 +149,8 @@ def reviewed_name(name: str) -> str:
 
 
 def apply_decisions(args: Namespace, labels: list[str], data: dict[str, Rows], decisions: Decisions) -> Applied:
-    """Put the decisions into the rows. The order of the rows stays; labelled texts of data.txt follow at the end of train."""
+    """Put the decisions into the rows. The order of the rows stays; labelled texts of data.txt, but those that
+    train or dev hold already, follow at the end of train."""
     cards = make_cards(data)
     rows: dict[str, list[str]] = {"train": [], **{role: [] for role in data}}
     changes: list[tuple[str, ...]] = []
@@ -168,7 +174,7 @@ def apply_decisions(args: Namespace, labels: list[str], data: dict[str, Rows], d
                 changes.append((os.path.basename(file.path), str(line), text, labels[own], after, "", "", "rename"))
             if note != "drop":
                 if role == "data" and after:
-                    labelled += [f"{text}\t{after}"] if is_first else []
+                    labelled += [f"{text}\t{after}"] if is_first and not has_label(key, cards) else []
                 else:
                     rows[role].append(f"{text}\t{after}" if role != "data" else text)
     rows["train"] += labelled
@@ -202,30 +208,42 @@ def write_applied(args: Namespace, applied: Applied, overwrite: bool) -> list[st
     return paths
 
 
+def same_options(args: Namespace) -> list[str]:
+    """Return the options by which another review.py reads the same files and decisions."""
+    words = ["--dataset_dir", args.dataset_dir]
+    for role in (*ROLES, "label"):
+        if getattr(args, f"{role}_file") != f"{role}.txt":
+            words += [f"--{role}_file", getattr(args, f"{role}_file")]
+    return words if args.journal == os.path.join(args.dataset_dir, JOURNAL) else [*words, "--journal", args.journal]
+
+
 def next_commands(args: Namespace, applied: Applied) -> list[list[str]]:
     """Return the commands to train again and to compare, as lists of words; without a dev file, to split the rows first."""
     names = {role: reviewed_name(getattr(args, f"{role}_file")) for role in (*ROLES, "label")}
     if names["dev"] not in applied.outputs:
-        return [["python", "analysis/review.py", "--dataset_dir", args.dataset_dir, "--export", "doccano", "--export_file",
-                 "reviewed.jsonl"],
+        return [["python", "analysis/review.py", *same_options(args), "--export", "doccano", "--export_file", "reviewed.jsonl"],
                 ["python", "data/doccano.py", "--doccano_file", "reviewed.jsonl", "--save_dir", "reviewed_data",
                  "--splits", "0.9", "0.1"],
                 ["python", "train.py", "--data_dir", "reviewed_data", "--output_dir", "checkpoint_reviewed", "--do_train",
                  "--do_eval"]]
-    compared = ["--params_path", args.params_path] if args.params_path else []
+    models = (["--params_path", args.params_path, "--compare_path", "checkpoint_reviewed"] if args.params_path else
+              ["--params_path", "checkpoint_reviewed"])  # nothing to compare with
     return [["python", "train.py", "--data_dir", args.dataset_dir, "--train_file", names["train"], "--dev_file", names["dev"],
              "--label_file", names["label"], "--output_dir", "checkpoint_reviewed", "--do_train", "--do_eval"],
-            ["python", "analysis/review.py", "--dataset_dir", args.dataset_dir, *compared, "--compare_path",
-             "checkpoint_reviewed"]]
+            ["python", "analysis/review.py", *same_options(args), *models]]
 
 
 # ---------------------------------------------------------------- exporting
 
 
 def decided_rows(data: dict[str, Rows], decisions: Decisions) -> Iterator[tuple[str, Optional[str]]]:
-    """Yield (text, label or None) of all rows as they are decided, each card once; dropped rows are left out."""
-    for key, card in make_cards(data).items():
+    """Yield (text, label or None) of all rows as they are decided, each card once; left out are dropped rows, and texts of
+    data.txt that train or dev hold already."""
+    cards = make_cards(data)
+    for key, card in cards.items():
         _, decision = decisions.outcome(key)
+        if card.role == "data" and has_label(key, cards):
+            continue
         if decision is None:
             for label in dict.fromkeys(card.label_ids):
                 yield card.text, None if label == NO_LABEL else decisions.names[label]

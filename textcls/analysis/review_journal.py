@@ -78,22 +78,27 @@ class Journal:
         for number, line in enumerate(lines[:-1], 1):
             entry = parse(line)
             if entry is None and number == len(lines) - 1 and not lines[-1]:
-                self.set_aside(line + b"\n")
+                self.set_aside(line + b"\n", number)
             elif entry is None:
-                raise UserError(f"{self.path}:{number}: no entry of a journal, expected a JSON object with an action, as "
-                                "review.py writes it, or another --journal")
+                raise self.no_entry(number)
             else:
                 entries.append(entry)
         if parse(lines[-1]):  # whole but for its line end
             self.file.write(b"\n")
             entries.append(json.loads(lines[-1]))
         elif lines[-1]:
-            self.set_aside(lines[-1])
+            self.set_aside(lines[-1], len(lines))
         self.sync()
         return entries
 
-    def set_aside(self, rest: bytes) -> None:
-        """Move the last bytes of the file to a file beside it."""
+    def no_entry(self, number: int) -> UserError:
+        return UserError(f"{self.path}:{number}: no entry of a journal, expected a JSON object with an action, as review.py "
+                         "writes it, or another --journal")
+
+    def set_aside(self, rest: bytes, number: int) -> None:
+        """Move the last line, `number` from 1, to a file beside the journal. UserError where it is no journal at all."""
+        if number == 1 and not b'{"id"'.startswith(rest.strip(b"\0\n")[:5]):
+            raise self.no_entry(1)
         beside = f"{self.path}.damaged"
         with open(beside, "ab") as file:
             file.write(rest.rstrip(b"\n") + b"\n")
@@ -104,8 +109,9 @@ class Journal:
                              "before it are there.")
 
     def append(self, action: str, **content: Any) -> Entry:
-        """Add an entry; it is on the disk when this returns. OSError where it cannot be; then it is not added."""
+        """Add an entry; it is on the disk when this returns. OSError, UserError where it cannot be; then it is not added."""
         with self.lock:
+            self.check_place()
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             entry: Entry = {"id": len(self.entries) + 1, "time": now, "action": action, **content}
             end = self.file.seek(0, os.SEEK_END)
@@ -117,6 +123,16 @@ class Journal:
                 raise
             self.entries.append(entry)
             return entry
+
+    def check_place(self) -> None:
+        """UserError where the path does not lead to the file any more: what is added to it then would be lost."""
+        try:
+            is_there = os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise UserError(f"{self.path}: was moved, deleted or replaced since review.py was started; this is not saved, "
+                            "expected that file back, or review.py started again")
 
     def sync(self) -> None:
         self.file.flush()
@@ -197,9 +213,10 @@ class Decisions:
         deciding = [decision for decision in self.of(key).values() if decision.action in DECIDING]
         if not deciding:
             return "open", None
-        newest = max(deciding, key=lambda decision: decision.number)
-        if newest.is_final or len({decision.label for decision in deciding}) == 1:
-            return "decided", newest
+        last_word = max((decision.number for decision in deciding if decision.is_final), default=0)
+        counting = [decision for decision in deciding if decision.number >= last_word]  # what it settled is settled
+        if len({decision.label for decision in counting}) == 1:
+            return "decided", max(counting, key=lambda decision: decision.number)
         return "conflict", None
 
     def last_card(self, who: str) -> Optional[str]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from textcls.analysis.review_files import NO_LABEL, Card, Rows
+from textcls.analysis.review_files import NO_LABEL, Card, Rows, has_label
 from textcls.analysis.review_journal import Decision, Decisions, share_interval
 from textcls.analysis.review_scores import SEED, Scores, nearest_of
 
@@ -73,11 +73,12 @@ class Queue:
                 self.add("dev", self.offsets["dev"] + row)
         for row in scores.unlabelled.tolist():
             self.add("data", self.offsets["data"] + row)
+        self.order["data"] = [key for key in self.order["data"] if not has_label(key, self.cards)]
 
     def reorder_unlabelled(self, order: Iterable[int]) -> None:
         """Put the unlabelled cards into another order. order: rows of data.txt."""
         keys = [self.key_of_row[self.offsets["data"] + row] for row in order]
-        self.order["data"] = list(dict.fromkeys(keys))
+        self.order["data"] = [key for key in dict.fromkeys(keys) if not has_label(key, self.cards)]
 
     def draw_control(self) -> list[str]:
         """Return the cards of all other training rows in random order, the same in each run."""
@@ -93,7 +94,7 @@ class Queue:
         if kind == "skipped":
             return next(iter(self.skipped(who, decisions)), None)
         if kind in ("all", "train") and self.is_control_turn(who, decisions.count(who)):
-            key = next((key for key in self.control if who not in decisions.of(key)), None)
+            key = next((key for key in self.control if self.is_free(key, who, decisions)), None)
             if key:
                 return key
         kinds = KINDS if kind == "all" else (kind,)
@@ -188,7 +189,9 @@ class Queue:
         counts, wrong = 0, 0
         for key in decisions.stacks:
             status, decision = decisions.outcome(key)
-            if key in self.is_control and status == "decided" and decision is not None:
+            # decided as one drawn at random: a row that was suspect with other options, or before it was mended, is none
+            if (key in self.is_control and status == "decided" and decision is not None
+                    and decision.entry.get("kind") == "control"):
                 counts += 1
                 wrong += decision.label != self.label_before(key, decision, decisions)
         found: dict[str, Any] = {"count": counts, "wrong": wrong, "rest": len(self.control)}

@@ -139,7 +139,11 @@ find("language").addEventListener("click", () => {
 });
 showWords();
 if (location.hash) { // of a link such as /#头疼怎么办
-  find("texts").value = decodeURIComponent(location.hash.slice(1));
+  try {
+    find("texts").value = decodeURIComponent(location.hash.slice(1));
+  } catch { // a link written by hand, with a % that is one
+    find("texts").value = location.hash.slice(1);
+  }
   if (!settings.needs_token) {
     classify();
   }
