@@ -1,33 +1,49 @@
 #!/bin/sh
 # Makes the pictures of the pages in the documents, from the model of `make demo` (build/demo/): report.png and cases.png of
-# analysis/report.py, review.png of analysis/review.py.
+# analysis/report.py, review.png of analysis/review.py, serving.png of deploy/simple_serving.
 #
 #     sh docs/images/make.sh
+#     MODEL=build/demo/checkpoint PICTURES=docs/images WORK=build/demo/page sh docs/images/make.sh
 #
-# Needs Chromium and a Chinese font (Debian, Ubuntu: apt-get install chromium fonts-noto-cjk).
+# Needs the server's environment (make .venv-simple-serving/.installed), Chromium and a Chinese font (Debian, Ubuntu:
+# apt-get install chromium fonts-noto-cjk).
 set -eu
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
+SERVER_PYTHON=${SERVER_PYTHON:-.venv-simple-serving/bin/python}
 BROWSER=${BROWSER:-chromium}
-PAGE=build/demo/page
+MODEL=${MODEL:-build/demo/checkpoint}
+PICTURES=${PICTURES:-docs/images}
+WORK=${WORK:-$PWD/build/demo/page}
+servers=
+trap 'test -z "$servers" || kill $servers' EXIT
 
 take() {  # name, height in pixels, address
-    "$BROWSER" --headless --no-sandbox --hide-scrollbars --window-size="1000,$2" --virtual-time-budget=20000 \
-        --screenshot="$PWD/$PAGE/$1.png" "$3" 2>&1 | grep written
+    "$BROWSER" --headless --no-sandbox --hide-scrollbars --accept-lang=zh-CN --window-size="1000,$2" \
+        --virtual-time-budget=20000 --screenshot="$WORK/$1.png" "$3" 2>&1 | grep written
     "$PYTHON" -c 'import sys; from PIL import Image; Image.open(sys.argv[1]).convert("RGB").quantize(255).save(sys.argv[2])' \
-        "$PAGE/$1.png" "docs/images/$1.png"
+        "$WORK/$1.png" "$PICTURES/$1.png"
 }
 
-"$PYTHON" analysis/report.py --dataset_dir data --params_path build/demo/checkpoint --report_dir $PAGE --baseline
-# the same page from its wrong texts on: headless Chromium does not scroll to them
-sed '/<h1>/,/<h2 id="bad-cases">/{/<h2 id="bad-cases">/!d}' $PAGE/report.html > $PAGE/cases.html
-take report 960 "file://$PWD/$PAGE/report.html"
-take cases 750 "file://$PWD/$PAGE/cases.html"
+serve() {  # name of its log, command; sets address
+    log="$WORK/$1.log"
+    shift
+    "$@" 2> "$log" &
+    servers="$servers $!"
+    until address=$(grep -o 'http://127[^ "]*' "$log"); do kill -0 $!; sleep 1; done
+}
 
-rm -f $PAGE/review.jsonl
-"$PYTHON" analysis/review.py --dataset_dir data --params_path build/demo/checkpoint --journal $PAGE/review.jsonl --port 0 \
-    2> $PAGE/review.log &
-server=$!
-trap 'kill $server' EXIT
-until address=$(grep -o "http://127[^ ]*" $PAGE/review.log); do kill -0 $server; sleep 1; done
+mkdir -p "$WORK"
+"$PYTHON" analysis/report.py --dataset_dir data --params_path "$MODEL" --report_dir "$WORK" --baseline
+# the same page from its wrong texts on: headless Chromium does not scroll to them
+sed '/<h1>/,/<h2 id="bad-cases">/{/<h2 id="bad-cases">/!d}' "$WORK/report.html" > "$WORK/cases.html"
+take report 960 "file://$WORK/report.html"
+take cases 750 "file://$WORK/cases.html"
+
+rm -f "$WORK/review.jsonl"
+serve review "$PYTHON" analysis/review.py --dataset_dir data --params_path "$MODEL" --journal "$WORK/review.jsonl" --port 0
 take review 640 "$address&name=lin&language=zh"
+
+"$PYTHON" export_model.py --params_path "$MODEL" --output_path "$WORK/export" --onnx
+serve serving "$SERVER_PYTHON" deploy/simple_serving/server.py --export_dir "$WORK/export" --port 0
+take serving 800 "$address/#头疼怎么办%0A拔牙多少钱%0A青霉素过敏会有什么症状"
