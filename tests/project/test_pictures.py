@@ -10,7 +10,7 @@ from PIL import Image
 
 from helpers import ROOT, server_python
 
-PICTURES = ["report", "cases", "review", "serving"]
+PICTURES = ["report", "cases", "words", "compare", "review", "serving"]
 
 
 def test_pictures_of_the_documents_are_small():
