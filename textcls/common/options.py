@@ -13,6 +13,7 @@ from textcls.common.texts import LINE
 
 MOST_THREADS = 1024  # more cores than a machine has; with many more it would only stand still
 POOLINGS = ("cls", "mean", "pooler")  # what may become of a text's token states, to make one vector of them
+LAUNCHER = "TEXTCLS_LAUNCHER"  # in the environment of a process that was not started by Paddle's launcher: its module
 # options of older command lines, still taken but without effect -> why
 OBSOLETE = {
     "--model_name": "the export holds all that is needed",
