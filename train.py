@@ -142,7 +142,8 @@ def check_arguments(options, args):
     check_evaluation(args)
     changed = {name: getattr(model_args, name) for name in vars(ModelArguments()) if
                getattr(model_args, name) != getattr(ModelArguments(), name)}
-    check_distillation(distillation, args, changed.get("model_name_or_path"),
+    is_named = any(word.split("=")[0] == "--model_name_or_path" for word in given_words())
+    check_distillation(distillation, args, model_args.model_name_or_path if is_named else None,
                        sorted({"loss", "class_weights", "label_smoothing"}.intersection(changed)))
     if distillation.student_layers is not None:
         model_args.model_name_or_path = distillation.teacher
