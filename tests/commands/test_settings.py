@@ -144,8 +144,13 @@ def test_what_cannot_work_is_refused_before_any_training(changes, message, tiny_
 
 
 def test_a_study_or_a_model_of_something_else_is_refused(tiny_data, tiny_model, tmp_path):
+    import optuna
+
     (tmp_path / STUDY).write_text("no study")
     assert_user_error(run_train(tiny_model, tiny_data, tmp_path, search=""), f"{tmp_path / STUDY}: cannot be read as a study")
+    os.remove(tmp_path / STUDY)
+    optuna.create_study(storage=f"sqlite:///{tmp_path / STUDY}", study_name="settings").optimize(lambda trial: 1.0, n_trials=1)
+    assert_user_error(run_train(tiny_model, tiny_data, tmp_path, search=""), f"{tmp_path / STUDY}: is a study of something else")
     os.remove(tmp_path / STUDY)
     (tmp_path / "config.json").write_text("{}")
     assert_user_error(run_train(tiny_model, tiny_data, tmp_path, search=""), f"{tmp_path}: holds a model, expected another")

@@ -127,6 +127,9 @@ def open_study(args: SearchArguments, given: Settings, record: dict[str, Any]) -
         raise UserError(f"{path}: cannot be read as a study ({reason}), expected the file that --search wrote, or "
                         "--overwrite_output_dir to begin anew") from None
     record = {**record, **space}
+    if before is None and study.trials:
+        raise UserError(f"{path}: is a study of something else, expected the file that --search wrote, or --overwrite_output_dir "
+                        "to begin anew")
     if before is None:  # new, or killed before anything was tried
         study.set_user_attr("record", record)
         if args.overwrite_output_dir:
