@@ -12,8 +12,7 @@ from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.common.outputs import STAGING, complete_file, complete_folder, locked_folder
 from textcls.data.files import LabelledTexts, read_json
-from textcls.data.folds import read_out_of_fold, split_folds, write_out_of_fold
-from textcls.training.calibration import calibrate_model
+from textcls.data.folds import comparison_key, read_out_of_fold, split_folds, write_out_of_fold
 from textcls.training.resume import FOLDS, MODEL_FILES, TrainArguments, clear_leftovers
 from textcls.training.runs import change_folder, check_record, is_finished, predict_texts
 from textcls.training.scoring import score_classes
@@ -43,14 +42,15 @@ def check_folds_options(args: TrainArguments, folds: int) -> None:
 def split_stratified(train: LabelledTexts, labels: list[str], folds: int, seed: int, path: str) -> np.ndarray:
     """Give each row a fold, as `split_folds` does. path: of the rows, for messages.
 
-    UserError where a class that occurs has too few rows for each fold to have one.
+    UserError where a class that occurs has too few rows for each fold to have one; equal texts count as one row.
     """
-    counts = np.bincount(train[1], minlength=len(labels))
+    different = {(comparison_key(text), label_id) for text, label_id in zip(train[0], train[1].tolist())}
+    counts = np.bincount([label_id for _, label_id in different], minlength=len(labels))
     occurring = np.flatnonzero(counts)
     rarest = occurring[counts[occurring].argmin()]
     if counts[rarest] < folds:
-        raise UserError(f"--folds {folds}: {path} has only {counts[rarest]} rows of class {labels[rarest]!r}, expected no more "
-                        "folds than the smallest class has rows, or more rows of it")
+        raise UserError(f"--folds {folds}: {path} has only {counts[rarest]} different rows of class {labels[rarest]!r}, expected "
+                        "no more folds than the smallest class has, or more rows of it")
     return split_folds(*train, folds, seed)
 
 
