@@ -155,6 +155,9 @@ def check_arguments(options, args):
         raise UserError("--dry_run: times a training, expected also --do_train")
     check_search(args)
     check_folds_options(args, args.folds)
+    if args.folds and model_args.known != "none":
+        raise UserError(f"--known {model_args.known}: is fitted to a dev file, which --folds does without, expected a run "
+                        "without one of them")
     if bool(args.folds) + args.search + args.dry_run > 1:
         raise UserError("--search, --folds and --dry_run: three ways to run, expected only one of them")
     if distillation.teacher is not None and (args.folds or args.search):

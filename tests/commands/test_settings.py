@@ -136,6 +136,7 @@ def test_a_killed_search_goes_on_and_leaves_the_model_of_the_best_command_line(t
     ({"folds": 3}, "--search, --folds and --dry_run: three ways to run"),
     ({"search": None, "folds": 1}, "--folds 1: out of range, expected 2 to 1000"),
     ({"search": None, "folds": 15}, "train.txt has only 14 different rows of class '功效作用', expected no more folds"),
+    ({"search": None, "folds": 2, "known": "centres"}, "--known centres: is fitted to a dev file"),
 ])
 def test_what_cannot_work_is_refused_before_any_training(changes, message, tiny_data, tiny_model, tmp_path):
     process = run_train(tiny_model, tiny_data, tmp_path / "out", **{"search": "", **changes})
