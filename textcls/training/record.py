@@ -43,9 +43,10 @@ def write_record(folder: str, run: Run, dev_file: str, logits: Optional[np.ndarr
     config = read_json(os.path.join(folder, "config.json"))
     temperature = read_calibration(config, folder).get("temperature", 1.0)
     name = os.path.basename(os.path.abspath(folder))
-    use = (f"python analysis/evaluate.py --params_path {name} --report_dir report\n"
-           f"python predict.py --params_path {name}\n"
-           f"python export_model.py --params_path {name} --output_path export --onnx")
+    word = shlex.quote(name)
+    use = (f"python analysis/evaluate.py --params_path {word} --report_dir report\n"
+           f"python predict.py --params_path {word}\n"
+           f"python export_model.py --params_path {word} --output_path export --onnx")
     write_model_card(folder, name, run, config, use, describe_quality(dev_file, run.labels, logits, label_ids, temperature, True))
     change_config(folder, base_model=run.base)
     get_logger().info(f"Record of the training saved in {os.path.join(folder, 'MODEL_CARD.md')}")
