@@ -102,6 +102,8 @@ def test_a_killed_search_goes_on_and_leaves_the_model_of_the_best_command_line(t
     assert len(result["trials"]) == 3 and result["trials"][0]["settings"] == given
     assert result["best"] == max(result["trials"], key=lambda trial: trial["value"])["settings"]
     assert f"The best command line:\n{result['command']}\n" in process.stderr
+    found = " ".join(f"--{name} {value}" for name, value in result["best"].items())
+    assert f"\n# --search: {found}\n" in (out / "MODEL_CARD_en.md").read_text(encoding="utf-8")
     for words in ("1 (given)", "Importance of each setting", "fresh seeds" if result["comparison"] else "no difference seen"):
         assert words in process.stderr
     words = shlex.split(result["command"])
@@ -265,6 +267,9 @@ def test_killed_folds_go_on_and_evaluate_and_dirty_read_what_they_say(tiny_model
     assert sum(fold["rows"] for fold in result["folds"]) == len(rows)
     calibration = json.loads((out / "config.json").read_text(encoding="utf-8"))["calibration"]
     assert (calibration["file"], calibration["rows"]) == ("train.txt", len(rows))
+    card = (out / "MODEL_CARD_en.md").read_text(encoding="utf-8")
+    assert f"On the {len(rows)} texts of train.txt (--folds 3)" in card and f"| Accuracy | {accuracy * 100:.2f} % |" in card
+    assert f"| Temperature | 1 | {calibration['temperature']:.4f} |" in card
     steps = json.loads((out / "trainer_state.json").read_text())["global_step"]
     assert steps == round(result["epochs"] * -(-len(rows) // 16))
 

@@ -1,6 +1,8 @@
 """What a training leaves on record: its data files and command as they were, and how good its model is on dev."""
 
 import os
+import shlex
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, Optional
 
@@ -32,6 +34,12 @@ def begin_record(words: list[str], model_folder: str, labels: list[str], files: 
     """Note what a training begins with. words: of its command line; model_folder: the model, a folder or a built-in name; files:
     of `describe_file`."""
     return Run(describe_command(words), find_base(model_folder), labels, files)
+
+
+def with_found(run: Run, settings: Mapping[str, Any]) -> Run:
+    """Add to the record of a training the settings that --search has found for it."""
+    found = " ".join(f"--{name} {value}" for name, value in settings.items())
+    return run._replace(command=f"{run.command}\n# --search: {found}")
 
 
 def write_record(folder: str, run: Run, dev_file: str, logits: Optional[np.ndarray], label_ids: np.ndarray) -> None:
