@@ -25,7 +25,6 @@ import re
 import shutil
 import time
 from dataclasses import dataclass, field
-from fractions import Fraction
 from types import SimpleNamespace
 from typing import Optional
 
@@ -33,6 +32,7 @@ import numpy as np
 
 from textcls.common.errors import UserError, is_main_rank, run_script
 from textcls.common.log import get_logger, library_log, say_next
+from textcls.common.options import parse_widths
 from textcls.common.outputs import STAGING, check_output_folder, lock_folder
 from textcls.export.deployment import open_graph, run_graph, write_deployment
 from textcls.models.configs import read_calibration
@@ -96,25 +96,6 @@ class PruneArguments(CompressionArguments):
                                                           "there is one, else the CPU."})
     full_embeddings: bool = field(default=False, metadata={"help": "Train the whole table of word embeddings, not only the rows "
                                                            "whose tokens occur: the same result, slower."})
-
-
-def parse_widths(texts, num_heads):
-    """Widths as fractions of the heads. texts: such as "3/4" or "0.5". Returns list of float. Raises UserError."""
-    possible = ", ".join(str(Fraction(kept, num_heads)) for kept in range(1, num_heads))
-    widths = []
-    if num_heads < 2:
-        raise UserError("--width_mult_list: the model has a single head, expected one with two or more to prune")
-    for text in texts:
-        if not re.fullmatch(r"\d{1,4}/0*[1-9]\d{0,3}|\d{0,4}\.?\d{1,9}", text):
-            raise UserError(f"--width_mult_list {text}: not a fraction or decimal, expected some of {possible}")
-        width = Fraction(text)
-        if not 0 < width < 1 or (width * num_heads).denominator != 1:
-            raise UserError(f"--width_mult_list {text}: {float(width):g} of {num_heads} heads is not a whole number below "
-                            f"{num_heads}, expected some of {possible}")
-        if float(width) in widths:
-            raise UserError(f"--width_mult_list {text}: named twice, expected each width once")
-        widths.append(float(width))
-    return widths
 
 
 def check_arguments(args):

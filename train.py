@@ -43,7 +43,7 @@ from textcls.training.dry_run import estimate_training
 from textcls.training.folds import OUT_OF_FOLD, check_folds_options, train_in_folds
 from textcls.training.long_text_options import check_long_text_options, choose_long_text, save_long_text, tokenize_split
 from textcls.training.losses import ClassificationLoss, SoftLabelLoss
-from textcls.training.record import begin_record, write_record
+from textcls.training.record import begin_record, with_found, write_record
 from textcls.training.resume import (
     check_evaluation,
     check_output_dir,
@@ -143,7 +143,8 @@ def check_arguments(options, args):
     check_evaluation(args)
     changed = {name: getattr(model_args, name) for name in vars(ModelArguments()) if
                getattr(model_args, name) != getattr(ModelArguments(), name)}
-    check_distillation(distillation, args, changed.get("model_name_or_path"),
+    is_named = any(word.split("=")[0] == "--model_name_or_path" for word in given_words())
+    check_distillation(distillation, args, model_args.model_name_or_path if is_named else None,
                        sorted({"loss", "class_weights", "label_smoothing"}.intersection(changed)))
     if distillation.student_layers is not None:
         model_args.model_name_or_path = distillation.teacher
@@ -155,6 +156,9 @@ def check_arguments(options, args):
         raise UserError("--dry_run: times a training, expected also --do_train")
     check_search(args)
     check_folds_options(args, args.folds)
+    if args.folds and model_args.known != "none":
+        raise UserError(f"--known {model_args.known}: is fitted to a dev file, which --folds does without, expected a run "
+                        "without one of them")
     if bool(args.folds) + args.search + args.dry_run > 1:
         raise UserError("--search, --folds and --dry_run: three ways to run, expected only one of them")
     if distillation.teacher is not None and (args.folds or args.search):
@@ -225,13 +229,14 @@ def finish_model(options, args, data, run, evaluation, train_tokens, dev_tokens)
         calibrate_model(args.output_dir, evaluation.logits, data.dev, options.data.dev_file, evaluation.label_ids)
     if options.model.known == "centres":
         save_known(args.output_dir, train_tokens, dev_tokens, options.data.dev_file, args.per_device_eval_batch_size)
-    write_record(args.output_dir, run, options.data.dev_file, evaluation.logits, evaluation.label_ids)
+    if run is not None:
+        write_record(args.output_dir, run, options.data.dev_file, evaluation.logits, evaluation.label_ids)
 
 
 def train_model(options, args, data, run, max_seq_length, resume_point=None, callbacks=()):
     """Load the model, then train, evaluate and save it in args.output_dir, as far as args ask for it.
 
-    run: of `note_run`; callbacks: beside those that the options choose.
+    run: of `note_run`, or None where no record is written; callbacks: beside those that the options choose.
     """
     model_args, distillation, labels, train = options.model, options.distillation, data.labels, data.train
     paddle.seed(args.seed)
@@ -281,7 +286,7 @@ def train_model(options, args, data, run, max_seq_length, resume_point=None, cal
 
 def train_often(options, args, data, run, max_seq_length):
     """As `train_model`, after a search for settings, or in folds and then on all rows."""
-    def train_one(settings, args, train, dev, callbacks):
+    def train_one(settings, args, train, dev, run, callbacks):
         own = options._replace(model=with_settings(options.model, settings))
         with paddle.utils.unique_name.guard():  # parameters have the names that they have in a process of their own
             train_model(own, args, data._replace(train=train, dev=dev), run, max_seq_length, find_resume_point(args), callbacks)
@@ -290,12 +295,18 @@ def train_often(options, args, data, run, max_seq_length):
               **describe_options(options.model, options.data, args)}
     if args.search:
         search_settings(options.model, args, record, data.dev, lambda settings, args, callbacks: train_one(
-            settings, args, data.train, data.dev, callbacks))
-    else:  # one temperature is fitted to all folds together
-        own = {"calibrate": "none", "known": "none"}
-        path = os.path.join(options.data.data_dir, options.data.train_file)
-        train_in_folds(args, args.folds, data.labels, data.train, path, record, options.model.calibrate == "temperature",
-                       lambda train, dev, args, callbacks: train_one(own, args, train, dev, callbacks))
+            settings, args, data.train, data.dev, with_found(run, settings), callbacks))
+    else:  # one temperature is fitted to all folds together, and one record written
+        file = options.data.train_file
+
+        def finish(logits):
+            if options.model.calibrate == "temperature":
+                calibrate_model(args.output_dir, logits, data.train, file)
+            write_record(args.output_dir, run, f"{file} (--folds {args.folds})", logits, data.train[1])
+
+        train_in_folds(args, args.folds, data.labels, data.train, os.path.join(options.data.data_dir, file), record,
+                       lambda train, dev, args, callbacks: train_one({"calibrate": "none"}, args, train, dev, None, callbacks),
+                       finish)
 
 
 def main():

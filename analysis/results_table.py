@@ -16,13 +16,15 @@ from fractions import Fraction
 
 from textcls.analysis.comparison import Compared, time_models
 from textcls.analysis.experiments import check_options, model_files, run
-from textcls.common.errors import Problems, run_script
+from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
-from textcls.common.options import make_parser, positive_int, seed_number
+from textcls.common.options import make_parser, parse_widths, positive_int, seed_number
 from textcls.common.outputs import check_output_folder, complete_file, lock_folder
 from textcls.data.files import check_splits, read_json, read_labelled, read_labels
+from textcls.models.built_in import BUILT_IN_MODELS
+from textcls.models.configs import read_config
+from textcls.runtime.onnx_session import check_gpu_build
 from textcls.runtime.predictor import Predictor
-from textcls.runtime.quantize import check_device
 from textcls.training.scoring import score
 
 GUIDE = ("ernie-1.0-large-zh-cw", "ernie-3.0-base-zh", "ernie-3.0-medium-zh", "ernie-3.0-mini-zh", "ernie-3.0-micro-zh",
@@ -73,6 +75,16 @@ def read_data(data_dir):
         check_splits(*paths[:2], train, dev, labels, problems)
     problems.report()
     return dev
+
+
+def check_models(models, pruned, widths):
+    """UserError where a model cannot be found, or the one that is pruned (None: none) has no such widths."""
+    for model in models:
+        if not os.path.isdir(model) and model not in BUILT_IN_MODELS:
+            raise UserError(f"--models {model}: no such folder, expected a model folder or one of {', '.join(BUILT_IN_MODELS)}")
+        config = read_config(model) if os.path.isdir(model) else {}
+        if model == pruned and (config or model == PRUNED):  # what others have is known when they are downloaded
+            parse_widths(widths, config.get("num_attention_heads", 12))
 
 
 def train_and_export(args, model, folder):
@@ -140,8 +152,11 @@ def make_table(args, rows, dev):
 
 def main():
     args = parse_arguments()
-    check_output_folder(args.output_dir, "--output_dir")
-    check_device(args.latency_device, "fp32")
+    check_output_folder(args.output_dir, "--output_dir", {
+        "the data folder": args.data_dir, **{f"the model {model}": model for model in args.models}})
+    if args.latency_device == "gpu":
+        check_gpu_build("--latency_device")
+    check_models(args.models, args.prune_model, args.width_mult_list)
     dev = read_data(args.data_dir)
     lock_folder(args.output_dir)
     args.data_dir, args.output_dir = os.path.abspath(args.data_dir), os.path.abspath(args.output_dir)

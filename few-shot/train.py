@@ -53,7 +53,7 @@ from textcls.training.prompt_runs import (
     save_pretrained,
     train_model,
 )
-from textcls.training.record import begin_record, write_record
+from textcls.training.record import begin_record, with_found, write_record
 from textcls.training.resume import COPY, check_evaluation, check_output_dir, check_row_counts
 from textcls.training.runs import describe_options, is_finished, predict_texts
 from textcls.training.search import SearchArguments, check_search, search_settings
@@ -227,7 +227,10 @@ def describe_run(model_args, args, templates, labels, words, splits):
 
 
 def train_task(task, templates, members, model_args, data_args, args, splits):
-    """Train all members and save one model in args.output_dir; with --search the only one, after the search. UserError."""
+    """Train all members and save one model in args.output_dir; with --search the only one, after the search. UserError.
+
+    Returns the settings that --search has found, {} without it.
+    """
     run = describe_run(model_args, args, templates, task.labels, task.words, splits)
     if args.search:
         if len(templates) > 1:
@@ -240,6 +243,7 @@ def train_task(task, templates, members, model_args, data_args, args, splits):
     if splits.pretrain:
         task = task._replace(model_folder=further_pretrain(task, args, splits.pretrain, model_args.pretrain_epochs))
     train_all(task, members, args, splits, model_args.folds, model_args.distill_epochs)
+    return {}
 
 
 def note_run(data_dir, model_args, labels, splits):
@@ -305,7 +309,9 @@ def main():
                     model_args.calibrate_confidence == "temperature")
         check_templates(task, templates, args)
         begun = note_run(data_args.data_dir, model_args, labels, splits)
-        train_task(task, templates, members, model_args, data_args, args, splits)
+        found = train_task(task, templates, members, model_args, data_args, args, splits)
+        if found:
+            begun = with_found(begun, found)
         folder = args.output_dir
         if is_main_rank():
             finish_model(folder, begun, args, splits, task.fits_temperature)

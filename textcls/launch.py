@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, NoReturn, Optional
 
 from textcls.common.errors import CONNECTION_LOST, LOST, UserError, run_script
 from textcls.common.hosts import find_interface, own_address, package_versions
-from textcls.common.options import make_parser, positive_int
+from textcls.common.options import LAUNCHER, make_parser, positive_int
 
 ALIVE, SILENT = 5, 20  # seconds: how often a host says that it is there, and after how many it is gone (gloo waits for 30)
 WAIT = 0.2  # seconds between two looks at processes and hosts
@@ -238,7 +238,7 @@ def rank_environment(args: argparse.Namespace, master: str, plan: dict[str, Any]
                "PADDLE_TRAINERS_NUM": str(ranks), "PADDLE_GLOBAL_SIZE": str(ranks), "PADDLE_MASTER": f"{master}:{plan['port']}",
                "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints), "PADDLE_CURRENT_ENDPOINT": endpoints[first + local],
                "PADDLE_DISTRI_BACKEND": "gloo", "PADDLE_NNODES": str(args.nnodes), "PADDLE_LOCAL_RANK": str(local),
-               "PADDLE_RANK_IN_NODE": str(local), "PADDLE_LOCAL_SIZE": str(args.nproc_per_node)}
+               "PADDLE_RANK_IN_NODE": str(local), "PADDLE_LOCAL_SIZE": str(args.nproc_per_node), LAUNCHER: "textcls.launch"}
 
 
 class Processes:

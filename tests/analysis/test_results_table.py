@@ -54,6 +54,9 @@ def test_wrong_input_is_refused_before_the_first_training(tiny_data, tiny_model,
     common = ["--data_dir", tiny_data, "--output_dir", tmp_path / "out"]
     for more, *parts in ((["--models", tiny_model, "--prune_model", "ernie-3.0-nano-zh"], "is none of --models"),
                          (["--models", tiny_model, tiny_model], "two are called"),
+                         (["--models", tiny_model, "--output_dir", tiny_model], "is the model"),
+                         (["--models", tiny_model, tmp_path / "no"], "no: no such folder"),
+                         (["--models", tiny_model, "--prune_model", tiny_model, "--width_mult_list", "x"], "x: not a fraction"),
                          (["--models", tiny_model, "--data_dir", tmp_path], "label.txt: file not found",
                           "train.txt: file not found")):
         assert_user_error(run_here(results_table.main, *common, *more), *parts)

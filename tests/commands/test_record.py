@@ -10,6 +10,7 @@ import numpy as np
 
 import export_model
 from helpers import ROOT, read_lines, run_here
+from textcls.common.options import LAUNCHER
 from textcls.models.model_card import CARDS, cell, count_labels, describe_command, describe_file, find_base
 
 DATA = ROOT / "data"
@@ -66,6 +67,18 @@ def test_the_command_line_holds_no_secret_and_no_path_of_this_machine(monkeypatc
                               "--wandb_http_proxy", "http://me:k3@proxy:80", "--data_dir", str(tmp_path), "--do_train"])
     assert shown == ("python few-shot/train.py --wandb_api_key '***' '--hub_token=***' --tokens_per_batch 512 "
                      f"--prompt '这是 什么' --wandb_http_proxy 'http://***@proxy:80' --data_dir .../{tmp_path.name} --do_train")
+
+
+def test_the_command_line_names_the_launcher_that_was_used(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
+    for name, value in (("PADDLE_TRAINERS_NUM", "4"), ("PADDLE_LOCAL_SIZE", "2"), ("PADDLE_NNODES", "2")):
+        monkeypatch.setenv(name, value)
+    several = "--master ... --nnodes 2 --rank 0 --nproc_per_node 2 train.py --do_train"
+    assert describe_command(["--do_train"]) == f"python -m paddle.distributed.launch {several}"
+    monkeypatch.setenv(LAUNCHER, "textcls.launch")
+    assert describe_command(["--do_train"]) == f"python -m textcls.launch {several}"
+    monkeypatch.setenv("PADDLE_NNODES", "1")
+    assert describe_command([]) == "python -m textcls.launch --nproc_per_node 2 train.py"
 
 
 def test_the_model_to_begin_with_and_its_licence_as_its_files_say(tmp_path):

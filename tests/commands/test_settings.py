@@ -102,6 +102,8 @@ def test_a_killed_search_goes_on_and_leaves_the_model_of_the_best_command_line(t
     assert len(result["trials"]) == 3 and result["trials"][0]["settings"] == given
     assert result["best"] == max(result["trials"], key=lambda trial: trial["value"])["settings"]
     assert f"The best command line:\n{result['command']}\n" in process.stderr
+    found = " ".join(f"--{name} {value}" for name, value in result["best"].items())
+    assert f"\n# --search: {found}\n" in (out / "MODEL_CARD_en.md").read_text(encoding="utf-8")
     for words in ("1 (given)", "Importance of each setting", "fresh seeds" if result["comparison"] else "no difference seen"):
         assert words in process.stderr
     words = shlex.split(result["command"])
@@ -135,7 +137,8 @@ def test_a_killed_search_goes_on_and_leaves_the_model_of_the_best_command_line(t
     ({"resume_from_checkpoint": "x"}, "--search goes on by itself"),
     ({"folds": 3}, "--search, --folds and --dry_run: three ways to run"),
     ({"search": None, "folds": 1}, "--folds 1: out of range, expected 2 to 1000"),
-    ({"search": None, "folds": 15}, "train.txt has only 14 rows of class '功效作用', expected no more folds"),
+    ({"search": None, "folds": 15}, "train.txt has only 14 different rows of class '功效作用', expected no more folds"),
+    ({"search": None, "folds": 2, "known": "centres"}, "--known centres: is fitted to a dev file"),
 ])
 def test_what_cannot_work_is_refused_before_any_training(changes, message, tiny_data, tiny_model, tmp_path):
     process = run_train(tiny_model, tiny_data, tmp_path / "out", **{"search": "", **changes})
@@ -144,8 +147,13 @@ def test_what_cannot_work_is_refused_before_any_training(changes, message, tiny_
 
 
 def test_a_study_or_a_model_of_something_else_is_refused(tiny_data, tiny_model, tmp_path):
+    import optuna
+
     (tmp_path / STUDY).write_text("no study")
     assert_user_error(run_train(tiny_model, tiny_data, tmp_path, search=""), f"{tmp_path / STUDY}: cannot be read as a study")
+    os.remove(tmp_path / STUDY)
+    optuna.create_study(storage=f"sqlite:///{tmp_path / STUDY}", study_name="settings").optimize(lambda trial: 1.0, n_trials=1)
+    assert_user_error(run_train(tiny_model, tiny_data, tmp_path, search=""), f"{tmp_path / STUDY}: is a study of something else")
     os.remove(tmp_path / STUDY)
     (tmp_path / "config.json").write_text("{}")
     assert_user_error(run_train(tiny_model, tiny_data, tmp_path, search=""), f"{tmp_path}: holds a model, expected another")
@@ -259,6 +267,9 @@ def test_killed_folds_go_on_and_evaluate_and_dirty_read_what_they_say(tiny_model
     assert sum(fold["rows"] for fold in result["folds"]) == len(rows)
     calibration = json.loads((out / "config.json").read_text(encoding="utf-8"))["calibration"]
     assert (calibration["file"], calibration["rows"]) == ("train.txt", len(rows))
+    card = (out / "MODEL_CARD_en.md").read_text(encoding="utf-8")
+    assert f"On the {len(rows)} texts of train.txt (--folds 3)" in card and f"| Accuracy | {accuracy * 100:.2f} % |" in card
+    assert f"| Temperature | 1 | {calibration['temperature']:.4f} |" in card
     steps = json.loads((out / "trainer_state.json").read_text())["global_step"]
     assert steps == round(result["epochs"] * -(-len(rows) // 16))
 

@@ -5,12 +5,15 @@ import contextlib
 import os
 import platform
 import re
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, NoReturn, Optional, Union
 
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.common.texts import LINE
 
+LAUNCHER = "TEXTCLS_LAUNCHER"  # in the environment of a process that was not started by Paddle's launcher: its module
 MOST_THREADS = 1024  # more cores than a machine has; with many more it would only stand still
 POOLINGS = ("cls", "mean", "pooler")  # what may become of a text's token states, to make one vector of them
 # options of older command lines, still taken but without effect -> why
@@ -208,3 +211,22 @@ def find_label_file(args: argparse.Namespace) -> str:
     if args.label_file != "label.txt" and not os.path.isfile(path):
         raise UserError(f"{path}: file not found (--label_file), expected the labels of the checkpoint, one per line")
     return path
+
+
+def parse_widths(texts: Sequence[str], num_heads: int) -> list[float]:
+    """Read the widths of prune.py, as fractions of the heads. texts: such as "3/4" or "0.5". UserError."""
+    possible = ", ".join(str(Fraction(kept, num_heads)) for kept in range(1, num_heads))
+    widths: list[float] = []
+    if num_heads < 2:
+        raise UserError("--width_mult_list: the model has a single head, expected one with two or more to prune")
+    for text in texts:
+        if not re.fullmatch(r"\d{1,4}/0*[1-9]\d{0,3}|\d{0,4}\.?\d{1,9}", text):
+            raise UserError(f"--width_mult_list {text}: not a fraction or decimal, expected some of {possible}")
+        width = Fraction(text)
+        if not 0 < width < 1 or (width * num_heads).denominator != 1:
+            raise UserError(f"--width_mult_list {text}: {float(width):g} of {num_heads} heads is not a whole number below "
+                            f"{num_heads}, expected some of {possible}")
+        if float(width) in widths:
+            raise UserError(f"--width_mult_list {text}: named twice, expected each width once")
+        widths.append(float(width))
+    return widths

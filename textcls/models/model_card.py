@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from textcls.common.digests import file_id, sha256
+from textcls.common.options import LAUNCHER
 from textcls.common.outputs import complete_file
 from textcls.data.encoders import read_long_text
 from textcls.data.files import read_json
@@ -87,8 +88,6 @@ def describe_command(words: Sequence[str]) -> str:
 
     words: of the command line, without the script.
     """
-    processes = int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
-    launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)] if processes > 1 else []
     shown, is_secret = [], False
     for word in words:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
@@ -100,7 +99,17 @@ def describe_command(words: Sequence[str]) -> str:
         is_secret = bool(SECRET.fullmatch(option)) and not equals
         shown.append(option + equals + value)
     script = os.path.relpath(os.path.realpath(sys.argv[0]), ROOT)
-    return shlex.join(["python", *launcher, script, *shown]).replace("\n", " ")
+    return shlex.join(["python", *describe_launcher(), script, *shown]).replace("\n", " ")
+
+
+def describe_launcher() -> list[str]:
+    """Name what has started this process beside others, for a command line; [] for a single process."""
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) == 1:
+        return []
+    hosts = int(os.environ.get("PADDLE_NNODES", 1))
+    several = ["--master", "...", "--nnodes", str(hosts), "--rank", "0"] if hosts > 1 else []  # of an address nothing is kept
+    return ["-m", os.environ.get(LAUNCHER, "paddle.distributed.launch"), *several, "--nproc_per_node",
+            os.environ.get("PADDLE_LOCAL_SIZE", "1")]
 
 
 def cell(text: object) -> str:

@@ -7,6 +7,13 @@ import onnxruntime
 from textcls.common.errors import UserError
 
 
+def check_gpu_build(option: str = "--device") -> None:
+    """Raise UserError where the installed onnxruntime knows no GPU. option: that has asked for one."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise UserError(f"{option} gpu: this onnxruntime is a CPU build, expected {option} cpu, or onnxruntime-gpu in the place "
+                        "of onnxruntime (deploy/predictor/README.md)")
+
+
 def open_session(model: Union[str, bytes], name: str, device: str, device_id: int = 0) -> onnxruntime.InferenceSession:
     """Open an ONNX model. model: a path or the bytes of the model; name: what messages call it.
 
@@ -19,9 +26,7 @@ def open_session(model: Union[str, bytes], name: str, device: str, device_id: in
     options.log_severity_level = 4  # errors come as exceptions
     providers: list = ["CPUExecutionProvider"]
     if device == "gpu":
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise UserError("--device gpu: this onnxruntime is a CPU build, expected --device cpu, or onnxruntime-gpu in the "
-                            "place of onnxruntime (deploy/predictor/README.md)")
+        check_gpu_build()
         if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and later: CUDA and cuDNN from pip's packages, where they are
             onnxruntime.preload_dlls()
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device_id}))

@@ -60,7 +60,7 @@ def check_distillation(options: DistillationArguments, args: TrainingArguments, 
     """UserError where options of a distillation do not go with each other. model_folder: --model_name_or_path where it is given;
     loss_options: those given that change the loss."""
     if options.teacher is None:
-        given = next((name for name in ("data_file", "student_layers") if getattr(options, name) is not None), None)
+        given = next((name for name, value in vars(options).items() if value != getattr(DistillationArguments(), name)), None)
         if given:
             raise UserError(f"--{given}: is for a training by a teacher, expected also --teacher, a trained checkpoint")
         return
@@ -68,6 +68,10 @@ def check_distillation(options: DistillationArguments, args: TrainingArguments, 
     if options.student_layers is not None and model_folder is not None:
         raise UserError("--student_layers: the student is made of the teacher's layers, expected a run without "
                         f"--model_name_or_path {model_folder}, or without --student_layers")
+    if options.student_layers is None and model_folder is None:
+        raise UserError("--teacher: no student is named, expected also --student_layers, or --model_name_or_path")
+    if options.student_layers is None and options.layer_choice != DistillationArguments().layer_choice:
+        raise UserError("--layer_choice: is for a student made of the teacher's layers, expected also --student_layers")
     if not args.do_train:
         raise UserError("--teacher: only a training needs one, expected also --do_train")
     if args.dry_run:

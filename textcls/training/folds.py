@@ -12,8 +12,7 @@ from textcls.common.errors import UserError
 from textcls.common.log import get_logger
 from textcls.common.outputs import STAGING, complete_file, complete_folder, locked_folder
 from textcls.data.files import LabelledTexts, read_json
-from textcls.data.folds import read_out_of_fold, split_folds, write_out_of_fold
-from textcls.training.calibration import calibrate_model
+from textcls.data.folds import comparison_key, read_out_of_fold, split_folds, write_out_of_fold
 from textcls.training.resume import FOLDS, MODEL_FILES, TrainArguments, clear_leftovers
 from textcls.training.runs import change_folder, check_record, is_finished, predict_texts
 from textcls.training.scoring import score_classes
@@ -24,6 +23,7 @@ from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, Tra
 OUT_OF_FOLD = "out_of_fold.npz"  # in args.output_dir
 # trains on the first rows, evaluates on the second ones, and saves a model in args.output_dir
 TrainOn = Callable[[LabelledTexts, LabelledTexts, TrainArguments, Sequence[TrainerCallback]], None]
+Finish = Callable[[np.ndarray], None]  # fits to the saved model what the out-of-fold logits decide, and writes its record
 
 
 def check_folds_options(args: TrainArguments, folds: int) -> None:
@@ -43,14 +43,15 @@ def check_folds_options(args: TrainArguments, folds: int) -> None:
 def split_stratified(train: LabelledTexts, labels: list[str], folds: int, seed: int, path: str) -> np.ndarray:
     """Give each row a fold, as `split_folds` does. path: of the rows, for messages.
 
-    UserError where a class that occurs has too few rows for each fold to have one.
+    UserError where a class that occurs has too few rows for each fold to have one; equal texts count as one row.
     """
-    counts = np.bincount(train[1], minlength=len(labels))
+    different = {(comparison_key(text), label_id) for text, label_id in zip(train[0], train[1].tolist())}
+    counts = np.bincount([label_id for _, label_id in different], minlength=len(labels))
     occurring = np.flatnonzero(counts)
     rarest = occurring[counts[occurring].argmin()]
     if counts[rarest] < folds:
-        raise UserError(f"--folds {folds}: {path} has only {counts[rarest]} rows of class {labels[rarest]!r}, expected no more "
-                        "folds than the smallest class has rows, or more rows of it")
+        raise UserError(f"--folds {folds}: {path} has only {counts[rarest]} different rows of class {labels[rarest]!r}, expected "
+                        "no more folds than the smallest class has, or more rows of it")
     return split_folds(*train, folds, seed)
 
 
@@ -146,11 +147,11 @@ def log_folds(results: list[dict[str, Any]], overall: dict[str, Any], chosen: bo
 
 
 def train_in_folds(args: TrainArguments, folds: int, labels: list[str], train: LabelledTexts, path: str, record: dict[str, Any],
-                   calibrates: bool, train_on: TrainOn) -> None:
+                   train_on: TrainOn, finish: Finish) -> None:
     """Train a model for each fold, keep what they say of the rows they have not seen, and train the saved model on all rows.
 
-    It is trained for as many epochs as the folds' models were on average (median). record: of `begin_folds`; path: of the rows;
-    calibrates: fit its temperature to the out-of-fold logits. UserError.
+    It is trained for as many epochs as the folds' models were on average (median). record: of `begin_folds`; path: of the rows.
+    UserError.
     """
     fold_of = split_stratified(train, labels, folds, args.seed, path)
     logits, results = np.zeros((len(train[0]), len(labels)), np.float32), []
@@ -166,6 +167,9 @@ def train_in_folds(args: TrainArguments, folds: int, labels: list[str], train: L
     write_out_of_fold(file, logits, labels, train)
     get_logger().info(f"What each row's model said, which had not seen it, is saved in {file}")
     epochs = float(np.median([result["epochs"] for result in results]))
+    result_file = os.path.join(args.output_dir, "folds.json")
+    if is_finished(args.output_dir) and os.path.isfile(result_file):
+        return
     if not is_finished(args.output_dir):
         get_logger().info(f"The model that is saved is trained on all {len(train[0])} rows, for {epochs:.3g} epochs (the median)")
         resumed = args.output_dir if list_checkpoints(args.output_dir) else None
@@ -173,7 +177,6 @@ def train_in_folds(args: TrainArguments, folds: int, labels: list[str], train: L
         train_on(train, ([], np.zeros(0, np.int64)), change_folder(
             args, args.output_dir, do_eval=False, evaluation_strategy=no_evaluation, load_best_model_at_end=False,
             metric_for_best_model=None, resume_from_checkpoint=resumed), [StopAtEpoch(epochs)])
-    if calibrates:
-        calibrate_model(args.output_dir, logits, train, os.path.basename(path))
-    with complete_file(os.path.join(args.output_dir, "folds.json")) as output:
+    finish(logits)
+    with complete_file(result_file) as output:  # last: it stands for a finished run
         json.dump({"folds": results, **summary, "all_rows": overall, "epochs": epochs}, output, indent=1)

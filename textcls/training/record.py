@@ -1,6 +1,8 @@
 """What a training leaves on record: its data files and command as they were, and how good its model is on dev."""
 
 import os
+import shlex
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, Optional
 
@@ -34,6 +36,12 @@ def begin_record(words: list[str], model_folder: str, labels: list[str], files: 
     return Run(describe_command(words), find_base(model_folder), labels, files)
 
 
+def with_found(run: Run, settings: Mapping[str, Any]) -> Run:
+    """Add to the record of a training the settings that --search has found for it."""
+    found = " ".join(f"--{name} {value}" for name, value in settings.items())
+    return run._replace(command=f"{run.command}\n# --search: {found}")
+
+
 def write_record(folder: str, run: Run, dev_file: str, logits: Optional[np.ndarray], label_ids: np.ndarray) -> None:
     """Write the cards of a trained model into its folder, and in its config.json which model it was trained from.
 
@@ -43,9 +51,10 @@ def write_record(folder: str, run: Run, dev_file: str, logits: Optional[np.ndarr
     config = read_json(os.path.join(folder, "config.json"))
     temperature = read_calibration(config, folder).get("temperature", 1.0)
     name = os.path.basename(os.path.abspath(folder))
-    use = (f"python analysis/evaluate.py --params_path {name} --report_dir report\n"
-           f"python predict.py --params_path {name}\n"
-           f"python export_model.py --params_path {name} --output_path export --onnx")
+    word = shlex.quote(name)
+    use = (f"python analysis/evaluate.py --params_path {word} --report_dir report\n"
+           f"python predict.py --params_path {word}\n"
+           f"python export_model.py --params_path {word} --output_path export --onnx")
     write_model_card(folder, name, run, config, use, describe_quality(dev_file, run.labels, logits, label_ids, temperature, True))
     change_config(folder, base_model=run.base)
     get_logger().info(f"Record of the training saved in {os.path.join(folder, 'MODEL_CARD.md')}")

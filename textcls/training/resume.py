@@ -37,7 +37,8 @@ COPY = f"{STAGING}-resumed"  # of the first host's checkpoint or model, on anoth
 MODEL_FILES = {"config.json", "model_config.json", WEIGHTS, HUGGING_FACE_WEIGHTS}
 STUDY, FOLDS = "study.db", "folds"  # in args.output_dir: what --search and --folds keep, so that the same command goes on
 # of an earlier training: the first stands for its end, and what is not written again would seem to belong to the new model
-OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json", *CARDS)
+OLD_RESULTS = ("trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json",
+               "search.json", "folds.json", *CARDS)
 
 
 @dataclass

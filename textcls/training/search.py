@@ -127,6 +127,9 @@ def open_study(args: SearchArguments, given: Settings, record: dict[str, Any]) -
         raise UserError(f"{path}: cannot be read as a study ({reason}), expected the file that --search wrote, or "
                         "--overwrite_output_dir to begin anew") from None
     record = {**record, **space}
+    if before is None and study.trials:
+        raise UserError(f"{path}: is a study of something else, expected the file that --search wrote, or --overwrite_output_dir "
+                        "to begin anew")
     if before is None:  # new, or killed before anything was tried
         study.set_user_attr("record", record)
         if args.overwrite_output_dir:
@@ -370,8 +373,9 @@ def report(study: "optuna.Study", args: SearchArguments, best: Settings, compari
         json.dump(result, output, ensure_ascii=False, indent=1)
 
 
-def search_settings(model_args: Any, args: SearchArguments, record: dict[str, Any], dev: LabelledTexts, train: Train) -> None:
-    """Search, compare, and train with the best settings in args.output_dir, as without a search.
+def search_settings(model_args: Any, args: SearchArguments, record: dict[str, Any], dev: LabelledTexts, train: Train
+                    ) -> Settings:
+    """Search, compare, and train with the best settings in args.output_dir, as without a search. Returns them.
 
     record: what the search is made of, {what: its value}. dev: what models are measured on. UserError.
     """
@@ -391,3 +395,4 @@ def search_settings(model_args: Any, args: SearchArguments, record: dict[str, An
         resumed = args.output_dir if is_begun and list_checkpoints(args.output_dir) else None
         train(best, change_folder(with_settings(args, best), args.output_dir, resume_from_checkpoint=resumed), [])
     report(study, args, best, comparison)
+    return best
