@@ -50,7 +50,7 @@ from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.retrieval.pending import DataFiles, carry_over, name_rows, names_to_come, no_changes, number_rows, summarize_briefly
-from textcls.retrieval.unknown import UnknownTexts
+from textcls.retrieval.unknown import UnknownTexts, read_unknown
 from textcls.runtime.predictions import check_decided
 
 
@@ -130,22 +130,6 @@ def read_data(args, pending):
         check_decided(name)
     words = {name: [word for word in texts if word != label_word(name)] for name, texts in words.items()}
     return DataFiles(words, name_rows(train, labels), name_rows(dev, labels))
-
-
-def read_unknown(args, data):
-    """Read --unknown_file: list of str, each text once. data: DataFiles, whose texts are not among them. UserError."""
-    labelled, texts, problems = {text for text, _ in data.train + data.dev}, {}, Problems()
-    path = os.path.join(args.data_dir, args.unknown_file)
-    for number, line in read_lines(path, problems):
-        text = line.partition("\t")[0].strip()
-        if text in labelled:
-            problems.add(path, number, f"{text[:40]!r} has a label in the data files", "texts of no label")
-        elif text:
-            texts[text] = None
-    if not texts and not problems.count:
-        problems.add(path, None, "holds no text", "texts of no label, one per line")
-    problems.report()
-    return list(texts)
 
 
 def keep_changes(args, pending, data):
@@ -247,7 +231,7 @@ def main():
         check_output(vectors_path, [], args.data_dir)
     before = read_pending(args.index_dir)
     data, pending = keep_changes(args, before, read_data(args, before))
-    unknown = read_unknown(args, data) if args.unknown_file else []
+    unknown = read_unknown(os.path.join(args.data_dir, args.unknown_file), data) if args.unknown_file else []
     labels = list(data.words.items())
     train, dev = (number_rows(rows, data.words) if rows else None for rows in (data.train, data.dev))
     encoder = open_encoder(args.params_path, **encoder_options(args), num_threads=args.cpu_threads)

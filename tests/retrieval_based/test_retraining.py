@@ -164,6 +164,21 @@ def test_a_training_that_fails_can_be_run_again(ready, folder):
     assert (process.returncode, process.stdout) == (0, ""), process.stderr
 
 
+def test_what_would_only_fail_after_the_training_is_refused_before(ready, folder):
+    options, before = retrain_options(ready, folder), (folder / "index/index.json").read_bytes()
+    for wrong, message in ((("--num_train_epochs", "nan"), "--num_train_epochs nan: out of range"),
+                           (("--unknown_file", "none.txt"), "none.txt: file not found"),
+                           (("--unknown_file", "dev.txt"), "has a label in the data files"),
+                           (("--train_options", f"--output_dir={folder}"), "retrain gives train.py its data, encoder and output")):
+        assert_user_error(run_here(change.main, *options, *wrong), message)
+    assert read_lines(folder / "data/train.txt") == ROWS and not (folder / "retrained").exists()
+    assert (folder / "index/index.json").read_bytes() == before
+    (folder / "retrained").mkdir()
+    write_lines(folder / "retrained/earlier.txt", ["of an earlier run"])
+    process = run_here(change.main, *options, "--dry_run")
+    assert process.returncode == 0 and "add\t疫苗" in process.stdout, process.stderr
+
+
 def test_a_kill_between_the_data_files_is_made_good(ready, folder):
     pending = open_index(folder / "index").header["pending"]
     old = read_data_files(folder / "data", pending)

@@ -9,10 +9,13 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from textcls.common.confidence import find_threshold
+from textcls.common.errors import Problems
 from textcls.common.known import UNKNOWN_SHARE, fit_known
 from textcls.common.probabilities import DECIMALS
+from textcls.data.files import read_lines
 from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import SearchIndex
+from textcls.retrieval.pending import DataFiles
 from textcls.retrieval.search import Found, chunks, fuse, known_features, part, score_features
 
 FOLDS, LEAST_LABELS = 5, 4  # of `leave_labels_out`; a head of fewer labels than these says nothing of others
@@ -27,6 +30,22 @@ class UnknownTexts(NamedTuple):
 
 
 SIMULATED = UnknownTexts(UNKNOWN_SHARE, np.zeros((0, 0), np.float32), [])
+
+
+def read_unknown(path: str, data: DataFiles) -> list[str]:
+    """Read a file of texts of no label, each text once. data: whose texts are not among them. UserError."""
+    labelled, problems = {text for text, _ in data.train + data.dev}, Problems()
+    texts: dict[str, None] = {}
+    for number, line in read_lines(path, problems):
+        text = line.partition("\t")[0].strip()
+        if text in labelled:
+            problems.add(path, number, f"{text[:40]!r} has a label in the data files", "texts of no label")
+        elif text:
+            texts[text] = None
+    if not texts and not problems.count:
+        problems.add(path, None, "holds no text", "texts of no label, one per line")
+    problems.report()
+    return list(texts)
 
 
 class Examples(NamedTuple):
