@@ -169,7 +169,7 @@ def test_what_would_only_fail_after_the_training_is_refused_before(ready, folder
     for wrong, message in ((("--num_train_epochs", "nan"), "--num_train_epochs nan: out of range"),
                            (("--unknown_file", "none.txt"), "none.txt: file not found"),
                            (("--unknown_file", "dev.txt"), "has a label in the data files"),
-                           (("--train_options", f"--output_dir={folder}"), "retrain gives train.py its data, encoder and output")):
+                           (("--train_options", f"--output_dir={folder}"), "retrain gives train.py its data, encoder")):
         assert_user_error(run_here(change.main, *options, *wrong), message)
     assert read_lines(folder / "data/train.txt") == ROWS and not (folder / "retrained").exists()
     assert (folder / "index/index.json").read_bytes() == before

@@ -120,6 +120,12 @@ def known_entry(known: np.ndarray, unknown: np.ndarray, share: float) -> tuple[d
     return entry, figure
 
 
+def mixed_numbers(num_dev: int, num_unknown: int, share: float) -> tuple[int, int]:
+    """How many of the dev texts, and of the unknown ones, make a mixture with this share of unknown texts."""
+    num_dev = min(num_dev, int(num_unknown * (1 - share) / share))
+    return num_dev, min(num_unknown, round(num_dev * share / (1 - share)))
+
+
 def fit_threshold(dev: Examples, is_right: np.ndarray, unknown: Examples, known: dict, precision: float, share: float
                   ) -> Optional[dict[str, float]]:
     """The lowest probability, as it is shown, that keeps a precision by `confidence.find_threshold` where a share of the texts is
@@ -128,8 +134,7 @@ def fit_threshold(dev: Examples, is_right: np.ndarray, unknown: Examples, known:
     Dev and unknown texts are drawn, by a fixed seed, in the numbers that the share asks for.
     """
     generator = np.random.default_rng(0)
-    num_dev = min(len(is_right), int(len(unknown.probs) * (1 - share) / share))
-    num_unknown = min(len(unknown.probs), round(num_dev * share / (1 - share)))
+    num_dev, num_unknown = mixed_numbers(len(is_right), len(unknown.probs), share)
     drawn = np.sort(generator.choice(len(is_right), num_dev, replace=False))
     others = generator.choice(unknown.confidences(known), num_unknown, replace=False)
     confidences = np.concatenate([dev.confidences(known)[drawn], others])
