@@ -229,6 +229,9 @@ def finish_model(options, args, data, run, evaluation, train_tokens, dev_tokens)
         calibrate_model(args.output_dir, evaluation.logits, data.dev, options.data.dev_file, evaluation.label_ids)
     if options.model.known == "centres":
         save_known(args.output_dir, train_tokens, dev_tokens, options.data.dev_file, args.per_device_eval_batch_size)
+    elif (path := config_path(options.model.model_name_or_path)) and read_json(path).get("known"):
+        get_logger().info(f"{options.model.model_name_or_path} tells unknown texts, and the new model does not: for one that "
+                          "does, --known centres.")
     if run is not None:
         write_record(args.output_dir, run, options.data.dev_file, evaluation.logits, evaluation.label_ids)
 

@@ -8,7 +8,7 @@ apart from all others.
 
 Reads   data_dir/: train.txt, dev.txt (what build_index.py is fitted on), test.txt (what is measured), label.txt.
 Writes  output_dir/seed-N/ or output_dir/known-SHARE-seed-N/: the data without these labels, encoder, export and index;
-        results.json. A training that is there is not run again.
+        results.json. A training that is there is not run again; one of other options or data is refused.
 Prints  --leave_out: for each seed the accuracy on texts of the old labels before and after the others were added, the share of
         the new labels' texts that get their label, and the AUROC of `known`, by which unknown labels are told. --known_share,
         the protocol of published tables: only this share of the labels, drawn at random, is known, and the test has all; where
@@ -29,8 +29,9 @@ from textcls.common.known import auroc
 from textcls.common.log import get_logger
 from textcls.common.options import make_parser, positive_int, seed_number, share_below_one
 from textcls.common.outputs import check_output_folder, complete_file
-from textcls.data.files import draw_shots, read_label_words, read_labelled
+from textcls.data.files import draw_shots, read_json, read_label_words, read_labelled
 from textcls.retrieval.fitting import NEW_LABEL_COST
+from textcls.runtime.exported import sha256
 from textcls.training.scoring import score_open
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,8 +60,8 @@ def parse_arguments():
 def run(log, script, *options):
     """Run a script of this folder, its messages into a file. UserError where it fails."""
     with open(log, "w", encoding="utf-8") as output:
-        command = [sys.executable, f"retrieval_based/{script}.py", *map(str, options)]
-        code = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT).returncode
+        command = [sys.executable, str(ROOT / "retrieval_based" / f"{script}.py"), *map(str, options)]
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
     if code:
         raise UserError(f"{log}: retrieval_based/{script}.py ended with code {code}, expected 0")
 
@@ -87,15 +88,34 @@ def write_known(folder, labels, rows, new):
             output.writelines(line + "\n" for line in lines)
 
 
+def describe_training(args, folder):
+    """What the training on the data in a folder goes by: a dict of what training.json holds."""
+    return {"model_name_or_path": args.model_name_or_path, "train_options": args.train_options,
+            **{name: sha256(os.path.join(folder, f"{name}.txt")) for name in ("label", "train", "dev")}}
+
+
+def train_encoder(args, folder, seed, checkpoint, export):
+    """Train and export an encoder on the data in a folder, unless it is there. UserError where another one is there."""
+    path, wanted = os.path.join(folder, "training.json"), describe_training(args, folder)
+    if os.path.isfile(os.path.join(export, "deploy.json")):
+        if os.path.isfile(path) and read_json(path) != wanted:
+            raise UserError(f"{folder}: holds the training of another model, with other options or of other data, expected "
+                            "another --output_dir")
+        return
+    with complete_file(path) as output:
+        json.dump(wanted, output, ensure_ascii=False)
+    run(f"{folder}/train.log", "train", "--model_name_or_path", args.model_name_or_path, "--data_dir", folder, "--output_dir",
+        checkpoint, "--seed", seed, "--overwrite_output_dir", "--do_train", *args.train_options)
+    run(f"{folder}/export.log", "export_model", "--params_path", checkpoint, "--output_path", export)
+
+
 def make_index(args, folder, seed, *options):
     """Train and export an encoder on the data in a folder, unless it is there or is taken as it is, and build an index of it in
     folder/index. options: of build_index.py. Returns the encoder's path."""
     checkpoint, export = (os.path.join(folder, name) for name in ("checkpoint", "export"))
     encoder = args.model_name_or_path if args.as_it_is else export
-    if not args.as_it_is and not os.path.isfile(os.path.join(export, "deploy.json")):
-        run(f"{folder}/train.log", "train", "--model_name_or_path", args.model_name_or_path, "--data_dir", folder, "--output_dir",
-            checkpoint, "--seed", seed, "--overwrite_output_dir", "--do_train", *args.train_options)
-        run(f"{folder}/export.log", "export_model", "--params_path", checkpoint, "--output_path", export)
+    if not args.as_it_is:
+        train_encoder(args, folder, seed, checkpoint, export)
     run(f"{folder}/build.log", "build_index", "--params_path", encoder, "--data_dir", folder, "--index_dir",
         os.path.join(folder, "index"), "--overwrite", *options)
     return encoder

@@ -45,12 +45,12 @@ from textcls.retrieval.changes import (
     write_index,
 )
 from textcls.retrieval.encoder import open_encoder, prefixed
-from textcls.retrieval.fitting import NEW_LABEL_COST, fit
+from textcls.retrieval.fitting import NEW_LABEL_COST, dev_step, fit
 from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.retrieval.pending import DataFiles, carry_over, name_rows, names_to_come, no_changes, number_rows, summarize_briefly
-from textcls.retrieval.unknown import UnknownTexts
+from textcls.retrieval.unknown import UnknownTexts, mixed_numbers, read_unknown
 from textcls.runtime.predictions import check_decided
 
 
@@ -130,22 +130,6 @@ def read_data(args, pending):
         check_decided(name)
     words = {name: [word for word in texts if word != label_word(name)] for name, texts in words.items()}
     return DataFiles(words, name_rows(train, labels), name_rows(dev, labels))
-
-
-def read_unknown(args, data):
-    """Read --unknown_file: list of str, each text once. data: DataFiles, whose texts are not among them. UserError."""
-    labelled, texts, problems = {text for text, _ in data.train + data.dev}, {}, Problems()
-    path = os.path.join(args.data_dir, args.unknown_file)
-    for number, line in read_lines(path, problems):
-        text = line.partition("\t")[0].strip()
-        if text in labelled:
-            problems.add(path, number, f"{text[:40]!r} has a label in the data files", "texts of no label")
-        elif text:
-            texts[text] = None
-    if not texts and not problems.count:
-        problems.add(path, None, "holds no text", "texts of no label, one per line")
-    problems.report()
-    return list(texts)
 
 
 def keep_changes(args, pending, data):
@@ -237,6 +221,23 @@ def choose(args, encoder, labels, rows, dev, unknown_texts, pending):
     return best
 
 
+def warn_of_threshold(args, index, num_dev, num_unknown):
+    """Warn where no threshold keeps --precision, and where a few unknown texts let only a part of the dev texts decide it.
+
+    num_dev: of the dev texts that settings go by; num_unknown: of --unknown_file.
+    """
+    rows = num_dev
+    if args.unknown_file:
+        known, others = mixed_numbers(num_dev, num_unknown, args.unknown_share)
+        rows = known + others
+        if known < num_dev:
+            get_logger().warning(f"--unknown_file has {num_unknown} texts: at --unknown_share {args.unknown_share:g} only "
+                                 f"{known} of {num_dev} dev texts go with them, and decide the threshold, expected more of them.")
+    if index.header["threshold"] is None:
+        get_logger().warning(f"No threshold for a precision of {args.precision:g} in {args.dev_file}: "
+                             f"{explain_no_threshold(rows, args.precision)}.")
+
+
 def main():
     args = parse_arguments()
     wanted = wanted_type(args)
@@ -247,7 +248,7 @@ def main():
         check_output(vectors_path, [], args.data_dir)
     before = read_pending(args.index_dir)
     data, pending = keep_changes(args, before, read_data(args, before))
-    unknown = read_unknown(args, data) if args.unknown_file else []
+    unknown = read_unknown(os.path.join(args.data_dir, args.unknown_file), data) if args.unknown_file else []
     labels = list(data.words.items())
     train, dev = (number_rows(rows, data.words) if rows else None for rows in (data.train, data.dev))
     encoder = open_encoder(args.params_path, **encoder_options(args), num_threads=args.cpu_threads)
@@ -256,9 +257,8 @@ def main():
         corpora = ["texts", "means", "labels"] if train else ["labels"]
     index = choose(args, encoder, labels, make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train), dev, unknown,
                    pending)
-    if args.precision is not None and dev is not None and index.header["threshold"] is None:
-        get_logger().warning(f"No threshold for a precision of {args.precision:g} in {args.dev_file}: "
-                             f"{explain_no_threshold(len(dev[0]), args.precision)}.")
+    if args.precision is not None and dev is not None:
+        warn_of_threshold(args, index, len(dev[0][::dev_step(len(dev[0]))]), len(unknown))
     header = write_index(args.index_dir, index, wanted, None if args.overwrite else before)
     if args.data_name:
         with complete_file(vectors_path, "wb") as file:

@@ -193,7 +193,10 @@ def main():
         get_logger().info(f"Accuracy: {scores['accuracy'] * 100:.2f}% | macro F1 score {scores['macro_f1'] * 100:.2f} | "
                           f"{is_known.sum()} texts")
         log_groups(index, label_ids[is_known], guesses[is_known], ranks[is_known])
-    if not is_known.all():
+    if not is_known.any():
+        get_logger().info(f"Unknown texts: {len(texts)}, all of {path}: AUROC and F1 scores need texts of the index's labels, "
+                          f"too | known < 0.5: {(known < 0.5).mean() * 100:.2f}%")
+    elif not is_known.all():
         get_logger().info(f"Unknown texts: {(~is_known).sum()} | AUROC of the probability {auroc(confidences, is_known):.4f}, of "
                           f"known {auroc(known, is_known):.4f}")
         log_open_scores(score_open(label_ids, guesses, known, len(index.labels)))

@@ -60,8 +60,12 @@ from textcls.retrieval.retraining import (
     replace_data_files,
     run_retrieval_script,
 )
+from textcls.retrieval.unknown import read_unknown
 
 MOST_SHOWN = 5  # texts in a warning
+MOST_EPOCHS = 1000000  # as train.py has it
+OWN_OPTIONS = ("--model_name_or_path", "--init_from_ckpt", "--data_dir", "--train_set_file", "--similar_text_pair_file",
+               "--similar_text_pair", "--corpus_file", "--output_dir", "--save_dir")  # of train.py, which retrain gives it
 
 
 def parse_arguments():
@@ -192,10 +196,15 @@ def check_retraining(args, index):
     if index.header["pending"] is None:
         raise UserError(f"{args.index_dir}: index.py of an older edition has changed it, which kept no list of it, expected what "
                         "was added in the data files, and a new index (retrieval_based/build_index.py --overwrite)")
+    if not 0 < args.num_train_epochs <= MOST_EPOCHS:
+        raise UserError(f"--num_train_epochs {args.num_train_epochs:g}: out of range, expected more than 0, up to {MOST_EPOCHS}")
+    if own := [word for word in args.train_options if word.partition("=")[0] in OWN_OPTIONS]:
+        raise UserError(f"--train_options {own[0]}: retrain gives train.py its data, encoder and output folder itself, expected "
+                        "other options of it")
     check_output_folder(args.output_dir, "--output_dir", {"the data folder": args.dataset_dir, "the index": args.index_dir})
     if any(index.header["prefixes"].values()):
         get_logger().warning("The prefixes of the index stay as they are, but the training puts none before the texts.")
-    if os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
+    if not args.dry_run and os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
         raise UserError(f"--output_dir {args.output_dir}: is not empty, expected a new folder, since it keeps the files as they "
                         "were before")
 
@@ -240,7 +249,10 @@ def read_changes(args):
     index = open_index(args.index_dir)
     check_retraining(args, index)
     old = read_data_files(args.dataset_dir, index.header["pending"])
-    return index, old, *carry_over(index.header["pending"], old)
+    data, changes = carry_over(index.header["pending"], old)
+    if args.unknown_file:
+        read_unknown(os.path.join(args.dataset_dir, args.unknown_file), data)  # before a training that would be for nothing
+    return index, old, data, changes
 
 
 def retrain(args):

@@ -234,6 +234,8 @@ def test_the_benchmark_adds_labels_that_were_left_out(encoder_export, data, tmp_
     truth = [label for _, label in DEV[120:180]]
     assert result["new recall"] == np.mean([answer == new for answer, label in zip(answers, truth) if label == new])
     assert f"{100 * result['new recall']:.2f}" in process.stdout and 0.3 < result["old after"] <= 1
+    (tmp_path / "out/seed-7/training.json").write_text(json.dumps({"model_name_or_path": "other"}), encoding="utf-8")
+    assert_user_error(run_here(benchmark.main, *options), "seed-7: holds the training of another model")
 
 
 def test_refusals(built, encoder_export, data, tmp_path):

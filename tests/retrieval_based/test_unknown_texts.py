@@ -150,6 +150,15 @@ def test_the_commands_take_texts_of_no_label(encoder_export, tmp_path):
                        "--test_file", "test.txt", "--unknown_label", "别的", "--threshold", "auto", cwd=tmp_path)
     assert "Where known < 0.5 counts as unknown: F1 score of the unknown" in process.stderr, process.stderr
     assert "| unknown texts answered" in process.stderr
+    write_lines(data / "test.txt", [f"{text}\t别的" for text in foreign])
+    process = run_here(evaluate.main, "--params_path", encoder_export, "--index_dir", tmp_path / "index", "--dataset_dir", data,
+                       "--test_file", "test.txt", "--unknown_label", "别的", "--threshold", "auto", cwd=tmp_path)
+    assert f"Unknown texts: 6, all of {data}/test.txt" in process.stderr and "nan" not in process.stderr, process.stderr
+    write_lines(data / "one.txt", foreign[:1])
+    process = run_here(build.main, *options[:4], "--index_dir", tmp_path / "other", "--corpus", "means", "--precision", 0.9,
+                       "--unknown_file", "one.txt")
+    assert process.returncode == 0 and f"--unknown_share 0.1 only 9 of {len(DEV)} dev texts go with them" in process.stderr
+    assert "10 rows are too few to show it, even if all answers were right: 29 are needed" in process.stderr
     for content, message in ((["没有标签", DEV[0][0]], f"foreign.txt:2: {DEV[0][0]!r} has a label in the data files"),
                              (["  "], "foreign.txt: holds no text, expected texts of no label")):
         write_lines(data / "foreign.txt", content)

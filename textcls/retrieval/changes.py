@@ -150,7 +150,7 @@ def replace_index(folder: str, source: str, seen: Stamp, kept: str) -> dict:
             raise OutdatedIndex
         copy_files(folder, kept)
         header = open_index(source).header
-        for name in parts(header):
+        for name in parts(header) - parts(open_index(folder, to_search=False).header):  # what is in use is never written over
             path, target = os.path.join(source, name), os.path.join(folder, name)
             if os.path.isdir(path):
                 shutil.copytree(path, target, dirs_exist_ok=True)  # a killed process may have begun it

@@ -36,7 +36,7 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     the texts of no label that are reckoned with; new_label_cost: of `best_for_new`. Returns (index with the settings, figures:
     dict of vote, lexical, head, fused (accuracies), known_auroc, nll; shares 0 to 1).
     """
-    step = -(-len(texts) // MOST_TEXTS)
+    step = dev_step(len(texts))
     vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
     sizes = [size for size in NEIGHBOURS if size <= len(index.row_labels)]
     index = with_settings(index, vote={**index.header["vote"], "least_rows": 0})
@@ -68,6 +68,11 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
         threshold = fit_threshold(dev, dev.labels == label_ids, others, known, precision, unknown.share)
     figures = {"vote": dense, "lexical": words, **figures, "fused": fused, "known_auroc": auroc, "nll": nll}
     return with_settings(index, known=known, threshold=threshold), figures
+
+
+def dev_step(num_texts: int) -> int:
+    """Of how many dev texts one is looked at."""
+    return -(-num_texts // MOST_TEXTS)
 
 
 def with_settings(index: SearchIndex, counts: Optional[np.ndarray] = None, **entries: object) -> SearchIndex:

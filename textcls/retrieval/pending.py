@@ -96,12 +96,27 @@ def names_to_come(pending: Pending, words: Iterable[str]) -> list[str]:
             if name not in known]
 
 
+def is_done(pending: Pending, old: str, words: Iterable[str]) -> bool:
+    """Whether the data files have a renaming already, so that `old` in them is another label: a new one, or one renamed to that.
+
+    words: the labels of label.txt. What was renamed to a name whose label was renamed, too, is followed to the last name.
+    """
+    renamed = pending["renamed"]
+    name, names = old, set()
+    while name in renamed and name not in names:
+        names.add(name)
+        name = renamed[name]
+    if name in names:  # labels have changed their names with each other, which looks the same before and after
+        return False
+    return (old in pending["new"] or old in renamed.values()) and name in words and name not in pending["removed"]
+
+
 def carry_over(pending: Pending, data: DataFiles) -> tuple[DataFiles, list[Change]]:
     """Carry the changes of an index over into the data files: (what they then hold, what they lacked). UserError."""
     changes: list[Change] = []
     moved: dict[str, Optional[str]] = {}
     for old, new in pending["renamed"].items():
-        if old in data.words and not (old in pending["new"] and new in data.words):  # else it was done, and old is a new label
+        if old in data.words and not is_done(pending, old, data.words):
             moved[old] = new
             changes.append(Change("rename", old, new))
     moved.update((old, None) for old in pending["removed"] if old in data.words)

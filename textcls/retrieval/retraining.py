@@ -50,7 +50,7 @@ def run_retrieval_script(script: str, *options: object) -> None:
     code = subprocess.run([sys.executable, str(ROOT / "retrieval_based" / script), *map(str, options)]).returncode
     if code:
         raise UserError(f"retrieval_based/{script} ended with code {code}, expected 0: its message is above, and the index is as "
-                        "it was")
+                        "it was; the data files hold what was added, and the same command with another --output_dir goes on")
 
 
 def build_options(header: dict) -> list[object]:

@@ -9,10 +9,13 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from textcls.common.confidence import find_threshold
+from textcls.common.errors import Problems
 from textcls.common.known import UNKNOWN_SHARE, fit_known
 from textcls.common.probabilities import DECIMALS
+from textcls.data.files import read_lines
 from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import SearchIndex
+from textcls.retrieval.pending import DataFiles
 from textcls.retrieval.search import Found, chunks, fuse, known_features, part, score_features
 
 FOLDS, LEAST_LABELS = 5, 4  # of `leave_labels_out`; a head of fewer labels than these says nothing of others
@@ -27,6 +30,22 @@ class UnknownTexts(NamedTuple):
 
 
 SIMULATED = UnknownTexts(UNKNOWN_SHARE, np.zeros((0, 0), np.float32), [])
+
+
+def read_unknown(path: str, data: DataFiles) -> list[str]:
+    """Read a file of texts of no label, each text once. data: whose texts are not among them. UserError."""
+    labelled, problems = {text for text, _ in data.train + data.dev}, Problems()
+    texts: dict[str, None] = {}
+    for number, line in read_lines(path, problems):
+        text = line.partition("\t")[0].strip()
+        if text in labelled:
+            problems.add(path, number, f"{text[:40]!r} has a label in the data files", "texts of no label")
+        elif text:
+            texts[text] = None
+    if not texts and not problems.count:
+        problems.add(path, None, "holds no text", "texts of no label, one per line")
+    problems.report()
+    return list(texts)
 
 
 class Examples(NamedTuple):
@@ -101,6 +120,12 @@ def known_entry(known: np.ndarray, unknown: np.ndarray, share: float) -> tuple[d
     return entry, figure
 
 
+def mixed_numbers(num_dev: int, num_unknown: int, share: float) -> tuple[int, int]:
+    """How many of the dev texts, and of the unknown ones, make a mixture with this share of unknown texts."""
+    num_dev = min(num_dev, int(num_unknown * (1 - share) / share))
+    return num_dev, min(num_unknown, round(num_dev * share / (1 - share)))
+
+
 def fit_threshold(dev: Examples, is_right: np.ndarray, unknown: Examples, known: dict, precision: float, share: float
                   ) -> Optional[dict[str, float]]:
     """The lowest probability, as it is shown, that keeps a precision by `confidence.find_threshold` where a share of the texts is
@@ -109,8 +134,7 @@ def fit_threshold(dev: Examples, is_right: np.ndarray, unknown: Examples, known:
     Dev and unknown texts are drawn, by a fixed seed, in the numbers that the share asks for.
     """
     generator = np.random.default_rng(0)
-    num_dev = min(len(is_right), int(len(unknown.probs) * (1 - share) / share))
-    num_unknown = min(len(unknown.probs), round(num_dev * share / (1 - share)))
+    num_dev, num_unknown = mixed_numbers(len(is_right), len(unknown.probs), share)
     drawn = np.sort(generator.choice(len(is_right), num_dev, replace=False))
     others = generator.choice(unknown.confidences(known), num_unknown, replace=False)
     confidences = np.concatenate([dev.confidences(known)[drawn], others])
