@@ -53,7 +53,7 @@ from textcls.training.resume import (
     find_resume_point,
     train_and_save,
 )
-from textcls.training.runs import describe_options, with_settings
+from textcls.training.runs import change_options, describe_options
 from textcls.training.scoring import KeptMetrics
 from textcls.training.search import SearchArguments, check_search, search_settings
 from textcls.training.trainer import (
@@ -290,7 +290,7 @@ def train_model(options, args, data, run, max_seq_length, resume_point=None, cal
 def train_often(options, args, data, run, max_seq_length):
     """As `train_model`, after a search for settings, or in folds and then on all rows."""
     def train_one(settings, args, train, dev, run, callbacks):
-        own = options._replace(model=with_settings(options.model, settings))
+        own = options._replace(model=change_options(options.model, settings))
         with paddle.utils.unique_name.guard():  # parameters have the names that they have in a process of their own
             train_model(own, args, data._replace(train=train, dev=dev), run, max_seq_length, find_resume_point(args), callbacks)
 

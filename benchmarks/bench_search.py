@@ -12,9 +12,11 @@ import time
 
 import numpy as np
 
-from textcls.retrieval.changes import NewRows, add_texts, memory_index, new_header, remove_label, rows_of_texts, write_index
+from textcls.retrieval.changes import add_texts, remove_label
 from textcls.retrieval.index import of_single_texts, open_index
 from textcls.retrieval.nearest import WantedType, nearest
+from textcls.retrieval.rows import NewRows, rows_of_texts
+from textcls.retrieval.writing import memory_index, new_header, write_index
 
 REPEATS = 50
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from textcls.common.digests import sha256
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.known import auroc
 from textcls.common.log import get_logger
@@ -31,7 +32,6 @@ from textcls.common.options import make_parser, positive_int, seed_number, share
 from textcls.common.outputs import check_output_folder, complete_file
 from textcls.data.files import draw_shots, read_json, read_label_words, read_labelled
 from textcls.retrieval.fitting import NEW_LABEL_COST
-from textcls.runtime.exported import sha256
 from textcls.training.scoring import score_open
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -35,22 +35,15 @@ from textcls.common.options import (
 )
 from textcls.common.outputs import check_output, check_output_folder, complete_file
 from textcls.data.files import check_splits, read_label_words, read_labelled, read_lines
-from textcls.retrieval.changes import (
-    label_rows,
-    memory_index,
-    new_header,
-    read_pending,
-    rows_of_means,
-    rows_of_texts,
-    write_index,
-)
 from textcls.retrieval.encoder import open_encoder, prefixed
 from textcls.retrieval.fitting import NEW_LABEL_COST, dev_step, fit
 from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
 from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.retrieval.pending import DataFiles, carry_over, name_rows, names_to_come, no_changes, number_rows, summarize_briefly
+from textcls.retrieval.rows import label_rows, rows_of_means, rows_of_texts
 from textcls.retrieval.unknown import UnknownTexts, mixed_numbers, read_unknown
+from textcls.retrieval.writing import memory_index, new_header, read_pending, write_index
 from textcls.runtime.predictions import check_decided
 
 

@@ -34,20 +34,7 @@ from textcls.common.options import add_encoder_options, add_prefix_options, enco
 from textcls.common.outputs import check_output_folder
 from textcls.common.texts import LINE
 from textcls.data.files import read_texts
-from textcls.retrieval.changes import (
-    OutdatedIndex,
-    add_texts,
-    check_new_label,
-    copy_index,
-    find_label,
-    label_texts,
-    labels_of_texts,
-    remove_label,
-    rename_label,
-    replace_head,
-    replace_index,
-    settling,
-)
+from textcls.retrieval.changes import add_texts, check_new_label, find_label, labels_of_texts, remove_label, rename_label
 from textcls.retrieval.encoder import encoder_folder, for_rows, open_encoder
 from textcls.retrieval.head import AT_ONCE_WORK, fit_head, head_work
 from textcls.retrieval.index import check_encoder, check_prefixes, open_index
@@ -60,7 +47,9 @@ from textcls.retrieval.retraining import (
     replace_data_files,
     run_retrieval_script,
 )
+from textcls.retrieval.rows import label_texts
 from textcls.retrieval.unknown import read_unknown
+from textcls.retrieval.writing import OutdatedIndex, copy_index, replace_head, replace_index, settling
 
 MOST_SHOWN = 5  # texts in a warning
 MOST_EPOCHS = 1000000  # as train.py has it

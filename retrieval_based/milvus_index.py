@@ -19,7 +19,6 @@ import numpy as np
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import progress_bar
 from textcls.common.options import make_parser, positive_int, prefix
-from textcls.retrieval.changes import read_corpus
 from textcls.retrieval.index import check_prefixes, open_index
 from textcls.retrieval.milvus import (
     INDEX_TYPES,
@@ -40,6 +39,7 @@ from textcls.retrieval.milvus import (
     write_version,
 )
 from textcls.retrieval.nearest import MOST_EXACT
+from textcls.retrieval.rows import read_corpus
 from textcls.runtime.exported import EMBEDDING, read_export
 
 BLOCK = 4096  # rows in memory at a time

@@ -26,9 +26,10 @@ from textcls.common.options import (
     positive_int,
 )
 from textcls.common.outputs import check_output, complete_file
-from textcls.retrieval.changes import memory_index, new_header, read_corpus, rows_of_texts
 from textcls.retrieval.encoder import open_encoder, prefixed
 from textcls.retrieval.nearest import nearest
+from textcls.retrieval.rows import read_corpus, rows_of_texts
+from textcls.retrieval.writing import memory_index, new_header
 
 
 def parse_arguments():

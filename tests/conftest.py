@@ -32,9 +32,10 @@ from textcls.models.configs import change_config
 from textcls.models.families import FAMILIES
 from textcls.models.paddle_setup import paddle
 from textcls.models.wordpiece import build_rust_tokenizer
-from textcls.retrieval.changes import memory_index, new_header, rows_of_texts, write_index
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.head import fit_head
+from textcls.retrieval.rows import rows_of_texts
+from textcls.retrieval.writing import memory_index, new_header, write_index
 
 # the test files, the longest first
 LONGEST = ("readme", "train", "prune", "few_shot", "settings", "spark", "retrieval_train", "prompts", "milvus", "retrieval_index",

@@ -16,10 +16,11 @@ from test_simple_serving import CLIENT, CODE, SERVER, client, post, start, stop
 import load
 import soak
 from helpers import ROOT, assert_user_error, read_lines, run, run_all, server_python, write_lines
-from textcls.retrieval.changes import add_texts, changing, remove_label, write_header
+from textcls.retrieval.changes import add_texts, remove_label
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.index import open_index
 from textcls.retrieval.predictor import SearchPredictor
+from textcls.retrieval.writing import changing, write_header
 
 PYTHON = server_python("simple-serving")
 NEW = "今天天气怎么样"  # a text of a label that is added

@@ -8,22 +8,15 @@ import pytest
 
 from helpers import ROOT, assert_user_error, load_script, read_lines, run_here, write_lines
 from textcls.common.errors import UserError
-from textcls.retrieval.changes import (
-    OutdatedIndex,
-    add_texts,
-    memory_index,
-    new_header,
-    remove_label,
-    replace_head,
-    rows_of_texts,
-    write_index,
-)
+from textcls.retrieval.changes import add_texts, remove_label
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.fitting import fit, with_settings
 from textcls.retrieval.head import fit_head, head_probs
 from textcls.retrieval.index import open_index
 from textcls.retrieval.predictor import SearchPredictor
+from textcls.retrieval.rows import rows_of_texts
 from textcls.retrieval.search import fuse, label_probabilities, make_answers, search
+from textcls.retrieval.writing import OutdatedIndex, memory_index, new_header, replace_head, write_index
 
 build, change, evaluate, predict = [
     load_script("retrieval_based", name) for name in ("build_index", "index", "evaluate", "predict")]

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from helpers import ROOT, assert_user_error, read_lines, run_all, server_python, write_lines
-from textcls.retrieval.changes import memory_index, new_header, remove_label, rows_of_texts, write_index
+from textcls.retrieval.changes import remove_label
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.index import open_index
+from textcls.retrieval.rows import rows_of_texts
+from textcls.retrieval.writing import memory_index, new_header, write_index
 
 PYTHON = server_python("milvus")
 QUERY = ["--model_dir", "encoder", "--top_k", 3, "--num_threads", 1]

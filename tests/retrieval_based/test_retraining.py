@@ -13,12 +13,13 @@ import pytest
 
 from helpers import ROOT, assert_user_error, load_script, make_model, read_lines, run, run_here, write_lines
 from textcls.common.errors import UserError
-from textcls.retrieval.changes import memory_index, new_header, replace_head, rows_of_texts, write_index
 from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.head import Head, fit_head
 from textcls.retrieval.index import open_index
 from textcls.retrieval.pending import DataFiles, carry_over, no_changes, note_name, note_texts, settle, write_data_files
 from textcls.retrieval.retraining import read_data_files
+from textcls.retrieval.rows import rows_of_texts
+from textcls.retrieval.writing import memory_index, new_header, replace_head, write_index
 
 build, change, train = [load_script("retrieval_based", name) for name in ("build_index", "index", "train")]
 LABELS = read_lines(ROOT / "data/label.txt")
@@ -291,7 +292,8 @@ def test_killed_while_it_is_swapped_in_either_index_opens(tmp_path):
     shutil.copytree(tmp_path / ("0" * 16), tmp_path / "index")
     code = """if True:
         import itertools, sys
-        from textcls.retrieval.changes import *
+        from textcls.retrieval.rows import *
+        from textcls.retrieval.writing import *
         print("ready", flush=True)
         for number in itertools.count(1):
             stamp = index_stamp("index")

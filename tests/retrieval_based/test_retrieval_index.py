@@ -19,21 +19,12 @@ from textcls.common.confidence import precision_bound
 from textcls.common.errors import UserError
 from textcls.common.known import auroc
 from textcls.retrieval import predictor
-from textcls.retrieval.changes import (
-    add_texts,
-    label_texts,
-    memory_index,
-    new_header,
-    remove_label,
-    rename_label,
-    rows_of_means,
-    rows_of_texts,
-    write_index,
-)
+from textcls.retrieval.changes import add_texts, remove_label, rename_label
 from textcls.retrieval.fitting import fit
 from textcls.retrieval.index import open_index
 from textcls.retrieval.lexical import cosines, count_terms, idf_of_postings, weigh
 from textcls.retrieval.nearest import WantedType, nearest
+from textcls.retrieval.rows import label_texts, rows_of_means, rows_of_texts
 from textcls.retrieval.search import (
     chunks,
     fuse,
@@ -44,6 +35,7 @@ from textcls.retrieval.search import (
     search,
     vote,
 )
+from textcls.retrieval.writing import memory_index, new_header, write_index
 
 LABELS = read_lines(ROOT / "data/label.txt")
 ROWS = [line.split("\t") for line in read_lines(ROOT / "data/train.txt")][:300]
@@ -372,7 +364,8 @@ def test_a_build_killed_at_any_moment_leaves_an_index_that_opens(tmp_path):
     code = """if True:
         import sys
         import numpy as np
-        from textcls.retrieval.changes import *
+        from textcls.retrieval.rows import *
+        from textcls.retrieval.writing import *
         from textcls.retrieval.index import *
         generator = np.random.default_rng(1)
         vectors = generator.standard_normal((3000, 24)).astype(np.float32)

@@ -8,12 +8,14 @@ import pytest
 
 from helpers import ROOT, assert_user_error, load_script, read_lines, run_here, write_lines
 from textcls.common.known import auroc
-from textcls.retrieval.changes import add_texts, memory_index, new_header, rows_of_texts, write_index
+from textcls.retrieval.changes import add_texts
 from textcls.retrieval.fitting import BIASES, fit, with_settings
 from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import open_index
+from textcls.retrieval.rows import rows_of_texts
 from textcls.retrieval.search import known_features, known_probs, label_probabilities, make_answers, search
 from textcls.retrieval.unknown import UnknownTexts, leave_labels_out
+from textcls.retrieval.writing import memory_index, new_header, write_index
 from textcls.training.scoring import score_open
 
 build, evaluate, benchmark = [load_script("retrieval_based", name) for name in ("build_index", "evaluate", "benchmark")]

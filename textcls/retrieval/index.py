@@ -1,6 +1,6 @@
 """The index folder: labels, vectors and texts that are searched, opened by memory map. Needs no Paddle.
 
-textcls/retrieval/changes.py writes and changes it; an opened index never changes.
+textcls/retrieval/writing.py and changes.py write and change it; an opened index never changes.
 """
 
 import functools

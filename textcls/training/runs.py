@@ -52,7 +52,7 @@ def is_finished(folder: str) -> bool:
     return all(os.path.isfile(os.path.join(folder, name)) for name in ("config.json", "trainer_state.json"))
 
 
-def with_settings(options: Any, settings: dict[str, Any]) -> Any:
+def change_options(options: Any, settings: dict[str, Any]) -> Any:
     """Copy an object of options, with those of the settings, {name: value}, that it has."""
     options = copy.copy(options)
     for name, value in settings.items():

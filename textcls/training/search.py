@@ -18,7 +18,7 @@ from textcls.common.outputs import STAGING, complete_file, locked_folder
 from textcls.data.files import LabelledTexts, read_json
 from textcls.training.callbacks import Diverged, metric_name
 from textcls.training.resume import MODEL_FILES, STUDY, TrainArguments
-from textcls.training.runs import change_folder, check_record, is_finished, predict_texts, with_settings
+from textcls.training.runs import change_folder, change_options, check_record, is_finished, predict_texts
 from textcls.training.scoring import INTERVAL, METRICS, RESAMPLES, score_classes
 from textcls.training.trainer import check_limits, list_checkpoints
 
@@ -232,7 +232,7 @@ def train_aside(settings: Settings, args: SearchArguments, seed: int, train: Tra
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     try:
         with only_warnings():
-            train(settings, change_folder(with_settings(args, settings), folder, seed=seed, report_to=[], save_total_limit=1,
+            train(settings, change_folder(change_options(args, settings), folder, seed=seed, report_to=[], save_total_limit=1,
                                           ignore_save_lr_and_optim=True), callbacks)
             return measure(folder)
     finally:
@@ -393,6 +393,6 @@ def search_settings(model_args: Any, args: SearchArguments, record: dict[str, An
         get_logger().info(f"Training with the best settings: {describe_settings(best)}")
         study.set_user_attr("output", best)
         resumed = args.output_dir if is_begun and list_checkpoints(args.output_dir) else None
-        train(best, change_folder(with_settings(args, best), args.output_dir, resume_from_checkpoint=resumed), [])
+        train(best, change_folder(change_options(args, best), args.output_dir, resume_from_checkpoint=resumed), [])
     report(study, args, best, comparison)
     return best
