@@ -154,6 +154,8 @@ def test_a_study_or_a_model_of_something_else_is_refused(tiny_data, tiny_model, 
     os.remove(tmp_path / STUDY)
     optuna.create_study(storage=f"sqlite:///{tmp_path / STUDY}", study_name="settings").optimize(lambda trial: 1.0, n_trials=1)
     assert_user_error(run_train(tiny_model, tiny_data, tmp_path, search=""), f"{tmp_path / STUDY}: is a study of something else")
+    plain = run_train(tiny_model, tiny_data, tmp_path, overwrite_output_dir="")
+    assert_user_error(plain, f"{tmp_path}: holds {STUDY} of a training by --search, which would take the new model for its own")
     os.remove(tmp_path / STUDY)
     (tmp_path / "config.json").write_text("{}")
     assert_user_error(run_train(tiny_model, tiny_data, tmp_path, search=""), f"{tmp_path}: holds a model, expected another")

@@ -103,6 +103,10 @@ def check_output_dir(args: TrainingArguments, data_dir: str, model_folder: str, 
         raise UserError(f"--output_dir {folder}: holds {model_folder}, with which the training begins and which it would delete, "
                         "expected another folder")
     names = os.listdir(folder)
+    for name, option in ((STUDY, "search"), (FOLDS, "folds")):
+        if name in names and not getattr(args, option, None):
+            raise UserError(f"--output_dir {folder}: holds {name} of a training by --{option}, which would take the new model for "
+                            f"its own, expected another folder, or one without {name}")
     goes_on = (getattr(args, "search", False) and STUDY in names) or (getattr(args, "folds", 0) and FOLDS in names)
     if args.overwrite_output_dir or goes_on:  # which checks what is there itself
         return
