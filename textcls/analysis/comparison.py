@@ -48,6 +48,8 @@ def open_classifier(path: str, label_path: Optional[str]) -> Compared:
         if label_path:
             compare_labels(model.labels, read_labels(label_path), label_path, path)
         return model
+    if not os.path.isdir(path):
+        raise UserError(f"{path}: no such folder, expected a checkpoint of train.py, or an exported model")
     from textcls.models.checkpoints import load_checkpoint
     from textcls.models.inference import predict_probs
 

@@ -18,8 +18,8 @@ def listen(host: str, port: int, option: str, is_shared: bool = False) -> socket
         return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=is_shared)
     except (OSError, UnicodeError, OverflowError) as error:  # UnicodeError: no name of a host; the last: no number of a port
         reason = str(getattr(error, "strerror", error)).split(" (")[0]
-        raise UserError(f"{option} {port}: cannot listen on {host} ({reason}), expected a free port, and an address of this "
-                        "machine as host") from None
+        address = "" if host == "127.0.0.1" else ", and an address of this machine as host"
+        raise UserError(f"{option} {port}: cannot listen on {host} ({reason}), expected a free port{address}") from None
 
 
 def listen_together(host: str, port: int, option: str, count: int) -> list[socket.socket]:

@@ -105,8 +105,8 @@ def check_output_dir(args: TrainingArguments, data_dir: str, model_folder: str, 
     names = os.listdir(folder)
     for name, option in ((STUDY, "search"), (FOLDS, "folds")):
         if name in names and not getattr(args, option, None):
-            raise UserError(f"--output_dir {folder}: holds {name} of a training by --{option}, which would take the new model for "
-                            f"its own, expected another folder, or one without {name}")
+            raise UserError(f"--output_dir {folder}: holds {name} of a training by --{option}, which would take the new model "
+                            f"for its own, expected another folder, or one without {name}")
     goes_on = (getattr(args, "search", False) and STUDY in names) or (getattr(args, "folds", 0) and FOLDS in names)
     if args.overwrite_output_dir or goes_on:  # which checks what is there itself
         return
