@@ -70,6 +70,13 @@ class Host:
         *lines, self.unread = (self.unread + part).split(b"\n")
         return [json.loads(line) for line in lines]
 
+    def is_gone(self) -> bool:
+        """Tell whether a host that has nothing to say yet has closed the connection."""
+        try:
+            return bool(self.read(0))
+        except (OSError, ValueError):
+            return True
+
     def __str__(self) -> str:
         return f"{self.address} (--rank {self.node})"
 
@@ -173,18 +180,24 @@ def gather(args: argparse.Namespace, hello: dict[str, Any], master: str, port: i
             try:
                 host = Host(listener.accept()[0])
             except socket.timeout:
-                missing = sorted({*range(1, args.nnodes)} - {host.node for host in hosts})
+                missing = sorted({*range(1, args.nnodes)} - {host.node for host in hosts if not host.is_gone()})
                 raise UserError(f"--rank {', '.join(map(str, missing))} of {args.nnodes} hosts has not come to {args.master} for "
                                 f"{args.timeout} seconds, expected the same command there with its --rank, and no firewall "
                                 "between") from None
-            with contextlib.suppress(OSError, ValueError):  # of something else that has come to this port
+            with contextlib.suppress(OSError, ValueError):
                 host.hello = next(iter(host.read(SILENT)), {})
-            if not {"nnodes", "node", "address", "processes", "versions", "script"} <= host.hello.keys():
+            if not is_hello(host.hello, hello):
                 host.connection.close()
                 continue
             host.node, host.address = host.hello["node"], host.hello["address"]
             hosts.append(host)
+            hosts[:] = [host for host in hosts if not host.is_gone()]  # it may have been started anew
             check_hello(hello, host, [host.node for host in hosts])
+
+
+def is_hello(message: Any, own: dict[str, Any]) -> bool:
+    """Tell what a launcher says first from what anything else does that has come to this port. own: what this launcher says."""
+    return isinstance(message, dict) and all(type(message.get(name)) is type(value) for name, value in own.items())
 
 
 def check_hello(own: dict[str, Any], host: Host, nodes: Sequence[int]) -> None:

@@ -28,13 +28,16 @@ from textcls.runtime.predictions import add_known_option
 from textcls.runtime.quantize import add_scheme_options, check_calibration
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 FILES = ("csv", "json", "parquet", "orc")  # formats that are read and written; text is only read
 READ_OPTIONS = {"csv": {"header": "true", "multiLine": "true", "escape": '"'}}
 WRITE_OPTIONS = {"csv": {"header": "true", "escape": '"', "ignoreLeadingWhiteSpace": "false",
                          "ignoreTrailingWhiteSpace": "false"}}
-LARGEST_SPLIT = "16m"  # of a file, for a task; Spark's own 128 MB would be an hour's work, all lost where an executor dies
+CONFIGURATION = {
+    # of a file, for a task; Spark's own 128 MB would be an hour's work, all lost where an executor dies
+    "spark.sql.files.maxPartitionBytes": "16m",
+    "spark.sql.legacy.javaCharsets": "true"}  # else Spark 4 refuses encoding=GB18030
 MODEL_OPTIONS = ("dtype", "batch_size", "max_seq_length", "top_k", "threshold", "least_known", "max_text_length", "window",
                  "calibration_file", "allow_accuracy_drop")  # of prepare_model
 PART, SETTINGS = "part", "_parts.json"  # the column that --parts makes, and what the parts that are there were made with
@@ -105,8 +108,9 @@ def start_session(args: argparse.Namespace) -> "SparkSession":
         builder = builder.enableHiveSupport()
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel(args.log_level)
-    if not spark.sparkContext.getConf().contains("spark.sql.files.maxPartitionBytes"):
-        spark.conf.set("spark.sql.files.maxPartitionBytes", LARGEST_SPLIT)
+    for name, value in CONFIGURATION.items():
+        if not spark.sparkContext.getConf().contains(name):
+            spark.conf.set(name, value)
     return spark
 
 
@@ -149,31 +153,42 @@ def check_columns(frame: "DataFrame", args: argparse.Namespace, settings: Any) -
 
 def add_answers(frame: "DataFrame", args: argparse.Namespace, settings: Any) -> "DataFrame":
     """Append the columns of the answers to a table."""
-    from pyspark.sql.functions import col, to_json
+    from pyspark.sql.functions import to_json
     from pyspark.sql.types import StructType
     from spark_model import answer_fields
     from spark_rows import answer_batches
 
-    prefix, column = args.column_prefix, args.text_column
+    names = frame.columns
+    frame = frame.toDF(*map(str, range(len(names))))  # mapInArrow would take a column a.b for the field b of a
+    column, is_decoded = str(names.index(args.text_column)), args.format == "csv"
     if args.id_column:  # what a task has, and in which order, then depends on the ids alone
-        count = args.partitions or frame.rdd.getNumPartitions()
-        frame = frame.repartition(count, args.id_column).sortWithinPartitions(args.id_column)
+        count, key = args.partitions or frame.rdd.getNumPartitions(), str(names.index(args.id_column))
+        frame = frame.repartition(count, key).sortWithinPartitions(key)
     elif args.partitions:
         frame = frame.repartition(args.partitions)
-    schema = StructType([*frame.schema.fields, *answer_fields(settings, prefix)])
-    answered = frame.mapInArrow(lambda batches: answer_batches(batches, column, prefix, settings), schema)
+    new = answer_fields(settings)
+    answered = frame.mapInArrow(lambda batches: answer_batches(batches, column, settings, is_decoded),
+                                StructType([*frame.schema.fields, *new]))
     if args.output_format == "csv":  # which holds no lists
-        answered = answered.withColumn(prefix + "top_k", to_json(col(prefix + "top_k"), {"ignoreNullFields": "false"}))
-    return answered
+        answered = answered.withColumn("top_k", to_json("top_k", {"ignoreNullFields": "false"}))
+    return answered.toDF(*names, *(args.column_prefix + field.name for field in new))
+
+
+def column_of(name: str) -> "Column":
+    """Return a column by its name, in which Spark would take a dot for the field of a column."""
+    from pyspark.sql.functions import col
+
+    return col("`" + name.replace("`", "``") + "`")
 
 
 def write(frame: "DataFrame", args: argparse.Namespace, path: str) -> Counts:
     """Write answers to a folder that gets its name when it is complete, or into a new table. UserError where it is there."""
     from pyspark.sql import Observation
-    from pyspark.sql.functions import col, count, lit
+    from pyspark.sql.functions import count, lit
 
     observation = Observation("rows")
-    frame = frame.observe(observation, count(lit(1)).alias("rows"), count(col(args.column_prefix + "error")).alias("errors"))
+    error = column_of(args.column_prefix + "error")
+    frame = frame.observe(observation, count(lit(1)).alias("rows"), count(error).alias("errors"))
     writer = frame.write.partitionBy(*args.partition_by) if args.partition_by else frame.write
     if args.output_format == "table":
         writer.saveAsTable(path)
@@ -202,11 +217,11 @@ def write_whole(frame: "DataFrame", args: argparse.Namespace, settings: Any) -> 
 
 def write_parts(frame: "DataFrame", args: argparse.Namespace, settings: Any) -> Counts:
     """Write args.parts folders, each by a job of its own, that are not there yet; returns what this run wrote. UserError."""
-    from pyspark.sql.functions import col, lit, pmod, xxhash64
+    from pyspark.sql.functions import lit, pmod, xxhash64
 
     spark, total = frame.sparkSession, Counts(0, 0)
     check_parts(spark, args, settings)
-    key = col(args.id_column or args.text_column)
+    key = column_of(args.id_column or args.text_column)
     for number in range(args.parts):
         path = os.path.join(args.output, f"{PART}={number}")
         files, folder = file_system(spark, path)

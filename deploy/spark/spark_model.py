@@ -121,14 +121,14 @@ def register_udf(spark: "SparkSession", name: str, path: str, index_dir: Optiona
     return spark.udf.register(name, pandas_udf(classify, StructType(answer_fields(settings))))
 
 
-def answer_fields(settings: Settings, prefix: str = "") -> "list[StructField]":
-    """Return the columns of answers as Spark's types; `answer_kinds` has them as Arrow's. prefix: of their names."""
+def answer_fields(settings: Settings) -> "list[StructField]":
+    """Return the columns of answers as Spark's types; `answer_kinds` has them as Arrow's."""
     from pyspark.sql.types import ArrayType, DoubleType, StringType, StructField, StructType
 
     top = StructType([StructField("label", StringType()), StructField("probability", DoubleType())])
     kinds = {"label": StringType(), "probability": DoubleType(), "top_k": ArrayType(top), "error": StringType(),
              "known": DoubleType()}
-    return [StructField(prefix + name, kinds[name]) for name in answer_kinds(settings)]
+    return [StructField(name, kinds[name]) for name in answer_kinds(settings)]
 
 
 def new_folder() -> str:

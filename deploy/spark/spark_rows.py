@@ -22,6 +22,7 @@ EXPORT, INDEX = "export", "index"  # the folders of an archive
 TOP = pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float64())]))
 ANSWER = {"label": pa.string(), "probability": pa.float64(), "top_k": TOP, "error": pa.string()}
 KNOWN = {"known": pa.float64()}  # one more column, of a model that tells unknown texts
+REPLACEMENT = "\ufffd"
 TopLabels = Sequence[tuple[str, float]]  # (label, probability), best first
 
 
@@ -96,12 +97,12 @@ def open_shipped(settings: Settings) -> Callable[[list[str]], Iterable[tuple[Top
     return answer
 
 
-def answer_batches(batches: Iterable[pa.RecordBatch], column: str, prefix: str, settings: Settings) -> Iterator[pa.RecordBatch]:
-    """Append columns of answers to the rows of a partition, in their order. column: of the texts; prefix: of the new names."""
+def answer_batches(batches: Iterable[pa.RecordBatch], column: str, settings: Settings, is_decoded: bool = False
+                   ) -> Iterator[pa.RecordBatch]:
+    """Append columns of answers to the rows of a partition, in their order. column: of the texts; is_decoded: of `read_text`."""
     for window in cut_windows(batches, settings.window):
-        answers = answer_column(window.column(column), settings)
-        for name, values in answers.items():
-            window = window.append_column(prefix + name, values)
+        for name, values in answer_column(window.column(column), settings, is_decoded).items():
+            window = window.append_column(name, values)
         yield from window.to_batches()
 
 
@@ -121,9 +122,9 @@ def cut_windows(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tab
         yield pa.Table.from_batches(parts)
 
 
-def answer_column(column: Union[pa.Array, pa.ChunkedArray], settings: Settings) -> dict[str, pa.Array]:
+def answer_column(column: Union[pa.Array, pa.ChunkedArray], settings: Settings, is_decoded: bool = False) -> dict[str, pa.Array]:
     """Label a column of texts: the columns of `answer_kinds`. A row that is no text gets an error in the place of an answer."""
-    values = [read_text(value, settings.max_text_length) for value in column.cast(pa.binary()).to_pylist()]
+    values = [read_text(value, settings.max_text_length, is_decoded) for value in column.cast(pa.binary()).to_pylist()]
     places = [place for place, (text, _) in enumerate(values) if text is not None]
     rows: list[tuple] = [(None, None, None, error, None) for _, error in values]
     if places:
@@ -138,8 +139,9 @@ def answer_column(column: Union[pa.Array, pa.ChunkedArray], settings: Settings) 
     return {name: pa.array([row[place] for row in rows], kinds[name]) for place, name in enumerate(kinds)}
 
 
-def read_text(value: Optional[bytes], longest: int) -> tuple[Optional[str], Optional[str]]:
-    """Return (text, None) of a cell, or (None, what is wrong with it)."""
+def read_text(value: Optional[bytes], longest: int, is_decoded: bool) -> tuple[Optional[str], Optional[str]]:
+    """Return (text, None) of a cell, or (None, what is wrong with it). is_decoded: by a reader that has put REPLACEMENT in the
+    place of what it could not read."""
     problem = "null"
     if value is not None:
         try:
@@ -147,7 +149,7 @@ def read_text(value: Optional[bytes], longest: int) -> tuple[Optional[str], Opti
         except UnicodeDecodeError:
             problem = "not a string (invalid UTF-8)"
         else:
-            problem = TEXT.problem(text) or ""
+            problem = TEXT.problem(text) or ("U+FFFD (not in the file's encoding)" if is_decoded and REPLACEMENT in text else "")
             if not problem and len(text) > longest:
                 return None, f"{len(text)} characters, expected at most {longest}"
     return (None, f"{problem}, expected {TEXT.expected}") if problem else (text, None)

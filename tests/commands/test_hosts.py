@@ -1,13 +1,16 @@
 """Several hosts: two network namespaces with a cable between them train together, and end together, whatever happens."""
 
+import argparse
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -25,6 +28,7 @@ from helpers import (
     train_options,
     write_lines,
 )
+from textcls import launch
 
 MASTER = two_hosts.MASTER
 evaluate = load_script("analysis", "evaluate")
@@ -174,6 +178,30 @@ def test_a_host_that_does_not_come_or_does_not_fit(hosts, tmp_path):
     for process in both("predict.py"):
         assert_user_error(process, "script: is train.py on 10.78.0.1 and predict.py on 10.78.0.2 (--rank 1), expected the same")
     assert_user_error(finish(start(hosts[1], 0, tmp_path, "train.py")), f"{MASTER}: cannot be listened on", "--rank 0")
+
+
+def test_strangers_and_hosts_that_are_started_anew_while_others_are_missing(monkeypatch):
+    def come(said):
+        """A connection to the first host, at which something was said."""
+        connection = socket.create_connection(address)
+        connection.sendall(said.encode() + b"\n")
+        return connection
+
+    def hello(node):
+        return {"nnodes": 3, "node": node, "address": "127.0.0.1", "processes": 1, "versions": {}, "script": "train.py"}
+
+    server = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(launch, "listen", lambda *_: server)
+    address = server.getsockname()
+    args, hosts = argparse.Namespace(nnodes=3, timeout=20, master="127.0.0.1"), []
+    with ThreadPoolExecutor(1) as pool:
+        gathered = pool.submit(launch.gather, args, hello(0), *address, hosts)
+        for said in ("5", "{}", "GET / HTTP/1.0", json.dumps({**hello(1), "versions": []})):
+            assert come(said).recv(1) == b""
+        come(json.dumps(hello(1))).close()
+        open_ones = [come(json.dumps(hello(node))) for node in (1, 2)]
+        gathered.result(timeout=20)
+    assert [host.node for host in hosts] == [1, 2] and len(open_ones) == 2
 
 
 def test_what_a_launcher_refuses_at_once(tmp_path):

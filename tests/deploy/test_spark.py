@@ -79,8 +79,8 @@ def many(exported, telling, search_export, table, tmp_path_factory):
     wrong = shutil.copytree(exported, folder / "wrong")
     (wrong / "label.txt").write_text("\n".join(f"L{number}" for number in range(11)) + "\n", encoding="utf-8")
     (folder / "in.txt").write_bytes("头疼怎么办\n".encode() + b"\xc4\xe3\xba\xc3\n\n")
-    with open(folder / "in.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["id", "text"], ["0", ' a "b"\nc, d '], ["1", ""]])
+    with open(folder / "in.csv", "w", encoding="gb18030", errors="surrogateescape", newline="") as file:
+        csv.writer(file).writerows([["i.d", "text"], ["0", ' a "头"\n疼, d '], ["1", ""], ["2", "\udcff\udcff"]])
     whole = ["--input", table, "--format", "json", "--id_column", "id", "--max_text_length", 1000]
     lines = {
         "parquet": [*whole, "--top_k", 3, "--threshold", THRESHOLD, "--partition_by", "day", "--partitions", 3, "--window", 50],
@@ -88,7 +88,9 @@ def many(exported, telling, search_export, table, tmp_path_factory):
         "int8": [*whole, "--output_format", "json", "--use_quantize", "--parts", 2],
         "again": [*whole, "--output_format", "json", "--use_quantize", "--parts", 2],
         "text": ["--input", folder / "in.txt", "--format", "text", "--output_format", "json"],
-        "csv": ["--input", folder / "in.csv", "--format", "csv", "--output_format", "csv"],
+        "csv": ["--input", folder / "in.csv", "--format", "csv", "--output_format", "csv", "--id_column", "i.d",
+                "--column_prefix", "n.",
+                "--option", "encoding=GB18030"],
         "search": [*whole, "--output_format", "json", "--index_dir", search_export / "index", "--top_k", 2],
         "known": [*whole, "--output_format", "json", "--least_known", LEAST_KNOWN],
         "unknown": [*whole, "--least_known", LEAST_KNOWN],
@@ -137,9 +139,10 @@ def test_lines_and_csv_keep_what_is_in_them(many):
                                                   "empty or blank, expected a text"]
     [path] = many["csv"][0].glob("part-*.csv")
     with open(path, encoding="utf-8", newline="") as file:
-        first, second = csv.DictReader(file)
-    assert first["text"] == ' a "b"\nc, d ' and json.loads(first["top_k"])[0]["label"] == first["label"]
-    assert second["error"] == "null, expected a text" and not second["label"]
+        first, second, third = csv.DictReader(file)
+    assert first["text"] == ' a "头"\n疼, d ' and json.loads(first["n.top_k"])[0]["label"] == first["n.label"]
+    assert second["n.error"] == "null, expected a text" and not second["n.label"]
+    assert third["n.error"] == "U+FFFD (not in the file's encoding), expected a text" and third["i.d"] == "2"
 
 
 def test_an_index_answers_as_its_predictor_does(many, search_export, texts):
