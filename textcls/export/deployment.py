@@ -64,6 +64,8 @@ def open_graph(prefix: str, threads: int = 1) -> "inference.Predictor":
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
+    if not PADDLE_3:  # 3.3.1 cannot: "Not find ... memory_optimize_pass"
+        config.enable_memory_optim()  # else each result within the graph has memory of its own: 0.7 GB for 64 texts of 34 tokens
     try:
         return inference.create_predictor(config)
     except RuntimeError as error:  # Paddle writes to a full disk without a word
