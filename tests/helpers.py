@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,11 @@ def assert_same_weights(first, second):
 
 def write_lines(path, lines):
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def open_url(request, timeout=60):
+    """The answer of a server on this machine, past the proxies of the environment, which urllib keeps even of an earlier test."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
 
 
 def read_lines(path):

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 
-from helpers import ROOT, read_lines, write_lines
+from helpers import ROOT, open_url, read_lines, write_lines
 
 LABELS = read_lines(ROOT / "data/label.txt")
 
@@ -39,7 +39,7 @@ class Server:
         request = urllib.request.Request(f"{self.url}/api/{path}", body, {
             "Content-Type": "application/json", "X-Review-Token": self.token, **(headers or {})})
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with open_url(request) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)

@@ -13,7 +13,7 @@ import pytest
 
 from analysis import review
 from data import doccano, table
-from helpers import ROOT, assert_user_error, read_lines, run_here, write_lines
+from helpers import ROOT, assert_user_error, open_url, read_lines, run_here, write_lines
 from review_server import LABELS, Server, entries, make_data
 from textcls.analysis.review_journal import Decisions, Journal, cohens_kappa, share_interval
 from textcls.common.errors import UserError
@@ -207,14 +207,14 @@ def test_who_is_refused(shared):
     for wrong in ("", "a\tb", "a==b", " a", LABELS[0], "a\u200b"):
         assert server.ask("label", name=wrong)[0] == 409, wrong
     assert (folder / "review.jsonl").read_bytes() == before
-    with urllib.request.urlopen(server.url) as response:
+    with open_url(server.url) as response:
         page, policy = response.read().decode(), response.headers["Content-Security-Policy"]
     assert server.token not in page and "感冒" not in page  # it holds nothing; all comes with the token
     assert not re.search(r'(src|href)="(?!data:)|https?://|innerHTML|{{', page)
     assert "default-src 'none'" in policy and re.search(r"script-src 'nonce-[\w-]+'", policy)
     for path in ("/docs", "/openapi.json", "/api/state"):
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(server.url + path)
+            open_url(server.url + path)
     ssh_tunnel = {"Host": "localhost:9999", "Origin": "http://localhost:9999"}
     assert server.ask("decide", ssh_tunnel, **decision)[0] == 200
 

@@ -232,9 +232,9 @@ def test_refusals(server, export, exported, tmp_path):
 
 
 def test_a_soak_compares_every_answer(search_export):
-    """benchmarks/soak.py for a minute: every kind of client, two workers, a changing index."""
-    process = run("benchmarks/soak.py", "--export_dir", search_export, "--texts", ROOT / "data/data.txt", "--minutes", 1,
-                  "--workers", 2, "--swap_seconds", 1)
+    """benchmarks/soak.py: every kind of client, two workers, a changing index."""
+    process = run("benchmarks/soak.py", "--export_dir", search_export, "--texts", ROOT / "data/data.txt", "--workers", 2,
+                  "--swap_seconds", 1, "--minutes", os.environ.get("SOAK_MINUTES", "0.33"))
     assert process.returncode == 0, process.stdout + process.stderr
     assert "wrong 0, lost 0, " in process.stdout and "after the warm-up; most " in process.stdout
     assert set(re.findall(r"\d+ x ([a-z ]+),", process.stdout)) == {*soak.ACTIONS, "swap"}, process.stdout

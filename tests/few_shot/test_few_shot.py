@@ -23,6 +23,7 @@ from helpers import (
     assert_same_weights,
     assert_user_error,
     load_script,
+    open_url,
     read_lines,
     run,
     run_here,
@@ -517,7 +518,7 @@ def test_simple_serving_answers_for_a_prompt_model(prompted, deployed, tmp_path)
     with simple_serving(python, tmp_path, "--export_dir", deployed) as (_, port):
         body = json.dumps({"data": {"text": TEXTS}}).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/taskflow/cls", body, {"Content-Type": "application/json"})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        with open_url(request) as answer:
             result = json.load(answer)["result"]
     for item, row in zip(result, expected, strict=True):
         assert item["predictions"][0]["label"] == checkpoint.labels[row.argmax()]

@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from helpers import ROOT, assert_user_error, load_script, read_lines, run_here, server_python, write_lines
+from helpers import ROOT, assert_user_error, load_script, open_url, read_lines, run_here, server_python, write_lines
 
 app = load_script("data", "app")
 COLUMNS = ("--text_column", "问题", "--label_column", "类别")
@@ -68,11 +68,11 @@ def test_few_rows_become_an_index_that_answers_and_is_not_made_again(table, tiny
         [url] = wait_for(process, output, lambda: re.findall(r"^\d\. service: (\S+) is open", output.read_text(), re.MULTILINE))
         assert url == f"http://127.0.0.1:{port}/"
         wait_for(process, output, lambda: "add a label" in output.read_text())
-        with urllib.request.urlopen(url) as answer:
+        with open_url(url) as answer:
             assert b"<html" in answer.read()
         data = json.dumps({"data": {"text": ["拔一颗智齿多少钱", "头疼怎么办"]}}).encode()
         request = urllib.request.Request(f"{url}predict", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request) as answer:
+        with open_url(request) as answer:
             assert [result["label"] for result in json.load(answer)["result"]] == ["费用", "治疗"]
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
