@@ -158,10 +158,9 @@ def make_text_answer(top: list[tuple[str, float]], known: Optional[float], thres
     """Make a TextAnswer as a dict, or where known is told a KnownAnswer. top: (label, probability), best first."""
     labels = [{"label": label, "confidence": confidence} for label, confidence in top]
     answer = dict(labels[0])
-    decided = is_decided(top[0][1], threshold)
     if known is not None:
         answer["known"] = round(known, DECIMALS)
-        decided = decided and is_decided(known, least_known)
+    decided = is_decided(top[0][1], threshold, known, least_known)
     return {**answer, "label": answer["label"] if decided else UNDECIDED, "top_k": labels}
 
 

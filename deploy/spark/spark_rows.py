@@ -131,7 +131,7 @@ def answer_column(column: Union[pa.Array, pa.ChunkedArray], settings: Settings, 
         answer = open_shipped(settings)
         for place, (top, known) in zip(places, answer([values[place][0] for place in places])):
             label, probability = top[0]
-            decided = is_decided(probability, settings.threshold) and (known is None or is_decided(known, settings.least_known))
+            decided = is_decided(probability, settings.threshold, known, settings.least_known)
             rows[place] = (label if decided else UNDECIDED, probability,
                            [{"label": name, "probability": value} for name, value in top], None,
                            None if known is None else round(known, DECIMALS))

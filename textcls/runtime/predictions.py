@@ -82,9 +82,10 @@ def check_threshold(threshold: float, labels: list[str], name: str = "threshold"
                         f"expected {name} 0")
 
 
-def is_decided(probability: float, threshold: float) -> bool:
-    """Tell whether an answer is not below the threshold, by its probability as it is shown: rounded to DECIMALS."""
-    return round(probability, DECIMALS) >= threshold
+def is_decided(probability: float, threshold: float, known: Optional[float] = None, least_known: float = 0.0) -> bool:
+    """Tell whether an answer is not below the threshold, and its text not less known than it has to be (None: nobody knows), by
+    both as they are shown: rounded to DECIMALS."""
+    return round(probability, DECIMALS) >= threshold and (known is None or round(known, DECIMALS) >= least_known)
 
 
 def check_decided(name: str) -> None:
@@ -257,8 +258,8 @@ def make_rows(texts: Sequence[str], probs: np.ndarray, labels: list[str], args: 
 def make_row(text: str, top: Sequence[tuple[str, float]], args: argparse.Namespace, known: Optional[float] = None) -> Row:
     """Make the row of a text. top: list of (label, probability), best first; below --threshold the text is UNDECIDED. known: the
     probability that it is of a label at all, below --least_known it is UNDECIDED, too; None: nobody knows."""
-    decided = is_decided(top[0][1], args.threshold) and (known is None or is_decided(known, args.least_known))
-    label = top[0][0] if decided else UNDECIDED
+    least_known = 0.0 if known is None else args.least_known  # an option of those whose models may tell
+    label = top[0][0] if is_decided(top[0][1], args.threshold, known, least_known) else UNDECIDED
     if args.output_format == "jsonl":
         row = {"text": text, "label": label, "probability": top[0][1]}
         if known is not None:
