@@ -1,12 +1,15 @@
 """Measure what cleaning and augmenting the training data are worth: the experiment of analysis/README.md, step by step.
 
     python analysis/walkthrough.py --source_dir KUAKE_QIC --model_name_or_path data --output_dir build/walkthrough
+    python analysis/walkthrough.py --source_dir KUAKE_QIC --model_name_or_path zh_bert --fold_model both --learning_rate 1e-4 \\
+        --num_train_epochs 2
 
 For every seed: hold out a part of train for choosing the best epoch, keep dev.txt as the test set that nothing else looks at,
 replace --noise of the labels of train at random, and train and test on: the clean rows; the noisy rows; the noisy rows without
 those that dirty.py lists; the noisy rows with those that dirty.py lists relabelled (a person is stood in for by the true
-labels); the clean rows with aug.py's added; the clean rows twice, as many steps of training as the last but no new rows. Every
-command is printed as it runs.
+labels); the clean rows with aug.py's added; the clean rows twice, as many steps of training as the last but no new rows; half
+of the clean rows; that half and what sparse.py --annotate chooses of the other half; that half and as many random rows of the
+other. Every command is printed as it runs.
 
 Reads   source_dir/train.txt, dev.txt, label.txt.
 Writes  output_dir/seed-N/NAME/: data files, checkpoint and metrics.json of each; a training that is done is not done again.
@@ -32,6 +35,7 @@ from textcls.models.inference import predict_probs
 from textcls.training.scoring import score
 
 HELD_OUT = 0.1  # share of train.txt that the best epoch is chosen on
+SUPPORT = 0.2  # sparse texts of the held-out rows, and at most support of half the rows, as a share of them
 
 
 def parse_arguments():
@@ -41,6 +45,7 @@ def parse_arguments():
     parser.add_argument("--output_dir", default="build/walkthrough", help="folder of all data and results")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[1, 2, 3])
     parser.add_argument("--noise", type=float, default=0.2, help="share of the labels of train replaced at random")
+    parser.add_argument("--fold_model", choices=["tfidf", "finetune", "both"], default="tfidf", help="as of dirty.py")
     parser.add_argument("--learning_rate", default="5e-4")
     parser.add_argument("--num_train_epochs", type=positive_int, default=4)
     parser.add_argument("--device", help="as for train.py; None: the GPU if there is one")
@@ -83,11 +88,37 @@ def train_and_test(folder, args, seed, test):
     return metrics["accuracy"], metrics["macro_f1"]
 
 
+def list_suspects(args, seed, folder, count):
+    """Let dirty.py list `count` rows of a data folder. Returns (what it lists, the rest), each (texts, label names), and the
+    rows that are listed, counted from 0."""
+    dirty, rest = (os.path.join(folder, name) for name in ("train_dirty.txt", "train_dirty_rest.txt"))
+    if not os.path.isfile(dirty):
+        training = [] if args.fold_model == "tfidf" else [
+            "--model_name_or_path", args.model_name_or_path, "--learning_rate", args.learning_rate, "--num_train_epochs",
+            args.num_train_epochs, "--per_device_train_batch_size", 32]
+        run("analysis/dirty.py", "--dataset_dir", folder, "--dirty_num", count, "--dirty_file", "train_dirty.txt", "--rest_file",
+            "train_dirty_rest.txt", "--seed", seed, "--fold_model", args.fold_model, *training)
+    with open(os.path.join(folder, "train_dirty_report.tsv"), encoding="utf-8", newline="\n") as file:
+        lines = [int(row.split("\t")[1]) for row in list(file)[1:]]
+    return read_rows(dirty), read_rows(rest), np.array(lines) - 1
+
+
+def choose_support(folder, pool, num_sparse, count):
+    """Let sparse.py choose at most `count` texts of pool (list of str) for the model trained on a data folder. Returns them."""
+    support = os.path.join(folder, "support.txt")
+    if not os.path.isfile(support):
+        with complete_file(os.path.join(folder, "pool.txt")) as file:
+            file.writelines(f"{text}\n" for text in pool)
+        run("analysis/sparse.py", "--dataset_dir", folder, "--params_path", os.path.join(folder, "checkpoint"), "--annotate",
+            "--unlabeled_file", "pool.txt", "--sparse_num", num_sparse, "--support_num", count)
+    with open(support, encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\n") for line in file]
+
+
 def run_seed(args, seed, texts, label_ids, test, labels):
     """Results of one seed: {name: (number of training rows, accuracy, macro-F1)}."""
-    names = np.array(labels)
-    order = np.random.default_rng(seed).permutation(len(texts))
-    held_out, kept = np.split(order, [round(HELD_OUT * len(texts))])
+    names, generator = np.array(labels), np.random.default_rng(seed)
+    held_out, kept = np.split(generator.permutation(len(texts)), [round(HELD_OUT * len(texts))])
     noisy_ids, _ = plant(label_ids, len(labels), args.noise, seed)
 
     def rows(indices, ids):
@@ -105,14 +136,8 @@ def run_seed(args, seed, texts, label_ids, test, labels):
     measure("clean", rows(kept, label_ids), label_ids)
     measure("noisy", rows(kept, noisy_ids), noisy_ids)
 
-    dirty, rest = (os.path.join(folder("noisy"), name) for name in ("train_dirty.txt", "train_dirty_rest.txt"))
-    if not os.path.isfile(dirty):
-        run("analysis/dirty.py", "--dataset_dir", folder("noisy"), "--dirty_num", round(args.noise * len(kept)),
-            "--dirty_file", "train_dirty.txt", "--rest_file", "train_dirty_rest.txt", "--seed", seed)
-    listed, unlisted = read_rows(dirty), read_rows(rest)
-    with open(os.path.join(folder("noisy"), "train_dirty_report.tsv"), encoding="utf-8", newline="\n") as file:
-        lines = [int(row.split("\t")[1]) for row in list(file)[1:]]
-    relabelled = names[label_ids[kept[np.array(lines) - 1]]].tolist()  # what a person would write
+    listed, unlisted, suspects = list_suspects(args, seed, folder("noisy"), round(args.noise * len(kept)))
+    relabelled = names[label_ids[kept[suspects]]].tolist()  # what a person would write
     print(f"seed {seed}: {np.mean([a != b for a, b in zip(listed[1], relabelled)]):.1%} of the {len(relabelled)} rows that "
           "dirty.py lists are wrong", flush=True)
     measure("dropped", unlisted, noisy_ids)
@@ -126,6 +151,14 @@ def run_seed(args, seed, texts, label_ids, test, labels):
     train, extra = rows(kept, label_ids), read_rows(augmented)
     measure("augmented", (train[0] + extra[0], train[1] + extra[1]), label_ids)
     measure("repeated", (train[0] * 2, train[1] * 2), label_ids)
+
+    half, pool = np.split(kept, [len(kept) // 2])
+    measure("half", rows(half, label_ids), label_ids)
+    chosen = set(choose_support(folder("half"), rows(pool, label_ids)[0], round(SUPPORT * len(held_out)),
+                                round(SUPPORT * len(half))))
+    support = [row for row in pool if texts[row] in chosen]
+    measure("half and support", rows([*half, *support], label_ids), label_ids)
+    measure("half and random", rows([*half, *generator.choice(pool, len(support), replace=False)], label_ids), label_ids)
     return results
 
 

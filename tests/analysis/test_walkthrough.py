@@ -3,11 +3,12 @@
 import pytest
 
 import train
-from analysis import aug, dirty, walkthrough
+from analysis import aug, dirty, sparse, walkthrough
 from helpers import assert_user_error, read_lines, run, run_here
 from textcls.common.errors import UserError
 
-SCRIPTS = {"train.py": train.main, "analysis/dirty.py": dirty.main, "analysis/aug.py": aug.main}
+SCRIPTS = {"train.py": train.main, "analysis/dirty.py": dirty.main, "analysis/aug.py": aug.main,
+           "analysis/sparse.py": sparse.main}
 
 
 def test_its_scripts_run_in_processes_of_their_own(capsys):
@@ -31,9 +32,11 @@ def test_one_seed(tiny_data, tiny_model, tmp_path, monkeypatch):
     rows = {row[0]: int(row[2]) for row in table[1:]}
     kept = len(read_lines(tiny_data / "train.txt")) - 22  # a tenth chooses the best epoch
     listed = round(0.2 * kept)
-    assert list(rows) == ["clean", "noisy", "dropped", "relabelled", "augmented", "repeated"]
+    assert list(rows) == ["clean", "noisy", "dropped", "relabelled", "augmented", "repeated", "half",
+                          "half and support", "half and random"]
     assert [rows[name] for name in ("clean", "noisy", "dropped", "relabelled")] == [kept, kept, kept - listed, kept]
     assert kept < rows["augmented"] <= rows["repeated"] == 2 * kept
+    assert rows["half"] == kept // 2 < rows["half and support"] == rows["half and random"] <= 1.2 * rows["half"] + 1
 
     def labels_of(name):
         return dict(line.split("\t") for line in read_lines(tmp_path / "seed-1" / name / "train.txt"))
