@@ -9,8 +9,8 @@ Reads   source_dir/train.txt, dev.txt, label.txt. Needs Chromium with its driver
         chromium-driver) and selenium of requirements-test.txt.
 Writes  output_dir: data/ (data files, journal, new files), the checkpoints before and after, which are not trained again where
         they are there.
-Prints  how long a decision took, how many of the wrong labels were found, the interval of those that are left beside their true
-        share, and the accuracies before and after.
+Prints  how long the start, the page and a decision took, how many of the wrong labels were found, the interval of those that are
+        left beside their true share, and the accuracies before and after.
 """
 
 import json
@@ -82,13 +82,16 @@ def train(args, folder, output, *files):
 
 
 def start_review(args, folder, *options):
-    """Start the page, with as many suspect rows as will be decided on. Returns (process, its address)."""
+    """Start the page, with as many suspect rows as will be decided on, and print how long that took. Returns (process, its
+    address)."""
+    started = time.perf_counter()
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, "analysis/review.py"), "--dataset_dir", folder, "--port", "0",
                                 "--num_suspects", str(args.decisions * 9 // 10), *options], stderr=subprocess.PIPE,
                                encoding="utf-8")
     for line in process.stderr:
         print(line, end="", file=sys.stderr)
         if found := re.search(r"http://127\S+", line):
+            print(f"review.py listens after {time.perf_counter() - started:.1f} s", flush=True)
             return process, found.group()
     raise UserError("analysis/review.py failed, see its message above")
 
@@ -117,8 +120,9 @@ def open_browser():
     return webdriver.Chrome(options, webdriver.ChromeService(driver))
 
 
-def decide(driver, truth, count):
-    """Decide on `count` cards by keyboard. Returns the seconds that each took the page, list of float."""
+def decide(driver, address, truth, count):
+    """Open the page and decide on `count` cards by keyboard. Returns the seconds that the first card took and each decision took
+    the page, list of float."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -130,9 +134,11 @@ def decide(driver, truth, count):
     def current():
         return driver.find_element(By.CSS_SELECTOR, "#current b").text
 
-    seconds = []
+    started = time.perf_counter()
+    driver.get(f"{address}&name=person")
+    WebDriverWait(driver, 60, 0.005).until(lambda _: shown("text"))
+    seconds = [time.perf_counter() - started]
     for _ in range(count):
-        WebDriverWait(driver, 60, 0.005).until(lambda _: shown("text"))
         text = shown("text")
         label = truth[text]
         place = [name.text for name in driver.find_elements(By.CSS_SELECTOR, "#labels bdi")].index(label)
@@ -151,8 +157,7 @@ def review(args, folder, address, truth, planted):
     """Decide in the browser, and print what was found."""
     driver = open_browser()
     try:
-        driver.get(f"{address}&name=person")
-        seconds = decide(driver, truth, args.decisions)
+        opened, *seconds = decide(driver, address, truth, args.decisions)
     finally:
         driver.quit()
     estimate = ask(address, "state")["estimate"]
@@ -161,6 +166,7 @@ def review(args, folder, address, truth, planted):
     decided = {entry["text"]: entry for entry in entries}
     ranked = [entry for entry in decided.values() if entry["kind"] == "train"]
     left = [text for text in truth if text not in {entry["text"] for entry in ranked}]
+    print(f"first card after {opened:.2f} s")
     print(f"{len(entries)} decisions; from the key to the next card: {np.median(seconds) * 1000:.0f} ms (median), "
           f"{np.quantile(seconds, 0.95) * 1000:.0f} ms (95 % quantile)")
     print(f"suspect rows: {sum(entry['text'] in planted for entry in ranked)} of {len(ranked)} had a planted label; "
@@ -194,6 +200,9 @@ def main():
     if not args.no_training:
         train(args, folder, before)
         options = ["--params_path", before]
+    process, address = start_review(args, folder, *options)
+    process.terminate()  # from now on all scores are there
+    process.wait()
     process, address = start_review(args, folder, *options)
     try:
         review(args, folder, address, truth, planted)
