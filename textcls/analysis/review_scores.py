@@ -159,6 +159,7 @@ def compute_scores(labels: list[str], data: dict[str, Rows], model: Optional[Mod
             found_features, found_probs = model.predict(rows.texts, len(labels), role)
             features.append(normalize(found_features))
         elif train is not None and is_trainable and role != "train":
+            get_logger().info(f"TF-IDF learns from the {len(train.texts)} texts of train to judge those of {role}")
             found_probs = baseline_probs(train.texts, train.label_ids, rows.texts, len(labels))
         else:
             continue
