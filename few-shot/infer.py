@@ -12,10 +12,10 @@ import os
 
 from textcls.common.errors import Problems, run_script
 from textcls.common.options import add_obsolete_options, make_parser, positive_int, probability_or_auto, thread_count
-from textcls.common.probabilities import UNDECIDED
+from textcls.common.probabilities import UNDECIDED, is_decided
 from textcls.data.files import read_texts
 from textcls.runtime.exported import read_export, saved_threshold
-from textcls.runtime.predictions import check_threshold, is_decided
+from textcls.runtime.predictions import check_threshold
 from textcls.runtime.predictor import Predictor
 from textcls.runtime.quantize import add_device_options, check_calibration
 

@@ -31,12 +31,12 @@ from textcls.common.options import (
     probability_or_auto,
 )
 from textcls.common.outputs import check_output, complete_file
+from textcls.common.probabilities import is_decided
 from textcls.data.files import read_labelled, read_lines
 from textcls.retrieval.encoder import for_queries, open_encoder
 from textcls.retrieval.fitting import with_settings
 from textcls.retrieval.index import check_encoder, check_prefixes, open_index
 from textcls.retrieval.search import chunks, find_threshold, label_probabilities, label_ranks, label_similarities
-from textcls.runtime.predictions import is_decided
 from textcls.training.scoring import score_classes, score_open
 
 RECALLS = (1, 5, 10, 20, 50)

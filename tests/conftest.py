@@ -28,6 +28,7 @@ from helpers import (
 )
 from textcls.common.digests import file_id
 from textcls.common.log import get_logger
+from textcls.common.probabilities import top_labels
 from textcls.models.configs import change_config
 from textcls.models.families import FAMILIES
 from textcls.models.paddle_setup import paddle
@@ -36,6 +37,7 @@ from textcls.retrieval.encoder import open_encoder
 from textcls.retrieval.head import fit_head
 from textcls.retrieval.rows import rows_of_texts
 from textcls.retrieval.writing import memory_index, new_header, write_index
+from textcls.runtime.predictor import Predictor
 
 # the test files, the longest first
 LONGEST = ("readme", "train", "prune", "few_shot", "settings", "spark", "retrieval_train", "prompts", "milvus", "retrieval_index",
@@ -235,6 +237,24 @@ def telling(checkpoint, make_once):
         assert process.returncode == 0, process.stderr
 
     return make_once("telling", make)
+
+
+@pytest.fixture(scope="session")
+def telling_windows(telling, predicted, make_once):
+    """The export of `telling` as one that reads long texts in windows, and what deploy/predictor says of all long ones and some
+    others of the 1,000 texts: (folder, list of str, list of predict.py's JSON objects with top_k 3)."""
+    def make(folder):
+        shutil.copytree(telling / "export", folder / "export")
+        set_long_text(folder / "export/deploy.json", mode="window", max_windows=5)
+        texts = sorted(predicted[0], key=lambda text: -len(text))
+        write_lines(folder / "data.txt", texts[:60] + texts[100::10])
+
+    folder = make_once("telling_windows", make)
+    texts, predictor = read_lines(folder / "data.txt"), Predictor(folder / "export")
+    probs, known = predictor.answer(texts)
+    rows = [{"text": text, "known": own, "top_k": [{"label": label, "probability": value} for label, value in top]}
+            for text, own, top in zip(texts, known.tolist(), top_labels(probs, predictor.labels, 3))]
+    return folder / "export", texts, rows
 
 
 @pytest.fixture(scope="session")

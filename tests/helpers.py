@@ -296,3 +296,15 @@ def assert_answers_agree(answers, expected):
         wanted = [top["probability"] for top in right["top_k"]][:len(answer)]
         assert [confidence for _, confidence in answer] == pytest.approx(wanted, abs=1e-4), right["text"]
     assert len(answers) == len(expected)
+
+
+def assert_known_agrees(rows, expected, least):
+    """How known texts are, and which are undecided for it.
+
+    rows: JSON objects of a server's client that had --least_known `least`; expected: those of `telling_windows`.
+    """
+    np.testing.assert_allclose([row["known"] for row in rows], [right["known"] for right in expected], atol=1e-5)
+    for row, right in zip(rows, expected):
+        if abs(right["known"] - least) > 1e-5:
+            assert row["label"] == (right["top_k"][0]["label"] if right["known"] > least else "undecided"), right["text"]
+    assert len({row["label"] == "undecided" for row in rows}) == 2

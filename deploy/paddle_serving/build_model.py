@@ -5,7 +5,8 @@
 
 Reads   export_dir: a folder that export_model.py or prune.py wrote.
 Writes  output_dir, complete or not at all: model.pdmodel and model.pdiparams, serving_server_conf.prototxt (the inputs and the
-        output as Paddle Serving wants to know them), tokenizer.json, label.txt, deploy.json.
+        outputs as Paddle Serving wants to know them), tokenizer.json, label.txt, deploy.json, and known.npz where the model
+        tells unknown texts.
 """
 
 import json
@@ -17,10 +18,11 @@ from settings import MARKER
 
 from textcls.common.digests import sha256
 from textcls.common.errors import UserError, run_script
+from textcls.common.known import KNOWN_FILE
 from textcls.common.options import make_parser
 from textcls.common.outputs import check_output_folder, complete_folder
 from textcls.data.files import read_json
-from textcls.runtime.exported import Export, read_export
+from textcls.runtime.exported import FEATURES, LOGITS, Export, read_export
 
 INT64, FLOAT32 = 0, 1  # Paddle Serving's numbers of these types
 
@@ -46,16 +48,20 @@ def write_model(export: Export, folder: str) -> None:
     shutil.copyfile(export.model_path, os.path.join(folder, "model.pdmodel"))
     shutil.copyfile(export.params_path, os.path.join(folder, "model.pdiparams"))
     source = os.path.dirname(export.tokenizer_path)
-    for name in ("tokenizer.json", "label.txt"):
+    outputs = {LOGITS: len(export.labels)}
+    if export.centres is not None:
+        outputs[FEATURES] = len(export.centres.mean)
+    for name in ("tokenizer.json", "label.txt", *([] if export.centres is None else [KNOWN_FILE])):
         shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))
     deploy = {**read_json(os.path.join(source, "deploy.json")), "model_file": "model.pdmodel", "params_file": "model.pdiparams"}
-    deploy.pop("onnx_file", None)
+    for name in ("onnx_file", *(["known"] if export.centres is None else [])):
+        deploy.pop(name, None)
     deploy["sha256"] = {name: sha256(os.path.join(folder, name)) for name in ("model.pdmodel", "model.pdiparams")}
     with open(os.path.join(folder, "deploy.json"), "w", encoding="utf-8") as file:
         json.dump(deploy, file, ensure_ascii=False, indent=2)
     with open(os.path.join(folder, MARKER), "w", encoding="utf-8") as file:
         file.writelines(variable("feed", name, INT64, [-1, -1]) for name in export.input_names)  # texts, length
-        file.write(variable("fetch", "logits", FLOAT32, [-1, len(export.labels)]))
+        file.writelines(variable("fetch", name, FLOAT32, [-1, size]) for name, size in outputs.items())
 
 
 def main():

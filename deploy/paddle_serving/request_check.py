@@ -13,11 +13,11 @@ from settings import NAME
 from textcls.common.errors import UserError
 from textcls.common.options import probability
 from textcls.common.texts import TEXT, has_lone_surrogate
-from textcls.runtime.predictions import check_threshold
+from textcls.runtime.predictions import check_least_known, check_threshold
 
 BAD_REQUEST, INTERNAL_ERROR, BUSY = 51, 52, 53  # err_no of the answers; Paddle Serving leaves 51 to 99 to the application
 FAILED = "internal error, expected the cause in the server's log"
-KEYS = ("sentence", "top_k", "threshold")
+KEYS = ("sentence", "top_k", "threshold", "least_known")
 HTTP_FIELDS = ("key", "value", "tensors", "logid", "clientip", "name", "method")  # of Paddle Serving's Request message
 
 
@@ -30,6 +30,16 @@ class Limits(NamedTuple):
     max_connections: int  # of HTTP; of gRPC: requests at once
     labels: list[str]  # as many as the largest top_k
     threshold: Union[float, str]  # for requests that want it: of `threshold_or_reason`
+    tells_unknown: bool  # whether the model says how known texts are
+
+
+class Wanted(NamedTuple):
+    """What a request asks for."""
+
+    texts: list[str]
+    top_k: Optional[int]  # None: not asked for
+    threshold: float  # 0 without one
+    least_known: float  # 0 without one
 
 
 class RequestError(Exception):
@@ -44,9 +54,8 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def check_request(keys: list[str], values: list[str], has_tensors: bool, limits: Limits
-                  ) -> tuple[list[str], Optional[int], float]:
-    """Read the texts, top_k, None where a request does not ask for it, and the threshold, 0 without one. RequestError."""
+def check_request(keys: list[str], values: list[str], has_tensors: bool, limits: Limits) -> Wanted:
+    """Read a request. RequestError."""
     if has_tensors:
         raise RequestError("tensors: not accepted, expected the texts in key and value")
     if len(keys) != len(values):
@@ -59,8 +68,9 @@ def check_request(keys: list[str], values: list[str], has_tensors: bool, limits:
     request = dict(zip(keys, values))
     if "sentence" not in request:
         raise RequestError("key: sentence is missing, expected the texts under this name")
-    return (read_texts(request["sentence"], limits), read_top_k(request["top_k"], limits) if "top_k" in request else None,
-            read_threshold(request.get("threshold", "0"), limits))
+    top_k = read_top_k(request["top_k"], limits) if "top_k" in request else None
+    return Wanted(read_texts(request["sentence"], limits), top_k, read_threshold(request.get("threshold", "0"), limits),
+                  read_least_known(request.get("least_known", "0"), limits))
 
 
 def read_texts(value: str, limits: Limits) -> list[str]:
@@ -124,6 +134,19 @@ def read_threshold(value: str, limits: Limits) -> float:
     return threshold
 
 
+def read_least_known(value: str, limits: Limits) -> float:
+    """Read how known a text has to be at least by the value of `least_known`, a number. RequestError."""
+    try:
+        least_known = probability(value)
+    except ArgumentTypeError:
+        raise RequestError(f"least_known: {shorten(value)}, expected a number, 0 to 1") from None
+    try:
+        check_least_known(least_known, limits.tells_unknown, limits.labels)
+    except UserError as error:
+        raise RequestError(str(error)) from None
+    return least_known
+
+
 def read_http_body(body: bytes) -> tuple[list[str], list[str], bool, int]:
     """Read the JSON body of an HTTP request: its keys, its values as gRPC has them, whether it has tensors, and its logid.
 
@@ -159,11 +182,12 @@ def read_http_body(body: bytes) -> tuple[list[str], list[str], bool, int]:
 
 
 def as_text(field: str, key: Optional[str], value: Any) -> str:
-    """Return a JSON value as gRPC has it: lists, and the numbers of top_k and threshold, become their JSON text. RequestError."""
+    """Return a JSON value as gRPC has it: lists, and the numbers of other keys, become their JSON text. RequestError."""
     if isinstance(value, str):
         check_unicode(field, value)
         return value
-    if isinstance(value, list) or (type(value) is int and key == "top_k") or (type(value) in (int, float) and key == "threshold"):
+    kinds = {"top_k": (int,), "threshold": (int, float), "least_known": (int, float)}
+    if isinstance(value, list) or type(value) in kinds.get(key, ()):
         return json.dumps(value)
     raise RequestError(f"{field}: {describe(value)}, expected a text or a list of texts")
 

@@ -5,7 +5,8 @@
     python rpc_client.py --url 127.0.0.1:18090 头疼怎么办
 
 Reads   texts from the command line, or --data_file, one per line (-: standard input).
-Prints  a block per text: text, label, confidence; or with --output_format jsonl a JSON object per text.
+Prints  a block per text: text, label, confidence, and known where the model tells unknown texts; or with --output_format jsonl
+        a JSON object per text.
 """
 
 import importlib.machinery

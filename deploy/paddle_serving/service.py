@@ -223,7 +223,7 @@ def main():
         from steps import Classify, Request
 
         limits = Limits(args.max_texts, args.max_characters, args.max_bytes, args.max_connections, export.labels,
-                        threshold_or_reason(export))
+                        threshold_or_reason(export), export.centres is not None)
         last_step = Classify(Request(limits), export, encode, args.batch_size)
         servicer = start_pipeline(pipeline, last_step, config, args.log_dir)
         check_answer(servicer, messages, folder, limits)

@@ -10,11 +10,11 @@ from paddle_serving_server import pipeline
 from request_check import BAD_REQUEST, FAILED, INTERNAL_ERROR, Limits, RequestError, check_request
 from settings import NAME
 
-from textcls.common.probabilities import UNDECIDED, softmax, top_labels
+from textcls.common.known import add_nearness, split_known
+from textcls.common.probabilities import DECIMALS, UNDECIDED, is_decided, softmax, top_labels
 from textcls.data.encoders import Encoder
 from textcls.data.tokens import TokenizedTexts, model_inputs, run_by_length
-from textcls.runtime.exported import Export
-from textcls.runtime.predictions import is_decided
+from textcls.runtime.exported import FEATURES, LOGITS, Export
 
 logger = logging.getLogger(NAME)
 
@@ -27,12 +27,12 @@ class Request(pipeline.RequestOp):
         self.limits = limits
 
     def unpack_request_package(self, request):
-        """{"texts": list of str, "top_k": int or None, "threshold": float}, or the number and the message of a refusal."""
+        """The Wanted of `check_request` as a dict, or the number and the message of a refusal."""
         try:
-            texts, top_k, threshold = check_request(list(request.key), list(request.value), len(request.tensors) > 0, self.limits)
+            wanted = check_request(list(request.key), list(request.value), len(request.tensors) > 0, self.limits)
         except RequestError as error:
             return {}, request.logid, BAD_REQUEST, str(error)
-        return {"texts": texts, "top_k": top_k, "threshold": threshold}, request.logid, None, ""
+        return wanted._asdict(), request.logid, None, ""
 
 
 class Classify(pipeline.Op):
@@ -64,35 +64,48 @@ class Classify(pipeline.Op):
         return {"rows": rows}, False, None, ""
 
     def process(self, feed_batch, typical_logid=0):
-        """{"probs": float32 [texts, classes]}, NaN where the model failed."""
-        rows, size = feed_batch[0]["rows"], len(self.export.labels)
+        """{"probs": float32 [texts, classes]}, NaN where the model failed, and of a model that tells unknown texts {"known":
+        float64 [texts]}."""
+        rows, export = feed_batch[0]["rows"], self.export
         try:
-            tokens = TokenizedTexts.from_windows(rows, self.export.long_text.window_vote)
-            logits = run_by_length(self.run_model, tokens, self.texts_per_batch, self.export.pad_id, size)
-            return {"probs": softmax(logits, self.export.temperature)}, 0, ""
+            tokens = TokenizedTexts.from_windows(rows, export.long_text.window_vote)
+            size = len(export.labels) + (export.centres is not None)
+            answers = run_by_length(self.run_model, tokens, self.texts_per_batch, export.pad_id, size)
+            logits, known = split_known(answers, export.centres)
+            return {"probs": softmax(logits, export.temperature), **({} if known is None else {"known": known})}, 0, ""
         except Exception:
             logger.exception("the model failed")
-            return {"probs": np.full((len(rows), size), np.nan, np.float32)}, 0, ""
+            return {"probs": np.full((len(rows), len(export.labels)), np.nan, np.float32)}, 0, ""
 
     def run_model(self, batch: np.ndarray) -> np.ndarray:
-        """Run a batch, int64 [batch, length]. Returns the logits, float32 [batch, classes]."""
-        [logits] = self.client.predict(feed=model_inputs(batch, self.export.input_names), fetch=self.client.fetch_names_,
-                                       batch=True).values()
-        return logits
+        """Run a batch, int64 [batch, length]. Returns the logits, float32 [batch, classes], and of a model that tells unknown
+        texts the nearness as one more column (`add_nearness`)."""
+        answers = self.client.predict(feed=model_inputs(batch, self.export.input_names), fetch=self.client.fetch_names_,
+                                      batch=True)
+        if self.export.centres is None:
+            return answers[LOGITS]
+        return add_nearness(answers[LOGITS], answers[FEATURES], self.export.centres)
 
     def postprocess(self, input_dicts, fetch_data, data_id=0, log_id=0):
-        """{"label": JSON list of str, "confidence": JSON list of numbers}; lists of lists for requests with top_k."""
+        """{"label": JSON list of str, "confidence": JSON list of numbers}, lists of lists for requests with top_k; of a model
+        that tells unknown texts also {"known": JSON list of numbers}."""
         try:
             [request], probs = input_dicts.values(), fetch_data["probs"]
             if np.isnan(probs).any():
                 return {}, INTERNAL_ERROR, FAILED
             predictions = top_labels(probs, self.export.labels, request["top_k"] or 1)
-            labels = [[label if place or is_decided(confidence, request["threshold"]) else UNDECIDED
-                       for place, (label, confidence) in enumerate(top)] for top in predictions]
+            known = fetch_data["known"].tolist() if "known" in fetch_data else [None] * len(predictions)
+            labels = [[label for label, _ in top] for top in predictions]
             confidences = [[confidence for _, confidence in top] for top in predictions]
+            for names, values, own in zip(labels, confidences, known):
+                if not is_decided(values[0], request["threshold"], own, request["least_known"]):
+                    names[0] = UNDECIDED
             if request["top_k"] is None:
                 labels, confidences = [row[0] for row in labels], [row[0] for row in confidences]
-            return {"label": json.dumps(labels, ensure_ascii=False), "confidence": json.dumps(confidences)}, None, ""
+            answer = {"label": json.dumps(labels, ensure_ascii=False), "confidence": json.dumps(confidences)}
+            if "known" in fetch_data:
+                answer["known"] = json.dumps([round(own, DECIMALS) for own in known])
+            return answer, None, ""
         except Exception:
             logger.exception("the answer could not be written")
             return {}, INTERNAL_ERROR, FAILED

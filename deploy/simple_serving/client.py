@@ -15,7 +15,7 @@ from argparse import Namespace
 from http.client import responses
 
 from textcls.common.errors import UserError, run_script
-from textcls.common.options import positive_int, probability, read_token_file
+from textcls.common.options import positive_int, read_token_file
 from textcls.runtime.client import Ask, make_client_parser, post_json, run_client
 
 EXPECTED = "the address of a running server.py"
@@ -72,8 +72,6 @@ def make_row(text: str, result: dict) -> dict:
 def main():
     parser = make_client_parser(__doc__, "http://127.0.0.1:8189", batch_size=64)
     parser.add_argument("--token_file", help="file with the server's token")
-    parser.add_argument("--least_known", type=probability, help="0 to 1: a text that is less known is answered with `undecided`; "
-                        "for a classifier that tells unknown texts")
     parser.add_argument("--num_nearest", type=positive_int, help="how many of the nearest texts a server with an index gives")
     run_client(parser, make_ask, make_block, make_row)
 

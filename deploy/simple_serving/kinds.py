@@ -9,11 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from textcls.common.errors import UserError
-from textcls.common.probabilities import DECIMALS, top_labels
+from textcls.common.probabilities import DECIMALS, UNDECIDED, is_decided, top_labels
 from textcls.retrieval.predictor import SearchPredictor
 from textcls.retrieval.search import Answer as SearchAnswer
 from textcls.retrieval.search import find_threshold
-from textcls.runtime.predictions import UNDECIDED, check_least_known, is_decided
+from textcls.runtime.predictions import check_least_known
 from textcls.runtime.predictions import check_threshold as check_undecided
 from textcls.runtime.predictor import Predictor
 

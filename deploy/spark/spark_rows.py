@@ -14,9 +14,8 @@ from pyspark import SparkFiles, TaskContext
 
 from textcls.common.digests import sha256
 from textcls.common.errors import UserError
-from textcls.common.probabilities import DECIMALS, UNDECIDED, top_labels
+from textcls.common.probabilities import DECIMALS, UNDECIDED, is_decided, top_labels
 from textcls.common.texts import TEXT
-from textcls.runtime.predictions import is_decided
 
 EXPORT, INDEX = "export", "index"  # the folders of an archive
 TOP = pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float64())]))

@@ -6,9 +6,10 @@
     python build_repository.py --export_dir ../../output --model_repository encoder_models
 
 Reads   export_dir, written by export_model.py --onnx, prune.py --onnx or retrieval_based/export_model.py.
-Writes  model_repository/: seqcls (ensemble: INPUT -> label, confidence) of tokenizer, seqcls_model and seqcls_postprocess, or
-        of a sentence encoder: encoder (ensemble: INPUT -> embedding) of encoder_tokenizer and encoder_model; each with
-        config.pbtxt and version 1, and repository.json (what it was made of). An older repository is replaced.
+Writes  model_repository/: seqcls (ensemble: INPUT -> label, confidence, and known where the model tells unknown texts) of
+        tokenizer, seqcls_model and seqcls_postprocess, or of a sentence encoder: encoder (ensemble: INPUT -> embedding) of
+        encoder_tokenizer and encoder_model; each with config.pbtxt and version 1, and repository.json (what it was made of). An
+        older repository is replaced.
 """
 
 import json
@@ -21,13 +22,16 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Union
 
+import numpy as np
+
 from textcls.common import long_texts, probabilities, texts
 from textcls.common.errors import UserError, needs_packages, run_script
+from textcls.common.known import Centres
 from textcls.common.options import make_parser, positive_int
 from textcls.common.outputs import STAGING, check_output_folder, complete_folder
-from textcls.runtime.exported import Export, read_encoder, read_export, threshold_or_reason
+from textcls.runtime.exported import FEATURES, LOGITS, Export, read_encoder, read_export, threshold_or_reason
 from textcls.runtime.listening import MAX_TEXT_LENGTH
-from textcls.runtime.quantize import SCHEMES, add_device_options, check_calibration, check_device, refuse_calibration
+from textcls.runtime.quantize import SCHEMES, add_device_options, check_calibration, check_device, load, refuse_calibration
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -40,6 +44,7 @@ CLASSIFIER = {"tokenizer": "tokenizer", "seqcls_model": "model", "seqcls_postpro
 ENCODER = {"encoder_tokenizer": "tokenizer", "encoder_model": "model", "encoder": "encoder"}
 MADE = {MARKER, *CLASSIFIER, *ENCODER}
 TYPES = {"tensor(int64)": "TYPE_INT64", "tensor(int32)": "TYPE_INT32", "tensor(float)": "TYPE_FP32"}
+ANSWERS = "answers"  # the output of a model that tells unknown texts: logits, and the nearness behind them
 # one thread per batch and several batches at a time are faster than one batch on several threads
 ONE_THREAD = """parameters { key: "intra_op_thread_count", value: { string_value: "1" } }
 parameters { key: "inter_op_thread_count", value: { string_value: "1" } }"""
@@ -51,6 +56,11 @@ MODEL_STEP = """,
 {input_maps}
       output_map {{ key: "{output}", value: "{output}" }}
     }}"""
+# of a classifier that tells unknown texts
+KNOWN_OUTPUT = """,
+  { name: "known", data_type: TYPE_FP32, dims: [ 1 ] }"""
+KNOWN_MAP = """
+      output_map { key: "known", value: "known" }"""
 # of a tokenizer that needs no model, which is not there yet while the server starts
 WARMUP = """model_warmup {
   name: "one text"
@@ -98,6 +108,8 @@ def load_model(args: Namespace) -> tuple[Export, "InferenceSession", Union[str, 
         predictor = load_exported(export, dtype=opened)
     args.instance_count = args.instance_count or (predictor.num_threads if args.device == "cpu" else 1)
     model = scheme.convert(predictor.onnx_model) if converts_here else predictor.onnx_model
+    if export.centres is not None:
+        model = append_nearness(model, export.centres)  # after the conversion, so that it is computed in 32-bit floats
     name = f"{args.export_dir} in {args.dtype}"
     session = open_session(model, name, "cpu")
     for item in session.get_inputs() + session.get_outputs():
@@ -106,13 +118,44 @@ def load_model(args: Namespace) -> tuple[Export, "InferenceSession", Union[str, 
     return export, session, model
 
 
+def append_nearness(model: Union[str, bytes], centres: Centres) -> bytes:
+    """Make one output of the two of an ONNX model, a path or bytes: what `add_nearness` makes of them, float32 [texts,
+    num_labels + 1], which is joined over windows as logits are. Returns the new model. UserError."""
+    content = load(model)
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = content.graph
+
+    def add(kind, *inputs, **attributes):
+        """Add a node with one output, whose name is returned; an input that is no name becomes a weight."""
+        names = []
+        for value in inputs:
+            names.append(value if isinstance(value, str) else f"{ANSWERS}_weight_{len(graph.initializer)}")
+            if not isinstance(value, str):
+                graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), names[-1]))
+        graph.node.append(helper.make_node(kind, names, [f"{ANSWERS}_{len(graph.node)}"], **attributes))
+        return graph.node[-1].output[0]
+
+    places = add("MatMul", add("Sub", FEATURES, centres.mean), centres.projection)
+    distances = add("Sub", add("MatMul", places, centres.centres.T), (centres.centres ** 2).sum(axis=1) / 2)
+    spread = add("MatMul", add("Mul", places, places), (1 - centres.shares)[:, None] / 2)
+    add("Concat", LOGITS, add("Sub", add("ReduceMax", distances, axes=[1]), spread), axis=1)
+    graph.node[-1].output[0] = ANSWERS
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(ANSWERS, TensorProto.FLOAT, ["batch", "size"]))
+    return content.SerializeToString()
+
+
 def make_configs(args: Namespace, export: Export, session: "InferenceSession") -> dict[str, str]:
     """Fill the templates in configs/. Returns the config.pbtxt of each model, by its name.
 
     Names, types and dimensions are those of the ONNX model. Requests that wait are put together; the queue is bounded.
     """
     inputs = {item.name: TYPES[item.type] for item in session.get_inputs()}
-    output, *_ = session.get_outputs()  # of an export with a known.npz the features, which nothing here asks for, are another
+    [output] = session.get_outputs()
+    output_size, known_weights = export.output_size, ""
+    if export.centres is not None:
+        output_size, known_weights = output_size + 1, json.dumps(export.centres.weights.tolist())
     tokenizer, model, *_ = models = CLASSIFIER if export.labels else ENCODER
     threshold = threshold_or_reason(export)  # without one a request that wants it is refused
     gpus = f", gpus: [ {args.device_id} ]" if args.device == "gpu" else ""
@@ -121,10 +164,12 @@ def make_configs(args: Namespace, export: Export, session: "InferenceSession") -
     encode, reads_windows = read_encoder(export), export.long_text.mode == "window"
     outputs = {name: f"data_type: {kind}, dims: [ -1 ]" for name, kind in inputs.items()}  # of the tokenizer
     if reads_windows:  # it asks the model itself
-        outputs = {output.name: f"data_type: {TYPES[output.type]}, dims: [ {export.output_size} ]"}
+        outputs = {output.name: f"data_type: {TYPES[output.type]}, dims: [ {output_size} ]"}
     values = {
-        **vars(args), "max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "output_size": export.output_size,
+        **vars(args), "max_seq_length": export.max_seq_length, "pad_id": export.pad_id, "output_size": output_size,
         "temperature": repr(export.temperature), "threshold": "" if isinstance(threshold, str) else repr(threshold),
+        "known_weights": known_weights, "known_output": KNOWN_OUTPUT if known_weights else "",
+        "known_map": KNOWN_MAP if known_weights else "",
         "tokenizer": tokenizer, "model": model, "output": output.name, "output_type": TYPES[output.type],
         "instances": f"count: {args.instance_count}, kind: KIND_{args.device.upper()}{gpus}",
         "threads": ONE_THREAD if args.device == "cpu" else "",

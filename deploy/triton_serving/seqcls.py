@@ -13,8 +13,9 @@ make_block = partial(make_block, name="text")
 
 
 def make_parameters(args: Namespace) -> dict[str, Union[int, str]]:
-    """Make the parameters of a request. A threshold is a text: gRPC knows no parameters that are fractions."""
-    return {"top_k": args.top_k, **({} if args.threshold is None else {"threshold": str(args.threshold)})}
+    """Make the parameters of a request. Bounds are texts: gRPC knows no parameters that are fractions."""
+    bounds = {"threshold": args.threshold, "least_known": args.least_known}
+    return {"top_k": args.top_k, **{name: str(value) for name, value in bounds.items() if value is not None}}
 
 
 def refused(args: Namespace, reason: str) -> UserError:

@@ -5,7 +5,8 @@
     python seqcls_grpc_client.py --url 127.0.0.1:8001 --timeout 10 头疼怎么办
 
 Reads   texts from the command line, or --data_file, one per line (-: standard input).
-Prints  a block per text: text, label, confidence; or with --output_format jsonl a JSON object per text.
+Prints  a block per text: text, label, confidence, and known where the model tells unknown texts; or with --output_format jsonl
+        a JSON object per text.
 """
 
 from argparse import Namespace
@@ -14,7 +15,7 @@ import numpy as np
 from seqcls import EXPECTED, MODEL, make_block, make_parameters, refused
 
 from textcls.common.errors import UserError, needs_packages, run_script
-from textcls.runtime.client import Ask, make_client_parser, run_client
+from textcls.runtime.client import Ask, Prediction, make_client_parser, run_client
 
 with needs_packages("deploy/triton_serving/requirements.txt"):
     from tritonclient.grpc import InferenceServerClient, InferInput
@@ -37,10 +38,12 @@ def make_ask(args: Namespace) -> Ask:
             if error.status() in SILENT:
                 raise UserError(f"{args.url}: no answer ({error.message()}), expected {EXPECTED}") from None
             raise refused(args, error.message()) from None
-        labels, confidences = answer.as_numpy("label"), answer.as_numpy("confidence")
+        labels, confidences, known = (answer.as_numpy(name) for name in ("label", "confidence", "known"))
         if labels is None or confidences is None or not labels.shape == confidences.shape == (len(texts), args.top_k):
             return []
-        return [[(name.decode(), confidence) for name, confidence in zip(*pair)] for pair in zip(labels, confidences.tolist())]
+        known = [None] * len(texts) if known is None else known.reshape(-1).tolist()
+        tops = [[(name.decode(), confidence) for name, confidence in zip(*pair)] for pair in zip(labels, confidences.tolist())]
+        return [Prediction(top, own) for top, own in zip(tops, known)]
 
     return ask
 

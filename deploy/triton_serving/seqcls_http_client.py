@@ -5,7 +5,8 @@
     python seqcls_http_client.py --url http://127.0.0.1:8000 --timeout 10 头疼怎么办
 
 Reads   texts from the command line, or --data_file, one per line (-: standard input).
-Prints  a block per text: text, label, confidence; or with --output_format jsonl a JSON object per text.
+Prints  a block per text: text, label, confidence, and known where the model tells unknown texts; or with --output_format jsonl
+        a JSON object per text.
 """
 
 import json
@@ -14,7 +15,7 @@ from argparse import Namespace
 from seqcls import EXPECTED, MODEL, make_block, make_parameters, refused
 
 from textcls.common.errors import UserError, run_script
-from textcls.runtime.client import Ask, make_client_parser, post_json, run_client
+from textcls.runtime.client import Ask, Prediction, make_client_parser, post_json, run_client
 
 
 def make_ask(args: Namespace) -> Ask:
@@ -28,13 +29,14 @@ def make_ask(args: Namespace) -> Ask:
         try:
             data = {item["name"]: item["data"] for item in json.loads(content)["outputs"]}
             pairs = list(zip(data["label"], data["confidence"]))  # JSON has the tables flat
+            known = data.get("known", [None] * len(texts))
         except ValueError as error:
             raise UserError(f"{args.url}: no answer ({error}), expected {EXPECTED}") from None
         except (KeyError, TypeError):
-            pairs = []
-        if len(pairs) != len(texts) * args.top_k:
             return []
-        return [pairs[start:start + args.top_k] for start in range(0, len(pairs), args.top_k)]
+        if len(pairs) != len(texts) * args.top_k or len(known) != len(texts):
+            return []
+        return [Prediction(pairs[start:start + args.top_k], own) for start, own in zip(range(0, len(pairs), args.top_k), known)]
 
     return ask
 

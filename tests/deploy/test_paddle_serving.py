@@ -15,6 +15,7 @@ import time
 
 import build_model
 import http_gateway
+import numpy as np
 import pytest
 import request_check
 import service as script
@@ -24,6 +25,7 @@ from helpers import (
     ROOT,
     THRESHOLD,
     assert_answers_agree,
+    assert_known_agrees,
     assert_user_error,
     needs_paddle_2,
     read_lines,
@@ -210,19 +212,23 @@ def test_clients_say_what_predict_says(inside, service, predicted, tmp_path, cli
     assert_answers_agree(answers, expected)
 
 
-def test_windows_of_long_texts(inside, windowed, tmp_path):
-    _, export, (texts, expected) = windowed
+def test_windows_of_long_texts_and_how_known_they_are(inside, telling_windows, tmp_path):
+    export, texts, expected = telling_windows
     shutil.copy(SERVING / "config.yml", tmp_path)
     process = run_inside([], SERVING / "build_model.py", "--export_dir", export, "--output_dir", tmp_path / "serving_server")
     assert process.returncode == 0, process.stderr
     server = start(inside, tmp_path, "--rpc_port", 18091, "--http_port", 9879, "--batch_size", 8)
     try:
         write_lines(tmp_path / "data.txt", texts)
-        process = run_inside(inside, SERVING / "http_client.py", "--url", "http://127.0.0.1:9879/seq_cls/prediction",
-                             "--data_file", tmp_path / "data.txt")
-        assert process.returncode == 0, process.stderr + process.stdout[:300]
-        found = re.findall(r"^label: (.*)\nconfidence: (.*)$", process.stdout, re.MULTILINE)
-        assert_answers_agree([[(label, float(confidence))] for label, confidence in found], expected)
+        least = sorted(right["known"] for right in expected)[len(expected) // 2]
+        words = ["--data_file", tmp_path / "data.txt", "--output_format", "jsonl"]
+        answers = [run_inside(inside, SERVING / "http_client.py", "--url", f"http://127.0.0.1:9879{PATH}", *words, "--top_k", 3),
+                   run_inside(inside, SERVING / "rpc_client.py", "--url", "127.0.0.1:18091", *words, "--least_known", least)]
+        assert [answer.returncode for answer in answers] == [0, 0], answers[0].stderr + answers[1].stderr
+        whole, bounded = ([json.loads(line) for line in answer.stdout.split("\n")[:-1]] for answer in answers)
+        assert_answers_agree([[(top["label"], top["confidence"]) for top in row["top_k"]] for row in whole], expected)
+        assert_known_agrees(bounded, expected, least)
+        np.testing.assert_allclose([row["known"] for row in whole], [row["known"] for row in bounded], atol=1e-5)
     finally:
         stop(server, signal.SIGTERM)
 
@@ -248,6 +254,8 @@ def test_below_the_threshold_is_undecided(inside, send, predicted):
         for top, right in zip(pairs(answer, top_k=answer is answers[2]), expected):
             label, confidence = top[0]
             assert abs(confidence - value) < 1e-4 or label == (right["label"] if confidence >= value else "undecided")
+    [refused] = send([by_http(["sentence", "least_known"], [texts, 0.5])])
+    assert refused["err_no"] == 51 and "least_known 0.5: this model does not tell unknown texts" in refused["err_msg"]
     unsure = next(right["text"] for right in expected if right["probability"] < 0.6)
     assert "label: undecided\n" in run_inside(inside, SERVING / "http_client.py", "--threshold", "auto", unsure).stdout
 
@@ -312,6 +320,8 @@ BAD = [  # key, value of a request (by HTTP as they are, by gRPC as JSON text), 
     (["sentence", "top_k"], ["a", "９"], 'top_k: "９", expected a whole number'),
     (["sentence", "threshold"], ["a", "1.5"], 'threshold: "1.5", expected a number, 0 to 1, or auto'),
     (["sentence", "threshold"], ["a", "nan"], 'threshold: "nan", expected a number, 0 to 1, or auto'),
+    (["sentence", "least_known"], ["a", "1.5"], 'least_known: "1.5", expected a number, 0 to 1'),
+    (["sentence", "least_known"], ["a", "auto"], 'least_known: "auto", expected a number, 0 to 1'),
     (["sentence", "top_k"], ["a", "__import__('os').system('touch pwned')"], "top_k: \"__import__"),
 ]
 BAD_HTTP = [  # body, status, part of the message
@@ -451,7 +461,8 @@ def test_clients_say_what_is_wrong(inside, service, tmp_path, client):
 def test_the_gateway_bounds_connections_time_and_bodies(monkeypatch):
     """Slow, silent and large ones, each against its own limit; the gateway itself, with an answer that is known."""
     monkeypatch.setattr(http_gateway, "BODY_SECONDS", 0.3)
-    limits = request_check.Limits(2, 10, max_bytes=100, max_connections=4, labels=["a"] * 11, threshold="none")
+    limits = request_check.Limits(2, 10, max_bytes=100, max_connections=4, labels=["a"] * 11, threshold="none",
+                                  tells_unknown=False)
     gateway = http_gateway.start_gateway(("127.0.0.1", 0), PATH, lambda *request: (200, {"err_no": 0}), limits, 1)
     start, body = f"POST {PATH} HTTP/1.1\r\n", '{"key": ["sentence"], "value": ["a"]}'
     good = f"{start}Content-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -589,7 +600,7 @@ def test_a_model_of_other_labels_is_refused(inside, copy):
     assert_user_error(serve_wrongly(inside, copy), "serving_server: the model cannot label a text")
 
 
-def test_build_model(exported, served, tmp_path):
+def test_build_model(exported, telling, served, tmp_path):
     settings = (served / "serving_server/serving_server_conf.prototxt").read_text()
     assert re.findall(r'(\w+)_var {\n  name: "(\w+)"', settings) == [("feed", "input_ids"), ("feed", "token_type_ids"),
                                                                      ("fetch", "logits")]
@@ -600,6 +611,16 @@ def test_build_model(exported, served, tmp_path):
     def build(source, output):
         return run_here(build_model.main, "--export_dir", source, "--output_dir", output)
 
+    older = shutil.copytree(telling / "export", tmp_path / "older")  # its graph gives no features
+    deploy = json.loads((older / "deploy.json").read_text())
+    (older / "deploy.json").write_text(json.dumps({name: value for name, value in deploy.items() if name != "output_names"}))
+    for source, name, outputs in ((telling / "export", "new", ["logits", "features"]), (older, "old", ["logits"])):
+        assert build(source, tmp_path / name).returncode == 0
+        settings = (tmp_path / name / "serving_server_conf.prototxt").read_text()
+        assert re.findall(r'fetch_var {\n  name: "(\w+)"', settings) == outputs
+        tells = len(outputs) > 1
+        assert (tmp_path / name / "known.npz").exists() == tells == ("known" in json.loads(
+            (tmp_path / name / "deploy.json").read_text()))
     assert_user_error(build(tmp_path, tmp_path / "out"), "deploy.json is missing")
     assert_user_error(build(exported, exported), "is the exported folder, expected another one")
     assert_user_error(build(exported, served / "config.yml"), "config.yml: is no folder")

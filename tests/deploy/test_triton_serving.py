@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from helpers import (
     ROOT,
     THRESHOLD,
     assert_answers_agree,
+    assert_known_agrees,
     assert_user_error,
     load_script,
     read_lines,
@@ -28,8 +31,12 @@ from helpers import (
     set_long_text,
     write_lines,
 )
+from textcls.common.known import add_nearness, split_known
+from textcls.data.tokens import model_inputs
 from textcls.retrieval.encoder import open_encoder
+from textcls.runtime.exported import read_export
 from textcls.runtime.predictor import Predictor
+from textcls.runtime.quantize import SCHEMES
 
 build_repository = load_script("deploy/triton_serving", "build_repository")
 PYTHON = server_python("triton")
@@ -269,9 +276,12 @@ def test_below_the_threshold_is_undecided(server, predicted):
     for kind in ("http", "grpc"):
         assert "label: undecided\n" in server.client(kind, "--threshold", "auto", unsure).stdout
     for wrong in ("nan", 2, -0.5, True, "x"):
-        status, answer = server.request(INFER, body(["好"], threshold=wrong))
-        assert status == 400 and f"parameter threshold: is {json.dumps(wrong)}, expected a number, 0 to 1, or " in (
-            json.loads(answer)["error"])
+        for name, end in (("threshold", ', or "auto"'), ("least_known", "")):
+            status, answer = server.request(INFER, body(["好"], **{name: wrong}))
+            message = f"parameter {name}: is {json.dumps(wrong)}, expected a number, 0 to 1{end}"
+            assert status == 400 and json.loads(answer)["error"].endswith(message), answer
+    status, answer = server.request(INFER, body(["好"], least_known="0.5"))
+    assert status == 400 and "parameter least_known: this model does not tell unknown texts, expected 0" in answer
 
 
 def assert_answers_right(server, predicted):
@@ -318,7 +328,7 @@ def test_bad_requests_in_a_batch_harm_neither_the_server_nor_the_others(server, 
         refusals = set(filter(None, pool.map(work, range(400))))
     assert {(status, json.loads(answer)["error"]) for status, answer in refusals} == {
         (500, "the model could not be run, see the server's log"),
-        (400, "in ensemble 'seqcls', parameters: not UTF-8 or not JSON, expected top_k and threshold at most")}
+        (400, "in ensemble 'seqcls', parameters: not UTF-8 or not JSON, expected top_k, threshold and least_known at most")}
     assert server.process.poll() is None
 
 
@@ -370,16 +380,26 @@ def test_16_clients_at_once_share_batches(server, predicted):
     assert executions < 720  # fewer than the requests that reach the model
 
 
-def test_windows_of_long_texts(windowed, encoder_export, tmp_path):
+def test_windows_of_long_texts_and_how_known_they_are(telling_windows, encoder_export, tmp_path):
     """A classifier and, beside it, an encoder that read long texts in windows: the tokenizer asks the model."""
-    _, export, (texts, expected) = windowed
+    export, texts, expected = telling_windows
     repository = build(export, tmp_path / "models", "--instance_count", 1, "--max_batch_size", 16)
     copy = shutil.copytree(encoder_export, tmp_path / "copy")
     set_long_text(copy / "deploy.json", mode="window", window_vote="unit_mean", window_stride=10)
     encoders = build(copy, tmp_path / "encoders", "--instance_count", 1, "--max_batch_size", 16)
     with serving(repository, tmp_path / "server", "--", f"--model-repository={encoders}") as server:
-        for first in range(0, len(texts), 16):
-            assert_answers_agree(server.infer(texts[first:first + 16], top_k=3), expected[first:first + 16])
+        write_lines(tmp_path / "texts", texts)
+        words = ["--data_file", tmp_path / "texts", "--batch_size", 16]
+        least = sorted(right["known"] for right in expected)[len(expected) // 2]
+        whole = server.client("http", *words, "--top_k", 3)
+        bounded = server.client("grpc", *words, "--least_known", least, "--output_format", "jsonl")
+        assert (whole.returncode, bounded.returncode) == (0, 0), whole.stderr + bounded.stderr
+        found = re.findall("^label: (.*)\nconfidence: (.*)\nknown: (.*)\n", whole.stdout, re.MULTILINE)
+        assert_answers_agree([list(zip(labels.split(", "), map(float, confidences.split(", "))))
+                              for labels, confidences, _ in found], expected)
+        rows = [json.loads(line) for line in bounded.stdout.split("\n")[:-1]]
+        assert_known_agrees(rows, expected, least)
+        np.testing.assert_allclose([float(known) for *_, known in found], [row["known"] for row in rows], atol=1e-5)
         status, answer = server.request("/v2/models/encoder/infer", body(texts[:4]))
         [embedding] = json.loads(answer)["outputs"]
         vectors = open_encoder(copy).encode(texts[:4])
@@ -420,13 +440,24 @@ def test_configs_come_from_the_export(repository):
     assert read_lines(repository / "seqcls_postprocess/1/label.txt") == LABELS
 
 
-def test_a_model_that_tells_unknown_texts_is_served_by_its_logits(telling, tmp_path):
-    repository = build(telling / "export", tmp_path / "models")
-    config = (repository / "seqcls_model/config.pbtxt").read_text()
-    assert '"logits"' in config and "features" not in config
+@pytest.mark.parametrize("dtype, words", [("fp32", []), ("fp16", ["--device", "gpu", "--use_fp16"])])
+def test_the_nearness_is_appended_to_the_model_in_32_bit_floats(telling, tmp_path, dtype, words):
+    export = read_export(telling / "export")
+    models, convert = build(telling / "export", tmp_path / "models", *words), SCHEMES[dtype].convert
+    own, before = (onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]) for model in (
+        (models / "seqcls_model/1/model.onnx").read_bytes(), convert(export.onnx_path) if convert else export.onnx_path))
+    inputs = model_inputs(np.random.default_rng(0).integers(5, 200, (7, 12)), ["input_ids", "token_type_ids"])
+    [answers], (logits, features) = own.run(None, inputs), before.run(None, inputs)
+    expected = add_nearness(logits, features, export.centres)
+    np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(*(split_known(both, export.centres)[1] for both in (answers, expected)), atol=1e-5)
+    assert own.get_outputs()[0].name == "answers" and answers.shape == (7, 12)
+    assert '{ name: "answers", data_type: TYPE_FP32, dims: [ 12 ] }' in (models / "seqcls_model/config.pbtxt").read_text()
 
 
-def test_int8_ended_by_ctrl_c(exported, predicted, tmp_path):
+def test_int8_ended_by_ctrl_c(telling, predicted, tmp_path):
+    """Also of a model that tells unknown texts, whose ONNX model is changed after the conversion."""
+    exported = telling / "export"
     export = shutil.copytree(exported, tmp_path / "export", ignore=shutil.ignore_patterns("*.int8-*"))
     process = script("build_repository.py", "--export_dir", export / "float32", "--model_repository", tmp_path / "models",
                      "--use_quantize", "--calibration_file", ROOT / "data/dev.txt")
@@ -437,6 +468,10 @@ def test_int8_ended_by_ctrl_c(exported, predicted, tmp_path):
     with serving(tmp_path / "models", tmp_path / "server", end=signal.SIGINT) as server:
         batches = [[text for text, _ in pairs[start:start + 50]] for start in range(0, 1000, 50)]
         answers = [answer for batch in batches for answer in server.infer(batch)]
+        outputs = json.loads(server.request(INFER, body(batches[5], least_known=1))[1])["outputs"]
+    content = {output["name"]: output["data"] for output in outputs}
+    known = Predictor(exported).answer(batches[5])[1]
+    assert np.abs(np.array(content["known"]) - known).max() < 0.05 and set(content["label"]) == {"undecided"}
     same = [answer[0][0] == right["label"] for answer, (_, right) in zip(answers, pairs)]
     assert len(same) == 1000 and sum(same) >= 990
 

@@ -14,6 +14,7 @@ import numpy as np
 from textcls.common.digests import content_id
 from textcls.common.errors import UserError
 from textcls.common.outputs import complete_file
+from textcls.common.probabilities import score_known
 
 UNKNOWN_SHARE = 0.1  # of the texts that are asked about, where nobody says otherwise
 KNOWN_FILE = "known.npz"  # beside a model's weights, of which it says nothing without the entry `known` of config or deploy.json
@@ -54,15 +55,6 @@ def split_known(answers: np.ndarray, centres: Optional[Centres]) -> tuple[np.nda
     if centres is None:
         return answers, None
     return answers[:, :-1], score_known(answers[:, -1:], centres.weights)
-
-
-def score_known(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Compute the probability that texts are of a known label: float64 [num_texts].
-
-    features: float [num_texts, num_features]; weights: of `fit_known`, float [num_features + 1].
-    """
-    scores = features.astype(np.float64) @ weights[:-1] + weights[-1]
-    return 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
 
 
 def fit_known(known: np.ndarray, unknown: np.ndarray, share: float = UNKNOWN_SHARE) -> tuple[np.ndarray, float]:

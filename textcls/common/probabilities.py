@@ -1,9 +1,9 @@
-"""From logits to the most probable classes. Needs NumPy only, since deploy/triton_serving/build_repository.py copies this file
-to where nothing else of this repository is.
+"""From what a model says to probabilities, the most probable classes, and whether they are sure enough. Needs NumPy only, since
+deploy/triton_serving/build_repository.py copies this file to where nothing else of this repository is.
 """
 
 from collections.abc import Sequence
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
 
@@ -18,6 +18,21 @@ def softmax(logits: np.ndarray, temperature: Union[float, np.ndarray] = 1.0) -> 
     """
     exponents = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
     return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def score_known(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Compute the probability that texts are of a known label: float64 [num_texts].
+
+    features: float [num_texts, num_features]; weights: of `fit_known`, float [num_features + 1].
+    """
+    scores = features.astype(np.float64) @ weights[:-1] + weights[-1]
+    return 1 / (1 + np.exp(-np.clip(scores, -700, 700)))
+
+
+def is_decided(probability: float, threshold: float, known: Optional[float] = None, least_known: float = 0.0) -> bool:
+    """Tell whether an answer is not below the threshold, and its text not less known than it has to be (None: nobody knows), by
+    both as they are shown: rounded to DECIMALS."""
+    return round(probability, DECIMALS) >= threshold and (known is None or round(known, DECIMALS) >= least_known)
 
 
 def top_classes(probs: np.ndarray, k: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import glob
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
@@ -44,9 +44,28 @@ def input_names(model: "PretrainedModel") -> list[str]:
     return list(family_of(model).input_names)
 
 
-def export_graph(model: "PretrainedModel", prefix: str) -> None:
-    """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info; with Paddle 3 prefix.json and .pdiparams."""
+class WithFeatures(paddle.nn.Layer):
+    """A classifier that also gives what its last layer is given, features, for `export_graph`."""
+
+    def __init__(self, model: "PretrainedModel") -> None:
+        super().__init__()
+        self.model, self.kept = model, list[paddle.Tensor]()
+        self.eval()
+        model.classifier.register_forward_pre_hook(lambda layer, inputs: self.kept.append(inputs[0]))
+
+    def forward(self, input_ids: paddle.Tensor, token_type_ids: Optional[paddle.Tensor] = None
+                ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        logits = self.model(input_ids) if token_type_ids is None else self.model(input_ids, token_type_ids)
+        return logits, self.kept[-1]
+
+
+def export_graph(model: "PretrainedModel", prefix: str, with_features: bool = False) -> None:
+    """Trace the model and save prefix.pdmodel, .pdiparams and .pdiparams.info; with Paddle 3 prefix.json and .pdiparams.
+
+    with_features: what the last layer of a classifier is given, float32 [batch, hidden_size], is the second output.
+    """
     spec = input_spec(input_names(model))
+    model = WithFeatures(model) if with_features else model
     with warnings.catch_warnings():  # of Paddle 2.6 about its own fill_constant
         warnings.filterwarnings("ignore", r"The Attr\(force_cpu\)")
         paddle.jit.save(paddle.jit.to_static(model, input_spec=spec, full_graph=True), prefix)
@@ -75,10 +94,15 @@ def open_graph(prefix: str, threads: int = 1) -> "inference.Predictor":
 
 def run_graph(predictor: "inference.Predictor", input_ids: np.ndarray) -> np.ndarray:
     """Run a predictor of `open_graph`. input_ids: int64 [batch, length]. Returns its answers, float32 [batch, size]."""
+    return run_outputs(predictor, input_ids)[0]
+
+
+def run_outputs(predictor: "inference.Predictor", input_ids: np.ndarray) -> list[np.ndarray]:
+    """Run a predictor of `open_graph` like `run_graph`. Returns all that it gives: answers, and features where it has them."""
     for name, values in model_inputs(input_ids, predictor.get_input_names()).items():
         predictor.get_input_handle(name).copy_from_cpu(values)
     predictor.run()
-    return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+    return [predictor.get_output_handle(name).copy_to_cpu() for name in predictor.get_output_names()]
 
 
 def probe_batches(checkpoint: Checkpoint) -> list[np.ndarray]:
@@ -109,11 +133,9 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
     model, batches = checkpoint.model, probe_batches(checkpoint)
     output = "logit" if checkpoint.encoder_id is None else "vector"
     expected = run_checkpoint(checkpoint, batches)  # before the export: tracing replaces the model's own forward
-    answers = next(iter(expected.values()))
     prefix = os.path.join(folder, name)
-    export_graph(model, prefix)
-    predictor = open_graph(prefix)
-    difference = max(float(np.abs(run_graph(predictor, batch) - right).max()) for batch, right in zip(batches, answers))
+    export_graph(model, prefix, with_features=FEATURES in expected)
+    difference = compare_graph(prefix, batches, expected)
     get_logger().info(f"Largest {output} difference between checkpoint and exported graph: {difference:.2e}")
     if not difference <= TOLERANCE:
         raise UserError(f"the exported graph differs from the checkpoint by {difference:.2e}, expected at most "
@@ -129,9 +151,9 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
         write_labels(os.path.join(folder, "label.txt"), checkpoint.labels)
         kind = {"output": CLASS_LOGITS, "num_labels": len(checkpoint.labels), **describe_confidence(checkpoint, prefix)}
     else:
-        kind = {"output": EMBEDDING, "embedding_size": answers[0].shape[1], "encoder_id": checkpoint.encoder_id}
-    if with_onnx and checkpoint.centres is not None:
-        kind["known"] = write_centres(folder, checkpoint.centres)
+        kind = {"output": EMBEDDING, "embedding_size": expected[EMBEDDING][0].shape[1], "encoder_id": checkpoint.encoder_id}
+    if checkpoint.centres is not None:
+        kind.update(known=write_centres(folder, checkpoint.centres), output_names=list(expected))
     long_text = checkpoint.encode.long_text
     if long_text != CUT:
         kind["long_text"] = long_text._asdict()
@@ -144,9 +166,19 @@ def write_deployment(checkpoint: Checkpoint, folder: str, name: str, with_onnx: 
     return differences
 
 
+def compare_graph(prefix: str, batches: Sequence[np.ndarray], expected: Mapping[str, Sequence[np.ndarray]]) -> float:
+    """Run the graph `prefix` over batches, list of int64 [batch, length]. Returns its largest difference from `expected`, of
+    `run_checkpoint`."""
+    predictor, difference = open_graph(prefix), 0.0
+    for batch, *wanted in zip(batches, *expected.values()):
+        for found, right in zip(run_outputs(predictor, batch), wanted):
+            difference = max(difference, float(np.abs(found - right).max()))
+    return difference
+
+
 def run_checkpoint(checkpoint: Checkpoint, batches: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Run a model over batches, list of int64 [batch, length]. Returns by the names of an ONNX model's outputs what they have to
-    give: logits, and features where the checkpoint holds Centres, or the vectors of an encoder."""
+    """Run a model over batches, list of int64 [batch, length]. Returns by the names of an exported model's outputs what they have
+    to give: logits, and features where the checkpoint holds Centres, or the vectors of an encoder."""
     model = checkpoint.model
     with paddle.no_grad():
         if checkpoint.centres is None:

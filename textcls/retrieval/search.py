@@ -8,8 +8,7 @@ from typing import NamedTuple, Union
 import numpy as np
 
 from textcls.common.errors import UserError
-from textcls.common.known import score_known
-from textcls.common.probabilities import DECIMALS
+from textcls.common.probabilities import DECIMALS, score_known
 from textcls.retrieval.head import Head, head_probs
 from textcls.retrieval.index import SearchIndex
 from textcls.retrieval.lexical import cosines, count_terms, weigh

@@ -6,17 +6,23 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple, Optional
 
 from textcls.common.errors import UserError
-from textcls.common.options import make_parser, positive_int, probability_or_auto
+from textcls.common.options import make_parser, positive_int, probability, probability_or_auto
 from textcls.common.probabilities import DECIMALS
 from textcls.common.texts import TEXT
 from textcls.runtime.predictions import open_stdout, read_chunks
 
 LINE = "-" * 29  # ends the block of a text
-Top = list[tuple[str, float]]  # the labels of a text and their confidences, best first
 Ask = Callable[[list[str]], list[Any]]  # sends one request of texts; returns what is said of each
+
+
+class Prediction(NamedTuple):
+    """What is said of a text."""
+
+    top: list[tuple[str, float]]  # labels and their confidences, best first
+    known: Optional[float] = None  # the probability that it is of a known label at all, where the model says so
 
 
 def make_client_parser(doc: str, url: str, batch_size: int) -> argparse.ArgumentParser:
@@ -33,6 +39,8 @@ def make_client_parser(doc: str, url: str, batch_size: int) -> argparse.Argument
     parser.add_argument("--data_file", help="file of texts, one per line; -: standard input")
     parser.add_argument("--top_k", type=positive_int, default=1, help="how many labels per text")
     parser.add_argument("--threshold", type=probability_or_auto, help="0 to 1, or auto: below it the server answers `undecided`")
+    parser.add_argument("--least_known", type=probability, help="0 to 1: a text that is less known is answered with `undecided`; "
+                        "for a classifier that tells unknown texts")
     parser.add_argument("--url", type=address, default=url, help="where the server listens")
     parser.add_argument("--batch_size", type=positive_int, default=batch_size,
                         help="texts per request, at most as many as the server takes")
@@ -53,17 +61,19 @@ def read_input(args: argparse.Namespace) -> list[str]:
     return args.texts
 
 
-def make_block(text: str, top: Top, name: str = "data") -> list[str]:
+def make_block(text: str, prediction: Prediction, name: str = "data") -> list[str]:
     """Make the lines that are printed of a text. name: what its own line begins with."""
-    labels, confidences = zip(*top)
-    return [f"{name}: {text}", f"label: {', '.join(labels)}",
-            f"confidence: {', '.join(f'{confidence:.6f}' for confidence in confidences)}"]
+    labels, confidences = zip(*prediction.top)
+    lines = [f"{name}: {text}", f"label: {', '.join(labels)}",
+             f"confidence: {', '.join(f'{confidence:.6f}' for confidence in confidences)}"]
+    return lines if prediction.known is None else [*lines, f"known: {prediction.known:.6f}"]
 
 
-def make_row(text: str, top: Top) -> dict[str, Any]:
+def make_row(text: str, prediction: Prediction) -> dict[str, Any]:
     """Make the JSON object of a text."""
-    rounded = [{"label": label, "confidence": round(confidence, DECIMALS)} for label, confidence in top]
-    return {"text": text, **rounded[0], "top_k": rounded}
+    rounded = [{"label": label, "confidence": round(confidence, DECIMALS)} for label, confidence in prediction.top]
+    known = {} if prediction.known is None else {"known": round(prediction.known, DECIMALS)}
+    return {"text": text, **rounded[0], **known, "top_k": rounded}
 
 
 def run_client(parser: argparse.ArgumentParser, make_ask: Callable[[argparse.Namespace], Ask],
@@ -74,8 +84,8 @@ def run_client(parser: argparse.ArgumentParser, make_ask: Callable[[argparse.Nam
 
     parser: of `make_client_parser`. make_ask: function of the parsed options that returns an Ask, which raises UserError where
     it gets no answer, or a refusal, and returns an empty list where what it gets is no answer of this kind of server.
-    make_block, make_row: functions of a text and what the Ask says of it, a Top unless they are given: the lines of a block but
-    for its last, and the JSON object.
+    make_block, make_row: functions of a text and what the Ask says of it, a Prediction unless they are given: the lines of a
+    block but for its last, and the JSON object.
     """
     args = parser.parse_args()
     if bool(args.texts) == bool(args.data_file):

@@ -1,8 +1,8 @@
 """Reads an exported folder: all that a deployment needs to know of a model. Needs neither Paddle nor ONNX Runtime.
 
 An exported classifier is any graph (input_ids[, token_type_ids]: int64 [texts, length]) -> logits [texts, classes], with the
-tokenizer.json, label.txt and deploy.json that belong to it; where there is a known.npz, its ONNX model also gives features
-[texts, size]. Nothing that serves it asks what kind of model it is. An exported sentence encoder gives unit vectors [texts, size]
+tokenizer.json, label.txt and deploy.json that belong to it; where there is a known.npz, it also gives features [texts, size].
+Nothing that serves it asks what kind of model it is. An exported sentence encoder gives unit vectors [texts, size]
 in the place of logits, and has no labels.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CLASS_LOGITS = "class_logits"  # what deploy.json says of a classifier's output; an export without this entry is one, too
-LOGITS, FEATURES = "logits", "features"  # what the outputs of its ONNX model are called, the second only with a known.npz
+LOGITS, FEATURES = "logits", "features"  # what its outputs are called, the second only with a known.npz
 EMBEDDING = "embedding"  # and of a sentence encoder's
 KINDS = {CLASS_LOGITS: f"a classifier, {CLASS_LOGITS!r}, as export_model.py and prune.py write them",
          EMBEDDING: f"a sentence encoder, {EMBEDDING!r}, as retrieval_based/export_model.py writes them"}
@@ -50,7 +50,7 @@ class Export(NamedTuple):
     temperature: float  # what logits are divided by before the softmax
     threshold: Optional[dict[str, Any]]  # for --threshold auto, with the precision it was found for and the model it belongs to
     long_text: LongText = CUT  # as in training
-    centres: Optional[Centres] = None  # of a classifier whose ONNX model gives features, too: by which unknown texts are told
+    centres: Optional[Centres] = None  # of a classifier that gives features, too: by which unknown texts are told
 
 
 def graph_file(prefix: str) -> str:
@@ -99,7 +99,8 @@ def read_export(path: Union[str, "os.PathLike[str]"], with_onnx: bool = True,
     if is_classifier and len(labels) != deploy["num_labels"]:
         raise UserError(f"{os.path.join(folder, 'label.txt')}: {len(labels)} labels, expected the {deploy['num_labels']} that "
                         "deploy.json says")
-    centres = read_centres(folder, deploy.get("known")) if is_classifier and with_onnx else None
+    gives_features = with_onnx or deploy.get("output_names") == [LOGITS, FEATURES]  # of earlier exports the ONNX model alone does
+    centres = read_centres(folder, deploy.get("known")) if is_classifier and gives_features else None
     return Export(model_path, params_path, onnx_path, tokenizer_path, deploy["input_names"], labels, deploy["max_seq_length"],
                   deploy.get("max_positions"), deploy["pad_token_id"], deploy.get("min_seq_length", SHORTEST_LENGTH),
                   deploy["num_labels" if is_classifier else "embedding_size"], deploy.get("encoder_id", ""),

@@ -18,7 +18,7 @@ from textcls.common.known import HOW_TO_FIT
 from textcls.common.log import Progress, get_logger, progress_bar
 from textcls.common.options import add_column_options, positive_int, probability, probability_or_auto
 from textcls.common.outputs import check_output, check_output_folder, complete_file, is_stream
-from textcls.common.probabilities import DECIMALS, UNDECIDED, top_labels
+from textcls.common.probabilities import DECIMALS, UNDECIDED, is_decided, top_labels
 from textcls.data.files import read_texts
 from textcls.data.parquet import Rows, check_columns, check_pyarrow, column_names, find_text_column, is_parquet, new_parquet
 from textcls.runtime.parts import describe_run, open_parts, parts_folder
@@ -80,12 +80,6 @@ def check_threshold(threshold: float, labels: list[str], name: str = "threshold"
     if threshold > 0 and UNDECIDED in labels:
         raise UserError(f"{name} {threshold}: there is a label {UNDECIDED!r}, which answers below it could not be told from, "
                         f"expected {name} 0")
-
-
-def is_decided(probability: float, threshold: float, known: Optional[float] = None, least_known: float = 0.0) -> bool:
-    """Tell whether an answer is not below the threshold, and its text not less known than it has to be (None: nobody knows), by
-    both as they are shown: rounded to DECIMALS."""
-    return round(probability, DECIMALS) >= threshold and (known is None or round(known, DECIMALS) >= least_known)
 
 
 def check_decided(name: str) -> None:
