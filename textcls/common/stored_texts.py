@@ -14,6 +14,7 @@ from textcls.common.errors import UserError
 from textcls.common.outputs import nearest_folder
 
 PART = 1 << 16  # texts that are in memory at a time
+BUFFER = 1 << 10  # bytes: more would be read in vain where the texts of shuffled rows are read
 
 
 class StoredTexts(Sequence[str]):
@@ -57,7 +58,7 @@ def store_texts(texts: Iterable[str], folder: str) -> StoredTexts:
 
     The file has no name there, so that nothing of it is left however the process ends.
     """
-    file = cast(BinaryIO, tempfile.TemporaryFile(dir=nearest_folder(os.path.abspath(folder))))
+    file = cast(BinaryIO, tempfile.TemporaryFile(buffering=BUFFER, dir=nearest_folder(os.path.abspath(folder))))
     sizes = array.array("i")
     for text in texts:
         content = text.encode("utf-8", "surrogatepass")

@@ -132,9 +132,12 @@ class KeptRows:
 
     def find_first_rows(self) -> np.ndarray:
         """Return the first row with the text of each row: int64 [num_rows]."""
-        halves = np.frombuffer(self.digests, np.uint64).reshape(-1, 2)
-        order = np.lexsort(halves.T)  # rows of one text behind each other, the first one first
-        begins = np.append(True, (halves[order[1:]] != halves[order[:-1]]).any(axis=1))[:len(order)]
+        halves = np.frombuffer(self.digests, np.uint64).reshape(-1, 2).T
+        order = np.lexsort(halves)  # rows of one text behind each other, the first one first
+        begins = np.arange(len(order)) == 0
+        for half in halves:
+            in_order = half[order]
+            begins[1:] |= in_order[1:] != in_order[:-1]
         first_rows = np.empty(len(order), np.int64)
         first_rows[order] = order[begins][np.cumsum(begins) - 1]
         return first_rows
