@@ -1,4 +1,4 @@
-"""Measure what data/table.py and analysis/evaluate.py take for files of many rows: seconds and memory at its peak.
+"""Measure what data/table.py and analysis/evaluate.py take for files of many rows: seconds, those of the CPU, memory at its peak.
 
     python benchmarks/bench_large_files.py --kuake_dir KUAKE_QIC --vocab vocab.txt --rows 1000000 10000000
     python benchmarks/bench_large_files.py --kuake_dir KUAKE_QIC --vocab vocab.txt --rows 1000000 --root ../earlier
@@ -11,6 +11,7 @@ model of random weights. Each command is a process of its own.
 import argparse
 import csv
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -59,7 +60,8 @@ def run_command(job):
         words = ["data/table.py", "--table_file", f"{job['folder']}/table.{job['form']}", "--save_dir", f"{job['folder']}/out"]
     begin = time.perf_counter()
     subprocess.run([sys.executable, *words], cwd=job["root"], env={**os.environ, "PYTHONPATH": job["root"]}, check=True)
-    return {"seconds": time.perf_counter() - begin}
+    seconds, usage = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}
 
 
 def main():
@@ -71,7 +73,7 @@ def main():
     args = parser.parse_args()
     job = {**kuake_job(parser, args), "root": str(Path(args.root).resolve()), "shape": "tiny"}
     print_setting([sys.executable])
-    print("\nrows\tinput\tseconds\tpeak MB")
+    print("\nrows\tinput\tseconds\tCPU seconds\tpeak MB")
     for rows in args.rows:
         for form in args.forms:
             with tempfile.TemporaryDirectory(prefix="large-files-") as folder:
@@ -81,7 +83,8 @@ def main():
                     Path(job["model"]).mkdir()
                     work(make_model, {**job, "folder": job["model"]})
                 found = work(run_command, job)
-                print(f"{rows}\t{form}\t{found['seconds']:.0f}\t{found['peak_gb'] * 1000:.0f}", flush=True)
+                print(f"{rows}\t{form}\t{found['seconds']:.0f}\t{found['cpu_seconds']:.0f}\t{found['peak_gb'] * 1000:.0f}",
+                      flush=True)
 
 
 if __name__ == "__main__":
