@@ -16,10 +16,21 @@ Writes  bad_case_file: `Text\\tLabel\\tPrediction`, one wrong dev text per line;
 """
 
 import os
+import tempfile
 
 import numpy as np
 
-from textcls.analysis.evaluation_report import as_shown, log_unknown, score_splits, score_unknown, train_baseline, write_report
+from textcls.analysis.evaluation_report import (
+    Answers,
+    as_shown,
+    join_answers,
+    keep_answers,
+    log_unknown,
+    score_answers,
+    score_unknown,
+    train_baseline,
+    write_report,
+)
 from textcls.common.confidence import CONFIDENCE, explain_no_threshold, find_threshold, precision_bound
 from textcls.common.digests import file_id, rows_id, sha256
 from textcls.common.errors import UserError, count_ranks, is_main_rank, run_script
@@ -32,20 +43,21 @@ from textcls.common.options import (
     probability,
     share_below_one,
 )
-from textcls.common.outputs import check_output, check_output_folder, check_writable, complete_file
-from textcls.common.probabilities import softmax
-from textcls.data.files import read_labelled
+from textcls.common.outputs import check_output, check_output_folder, check_writable, complete_file, is_stream
+from textcls.data.files import check_splits, store_labelled
 from textcls.data.folds import read_out_of_fold
 from textcls.data.parquet import check_columns, check_pyarrow, is_parquet, new_parquet
 from textcls.data.tokens import tokenize
 from textcls.models.configs import change_config
 from textcls.models.device import select_device
 from textcls.models.inference import predict_known
-from textcls.models.loading import data_paths, load_with_data, read_splits
+from textcls.models.loading import data_paths, load_with_data
 from textcls.models.processes import begin_processes, compare_records, gather_rows, this_rank, wait_for_all
 from textcls.models.weights import WEIGHTS
 from textcls.runtime.parts import hash_files
-from textcls.training.scoring import find_bad_cases
+from textcls.training.scoring import BadCases
+
+CHUNK = 1 << 16  # texts of a process whose tokens and logits are in memory at a time
 
 
 def parse_arguments():
@@ -79,13 +91,25 @@ def parse_arguments():
 
 
 def read_rows(args, labels, problems):
-    """Train and dev: (texts, label ids) of each; with --out_of_fold both are those of train_file."""
-    columns = args.text_column, args.label_column
+    """Train and dev: (texts, label ids) of each; with --out_of_fold both are those of train_file.
+
+    The texts stay in temporary files beside bad_case_file. Rows with --unknown_label have the id len(labels).
+    """
+    paths, label_path, unknown = data_paths(args), find_label_file(args), args.unknown_label
+    folder = tempfile.gettempdir() if is_stream(args.bad_case_file) else os.path.dirname(os.path.abspath(args.bad_case_file))
+
+    def read(path, allowed):
+        return store_labelled(path, allowed, problems, label_path, (args.text_column, args.label_column), folder)
+
+    if unknown is not None and unknown in labels:
+        raise UserError(f"--unknown_label {unknown}: is a label of {label_path}, expected one that is not")
+    train = dev = read(paths[0], labels)
     if not args.out_of_fold:
-        return read_splits(args, labels, problems, columns, args.unknown_label)
-    rows = read_labelled(data_paths(args)[0], labels, problems, find_label_file(args), columns)
+        dev = read(paths[1], labels + [unknown] if labels and unknown is not None else labels)
+        if not problems.count:
+            check_splits(*paths, train, dev, labels, problems)
     problems.report()
-    return rows, rows
+    return train, dev
 
 
 def write_bad_cases(path, bad_cases, with_confidence):
@@ -101,17 +125,34 @@ def write_bad_cases(path, bad_cases, with_confidence):
             output.write("\t".join(row[column] for column in columns) + "\n")
 
 
-def run_model(checkpoint, split, batch_size, name):
-    """Logits float32 [num_texts, num_classes] of a split (texts, label ids), whose texts several processes share, and how known
-    its texts are (`predict_known`)."""
+def run_model(checkpoint, split, batch_size, name, is_measured=False, with_logits=False):
+    """The Answers to a split (texts, label ids), whose texts several processes share: CHUNK of them at a time.
+
+    is_measured, with_logits: as of `keep_answers`.
+    """
     rank, ranks = this_rank(), count_ranks()
-    tokens = tokenize(split[0][rank::ranks], checkpoint.encode, description=f"Tokenizing {name}")
-    with progress_bar(tokens.num_texts, f"Evaluating {name}", disable=rank > 0) as progress:
-        logits, known = predict_known(checkpoint, tokens, batch_size, progress)
+    texts, label_ids = split[0][rank::ranks], split[1][rank::ranks]
+    parts = []
+    with progress_bar(len(texts), f"Evaluating {name}", disable=rank > 0) as progress:
+        for start in range(0, len(texts), CHUNK):
+            rows = slice(start, start + CHUNK)
+            tokens = tokenize(texts[rows], checkpoint.encode, description=f"Tokenizing {name}")
+            logits, known = predict_known(checkpoint, tokens, batch_size, progress)
+            ids = label_ids[rows] if is_measured else None
+            parts.append(keep_answers(logits, checkpoint.temperature, known, ids, with_logits))
     wait_for_all(f"logits of {name}")
+    answers = join_answers(parts)
     if ranks == 1:
-        return logits, known
-    return gather_rows(logits, len(split[0])), None if known is None else gather_rows(known, len(split[0]))
+        return answers
+    return Answers._make(None if values is None else gather_rows(values, len(split[0])) for values in answers)
+
+
+def take_out_of_fold(args, checkpoint, rows, with_logits):
+    """The Answers of --out_of_fold to the rows of train_file, (texts, label ids): each by a model that had not seen it."""
+    logits = read_out_of_fold(args.out_of_fold, checkpoint.labels, rows, data_paths(args)[0])
+    get_logger().info(f"Dev is here: the rows of {args.train_file}, each by a model that had not seen it")
+    return join_answers([keep_answers(logits[start:start + CHUNK], checkpoint.temperature, None, rows[1][start:start + CHUNK],
+                                      with_logits) for start in range(0, len(logits), CHUNK)])
 
 
 def check_shares(args, splits):
@@ -128,36 +169,35 @@ def split_unknown(args, splits, num_labels):
     train, (texts, label_ids) = splits
     if args.unknown_label is None:
         return train, (texts, label_ids), None
-    parts = [([texts[row] for row in rows], label_ids[rows]) for rows in (np.flatnonzero(label_ids < num_labels),
-                                                                          np.flatnonzero(label_ids == num_labels))]
+    parts = [(texts[rows], label_ids[rows]) for rows in (np.flatnonzero(label_ids < num_labels),
+                                                         np.flatnonzero(label_ids == num_labels))]
     for part, what in zip(parts, ("of known labels", f"with the label {args.unknown_label} (--unknown_label)")):
-        if not part[0]:
+        if not len(part[0]):
             raise UserError(f"{data_paths(args)[1]}: holds no texts {what}, expected some of both kinds")
     return train, *parts
 
 
-def choose_threshold(args, checkpoint, dev_split, probs):
+def choose_threshold(args, checkpoint, label_ids, answers, dev_id):
     """Log the threshold of --wanted_precision on dev, and save it if that is asked for; None where there is none.
 
-    probs: float32 [num_texts, num_classes] of dev. Returns a dict of JSON.
+    label_ids: int64 [num_texts] of dev; answers: to dev; dev_id: `rows_id` of dev. Returns a dict of JSON.
     """
-    texts, label_ids = dev_split
-    confidences = as_shown(probs.max(axis=1))
-    if rows_id(*dev_split) == checkpoint.fitted_on:
+    num_texts = len(label_ids)
+    if dev_id == checkpoint.fitted_on:
         get_logger().warning(f"{args.dev_file} has also decided the temperature, and perhaps which model is best: its threshold "
                              "may promise a little too much, expected a file that the training has not seen.")
-    found = find_threshold(confidences, probs.argmax(axis=1) == label_ids, args.wanted_precision)
+    found = find_threshold(as_shown(answers.confidences), answers.guesses == label_ids, args.wanted_precision)
     what = f"threshold for a precision of {args.wanted_precision:g} in {args.dev_file}"
     if found is None:
-        get_logger().warning(f"No {what}: {explain_no_threshold(len(texts), args.wanted_precision)}."
+        get_logger().warning(f"No {what}: {explain_no_threshold(num_texts, args.wanted_precision)}."
                              + (" Nothing is saved." if args.save_threshold else ""))
         return None
-    observed, coverage = found.right / found.rows, found.rows / len(texts)
-    get_logger().info(f"The {what}: {found.value:.6f} | coverage {coverage * 100:.2f}% ({found.rows} of {len(texts)} texts) | "
+    observed, coverage = found.right / found.rows, found.rows / num_texts
+    get_logger().info(f"The {what}: {found.value:.6f} | coverage {coverage * 100:.2f}% ({found.rows} of {num_texts} texts) | "
                       f"precision there {observed * 100:.2f}%, with a confidence of {CONFIDENCE * 100:.0f}% at least "
                       f"{precision_bound(found.right, found.rows) * 100:.2f}%")
     threshold = {"value": found.value, "precision": args.wanted_precision, "coverage": coverage, "observed_precision": observed,
-                 "rows": len(texts), "file": args.dev_file, "rows_id": rows_id(*dev_split)}
+                 "rows": num_texts, "file": args.dev_file, "rows_id": dev_id}
     if args.save_threshold:
         weights = file_id(os.path.join(args.params_path, WEIGHTS))
         change_config(args.params_path, threshold={
@@ -182,26 +222,25 @@ def main():
     labels = checkpoint.labels
     train_split, dev_split, unknown_split = split_unknown(args, splits, len(labels))
     check_shares(args, (train_split, dev_split, unknown_split))
-    train_logits, _ = run_model(checkpoint, train_split, args.batch_size, "train")
+    dev_id = rows_id(*dev_split)
+    is_fitted_on_dev = dev_id == checkpoint.fitted_on
+    train_answers = run_model(checkpoint, train_split, args.batch_size, "train")
     if args.out_of_fold:
-        dev_logits, known = read_out_of_fold(args.out_of_fold, labels, dev_split, data_paths(args)[0]), None
-        get_logger().info(f"Dev is here: the rows of {args.train_file}, each by a model that had not seen it")
+        dev_answers = take_out_of_fold(args, checkpoint, dev_split, is_fitted_on_dev)
     else:
-        dev_logits, known = run_model(checkpoint, dev_split, args.batch_size, "dev")
+        dev_answers = run_model(checkpoint, dev_split, args.batch_size, "dev", True, is_fitted_on_dev)
     others = None if unknown_split is None else run_model(checkpoint, unknown_split, args.batch_size, "unknown texts")
     if not is_main_rank():
         return
-    logits = [train_logits, dev_logits]
-    train, dev = score_splits(labels, [train_split[1], dev_split[1]], logits, checkpoint.temperature,
-                              checkpoint.fitted_on == rows_id(*dev_split))
-    probs = softmax(logits[1], checkpoint.temperature)
-    bad_cases = find_bad_cases(*dev_split, probs, labels)
+    train, dev = score_answers(labels, [train_split[1], dev_split[1]], train_answers, dev_answers, checkpoint.temperature)
+    wrong_rows = np.flatnonzero(dev_answers.guesses != dev_split[1])
+    bad_cases = BadCases(dev_split[0], wrong_rows, dev_split[1], dev_answers.guesses, dev_answers.confidences, labels)
     write_bad_cases(args.bad_case_file, bad_cases, args.bad_case_confidence)
     get_logger().info(f"Bad case in dev dataset saved in {args.bad_case_file}")
     if args.wanted_precision is not None:
-        dev["threshold"] = choose_threshold(args, checkpoint, dev_split, probs)
+        dev["threshold"] = choose_threshold(args, checkpoint, dev_split[1], dev_answers, dev_id)
     if others is not None:
-        dev["unknown"] = score_unknown(checkpoint, (logits[1], known), others, dev_split[1], args.least_known)
+        dev["unknown"] = score_unknown(checkpoint, dev_answers, others, dev_split[1], args.least_known)
         log_unknown(dev["unknown"])
     baseline = train_baseline(train_split, dev_split, labels, dev) if args.baseline else None
     if args.report_dir:

@@ -19,10 +19,10 @@ import threading
 import time
 from pathlib import Path
 
-from measuring import CORES, ROOT, SHAPES, add_kuake_options, kuake_job, make_model, print_setting, start, work
+from measuring import CORES, ROOT, SHAPES, TINY, add_kuake_options, kuake_job, make_model, print_setting, start, work
 from predictor_part import export
 
-SHAPES["tiny"] = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+SHAPES["tiny"] = TINY
 SPARK = {"local": f"local[{CORES}]", "1 executor": "local-cluster[1,1,1024]", "2 executors": "local-cluster[2,1,1024]"}
 SETTINGS = ["infer.py", *SPARK]
 BLOCK = 100_000  # rows that are written at a time

@@ -24,6 +24,7 @@ FILES = ("train.txt", "dev.txt", "label.txt")
 SHAPES = {
     "nano": {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1248},
     "medium": {"num_hidden_layers": 6, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}}
+TINY = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 SIZES = {"vocab_size": 40000, "max_position_embeddings": 2048, "type_vocab_size": 4}  # dropout is 0.1 unless given
 BATCH, MAX_LENGTH, SEED, WARM_UP = 32, 128, 1, 3
 

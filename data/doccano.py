@@ -10,7 +10,8 @@ Writes  save_dir/: train.txt, dev.txt, test.txt (<text><tab><label>; a split of 
 
 The split is stratified by label, shuffled, and the same for the same export, options and seed. Rows with several labels
 and texts that occur with different labels are reported and left out; rows without a label are reported too. Broken rows
-(no JSON, no text, spans instead of labels, ...) are all reported; then nothing is written and the exit code is 2.
+(no JSON, no text, spans instead of labels, ...) are all reported; then nothing is written and the exit code is 2. JSONL may be
+of any size: the texts wait in a temporary file at save_dir; an array is read as a whole.
 """
 
 from textcls.common.errors import Problems, run_script

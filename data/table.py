@@ -14,7 +14,8 @@ Writes  save_dir/: train.txt, dev.txt, test.txt, label.txt, data.txt, as data/do
 
 Columns that are not named are found by well-known names, or where there are just two. Rows that share a merged cell of a sheet
 all get its value. Split, reports and refusals are those of data/doccano.py; in addition, labels lose blanks around them, and
-their tabs and line breaks become one blank.
+their tabs and line breaks become one blank. Files may be of any size: the texts wait in a temporary file at save_dir; only JSON
+arrays, workbooks with merged cells and text that is not UTF-8 are read as a whole.
 """
 
 from textcls.common.errors import Problems, UserError, check_name, run_script

@@ -15,6 +15,7 @@ import predict
 from analysis import evaluate
 from helpers import ROOT, assert_user_error, load_script, read_lines, run, run_here, write_lines
 from textcls.analysis.evaluation_report import score_splits, write_report
+from textcls.common import stored_texts
 from textcls.common.probabilities import softmax
 from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import load_checkpoint
@@ -100,6 +101,20 @@ def test_bad_cases_are_the_wrong_dev_texts(evaluated, expected):
     wrong = [f"{line}\t{LABELS[row.index(max(row))]}" for line, label_id, row in
              zip(read_lines(DATA / "dev.txt"), label_ids, probs) if row.index(max(row)) != label_id]
     assert rows == wrong and wrong
+
+
+def test_many_texts_are_answered_part_by_part(evaluated, checkpoint, tmp_path, monkeypatch):
+    """With the same result, however small the parts are; that dev.txt has fitted the temperature is seen, too."""
+    monkeypatch.setattr(evaluate, "CHUNK", 100)
+    monkeypatch.setattr(stored_texts, "PART", 50)
+    process = run_here(evaluate.main, "--max_seq_length", 64, "--dataset_dir", DATA, "--params_path", checkpoint,
+                       "--bad_case_file", tmp_path / "bad_case.txt")
+    assert process.returncode == 0, process.stderr
+    log = [STAMP.sub("", line) for line in process.stderr.split("\n") if STAMP.match(line)]
+    start = log.index("-----Evaluate model-------")
+    assert set(log[start:start + 50]) <= set(evaluated[1]) and "(fitted on this file, so each row by" in process.stderr
+    assert (tmp_path / "bad_case.txt").read_bytes() == (evaluated[0] / "bad_case.txt").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_case.txt"]
 
 
 def test_report_is_complete_and_self_contained(evaluated, expected):

@@ -6,6 +6,7 @@ import datetime
 import io
 import json
 import re
+import tracemalloc
 import zipfile
 
 import openpyxl
@@ -391,6 +392,25 @@ def test_splits_label_file_and_overwrite(table):
     assert read_lines(table.folder / "out/train.txt") != before
     assert_user_error(table("a.csv", content + "c,c\n", *options, "--overwrite"), "label 'c' is not in --label_file")
     assert_user_error(table("a.csv", content, "--splits", "0.5"), "--splits 0.5: the sum is 0.5")
+
+
+def test_texts_are_not_held_in_memory(table):
+    """Though repetitions are found and the rows are shuffled. As str these texts alone would take 20 MB."""
+    rows = [(f"{number}{'长' * 2500}", "ab"[number % 2]) for number in range(4000)]
+    (table.folder / "a.csv").write_text(delimited([HEADER, *rows, *rows[:7], (rows[0][0], "b")]), encoding="utf-8")
+    tracemalloc.start()
+    try:
+        process = table("a.csv")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert saved(process, table.folder) == sorted(rows[1:]) and peak < 8e6
+    assert process.stderr == ("warning: a.csv:4009: label 'b' for the text of line 2, which has 'a', expected one label per "
+                              "text\n")
+    assert "texts that occur with different labels (left out): 1\nrepetitions of a text with the same label (left out): 7\n" in \
+        process.stdout
+    assert {path.name for path in (table.folder / "out").iterdir()} == {"train.txt", "label.txt"}
+    assert {path.name for path in table.folder.iterdir()} == {"a.csv", "out"}
 
 
 def test_as_a_process(tmp_path):

@@ -4,7 +4,8 @@ import base64
 import json
 import os
 from collections import Counter
-from typing import Optional
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -15,12 +16,19 @@ from textcls.common.outputs import complete_folder
 from textcls.common.probabilities import DECIMALS, softmax
 from textcls.models.checkpoints import Checkpoint
 from textcls.training.baseline import baseline_probs
-from textcls.training.calibration import Confidence, cross_fit, describe_change, measure_confidence, measure_rows
-from textcls.training.scoring import INTERVAL, bootstrap_intervals, risk_coverage, score, score_open
+from textcls.training.calibration import Confidence, cross_fit, describe_change, measure_rows, sum_up
+from textcls.training.scoring import (
+    INTERVAL,
+    BadCases,
+    bootstrap_intervals,
+    rank_classes,
+    risk_coverage,
+    score,
+    score_open,
+    score_ranking,
+)
 
-Split = tuple[list[str], np.ndarray]  # texts, label ids int64 [num_texts]
-
-Answers = tuple[np.ndarray, Optional[np.ndarray]]  # of `predict_known`
+Split = tuple[Sequence[str], np.ndarray]  # texts, label ids int64 [num_texts]
 
 MATRIX_LABELS = 40  # up to so many classes the confusion matrix shows names and numbers, above only shades
 STEPS = 200  # values of known that are tried as --least_known, evenly spread over the texts
@@ -30,26 +38,75 @@ CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han
              "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Heiti TC", "Arial Unicode MS")
 
 
+class Answers(NamedTuple):
+    """What the figures need of a model's answers to texts: a few numbers of each, however many labels there are. A field is None
+    where nobody asks for it.
+    """
+
+    ranking: np.ndarray  # int32 [num_texts, RANKED], of `rank_classes`
+    confidences: np.ndarray  # float32 [num_texts], the highest probability by the model's temperature
+    known: Optional[np.ndarray] = None  # float64 [num_texts], of `predict_known`
+    measured: Optional[np.ndarray] = None  # float64 [num_texts, 2], of `measure_rows` by the model's temperature
+    measured_before: Optional[np.ndarray] = None  # the same without it, where there is one
+    logits: Optional[np.ndarray] = None  # float32 [num_texts, num_classes], where these rows have fitted the temperature
+
+    @property
+    def guesses(self) -> np.ndarray:
+        """The best class of each text: int32 [num_texts]."""
+        return self.ranking[:, 0]
+
+
+def keep_answers(logits: np.ndarray, temperature: float, known: Optional[np.ndarray] = None,
+                 label_ids: Optional[np.ndarray] = None, with_logits: bool = False) -> Answers:
+    """Reduce logits, float32 [num_texts, num_classes], to Answers. temperature: the model's; label_ids: int64 [num_texts], None:
+    the answers are not measured by them."""
+    answers = Answers(rank_classes(logits), softmax(logits, temperature).max(axis=1), known)
+    if label_ids is None:
+        return answers
+    measured, before = (np.stack(measure_rows(logits, label_ids, value), axis=1) for value in (temperature, 1.0))
+    return answers._replace(measured=measured, measured_before=None if temperature == 1 else before,
+                            logits=logits if with_logits else None)
+
+
+def join_answers(parts: Sequence[Answers]) -> Answers:
+    """Put the Answers to parts of the texts together."""
+    return Answers._make(None if column[0] is None else np.concatenate(column) for column in zip(*parts))
+
+
 def score_splits(labels: list[str], label_ids: list[np.ndarray], logits: list[np.ndarray], temperature: float = 1.0,
                  is_fitted_on_dev: bool = False) -> tuple[dict, dict]:
+    """Do as `score_answers` with logits, float32 [num_texts, num_classes], of train and of dev. is_fitted_on_dev: whether these
+    dev rows have fitted the temperature."""
+    return score_answers(labels, label_ids, keep_answers(logits[0], temperature),
+                         keep_answers(logits[1], temperature, None, label_ids[1], is_fitted_on_dev), temperature)
+
+
+def score_answers(labels: list[str], label_ids: list[np.ndarray], train_answers: Answers, dev_answers: Answers, temperature: float
+                  ) -> tuple[dict, dict]:
     """Score train and dev, and log the metrics. Returns those of train, and those of dev with how sure they and its probabilities
     are.
 
-    label_ids: int64 [num_texts] of train and of dev; logits: float32 [num_texts, num_classes] of both. temperature: the model's;
-    is_fitted_on_dev: by these dev rows, whose probabilities are then measured with temperatures that others of them decide.
+    label_ids: int64 [num_texts] of train and of dev. dev_answers: measured; where they hold logits, the model's temperature was
+    fitted by these dev rows, whose probabilities are then measured with temperatures that others of them decide.
     """
-    train, dev = (score(*split) for split in zip(label_ids, logits))
+    train, dev = (score_ranking(ids, answers.ranking, len(labels))
+                  for ids, answers in zip(label_ids, (train_answers, dev_answers)))
     log_metrics(labels, train, dev)
-    ids, own = label_ids[1], logits[1]
-    dev["intervals"] = bootstrap_intervals(ids, own.argmax(axis=1), len(labels))
-    before = measure_confidence(own, ids)
-    after = measure_confidence(own, ids, cross_fit(own, ids) if is_fitted_on_dev else temperature)
-    dev.update(temperature=temperature, is_cross_fitted=is_fitted_on_dev, expected_calibration_error=after.error, nll=after.nll,
+    ids, guesses, logits = label_ids[1], dev_answers.guesses, dev_answers.logits
+    is_right = guesses == ids
+    measured, measured_before = dev_answers.measured, dev_answers.measured_before
+    assert measured is not None
+    dev["intervals"] = bootstrap_intervals(ids, guesses, len(labels))
+    after = sum_up(measured[:, 0], measured[:, 1], is_right)
+    before = after if measured_before is None else sum_up(measured_before[:, 0], measured_before[:, 1], is_right)
+    if logits is not None:
+        after = sum_up(*measure_rows(logits, ids, cross_fit(logits, ids)), is_right)
+    dev.update(temperature=temperature, is_cross_fitted=logits is not None, expected_calibration_error=after.error, nll=after.nll,
                confidence=after.confidence, calibration_bins=after.bins)
     if temperature != 1:
         dev["without_temperature"] = {"expected_calibration_error": before.error, "nll": before.nll,
                                       "calibration_bins": before.bins}
-    dev["risk_coverage"] = risk_coverage(measure_rows(own, ids, temperature)[0], own.argmax(axis=1) == ids)
+    dev["risk_coverage"] = risk_coverage(measured[:, 0], is_right)
     log_confidence(dev, before, after)
     return train, dev
 
@@ -92,27 +149,27 @@ def log_confidence(dev: dict, before: Confidence, after: Confidence) -> None:
 
 def as_shown(probs: np.ndarray) -> np.ndarray:
     """Round probabilities as answers do: float64 [num_texts]."""
-    return np.array([round(value, DECIMALS) for value in probs.tolist()])
+    return np.fromiter((round(value, DECIMALS) for value in map(float, probs)), float, len(probs))
 
 
 def score_unknown(checkpoint: Checkpoint, dev: Answers, others: Answers, label_ids: np.ndarray, least_known: float) -> dict:
-    """Score how well texts of no label are told. dev, others: what the model says of texts of known labels and of no label, as
-    of `predict_known`; label_ids: int64 [num_texts] of dev; least_known: below it a text counts as unknown.
+    """Score how well texts of no label are told. dev, others: what the model says of texts of known labels and of no label;
+    label_ids: int64 [num_texts] of dev; least_known: below it a text counts as unknown.
 
     Returns a dict of JSON: count, probability_auroc and, where the model tells unknown texts, known_auroc, at_least_known and
     at_best: figures for least_known and for the value with which F1 of the unknown is the highest.
     """
-    logits = np.concatenate([dev[0], others[0]])
-    is_known, probs = np.arange(len(logits)) < len(dev[0]), softmax(logits, checkpoint.temperature).max(axis=1)
-    scores: dict = {"count": len(others[0]), "probability_auroc": auroc(as_shown(probs), is_known)}
-    if dev[1] is None or others[1] is None:
+    num_others, num_labels = len(others.guesses), len(checkpoint.labels)
+    guesses, probs = (np.concatenate(pair) for pair in ((dev.guesses, others.guesses), (dev.confidences, others.confidences)))
+    is_known = np.arange(len(guesses)) < len(label_ids)
+    scores: dict = {"count": num_others, "probability_auroc": auroc(as_shown(probs), is_known)}
+    if dev.known is None or others.known is None:
         return scores
-    known = as_shown(np.concatenate([dev[1], others[1]]))
-    ids, guesses = np.append(label_ids, np.full(len(others[0]), len(checkpoint.labels))), logits.argmax(axis=1)
+    known, ids = as_shown(np.concatenate([dev.known, others.known])), np.append(label_ids, np.full(num_others, num_labels))
 
     def figures_at(value: float) -> dict[str, float]:
         answered = known >= value
-        return {"least_known": value, **score_open(ids, guesses, known, len(checkpoint.labels), value),
+        return {"least_known": value, **score_open(ids, guesses, known, num_labels, value),
                 "unknown_answered": float(answered[~is_known].mean()), "known_answered": float(answered[is_known].mean())}
 
     candidates = np.quantile(known, np.arange(1, STEPS) / STEPS, method="nearest").tolist()
@@ -245,11 +302,11 @@ def read_picture(path: str) -> str:
         return base64.b64encode(file.read()).decode("ascii")
 
 
-def write_report(folder: str, labels: list[str], train: dict, dev: dict, bad_cases: list[dict], baseline: Optional[dict],
+def write_report(folder: str, labels: list[str], train: dict, dev: dict, bad_cases: BadCases, baseline: Optional[dict],
                  params_path: str, analysis: Optional[dict] = None) -> None:
     """Write metrics.json, the pictures and report.html into folder, report.html last, and log where it is.
 
-    train, dev: of `score_splits`; bad_cases: of `find_bad_cases`; baseline: of `train_baseline`; analysis: what report.py adds
+    train, dev: of `score_answers`; bad_cases: of `find_bad_cases`; baseline: of `train_baseline`; analysis: what report.py adds
     to the page, as report_template.html names it.
     """
     confidence = dev["confidence"]
@@ -263,7 +320,7 @@ def write_report(folder: str, labels: list[str], train: dict, dev: dict, bad_cas
         page = render("report_template.html", labels=labels, matrix_labels=MATRIX_LABELS, max_listed=MAX_LISTED, train=train,
                       dev=dev, confidence=confidence, confusions=confusions, baseline=baseline, params_path=params_path,
                       reliability=reliability, curve=curve, analysis=analysis,
-                      bad_cases=sorted(bad_cases, key=lambda case: -case["confidence"]))
+                      bad_cases=bad_cases.surest_first())
         with open(os.path.join(staging, "report.html"), "w", encoding="utf-8") as file:
             file.write(page)
     info = get_logger().info

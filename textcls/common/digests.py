@@ -1,11 +1,12 @@
 """Digests that tell contents apart: of files, bytes and labelled rows."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from textcls.common.errors import UserError
+from textcls.common.stored_texts import StoredTexts, sort_texts
 
 DIGITS = 16  # hexadecimal ones of an id, the first of a SHA-256
 
@@ -34,5 +35,11 @@ def content_id(content: bytes) -> str:
 
 def rows_id(texts: Sequence[str], label_ids: np.ndarray, in_order: bool = False) -> str:
     """Name labelled rows. label_ids: int64 [num_rows]; in_order: rows in another order have another name."""
-    lines = [f"{label_id}\t{text}" for text, label_id in zip(texts, label_ids.tolist())]
-    return content_id("\n".join(lines if in_order else sorted(lines)).encode("utf-8", "surrogatepass"))
+    lines: Iterable[str] = (f"{label_id}\t{text}" for text, label_id in zip(texts, map(int, label_ids)))
+    if not in_order:
+        lines = sort_texts(lines, texts.folder) if isinstance(texts, StoredTexts) else sorted(lines)
+    digest, separator = hashlib.sha256(), ""
+    for line in lines:
+        digest.update(f"{separator}{line}".encode("utf-8", "surrogatepass"))
+        separator = "\n"
+    return digest.hexdigest()[:DIGITS]

@@ -181,7 +181,8 @@ class Problems:
     def __init__(self) -> None:
         self.lines: list[str] = []  # of the first MAX_REPORTED errors
         self.count = 0  # of all errors
-        self.warnings: list[str] = []
+        self.warnings: list[str] = []  # the first MAX_REPORTED
+        self.num_warnings = 0  # of all of them
 
     def add(self, path: str, line: Optional[int], wrong: str, expected: str) -> None:
         """Note `path:line: wrong, expected ...`; line is 1-based, or None for the file as a whole."""
@@ -192,16 +193,17 @@ class Problems:
 
     def warn(self, path: str, line: Optional[int], wrong: str, expected: str) -> None:
         """Note something that is reported but does not stop the run."""
-        self.warnings.append(f"warning: {path}:{line}: {wrong}, expected {expected}" if line else
-                             f"warning: {path}: {wrong}, expected {expected}")
+        self.num_warnings += 1
+        if self.num_warnings <= MAX_REPORTED:
+            self.warnings.append(f"warning: {path}:{line}: {wrong}, expected {expected}" if line else
+                                 f"warning: {path}: {wrong}, expected {expected}")
 
     def report(self) -> None:
         """Print the warnings; raise UserError if there were errors."""
         if self.warnings and is_main_rank():
-            more = len(self.warnings) - MAX_REPORTED
-            shown = self.warnings[:MAX_REPORTED] + ([f"... and {more} more warnings"] if more > 0 else [])
-            print("\n".join(shown), file=sys.stderr)
-        self.warnings = []
+            more = self.num_warnings - len(self.warnings)
+            print("\n".join(self.warnings + ([f"... and {more} more warnings"] if more else [])), file=sys.stderr)
+        self.warnings, self.num_warnings = [], 0
         if self.count:
             total = f"{self.count} problem{'s' if self.count > 1 else ''} found"
             if self.count > MAX_REPORTED:

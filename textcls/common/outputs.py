@@ -75,10 +75,16 @@ def check_output_folder(path: str, option: str, inputs: Optional[dict[str, str]]
         raise UserError(f"{option} {path}: holds {foreign[0]}, {what}, expected a folder for the output alone")
 
 
+def nearest_folder(folder: str) -> str:
+    """Return a folder, or the nearest one above it that is there: folders are made where they are missing."""
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
 def check_writable(output: str, folder: str) -> None:
     """Raise UserError where an output cannot be written in a folder, or in the nearest one above it that is there."""
-    while not os.path.exists(folder):  # folders are made where they are missing
-        folder = os.path.dirname(folder)
+    folder = nearest_folder(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{output}: cannot be written in {folder}, expected a folder with write permission")
 

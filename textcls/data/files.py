@@ -15,6 +15,7 @@ import numpy as np
 
 from textcls.common.errors import MAX_REPORTED, Problems, UserError, did_you_mean
 from textcls.common.outputs import GZIP, complete_file
+from textcls.common.stored_texts import StoredTexts, store_texts
 from textcls.common.texts import LABEL, LINE, NUL, TEXT, tidy_text
 from textcls.data.encodings import bom_encoding, guess_encoding
 from textcls.data.parquet import find_columns, find_text_column, is_parquet, read_strings
@@ -144,8 +145,23 @@ def read_labelled(path: str, labels: Sequence[str], problems: Problems, label_pa
     labels: names in the order of their ids; empty where label.txt itself is wrong: then no label counts as unknown.
     columns: of the texts and of the labels in a Parquet file; None: found. UserError.
     """
+    label_ids = array.array("q")
+    texts = list(_sound_texts(path, labels, problems, label_path, columns, label_ids))
+    return texts, np.array(label_ids, np.int64)
+
+
+def store_labelled(path: str, labels: Sequence[str], problems: Problems, label_path: str,
+                   columns: tuple[Optional[str], Optional[str]], folder: str) -> tuple[StoredTexts, np.ndarray]:
+    """Read as `read_labelled` does, but keep the texts in a temporary file of a folder: for files of any size."""
+    label_ids = array.array("q")
+    texts = store_texts(_sound_texts(path, labels, problems, label_path, columns, label_ids), folder)
+    return texts, np.array(label_ids, np.int64)
+
+
+def _sound_texts(path: str, labels: Sequence[str], problems: Problems, label_path: str,
+                 columns: tuple[Optional[str], Optional[str]], label_ids: array.array) -> Iterator[str]:
+    """Yield the text of each sound row, and append the id of its label to `label_ids`. Arguments: as of `read_labelled`."""
     label2id = {label: index for index, label in enumerate(labels)}
-    texts, label_ids = [], array.array("q")
     rows: Iterator[tuple[int, str, str]]
     if is_parquet(path):
         expected = "a text and a label"
@@ -161,9 +177,8 @@ def read_labelled(path: str, labels: Sequence[str], problems: Problems, label_pa
             wrong = f"label {_shorten(label)!r} is not in {label_path}{hint}" if label.strip() else "empty label"
             problems.add(path, number, wrong, f"one of its {len(labels)} labels" if labels else expected)
         else:
-            texts.append(text)
             label_ids.append(label2id.get(label, 0))
-    return texts, np.frombuffer(label_ids, dtype=np.int64) if label_ids else np.zeros(0, np.int64)
+            yield text
 
 
 def _split_lines(path: str, problems: Problems) -> Iterator[tuple[int, str, str]]:
@@ -218,22 +233,24 @@ def compare_labels(trained: Sequence[str], listed: Sequence[str], path: str, fol
         raise UserError(f"{path}: {len(listed)} labels where the checkpoint has {len(trained)}, expected {expected}")
 
 
-def check_splits(train_path: str, dev_path: str, train: LabelledTexts, dev: LabelledTexts, labels: Sequence[str],
-                 problems: Problems) -> None:
+def check_splits(train_path: str, dev_path: str, train: tuple[Sequence[str], np.ndarray],
+                 dev: tuple[Sequence[str], np.ndarray], labels: Sequence[str], problems: Problems) -> None:
     """Add the warnings that need whole files: a class without training rows, a text in both train and dev.
 
-    train, dev: (texts, label_ids) as `read_labelled` returns them.
+    train, dev: (texts, label_ids) as `read_labelled` or `store_labelled` returns them.
     """
     counts = np.bincount(train[1], minlength=len(labels)) if len(train[1]) else np.zeros(len(labels), int)
     for label, count in zip(labels, counts):
         if count == 0:
             problems.warn(train_path, None, f"class {label!r} has no training rows", "at least one row per class")
-    dev_lines: dict[str, int] = {}
-    for number, text in enumerate(dev[0], 1):
-        dev_lines.setdefault(text, number)
-    for number, text in enumerate(train[0], 1):
-        if text in dev_lines:
-            problems.warn(train_path, number, f"text {_shorten(text)!r} is also in {dev_path}:{dev_lines[text]}",
+    train_hashes, dev_hashes = (np.fromiter(map(hash, texts), np.int64, len(texts)) for texts in (train[0], dev[0]))
+    hashes, first_rows = np.unique(dev_hashes, return_index=True)
+    shared = np.flatnonzero(np.isin(train_hashes, hashes))
+    dev_rows = first_rows[np.searchsorted(hashes, train_hashes[shared])]
+    for row, dev_row in zip(shared.tolist(), dev_rows.tolist()):
+        text = train[0][row]
+        if text == dev[0][dev_row]:  # other texts may have the same hash
+            problems.warn(train_path, row + 1, f"text {_shorten(text)!r} is also in {dev_path}:{dev_row + 1}",
                           "different texts in train and dev")
 
 

@@ -4,6 +4,7 @@ import re
 import unicodedata
 import warnings
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def write_out_of_fold(path: str, logits: np.ndarray, labels: list[str], rows: La
         np.savez_compressed(output, logits=logits, labels=np.array(labels), rows=np.array(rows_id(*rows, in_order=True)))
 
 
-def read_out_of_fold(path: str, labels: list[str], rows: LabelledTexts, file: str) -> np.ndarray:
+def read_out_of_fold(path: str, labels: list[str], rows: tuple[Sequence[str], np.ndarray], file: str) -> np.ndarray:
     """Read what `write_out_of_fold` has kept: logits, float32 [num_rows, num_classes].
 
     file: the path of the rows, for messages. UserError where it is of other rows or labels, or no such file.

@@ -1,7 +1,9 @@
 """Tables of texts and labels, one reader per kind of file: text, workbooks, JSON, Label Studio, Parquet. Needs no Paddle."""
 
+import codecs
 import csv
 import io
+import itertools
 import os
 import re
 import sys
@@ -21,6 +23,7 @@ from textcls.data.files import open_input, read_lines, sound_gzip
 from textcls.data.parquet import NOT_UTF8, PARQUET, read_objects
 from textcls.data.splitting import Place, read_json_rows
 
+BLOCK = 1 << 20  # bytes that are read at a time
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 STUDIO_EXTRAS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")  # in each row of JSON-MIN
 EXCEL_ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A")
@@ -121,11 +124,14 @@ def plain_ending(path: str) -> str:
     return Path(str(path).removesuffix(GZIP)).suffix.lower()
 
 
-def read_utf8(path: str) -> BinaryIO:
-    """Open a text file as a binary stream in UTF-8; prints a line where it was converted.
+def find_utf8(path: str) -> Callable[[], BinaryIO]:
+    """Return what opens a text file as a binary stream in UTF-8, from its beginning each time.
 
-    What is neither UTF-8 nor UTF-16, UTF-32 or GB18030 stays as it is: read_lines reports it by line.
+    A file in UTF-8 is read as it is; one in another encoding is converted in memory, and a line is printed. What is neither UTF-8
+    nor UTF-16, UTF-32 or GB18030 stays as it is: read_lines reports it by line.
     """
+    if is_plain_utf8(path):
+        return lambda: open_input(path)
     with sound_gzip(path), open_input(path) as file:
         content = file.read()
     try:
@@ -137,9 +143,24 @@ def read_utf8(path: str) -> BinaryIO:
         except UnicodeDecodeError:
             text = ""
         if not text:
-            return io.BytesIO(content)
+            return lambda: io.BytesIO(content)
         print(f"{path}: {encoding}, converted to UTF-8")
-    return io.BytesIO((text if "\n" in text else text.replace("\r", "\n")).encode())  # old Macs end lines with CR
+    converted = (text if "\n" in text else text.replace("\r", "\n")).encode()  # old Macs end lines with CR
+    return lambda: io.BytesIO(converted)
+
+
+def is_plain_utf8(path: str) -> bool:
+    """Tell whether a file is UTF-8 and has an LF. UserError where it is no whole .gz file."""
+    decoder, has_end = codecs.getincrementaldecoder("utf-8")(), False
+    with sound_gzip(path), open_input(path) as file:
+        try:
+            for block in iter(lambda: file.read(BLOCK), b""):
+                decoder.decode(block)
+                has_end = has_end or b"\n" in block
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return has_end
 
 
 # ---------------------------------------------------------------- readers of cells: each yields (place, cells), the header first
@@ -147,20 +168,30 @@ def read_utf8(path: str) -> BinaryIO:
 
 def read_delimited(path: str, sheet: Optional[str], problems: Problems) -> Iterator[tuple[Place, list[str]]]:
     """Yield the rows of a text file with a delimiter."""
-    # CR amidst a line is in a text, but csv would end the row there: another line break stands for it
-    lines = [line.replace("\r", "\v") + "\n" for _, line in read_lines(path, problems, read_utf8(path))]
+    open_text = find_utf8(path)
+    for _ in read_lines(path, problems, open_text()):
+        pass
     problems.report()  # quotes would not match without the unsound lines
-    header = next(filter(str.strip, lines), "")
+    # CR amidst a line is in a text, but csv would end the row there: another line break stands for it
+    lines = (line.replace("\r", "\v") + "\n" for _, line in read_lines(path, problems, open_text()))
+    start = []
+    for line in lines:
+        start.append(line)
+        if line.strip():
+            break
+    header = next(filter(str.strip, start), "")
     usual = "," if plain_ending(path) == ".csv" else "\t"
     delimiter = next((mark for mark in (usual, *DELIMITERS) if mark in header), usual)
     if delimiter != usual:
         print(f"{path}: the header's delimiter is a {DELIMITERS[delimiter]}")
     csv.field_size_limit(sys.maxsize)
-    reader, width = csv.reader(lines, delimiter=delimiter, strict=True), None
-    while reader.line_num < len(lines):
+    reader, width = csv.reader(itertools.chain(start, lines), delimiter=delimiter, strict=True), None
+    while True:
         number = reader.line_num + 1  # where the row begins: cells may have line breaks
         try:
             cells = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
             problems.add(path, number, f"the cells cannot be told apart ({error})", 'closed quotes, doubled inside of cells: ""')
             continue
@@ -267,23 +298,24 @@ def read_columns(path: str, problems: Problems) -> Table:
 
 
 def read_json(path: str, problems: Problems) -> Table:
-    """Read the Table of a JSON file: objects or Label Studio's tasks."""
-    rows = []
-    for place, value in read_json_rows(path, problems, read_utf8(path)):
+    """Read the Table of a JSON file: objects, whose rows are read as they are asked for, or Label Studio's tasks."""
+    open_text = find_utf8(path)
+    columns: dict[str, None] = {}
+    for place, value in read_json_rows(path, problems, open_text()):
         if isinstance(value, dict):
-            rows.append((place, value))
+            columns.update(dict.fromkeys(value))
         else:
             problems.add(*place, f"a JSON {type(value).__name__}", "an object with a text and a label")
-    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    reported = Problems()  # those of above, once more
+    rows = ((place, value) for place, value in read_json_rows(path, reported, open_text()) if isinstance(value, dict))
     if {"data", "annotations"} <= set(columns):
         print(f"{path}: an export of Label Studio")
         return read_tasks(path, rows, problems)
-    if "annotation_id" in columns:  # JSON-MIN
-        columns = [name for name in columns if name not in STUDIO_EXTRAS]
-    return Table(columns, columns, rows)
+    names = [name for name in columns if "annotation_id" not in columns or name not in STUDIO_EXTRAS]  # those of JSON-MIN
+    return Table(names, names, rows)
 
 
-def read_tasks(path: str, tasks: list[tuple[Place, dict]], problems: Problems) -> Table:
+def read_tasks(path: str, tasks: Iterable[tuple[Place, dict]], problems: Problems) -> Table:
     """Make the Table of Label Studio's tasks: their data, and under each control's name what the annotators chose."""
     rows: list[tuple[Place, dict, dict]] = []
     columns: dict[str, object] = {}

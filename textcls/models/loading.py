@@ -7,7 +7,7 @@ from typing import Optional, TypeVar
 
 import numpy as np
 
-from textcls.common.errors import Problems, UserError
+from textcls.common.errors import Problems
 from textcls.common.options import find_label_file
 from textcls.data.files import check_splits, read_labelled, read_labels
 from textcls.models.checkpoints import Checkpoint, load_checkpoint
@@ -42,21 +42,13 @@ def data_paths(args: Namespace) -> list[str]:
     return [os.path.join(args.dataset_dir, name) for name in (args.train_file, args.dev_file)]
 
 
-def read_splits(args: Namespace, labels: list[str], problems: Problems,
-                columns: tuple[Optional[str], Optional[str]] = (None, None), unknown_label: Optional[str] = None
+def read_splits(args: Namespace, labels: list[str], problems: Problems
                 ) -> tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray]]:
-    """Read train and dev: (texts, label ids) of each. Reports what is wrong with them and what `problems` held before.
-
-    columns: of texts and labels where they are Parquet files, as of `read_labelled`. unknown_label: what stands in dev in the
-    place of a label for texts of none, whose id is then len(labels).
-    """
+    """Read train and dev: (texts, label ids) of each. Reports what is wrong with them and what `problems` held before."""
     label_path = os.path.join(args.dataset_dir, args.label_file)
     train_path, dev_path = data_paths(args)
-    if unknown_label is not None and unknown_label in labels:
-        raise UserError(f"--unknown_label {unknown_label}: is a label of {label_path}, expected one that is not")
-    all_labels = labels + [unknown_label] if labels and unknown_label is not None else labels
-    train = read_labelled(train_path, labels, problems, label_path, columns)
-    dev = read_labelled(dev_path, all_labels, problems, label_path, columns)
+    train = read_labelled(train_path, labels, problems, label_path)
+    dev = read_labelled(dev_path, labels, problems, label_path)
     if not problems.count:
         check_splits(train_path, dev_path, train, dev, labels, problems)
     problems.report()

@@ -52,7 +52,7 @@ def fit_logistic(vectors: "Matrix", label_ids: np.ndarray, num_classes: int, c: 
     return answer
 
 
-def baseline_probs(train_texts: list[str], train_ids: np.ndarray, texts: list[str], num_classes: int, c: float = 10.0,
+def baseline_probs(train_texts: Sequence[str], train_ids: np.ndarray, texts: Sequence[str], num_classes: int, c: float = 10.0,
                    min_df: int = 1) -> np.ndarray:
     """Train as `fit_baseline` does, and return the probabilities of texts: float32 [num_texts, num_classes]."""
     return fit_baseline(train_texts, train_ids, num_classes, c, min_df)(texts)

@@ -9,11 +9,11 @@ from textcls.common.confidence import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from textcls.common.digests import rows_id
 from textcls.common.log import get_logger
 from textcls.models.configs import change_config
+from textcls.training.scoring import CHUNK_NUMBERS
 
 CALIBRATIONS = ["none", "temperature"]  # of --calibrate
 FOLDS, LEAST_FITTED = 5, 30  # of the cross-fitting, and rows below which one number already says more of them than of the model
 MOST_NUMBERS = 20_000_000  # logits that a fit looks at: of more rows with thousands of labels some, evenly spaced
-CHUNK_NUMBERS = 2_000_000  # logits that are worked on at a time
 BINS = 15  # of the expected calibration error, of equally many rows each
 
 
@@ -70,12 +70,15 @@ def measure_rows(logits: np.ndarray, label_ids: np.ndarray, temperature: Union[f
 
 def measure_confidence(logits: np.ndarray, label_ids: np.ndarray, temperature: Union[float, np.ndarray] = 1.0) -> Confidence:
     """Measure the probabilities that logits give by a temperature: a number, or one per row, [num_rows, 1]."""
-    confidences, nll = measure_rows(logits, label_ids, temperature)
-    is_right = logits.argmax(axis=1) == label_ids
+    return sum_up(*measure_rows(logits, label_ids, temperature), logits.argmax(axis=1) == label_ids)
+
+
+def sum_up(confidences: np.ndarray, nll: np.ndarray, is_right: np.ndarray) -> Confidence:
+    """Make of what `measure_rows` says of rows what it says of them all. is_right: bool [num_rows]."""
     order = np.argsort(confidences, kind="stable")
     bins = [{"count": len(rows), "confidence": float(confidences[rows].mean()), "accuracy": float(is_right[rows].mean())}
             for rows in np.array_split(order, min(BINS, len(order)))]
-    error = sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / len(label_ids)
+    error = sum(one["count"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / len(is_right)
     return Confidence(error, float(nll.mean()), bins, float(confidences.mean()))
 
 

@@ -1,6 +1,7 @@
 """How good a classifier is: its metrics, how sure they are, and the texts it gets wrong. Needs NumPy alone."""
 
-from typing import Optional, Protocol
+from collections.abc import Sequence
+from typing import Optional, Protocol, Union, overload
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from textcls.data.tokens import TokenizedTexts
 RESAMPLES, INTERVAL = 1000, 0.95  # of the bootstrap
 CURVE_POINTS = 200  # of a risk-coverage curve
 MATRIX_CLASSES = 200  # up to so many classes there is a whole confusion matrix
+RANKED = 3  # classes of a text whose order counts
+CHUNK_NUMBERS = 2_000_000  # logits that are worked on at a time
 METRICS = ("accuracy", *(f"{average}_{name}" for average in ("micro", "macro") for name in ("precision", "recall", "f1")))
 
 
@@ -60,11 +63,23 @@ def score(label_ids: np.ndarray, probs: np.ndarray) -> dict:
 
     Returns a dict: size, what `score_classes` and `count_confusions` return, top_k accuracies (k below the number of classes).
     """
-    num_classes = probs.shape[1]
-    ranking = top_classes(probs, min(3, num_classes))
+    return score_ranking(label_ids, rank_classes(probs), probs.shape[1])
+
+
+def rank_classes(probs: np.ndarray) -> np.ndarray:
+    """Return the best classes, best first, as many as `score_ranking` looks at: int32 [num_texts, RANKED or fewer]."""
+    ranking = np.empty((len(probs), min(RANKED, probs.shape[1])), np.int32)
+    step = max(1, CHUNK_NUMBERS // probs.shape[1])
+    for start in range(0, len(probs), step):
+        ranking[start:start + step] = top_classes(probs[start:start + step], RANKED)
+    return ranking
+
+
+def score_ranking(label_ids: np.ndarray, ranking: np.ndarray, num_classes: int) -> dict:
+    """Compute the metrics of `score` from what `rank_classes` returned."""
     metrics = {"size": len(label_ids), **score_classes(label_ids, ranking[:, 0], num_classes),
                **count_confusions(label_ids, ranking[:, 0], num_classes)}
-    for k in (2, 3):
+    for k in range(2, RANKED + 1):
         if k < num_classes:
             metrics[f"top_{k}_accuracy"] = float((ranking[:, :k] == label_ids[:, None]).any(axis=1).mean())
     return metrics
@@ -146,8 +161,47 @@ def risk_coverage(confidences: np.ndarray, is_right: np.ndarray) -> dict:
             "coverage": (numbers[points] / len(risks)).tolist(), "risk": risks[points].tolist()}
 
 
-def find_bad_cases(texts: list[str], label_ids: np.ndarray, probs: np.ndarray, labels: list[str]) -> list[dict]:
-    """List the wrong texts in file order: dicts of text, label, prediction and confidence."""
+class BadCases(Sequence[dict]):
+    """The wrong texts of a split, each a dict of text, label, prediction and confidence, which is made when it is asked for: so
+    the texts may be in a file.
+
+    texts: of the split; rows: int64 [num_bad_cases], their numbers; label_ids, guesses: int [num_texts]; confidences: float32
+    [num_texts].
+    """
+
+    def __init__(self, texts: Sequence[str], rows: np.ndarray, label_ids: np.ndarray, guesses: np.ndarray,
+                 confidences: np.ndarray, labels: Sequence[str]):
+        self.texts, self.rows, self.labels = texts, rows, labels
+        self.label_ids, self.guesses, self.confidences = label_ids, guesses, confidences
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict:
+        ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "BadCases":
+        ...
+
+    def __getitem__(self, index: Union[int, slice]) -> Union[dict, "BadCases"]:
+        if isinstance(index, slice):
+            return self.take(self.rows[index])
+        row = self.rows[index]
+        return {"text": self.texts[row], "label": self.labels[self.label_ids[row]],
+                "prediction": self.labels[self.guesses[row]], "confidence": float(self.confidences[row])}
+
+    def take(self, rows: np.ndarray) -> "BadCases":
+        """Return those of these rows."""
+        return BadCases(self.texts, rows, self.label_ids, self.guesses, self.confidences, self.labels)
+
+    def surest_first(self) -> "BadCases":
+        """Return them in the order of their confidences, equal ones in that of the file."""
+        return self.take(self.rows[np.argsort(-self.confidences[self.rows], kind="stable")])
+
+
+def find_bad_cases(texts: Sequence[str], label_ids: np.ndarray, probs: np.ndarray, labels: Sequence[str]) -> BadCases:
+    """Find the wrong texts, in file order. label_ids: int64 [num_texts]; probs: float32 [num_texts, num_classes]."""
     guesses = probs.argmax(axis=1)
-    return [{"text": texts[i], "label": labels[label_ids[i]], "prediction": labels[guesses[i]],
-             "confidence": float(probs[i, guesses[i]])} for i in np.flatnonzero(guesses != label_ids)]
+    return BadCases(texts, np.flatnonzero(guesses != label_ids), label_ids, guesses, probs.max(axis=1), labels)
