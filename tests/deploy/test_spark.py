@@ -275,22 +275,21 @@ def cluster(tmp_path):
             process.wait(30)
 
 
-@pytest.mark.parametrize("hit, settings", [(signal.SIGKILL, ()), (signal.SIGSTOP, ("--conf", "spark.speculation=true"))])
-def test_a_worker_killed_or_stopped_in_the_middle_loses_and_doubles_nothing(hit, settings, cluster, exported, table, right,
-                                                                            tmp_path):
+def test_a_worker_stopped_or_killed_in_the_middle_loses_and_doubles_nothing(cluster, exported, table, right, tmp_path):
     address, workers = cluster
-    output, unfinished = tmp_path / "output", tmp_path / "_output.unfinished"
     submit = [PYTHON.parent / "spark-submit", "--master", address, "--executor-memory", "500m",
-              "--conf", "spark.ui.enabled=false", "--conf", f"spark.pyspark.python={PYTHON}", *settings]
-    with open(tmp_path / "log", "w+") as log:
-        process = subprocess.Popen(command(exported, table, output, "--partitions", 20, start=submit), stdout=log, stderr=log,
-                                   env=ENVIRONMENT)
-        wait_for(lambda: any(unfinished.glob("_temporary/0/task_*")), process)
-        assert not output.exists()
-        os.killpg(workers[0].pid, hit)  # with its executor
-        process.wait(120)
-        log.seek(0)
-        assert process.returncode == 0, log.read()
-        os.killpg(workers[0].pid, signal.SIGCONT) if hit == signal.SIGSTOP else None
-    assert_right(read_json(output), right)
-    assert "305 rows, 5 of them with an error" in (tmp_path / "log").read_text()
+              "--conf", "spark.ui.enabled=false", "--conf", f"spark.pyspark.python={PYTHON}"]
+    for hit, settings in ((signal.SIGSTOP, ["--conf", "spark.speculation=true"]), (signal.SIGKILL, [])):
+        output, unfinished = tmp_path / hit.name, tmp_path / f"_{hit.name}.unfinished"
+        with open(tmp_path / "log", "w+") as log:
+            process = subprocess.Popen(command(exported, table, output, "--partitions", 20, start=[*submit, *settings]),
+                                       stdout=log, stderr=log, env=ENVIRONMENT)
+            wait_for(lambda: any(unfinished.glob("_temporary/0/task_*")), process)  # noqa: B023
+            assert not output.exists()
+            os.killpg(workers[0].pid, hit)  # with its executor
+            process.wait(120)
+            log.seek(0)
+            assert process.returncode == 0, log.read()
+        assert_right(read_json(output), right)
+        assert "305 rows, 5 of them with an error" in (tmp_path / "log").read_text()
+        os.killpg(workers[0].pid, signal.SIGCONT)
