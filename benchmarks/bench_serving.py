@@ -3,11 +3,12 @@
     KUAKE_QIC_DIR=folder ERNIE_VOCAB=vocab.txt make bench-serving
     python benchmarks/bench_serving.py --kuake_dir folder --vocab vocab.txt
 
-The model has the shape of ERNIE 3.0 Nano and seeded random weights; the texts are KUAKE-QIC's dev.txt in the order of the
-file. The predictor gets all of them at once, and 32 at a time (the next 32 when these are done); the servers get them from 32
-or 64 concurrent clients, one text per request, on the same cores, with batches of several requests and without. They take turns,
-the best of --repeats counts. The percentages are of the two rates of the predictor. cpu is the time of all cores for a text, of
-clients and server together, server that of the server alone: unlike the rates they hardly depend on what else the machine does.
+The model has the shape of ERNIE 3.0 Nano, or --shape, and seeded random weights; the texts are KUAKE-QIC's dev.txt in the order
+of the file. The predictor gets all of them at once, and 32 at a time (the next 32 when these are done); the servers get them
+from 32 or 64 concurrent clients, one text per request, on the same cores, with batches of several requests and without. They take
+turns, the best of --repeats counts. The percentages are of the two rates of the predictor. cpu is the time of all cores for a
+text, of clients and server together, server that of the server alone: unlike the rates they hardly depend on what else the
+machine does.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import load
 from load import DEPLOY, running, simple_serving
-from measuring import ROOT, Turns, add_kuake_options, kuake_job, make_model, start, work
+from measuring import ROOT, SHAPES, Turns, add_kuake_options, kuake_job, make_model, start, work
 from predictor_part import export
 
 TICKS = os.sysconf("SC_CLK_TCK")  # of the times in /proc, per second
@@ -33,6 +34,7 @@ def parse_arguments():
     add_kuake_options(parser)
     parser.add_argument("--python", default=f"{ROOT}/.venv-simple-serving/bin/python", help="of the server's environment")
     parser.add_argument("--triton_python", default=f"{ROOT}/.venv-triton/bin/python", help="of Triton's environment")
+    parser.add_argument("--shape", choices=list(SHAPES), default="nano", help="of the model")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     return args, kuake_job(parser, args)
@@ -92,13 +94,13 @@ def clients(job):
     server, own = cpu_seconds(job["pid"]) - server, time.process_time() - own
     took = sorted(1000 * seconds for _, _, seconds in answers)
     return {"rate": rate, "p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100],
-            "cpu": 1000 * (server + own) / len(took), "server": 1000 * server / len(took)}
+            "cpu": 1000 * (server + own) / len(took), "server": 1000 * server / len(took), "server_seconds": server}
 
 
 def main():
     args, data = parse_arguments()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        job = {**data, "folder": folder, "shape": "nano", "export": os.path.join(folder, "export")}
+        job = {**data, "folder": folder, "shape": args.shape, "export": os.path.join(folder, "export")}
         work(make_model, job)
         work(export, job)
         job["python"] = args.python

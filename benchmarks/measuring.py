@@ -47,7 +47,8 @@ def start(main: Callable[[], None]) -> None:
 
 def work(worker: Worker, job: Job, **changes: Any) -> Job:
     """Run a worker on a job with changes in a new process, without the user's thread settings. Returns its figures, with the peak
-    memory of the process or one that it has run (peak_gb), and the cores that other processes took meanwhile (foreign_cores).
+    memory of the process or one that it has run (peak_gb), and the cores that other processes took meanwhile (foreign_cores),
+    without those of a server that it asks (its result server_seconds).
 
     Of the job: folder holds the worker's files; python is another interpreter; ranks is the number of processes.
     """
@@ -65,7 +66,8 @@ def work(worker: Worker, job: Job, **changes: Any) -> Job:
     if done.returncode:
         sys.exit(f"{done.stdout[-5000:]}\n{os.path.basename(script)}: the worker {name} failed with code {done.returncode}")
     result = read_json(job["result"])
-    result["foreign_cores"] = (foreign_seconds() - foreign) / (time.perf_counter() - begin)
+    others = foreign_seconds() - foreign - result.pop("server_seconds", 0)
+    result["foreign_cores"] = max(0, others) / (time.perf_counter() - begin)
     words = [job[key] for key in ("shape", "variant", "exported") if key in job]
     print(name, *words, f"{ranks} process(es):", *(f"{key} {value:.4g}" for key, value in result.items() if key != "ops"),
           file=sys.stderr, flush=True)
