@@ -78,7 +78,8 @@ class Client(asyncio.Protocol):
             if len(body) >= length:
                 self.buffer = body[length:]
                 self.closing = b"connection: close" in head
-                self.answer.set_result((int(head.split(b" ", 2)[1]), body[:length]))
+                if self.answer is not None and not self.answer.done():  # else it breaks the connection off
+                    self.answer.set_result((int(head.split(b" ", 2)[1]), body[:length]))
 
     def connection_lost(self, error):
         self.closing = True
