@@ -23,11 +23,9 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from textcls.analysis.experiments import ROOT, model_files
+from textcls.analysis.first_settings import FEW_ROWS, MANY_LABELS, Counts, choose_settings, choose_way, count_rows, has_weights
 from textcls.analysis.review_journal import share_interval
 from textcls.analysis.stages import Stage, explain_failure, read_end, run_stage, running
 from textcls.common.digests import sha256
@@ -38,25 +36,15 @@ from textcls.common.outputs import complete_file, locked_folder
 from textcls.data.files import read_json, read_labelled, read_labels
 from textcls.models.built_in import RETRIEVAL_MODELS
 from textcls.models.sentence_folders import MODULES
-from textcls.models.weights import HUGGING_FACE_WEIGHTS, find_weights
+from textcls.models.weights import HUGGING_FACE_WEIGHTS
 from textcls.runtime.listening import listen
 from textcls.training.baseline import baseline_probs
 
 RECORD = "app.json"
-FEW_ROWS, MANY_LABELS = 20, 200  # rows a label for training (the median) below which, labels from which on it is an index
-LONG_TEXT, MANY_LONG = 126, 0.05  # characters; the share of longer texts from which on the end of a text is read, too
 LEAST_TIMED = 20_000  # texts in all epochs from which on a training is timed before
 LONGEST, LEAST_EPOCHS = 2 * 3600, 2  # seconds that a training may take on this machine, but so many epochs it has at least
 TIMES = re.compile(r"steps of ([\d,]+) ms, ([\d,]+) an epoch; evaluations: \d+ of ([\d.]+) s")  # of train.py --dry_run
 MOST_WORK = 10_000_000  # rows times labels up to which TF-IDF is fitted beside an index: seconds
-
-
-class Counts(NamedTuple):
-    rows: int  # for training
-    dev_rows: int
-    labels: int
-    rows_per_label: float  # for training, the median
-    long_share: float  # of the texts for training, those of more than LONG_TEXT characters
 
 
 def parse_arguments():
@@ -123,50 +111,6 @@ def save_record(args, record):
 # ---------------------------------------------------------------- what is to be done
 
 
-def count_rows(data_dir):
-    """Read the data folder that the table has become: Counts. UserError where nothing could be learnt of it."""
-    labels, problems = read_labels(os.path.join(data_dir, "label.txt")), Problems()
-    if not os.path.getsize(os.path.join(data_dir, "dev.txt")):
-        raise UserError(f"{data_dir}: no label has two rows, one to learn from and one to test with, expected a larger table")
-    (texts, label_ids), dev = (read_labelled(os.path.join(data_dir, name), labels, problems) for name in ("train.txt", "dev.txt"))
-    problems.report()
-    sizes = np.bincount(label_ids, minlength=len(labels))
-    return Counts(len(texts), len(dev[0]), len(labels), float(np.median(sizes)),
-                  float(np.mean([len(text) > LONG_TEXT for text in texts])))
-
-
-def choose_way(args, counts):
-    """"classifier" or "index"."""
-    if args.way != "auto":
-        return args.way
-    return "index" if counts.rows_per_label < FEW_ROWS or counts.labels >= MANY_LABELS else "classifier"
-
-
-def has_weights(model):
-    """Whether a model is pretrained; a name that is no folder is."""
-    return not os.path.isdir(model) or find_weights(model) is not None
-
-
-def choose_settings(args, way, counts):
-    """The options of the training: {name: value}. Rules of thumb, those of the documents for the size of the data."""
-    small = counts.rows < 1000
-    if way == "index":
-        rate, epochs, batch = ("5e-5", 10, 64) if has_weights(args.model) else ("2e-3", 5, 32)
-        settings = {"learning_rate": rate, "num_train_epochs": epochs * 2 if small else epochs,
-                    "per_device_train_batch_size": 16 if small else batch, "max_seq_length": 64}
-    elif has_weights(args.model):
-        settings = {"learning_rate": "3e-5", "num_train_epochs": 30 if small else 10 if counts.rows < 20_000 else 4,
-                    "per_device_train_batch_size": 16 if small else 32, "max_seq_length": 128}
-    else:
-        settings = {"learning_rate": "2e-3" if small else "1e-3", "num_train_epochs": 20 if small else 12,
-                    "per_device_train_batch_size": 8 if small else 32, "max_seq_length": 128}
-        if small:  # of random weights, which at first learn nothing for some epochs
-            settings["early_stopping_patience"] = 0
-    if counts.long_share > MANY_LONG:
-        settings["long_text"] = "head_tail"
-    return settings
-
-
 def list_options(settings):
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
@@ -229,8 +173,8 @@ def make_data(args, record):
         os.remove(stage.made)
     run_stage(f"1. {stage.name}", stage, logs)
     counts = count_rows(list_places(args)["data"])
-    way = choose_way(args, counts)
-    record.update(counts=counts._asdict(), way=way, settings=choose_settings(args, way, counts))
+    way = choose_way(counts) if args.way == "auto" else args.way
+    record.update(counts=counts._asdict(), way=way, settings=choose_settings(args.model, way, counts))
     save_record(args, record)
 
 
