@@ -39,10 +39,11 @@ from textcls.retrieval.encoder import open_encoder, prefixed
 from textcls.retrieval.fitting import NEW_LABEL_COST, dev_step, fit
 from textcls.retrieval.head import MOST_WORK, head_work
 from textcls.retrieval.index import CORPORA, DTYPES, MARKER, label_word
+from textcls.retrieval.left_out import read_left_out
 from textcls.retrieval.nearest import add_type_options, wanted_type
 from textcls.retrieval.pending import DataFiles, carry_over, name_rows, names_to_come, no_changes, number_rows, summarize_briefly
 from textcls.retrieval.rows import label_rows, rows_of_means, rows_of_texts
-from textcls.retrieval.unknown import UnknownTexts, mixed_numbers, read_unknown
+from textcls.retrieval.unknown import LeftOut, UnknownTexts, mixed_numbers, read_unknown
 from textcls.retrieval.writing import memory_index, new_header, read_pending, write_index
 from textcls.runtime.predictions import check_decided
 
@@ -74,7 +75,10 @@ def parse_arguments():
                         help="share of texts of no label that --precision and the confidence reckon with")
     parser.add_argument("--new_label_cost", type=share_below_one, default=NEW_LABEL_COST,
                         help="accuracy that the head may cost other labels so that new ones of a few texts are found")
-    parser.add_argument("--unknown_file", help="texts of no label in data_dir; None: dev texts without their labels")
+    stand_ins = parser.add_mutually_exclusive_group()
+    stand_ins.add_argument("--unknown_file", help="texts of no label in data_dir; None: dev texts without their labels")
+    stand_ins.add_argument("--left_out_dir",
+                           help="encoders of leave_out.py, to which these are as unknown as real ones; None: the index's own")
     parser.add_argument("--output_dir", help="folder for <data_name>_embedding.npy; None: data_dir")
     parser.add_argument("--data_name", help="write the vectors as <data_name>_embedding.npy, too")
     changed = parser.add_mutually_exclusive_group()
@@ -174,6 +178,18 @@ def make_rows(corpora, encoder, labels, train):
     return {corpus: rows[corpus] for corpus in corpora}
 
 
+def ask_left_out(args, places, corpora, labels, train, dev):
+    """What the encoders of --left_out_dir make of the texts: a list of {corpus: LeftOut}. places: of `read_left_out`."""
+    made = []
+    for number, (path, is_left) in enumerate(places, 1):
+        get_logger().info(f"Encoder {number} of {len(places)} that was trained without some of the labels: {path}")
+        encoder = open_encoder(path, device=args.device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
+        rows = make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train)
+        vectors = encode(prefixed(encoder, args.query_prefix), dev[0], "dev texts")
+        made.append({corpus: LeftOut(is_left, new_rows, vectors) for corpus, new_rows in rows.items()})
+    return made
+
+
 def wants_head(wanted, index):
     """Whether to fit a head: only where rows are texts. wanted: --head."""
     if index.header["corpus"] != "texts" or wanted == "off":
@@ -185,8 +201,9 @@ def wants_head(wanted, index):
     return True
 
 
-def choose(args, encoder, labels, rows, dev, unknown_texts, pending):
-    """The index of the corpus that is best on dev, with its settings: SearchIndex in memory. rows: of `make_rows`."""
+def choose(args, encoder, labels, rows, dev, unknown_texts, left_out, pending):
+    """The index of the corpus that is best on dev, with its settings: SearchIndex in memory. rows: of `make_rows`; left_out: of
+    `ask_left_out`."""
     best, most = None, -1.0
     queries = prefixed(encoder, args.query_prefix)
     dev_vectors = encode(queries, dev[0], "dev texts") if dev else None
@@ -199,7 +216,8 @@ def choose(args, encoder, labels, rows, dev, unknown_texts, pending):
             get_logger().warning(f"No {args.dev_file}: the settings are the usual ones, the confidence is not calibrated, and no "
                                  "threshold is known, expected some labelled texts that are not in the index.")
             return index
-        index, figures = fit(index, dev_vectors, *dev, args.precision, wants_head(args.head, index), unknown, args.new_label_cost)
+        index, figures = fit(index, dev_vectors, *dev, args.precision, wants_head(args.head, index), unknown, args.new_label_cost,
+                             [made[corpus] for made in left_out])
         shares = " | ".join(f"{name} {figures[name] * 100:.2f}%" for name in ("vote", "lexical", "head", "fused")
                             if name in figures)
         weights = {"lexical": index.header["lexical"]["weight"]}
@@ -244,12 +262,14 @@ def main():
     unknown = read_unknown(os.path.join(args.data_dir, args.unknown_file), data) if args.unknown_file else []
     labels = list(data.words.items())
     train, dev = (number_rows(rows, data.words) if rows else None for rows in (data.train, data.dev))
+    places = read_left_out(args.left_out_dir, list(data.words)) if args.left_out_dir and dev else []
     encoder = open_encoder(args.params_path, **encoder_options(args), num_threads=args.cpu_threads)
     corpora = [args.corpus]
     if args.corpus == "auto":  # texts first: the best of equals, and what is taken without dev texts
         corpora = ["texts", "means", "labels"] if train else ["labels"]
-    index = choose(args, encoder, labels, make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train), dev, unknown,
-                   pending)
+    rows = make_rows(corpora, prefixed(encoder, args.text_prefix), labels, train)
+    left_out = ask_left_out(args, places, corpora, labels, train, dev)
+    index = choose(args, encoder, labels, rows, dev, unknown, left_out, pending)
     if args.precision is not None and dev is not None:
         warn_of_threshold(args, index, len(dev[0][::dev_step(len(dev[0]))]), len(unknown))
     header = write_index(args.index_dir, index, wanted, None if args.overwrite else before)

@@ -40,7 +40,9 @@ from textcls.retrieval.head import AT_ONCE_WORK, fit_head, head_work
 from textcls.retrieval.index import check_encoder, check_prefixes, open_index
 from textcls.retrieval.pending import carry_over, summarize, texts_of_two_labels
 from textcls.retrieval.retraining import (
+    AS_IT_WAS,
     build_options,
+    check_train_options,
     compare,
     find_right,
     read_data_files,
@@ -53,8 +55,6 @@ from textcls.retrieval.writing import OutdatedIndex, copy_index, replace_head, r
 
 MOST_SHOWN = 5  # texts in a warning
 MOST_EPOCHS = 1000000  # as train.py has it
-OWN_OPTIONS = ("--model_name_or_path", "--init_from_ckpt", "--data_dir", "--train_set_file", "--similar_text_pair_file",
-               "--similar_text_pair", "--corpus_file", "--output_dir", "--save_dir")  # of train.py, which retrain gives it
 
 
 def parse_arguments():
@@ -187,9 +187,7 @@ def check_retraining(args, index):
                         "was added in the data files, and a new index (retrieval_based/build_index.py --overwrite)")
     if not 0 < args.num_train_epochs <= MOST_EPOCHS:
         raise UserError(f"--num_train_epochs {args.num_train_epochs:g}: out of range, expected more than 0, up to {MOST_EPOCHS}")
-    if own := [word for word in args.train_options if word.partition("=")[0] in OWN_OPTIONS]:
-        raise UserError(f"--train_options {own[0]}: retrain gives train.py its data, encoder and output folder itself, expected "
-                        "other options of it")
+    check_train_options(args.train_options, "retrain")
     check_output_folder(args.output_dir, "--output_dir", {"the data folder": args.dataset_dir, "the index": args.index_dir})
     if any(index.header["prefixes"].values()):
         get_logger().warning("The prefixes of the index stay as they are, but the training puts none before the texts.")
@@ -216,7 +214,8 @@ def train_further(args):
     given = [word for name in ("device", "max_seq_length", "pooling") if getattr(args, name) is not None
              for word in (f"--{name}", getattr(args, name))]
     run_retrieval_script("train.py", "--model_name_or_path", encoder_folder(args.params_path), "--data_dir", args.dataset_dir,
-                         "--output_dir", folder, "--num_train_epochs", args.num_train_epochs, *given, *args.train_options)
+                         "--output_dir", folder, "--num_train_epochs", args.num_train_epochs, *given, *args.train_options,
+                         where=AS_IT_WAS)
     return folder
 
 
@@ -229,7 +228,7 @@ def build_anew(args, encoder_path):
     options = (("--device", args.device), ("--precision", precision), ("--unknown_file", args.unknown_file))
     given = [word for name, value in options if value for word in (name, value)]
     run_retrieval_script("build_index.py", "--params_path", encoder_path, "--data_dir", args.dataset_dir, "--index_dir", folder,
-                         "--keep_added", "--batch_size", args.batch_size, *given, *build_options(header))
+                         "--keep_added", "--batch_size", args.batch_size, *given, *build_options(header), where=AS_IT_WAS)
     return folder, stamp
 
 

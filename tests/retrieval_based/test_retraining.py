@@ -109,7 +109,7 @@ def test_what_was_added_goes_into_data_encoder_and_index(ready, folder):
 
 def fake_runs(ready, folder, meanwhile=None):
     """run_retrieval_script without the training: the encoder stays as it is. meanwhile: called after each build."""
-    def start(script, *options):
+    def start(script, *options, where):
         if script == "train.py":
             return shutil.copytree(ready / "encoder", folder / "retrained/encoder")
         process = run_here(build.main, *options)

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from helpers import ROOT, assert_user_error, load_script, read_lines, run_here, write_lines
+from helpers import ROOT, assert_user_error, load_script, make_model, read_lines, run_here, write_lines
 from textcls.common.known import auroc
 from textcls.retrieval.changes import add_texts
 from textcls.retrieval.fitting import BIASES, fit, with_settings
@@ -14,11 +14,12 @@ from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import open_index
 from textcls.retrieval.rows import rows_of_texts
 from textcls.retrieval.search import known_features, known_probs, label_probabilities, make_answers, search
-from textcls.retrieval.unknown import UnknownTexts, leave_labels_out
+from textcls.retrieval.unknown import LeftOut, UnknownTexts, ask_parts, leave_out_of_index
 from textcls.retrieval.writing import memory_index, new_header, write_index
 from textcls.training.scoring import score_open
 
-build, evaluate, benchmark = [load_script("retrieval_based", name) for name in ("build_index", "evaluate", "benchmark")]
+build, evaluate, benchmark, leave_out = [load_script("retrieval_based", name) for name in (
+    "build_index", "evaluate", "benchmark", "leave_out")]
 SIZE, NUM_LABELS, NUM_UNKNOWN = 16, 8, 6  # of the centres of vectors, the last ones are of no label
 GENERATOR = np.random.default_rng(5)
 CENTRES = GENERATOR.standard_normal((NUM_LABELS + NUM_UNKNOWN, SIZE)).astype(np.float32)
@@ -79,11 +80,11 @@ def test_left_out_labels_are_unknown_to_rows_centres_and_head():
     index = index._replace(head=fit_head(index, 10.0))
     asked = []
 
-    def find(part_index, rows):
-        asked.append((part_index, rows))
-        return search(part_index, QUERIES[rows], [QUERY_TEXTS[row] for row in rows])
+    def find(part, rows):
+        asked.append((part.part_index, rows))
+        return search(part.part_index, part.vectors[rows], [QUERY_TEXTS[row] for row in rows])
 
-    known, unknown = leave_labels_out(index, QUERY_IDS, find)
+    known, unknown = ask_parts(leave_out_of_index(index, QUERIES), QUERY_IDS, find)
     assert sorted(np.concatenate([rows for _, rows in asked])) == sorted(2 * list(range(len(QUERY_IDS))))
     for part_index, rows in asked:
         present = set(part_index.row_labels.tolist()) - {-1}
@@ -92,6 +93,56 @@ def test_left_out_labels_are_unknown_to_rows_centres_and_head():
     assert len(known.labels) == len(unknown.labels) == len(QUERY_IDS)
     places = np.concatenate([rows for part_index, rows in asked if not (part_index.row_labels == QUERY_IDS[rows[0]]).any()])
     assert (unknown.labels != QUERY_IDS[places]).all() and known.features.shape[1] == 3
+
+
+def test_an_encoder_that_has_never_seen_labels_says_how_hard_they_are_to_tell():
+    fold_of = np.arange(NUM_LABELS) % 2
+    left_out = []
+    for fold in range(2):  # to these encoders, texts of labels that they have not seen look like those of the next label
+        seen = [np.where(fold_of[ids] == fold, (ids + 1) % NUM_LABELS, ids) for ids in (IDS, QUERY_IDS)]
+        vectors, queries = (draw(label_ids)[0] for label_ids in seen)
+        left_out.append(LeftOut(fold_of == fold, rows_of_texts(vectors, IDS, [f"文{row}" for row in range(len(IDS))]), queries))
+    easy, hard = (fit(make_index(), QUERIES, QUERY_TEXTS, QUERY_IDS, precision=0.8, with_head=True, left_out=given)
+                  for given in ((), left_out))
+    assert easy[1]["known_auroc"] > 0.8 and 0.4 < hard[1]["known_auroc"] < 0.6
+    assert easy[0].header["threshold"]["value"] < 0.8 and hard[0].header["vote"] == easy[0].header["vote"]
+    sure = label_probabilities(hard[0], *draw(QUERY_IDS)).sum(axis=1)
+    assert np.ptp(sure) < 0.1  # known says nothing here, and is the same for all texts: 1 - unknown_share, about
+    assert sure.mean() == pytest.approx(0.9, abs=0.05)
+
+
+def test_encoders_are_trained_without_a_part_of_the_labels_each(encoder_export, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "dev", "label"):
+        write_lines(data / f"{name}.txt", read_lines(ROOT / f"data/{name}.txt")[:150])
+    model = make_model(tmp_path / "model", num_hidden_layers=1, num_attention_heads=4)
+    options = ["--model_name_or_path", model, "--data_dir", data, "--output_dir", tmp_path / "left out", "--parts", 2,
+               "--train_options", "--max_steps", 1, "--device", "cpu", "--report_to", "none"]
+    process = run_here(leave_out.main, *options)
+    assert process.returncode == 0 and "--left_out_dir" in process.stderr, process.stderr
+    parts = json.loads((tmp_path / "left out/left_out.json").read_text(encoding="utf-8"))["parts"]
+    assert sorted(parts[0] + parts[1]) == sorted(SUITE_LABELS)
+    for number, part in enumerate(parts, 1):
+        assert read_lines(tmp_path / f"left out/part-{number}/label.txt") == [name for name in SUITE_LABELS if name not in part]
+        assert not list((tmp_path / f"left out/part-{number}").glob("checkpoint-*"))
+    assert not (tmp_path / "left out/data").exists()
+    process = run_here(leave_out.main, *options)
+    assert process.returncode == 0 and process.stderr.count(" is finished.") == 2
+    assert_user_error(run_here(leave_out.main, *options, "--seed", 2), "this folder was made with other options")
+    assert_user_error(run_here(leave_out.main, *options, "--save_dir", "x"), "--save_dir: leave_out.py gives train.py its data")
+    assert_user_error(run_here(leave_out.main, *options[:7], 12), "--parts 12: of 11 labels, expected 2 or more")
+    builds = ["--params_path", encoder_export, "--data_dir", data, "--index_dir", tmp_path / "index", "--corpus", "texts"]
+    headers = []
+    for given in ([], ["--left_out_dir", tmp_path / "left out"]):
+        process = run_here(build.main, *builds, *given)
+        assert process.returncode == 0, process.stderr
+        headers.append(json.loads((tmp_path / "index/index.json").read_text(encoding="utf-8")))
+    assert "Encoder 2 of 2 that was trained without some of the labels" in process.stderr
+    assert headers[0]["known"] != headers[1]["known"] and headers[0]["vote"] == headers[1]["vote"]
+    write_lines(data / "label.txt", [*SUITE_LABELS, "新的"])
+    assert_user_error(run_here(build.main, *builds, *given), "left_out.json: was made for other labels, such as '新的'")
+    assert_user_error(run_here(build.main, *builds, "--left_out_dir", tmp_path), "left_out.json: file not found")
 
 
 def test_a_label_that_the_head_does_not_know_yet_is_not_said_to_be_unknown(tmp_path):

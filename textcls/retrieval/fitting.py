@@ -11,7 +11,17 @@ from textcls.retrieval.head import FEW, MANY, STRENGTHS, Head, few_shares, fit_h
 from textcls.retrieval.index import SearchIndex, label_boosts
 from textcls.retrieval.nearest import nearest
 from textcls.retrieval.search import Found, chunks, fuse, join_head, lexical_nearest, part, sharpen, vote
-from textcls.retrieval.unknown import SIMULATED, UnknownTexts, ask, fit_threshold, known_entry, leave_labels_out
+from textcls.retrieval.unknown import (
+    SIMULATED,
+    LeftOut,
+    UnknownTexts,
+    ask,
+    ask_parts,
+    fit_threshold,
+    known_entry,
+    leave_out_of_index,
+    leave_out_of_training,
+)
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
 HEAD_TEMPERATURES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -29,12 +39,13 @@ LEAST = 1e-4  # a label without votes counts as this probable
 
 def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np.ndarray,
         precision: Optional[float] = None, with_head: bool = False, unknown: UnknownTexts = SIMULATED,
-        new_label_cost: float = NEW_LABEL_COST) -> tuple[SearchIndex, dict[str, float]]:
+        new_label_cost: float = NEW_LABEL_COST, left_out: Sequence[LeftOut] = ()) -> tuple[SearchIndex, dict[str, float]]:
     """Choose the settings by dev texts. label_ids: int64 [num_texts], positions in index.labels; vectors: theirs.
 
     precision: share of right answers that --threshold auto shall give at least, or None; with_head: fit a head, too; unknown:
-    the texts of no label that are reckoned with; new_label_cost: of `best_for_new`. Returns (index with the settings, figures:
-    dict of vote, lexical, head, fused (accuracies), known_auroc, nll; shares 0 to 1).
+    the texts of no label that are reckoned with; new_label_cost: of `best_for_new`; left_out: of the encoders to which dev texts
+    stand for texts of no label; none: the index's own. Returns (index with the settings, figures: dict of vote, lexical, head,
+    fused (accuracies), known_auroc, nll; shares 0 to 1).
     """
     step = dev_step(len(texts))
     vectors, texts, label_ids = vectors[::step], texts[::step], label_ids[::step]
@@ -60,8 +71,11 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     if unknown.texts:
         own, others = dev, ask(index, find_rows(index, unknown.vectors, unknown.texts, sizes[-1]))
     else:
-        own, others = leave_labels_out(index, label_ids, lambda part_index, rows: find_rows(
-            part_index, vectors[rows], [texts[row] for row in rows], sizes[-1]))
+        parts = leave_out_of_index(index, vectors)
+        if left_out:
+            parts = leave_out_of_training(index, [one._replace(vectors=one.vectors[::step]) for one in left_out])
+        own, others = ask_parts(parts, label_ids, lambda one, rows: find_rows(
+            one.part_index, one.vectors[rows], [texts[row] for row in rows], sizes[-1]))
     known, auroc = known_entry(own.features, others.features, unknown.share)
     threshold = None
     if precision is not None:

@@ -1,4 +1,7 @@
-"""Parts of `index.py retrain`: the data files with the changes of an index, the scripts that it starts, figures on dev texts."""
+"""Parts of `index.py retrain`: the data files with the changes of an index, the scripts that it starts, figures on dev texts.
+
+leave_out.py trains by the same parts.
+"""
 
 import os
 import shutil
@@ -19,6 +22,10 @@ from textcls.retrieval.search import chunks, label_probabilities
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("label.txt", "train.txt", "dev.txt")
+OWN_OPTIONS = ("--model_name_or_path", "--init_from_ckpt", "--data_dir", "--train_set_file", "--similar_text_pair_file",
+               "--similar_text_pair", "--corpus_file", "--output_dir", "--save_dir")  # of train.py, which its callers give it
+AS_IT_WAS = (", and the index is as it was; the data files hold what was added, and the same command with another --output_dir "
+             "goes on")  # where retrain fails
 
 
 def read_data_files(folder: str, pending: Pending) -> DataFiles:
@@ -45,12 +52,21 @@ def replace_data_files(folder: str, data: DataFiles, old: DataFiles, changes: li
     write_data_files(folder, data, old)
 
 
-def run_retrieval_script(script: str, *options: object) -> None:
-    """Run a script of retrieval_based/, its messages among those of this process. UserError where it fails."""
+def check_train_options(words: list[str], caller: str) -> None:
+    """UserError where options of train.py are among those that its caller gives it."""
+    if own := [word for word in words if word.partition("=")[0] in OWN_OPTIONS]:
+        raise UserError(f"--train_options {own[0]}: {caller} gives train.py its data, encoder and output folder itself, expected "
+                        "other options of it")
+
+
+def run_retrieval_script(script: str, *options: object, where: str = "") -> None:
+    """Run a script of retrieval_based/, its messages among those of this process. UserError where it fails.
+
+    where: what the message says of where the work stands then.
+    """
     code = subprocess.run([sys.executable, str(ROOT / "retrieval_based" / script), *map(str, options)]).returncode
     if code:
-        raise UserError(f"retrieval_based/{script} ended with code {code}, expected 0: its message is above, and the index is as "
-                        "it was; the data files hold what was added, and the same command with another --output_dir goes on")
+        raise UserError(f"retrieval_based/{script} ended with code {code}, expected 0: its message is above{where}")
 
 
 def build_options(header: dict) -> list[object]:

@@ -1,6 +1,7 @@
 """Texts of no known label: how they are told from others, and the threshold that reckons with a share of them.
 
-Where there are no such texts, dev texts stand for them in indexes that lack their labels.
+Where there are no such texts, dev texts stand for them in indexes that lack their labels, and, where retrieval_based/leave_out.py
+has made them, of encoders that lack them, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +17,11 @@ from textcls.data.files import read_lines
 from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import SearchIndex
 from textcls.retrieval.pending import DataFiles
+from textcls.retrieval.rows import NewRows
 from textcls.retrieval.search import Found, chunks, fuse, known_features, part, score_features
+from textcls.retrieval.writing import memory_index
 
-FOLDS, LEAST_LABELS = 5, 4  # of `leave_labels_out`; a head of fewer labels than these says nothing of others
+FOLDS, LEAST_LABELS = 5, 4  # of `leave_out_of_index`; a head of fewer labels than these says nothing of others
 
 
 class UnknownTexts(NamedTuple):
@@ -73,30 +76,62 @@ def ask(index: SearchIndex, found: Found) -> Examples:
     return Examples(np.concatenate(features), np.concatenate(labels), np.concatenate(probs))
 
 
-def leave_labels_out(index: SearchIndex, label_ids: np.ndarray, find: Callable[[SearchIndex, np.ndarray], Found]
-                     ) -> tuple[Examples, Examples]:
-    """Ask indexes each of which lacks a part of the labels, and whose heads have never seen them: (known, unknown) Examples, each
-    dev text once in both, of an index that has its label and of one that has not.
+class Part(NamedTuple):
+    """An index that lacks a part of the labels."""
+
+    part_index: SearchIndex
+    is_left: np.ndarray  # of each label whether it is left out, bool [num_labels]
+    vectors: np.ndarray  # of the dev texts by the encoder of this index, float32 [num_texts, dimension]
+
+
+class LeftOut(NamedTuple):
+    """What an encoder makes of the texts that was trained without a part of the labels."""
+
+    is_left: np.ndarray  # bool [num_labels]
+    rows: NewRows  # of all labels
+    vectors: np.ndarray  # of the dev texts, float32 [num_texts, dimension]
+
+
+def leave_out_of_index(index: SearchIndex, vectors: np.ndarray) -> list[Part]:
+    """Leave each of FOLDS parts of the labels out of an index, whose encoder knows them all. vectors: of the dev texts."""
+    num_folds = min(FOLDS, len(index.labels))
+    fold_of = np.random.default_rng(0).permutation(len(index.labels)) % num_folds
+    return [Part(without_labels(index, fold_of == fold), fold_of == fold, vectors) for fold in range(num_folds)]
+
+
+def leave_out_of_training(index: SearchIndex, left_out: Sequence[LeftOut]) -> list[Part]:
+    """Make indexes with the settings of one, by encoders that have never seen the labels that are left out."""
+    parts = []
+    for one in left_out:
+        other = memory_index({**index.header, "dimension": one.rows.vectors.shape[1]}, one.rows)._replace(head=index.head)
+        parts.append(Part(without_labels(other, one.is_left), one.is_left, one.vectors))
+    return parts
+
+
+def without_labels(index: SearchIndex, is_left: np.ndarray) -> SearchIndex:
+    """The index without some labels, and with a head that has never seen them, if it has one. is_left: bool [num_labels]."""
+    row_labels = np.where(is_left[index.row_labels], -1, index.row_labels)  # of -1: stays -1
+    part_index = index._replace(row_labels=row_labels, centres=np.where(is_left[:, None], 0, index.centres), head=None)
+    if index.head is not None and len(is_left) - is_left.sum() >= LEAST_LABELS:
+        return part_index._replace(head=fit_head(part_index, index.header["head"]["strength"]))  # from nothing
+    return part_index
+
+
+def ask_parts(parts: Sequence[Part], label_ids: np.ndarray, find: Callable[[Part, np.ndarray], Found]
+              ) -> tuple[Examples, Examples]:
+    """Ask indexes each of which lacks a part of the labels: (known, unknown) Examples, each dev text once in both, of an index
+    that has its label and of one that has not.
 
     label_ids: int64 [num_texts], of the dev texts; find: what is near those with some numbers.
     """
-    num_labels = len(index.labels)
-    num_folds = min(FOLDS, num_labels)
-    fold_of = np.random.default_rng(0).permutation(num_labels) % num_folds
     known: list[Examples] = []
     unknown: list[Examples] = []
-    for fold in range(num_folds):
-        is_left = fold_of == fold
-        row_labels = np.where(is_left[index.row_labels], -1, index.row_labels)  # of -1: stays -1
-        part_index = index._replace(row_labels=row_labels, centres=np.where(is_left[:, None], 0, index.centres), head=None)
-        if index.head is not None and num_labels - is_left.sum() >= LEAST_LABELS:
-            head = fit_head(part_index, index.header["head"]["strength"])  # from nothing: the whole one has seen the labels
-            part_index = part_index._replace(head=head)
-        own_folds = fold_of[label_ids]
-        for examples, wanted in ((known, (fold + 1) % num_folds), (unknown, fold)):
-            rows = np.flatnonzero(own_folds == wanted)
+    for number, one in enumerate(parts):
+        its_own = parts[(number + 1) % len(parts)].is_left  # labels that this index has
+        for examples, is_wanted in ((known, its_own), (unknown, one.is_left)):
+            rows = np.flatnonzero(is_wanted[label_ids])
             if len(rows):
-                examples.append(ask(part_index, find(part_index, rows)))
+                examples.append(ask(one.part_index, find(one, rows)))
     return join(known), join(unknown)
 
 
