@@ -129,12 +129,12 @@ def make_change(args, texts, encoder_of):
     """
     index = open_index(args.index_dir, to_search=False)
     check_prefixes(args.index_dir, index.header, args.query_prefix, args.text_prefix)
+    warn_of_other_labels(index, args.label, texts)
     if args.change == "rename":
         entry = find_label(index, args.label)
         check_new_label(args.new_name)
         texts = label_texts(args.new_name, entry["texts"]) if index.header["corpus"] == "labels" else []
     elif args.change == "add":
-        warn_of_other_labels(index, args.label, texts)
         if args.label not in index.labels:
             check_new_label(args.label, index.labels)
             texts = label_texts(args.label, texts) if index.header["corpus"] == "labels" else texts
