@@ -55,6 +55,7 @@ from textcls.retrieval.writing import OutdatedIndex, copy_index, replace_head, r
 
 MOST_SHOWN = 5  # texts in a warning
 MOST_EPOCHS = 1000000  # as train.py has it
+LEARN_AGAIN = {"unknown_file": "it here, too", "left_out_dir": "leave_out.py and build_index.py --left_out_dir afterwards"}
 
 
 def parse_arguments():
@@ -129,12 +130,12 @@ def make_change(args, texts, encoder_of):
     """
     index = open_index(args.index_dir, to_search=False)
     check_prefixes(args.index_dir, index.header, args.query_prefix, args.text_prefix)
+    warn_of_other_labels(index, args.label, texts)
     if args.change == "rename":
         entry = find_label(index, args.label)
         check_new_label(args.new_name)
         texts = label_texts(args.new_name, entry["texts"]) if index.header["corpus"] == "labels" else []
     elif args.change == "add":
-        warn_of_other_labels(index, args.label, texts)
         if args.label not in index.labels:
             check_new_label(args.label, index.labels)
             texts = label_texts(args.label, texts) if index.header["corpus"] == "labels" else texts
@@ -191,6 +192,9 @@ def check_retraining(args, index):
     check_output_folder(args.output_dir, "--output_dir", {"the data folder": args.dataset_dir, "the index": args.index_dir})
     if any(index.header["prefixes"].values()):
         get_logger().warning("The prefixes of the index stay as they are, but the training puts none before the texts.")
+    if (source := (index.header["known"] or {}).get("learned_from")) and not args.unknown_file:
+        get_logger().warning(f"The index was built with --{source}, the new one goes by labels left out of it, and its threshold "
+                             f"may promise more than it keeps: expected {LEARN_AGAIN[source]}.")
     if not args.dry_run and os.path.isdir(args.output_dir) and os.listdir(args.output_dir):
         raise UserError(f"--output_dir {args.output_dir}: is not empty, expected a new folder, since it keeps the files as they "
                         "were before")

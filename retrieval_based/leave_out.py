@@ -23,7 +23,7 @@ from textcls.common.errors import run_script
 from textcls.common.log import get_logger, say_next
 from textcls.common.options import make_parser, positive_int
 from textcls.common.outputs import check_output_folder, locked_folder
-from textcls.retrieval.left_out import part_folder, split_labels, without_labels, write_left_out
+from textcls.retrieval.left_out import MARKER, part_folder, split_labels, without_labels, write_left_out
 from textcls.retrieval.pending import DataFiles, no_changes, write_data_files
 from textcls.retrieval.retraining import NAMES, check_train_options, read_data_files, run_retrieval_script
 
@@ -45,24 +45,27 @@ def parse_arguments():
 
 def train_part(args, data, folder):
     """Train an encoder on data files, unless it is there. folder: where it goes."""
+    part_data = f"{folder}-data"
     if os.path.isfile(os.path.join(folder, TRAINED)):
-        return get_logger().info(f"{folder} is finished.")
-    part_data = os.path.join(args.output_dir, "data")
-    os.makedirs(part_data, exist_ok=True)
-    write_data_files(part_data, data, DataFiles({}, [], []))
-    run_retrieval_script("train.py", "--model_name_or_path", args.model_name_or_path, "--data_dir", part_data, "--output_dir",
-                         folder, "--overwrite_output_dir", *args.train_options)
+        get_logger().info(f"{folder} is finished.")
+    else:
+        os.makedirs(part_data, exist_ok=True)
+        write_data_files(part_data, data, DataFiles({}, [], []))
+        run_retrieval_script("train.py", "--model_name_or_path", args.model_name_or_path, "--data_dir", part_data,
+                             "--output_dir", folder, "--overwrite_output_dir", *args.train_options)
     for checkpoint in Path(folder).glob("checkpoint-*"):  # nothing goes on from it
         shutil.rmtree(checkpoint)
-    shutil.rmtree(part_data)
+    shutil.rmtree(part_data, ignore_errors=True)
 
 
 def main():
     args = parse_arguments()
-    check_output_folder(args.output_dir, "--output_dir", {"the data folder": args.data_dir})
+    check_output_folder(args.output_dir, "--output_dir", {"the data folder": args.data_dir}, MARKER)
     data = read_data_files(args.data_dir, no_changes())
     parts = split_labels(list(data.words), args.parts)
     with locked_folder(args.output_dir):
+        if not any(Path(args.output_dir).glob(f"part-*/{TRAINED}")):  # a first run that failed says nothing of this one
+            Path(args.output_dir, "options.json").unlink(missing_ok=True)
         files = [*model_files(args.model_name_or_path), *(os.path.join(args.data_dir, name) for name in NAMES)]
         check_options(args.output_dir, {name: getattr(args, name) for name in ("model_name_or_path", "parts", "train_options")},
                       files)

@@ -228,8 +228,10 @@ def test_labels_in_other_letters_and_texts_of_two_labels(ready, encoder_export, 
     assert run_here(change.main, "rename", "CT检查", "ct检查", *options).returncode == 0
     assert_user_error(run_here(change.main, "describe", "疫苗", "--texts", "a==b", *options), "text 'a==b': == in it")
     text, label = ROWS[-1].split("\t")
-    process = run_here(change.main, "add", "疫苗", "--texts", text, "没有过的", *options)
-    assert process.returncode == 0 and f"1 of the texts are of another label already, and now of both: {text} (" in process.stderr
+    for kind in ("describe", "add"):
+        process = run_here(change.main, kind, "疫苗", "--texts", text, "没有过的", *options)
+        assert process.returncode == 0, process.stderr
+        assert f"1 of the texts are of another label already, and now of both: {text} (" in process.stderr
     process = run_here(change.main, *retrain_options(ready, folder), "--dry_run")
     name = "新名" if label == LABELS[0] else label
     assert f"1 of the texts are of several labels: {text} ({name}, 疫苗), expected" in process.stderr, process.stderr

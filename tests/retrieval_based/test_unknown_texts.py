@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from helpers import ROOT, assert_user_error, load_script, make_model, read_lines, run_here, write_lines
+from textcls.common.errors import UserError
 from textcls.common.known import auroc
 from textcls.retrieval.changes import add_texts
 from textcls.retrieval.fitting import BIASES, fit, with_settings
 from textcls.retrieval.head import fit_head
 from textcls.retrieval.index import open_index
+from textcls.retrieval.left_out import read_left_out
 from textcls.retrieval.rows import rows_of_texts
 from textcls.retrieval.search import known_features, known_probs, label_probabilities, make_answers, search
 from textcls.retrieval.unknown import LeftOut, UnknownTexts, ask_parts, leave_out_of_index
@@ -119,6 +121,9 @@ def test_encoders_are_trained_without_a_part_of_the_labels_each(encoder_export, 
     model = make_model(tmp_path / "model", num_hidden_layers=1, num_attention_heads=4)
     options = ["--model_name_or_path", model, "--data_dir", data, "--output_dir", tmp_path / "left out", "--parts", 2,
                "--train_options", "--max_steps", 1, "--device", "cpu", "--report_to", "none"]
+    assert_user_error(run_here(leave_out.main, *options[:4], "--output_dir", ".", cwd=tmp_path), "is the working folder or above")
+    (tmp_path / "left out/data").mkdir(parents=True)  # of the user's
+    (tmp_path / "left out/options.json").write_text("{}", encoding="utf-8")  # of a run that failed before a part was finished
     process = run_here(leave_out.main, *options)
     assert process.returncode == 0 and "--left_out_dir" in process.stderr, process.stderr
     parts = json.loads((tmp_path / "left out/left_out.json").read_text(encoding="utf-8"))["parts"]
@@ -126,7 +131,7 @@ def test_encoders_are_trained_without_a_part_of_the_labels_each(encoder_export, 
     for number, part in enumerate(parts, 1):
         assert read_lines(tmp_path / f"left out/part-{number}/label.txt") == [name for name in SUITE_LABELS if name not in part]
         assert not list((tmp_path / f"left out/part-{number}").glob("checkpoint-*"))
-    assert not (tmp_path / "left out/data").exists()
+    assert [file.name for file in (tmp_path / "left out").glob("*data")] == ["data"]
     process = run_here(leave_out.main, *options)
     assert process.returncode == 0 and process.stderr.count(" is finished.") == 2
     assert_user_error(run_here(leave_out.main, *options, "--seed", 2), "this folder was made with other options")
@@ -139,10 +144,15 @@ def test_encoders_are_trained_without_a_part_of_the_labels_each(encoder_export, 
         assert process.returncode == 0, process.stderr
         headers.append(json.loads((tmp_path / "index/index.json").read_text(encoding="utf-8")))
     assert "Encoder 2 of 2 that was trained without some of the labels" in process.stderr
-    assert headers[0]["known"] != headers[1]["known"] and headers[0]["vote"] == headers[1]["vote"]
+    assert headers[1]["known"]["learned_from"] == "left_out_dir" and "learned_from" not in headers[0]["known"]
+    assert headers[0]["known"]["weights"] != headers[1]["known"]["weights"] and headers[0]["vote"] == headers[1]["vote"]
     write_lines(data / "label.txt", [*SUITE_LABELS, "新的"])
     assert_user_error(run_here(build.main, *builds, *given), "left_out.json: was made for other labels, such as '新的'")
-    assert_user_error(run_here(build.main, *builds, "--left_out_dir", tmp_path), "left_out.json: file not found")
+    assert_user_error(run_here(build.main, *builds, "--left_out_dir", tmp_path), "has no left_out.json, expected")
+    for damaged in (None, [["a"]], [["a"], [["b"]]], [["a"], ["a"]], [["a", "b"], []]):
+        (tmp_path / "left_out.json").write_text(json.dumps({"parts": damaged}), encoding="utf-8")
+        with pytest.raises(UserError, match="is damaged"):
+            read_left_out(str(tmp_path), ["a", "b"])
 
 
 def test_a_label_that_the_head_does_not_know_yet_is_not_said_to_be_unknown(tmp_path):

@@ -77,6 +77,8 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
         own, others = ask_parts(parts, label_ids, lambda one, rows: find_rows(
             one.part_index, one.vectors[rows], [texts[row] for row in rows], sizes[-1]))
     known, auroc = known_entry(own.features, others.features, unknown.share)
+    if unknown.texts or left_out:
+        known["learned_from"] = "unknown_file" if unknown.texts else "left_out_dir"
     threshold = None
     if precision is not None:
         threshold = fit_threshold(dev, dev.labels == label_ids, others, known, precision, unknown.share)

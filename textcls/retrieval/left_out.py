@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,10 +49,24 @@ def read_left_out(folder: str, labels: Sequence[str]) -> list[tuple[str, np.ndar
     UserError where the folder is not complete, or its labels are not these.
     """
     path = os.path.join(folder, MARKER)
-    parts = read_json(path).get("parts")
-    if not isinstance(parts, list) or not all(isinstance(part, list) for part in parts):
+    if not os.path.isfile(path):
+        raise UserError(f"{folder}: has no {MARKER}, expected the --output_dir of retrieval_based/leave_out.py, run to its end")
+    parts: Any = read_json(path).get("parts")
+    if not is_partition(parts):
         raise UserError(f"{path}: is damaged, expected what retrieval_based/leave_out.py wrote")
     if other := set(labels).symmetric_difference(label for part in parts for label in part):
-        raise UserError(f"{path}: was made for other labels, such as {min(other)!r}, expected those of the data files: run "
-                        "retrieval_based/leave_out.py again, into another folder")
-    return [(part_folder(folder, number), np.isin(labels, part)) for number, part in enumerate(parts, 1)]
+        raise UserError(f"{path}: was made for other labels, such as {min(other)!r}, expected those of the new index: run "
+                        "retrieval_based/leave_out.py on data files that have them, into another folder")
+    places = [(part_folder(folder, number), np.isin(labels, part)) for number, part in enumerate(parts, 1)]
+    for place, _ in places:  # before the texts are encoded
+        if not os.path.isdir(place):
+            raise UserError(f"{place}: no such folder, expected an encoder of retrieval_based/leave_out.py")
+    return places
+
+
+def is_partition(parts: object) -> bool:
+    """Whether these are two or more lists of labels, each label in one of them."""
+    if not isinstance(parts, list) or len(parts) < 2 or not all(isinstance(part, list) and part for part in parts):
+        return False
+    names = [label for part in parts for label in part]
+    return all(isinstance(label, str) for label in names) and len(set(names)) == len(names)
