@@ -21,7 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from textcls.analysis.experiments import run
-from textcls.analysis.features import cached_vectors, normalize
+from textcls.analysis.features import cached_vectors, normalize, standardize
 from textcls.analysis.selection import choose_diverse, order_by_clusters, order_unlabelled
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
@@ -80,13 +80,11 @@ def read_rows(args):
 
 
 def make_vectors(args, train_texts, test_texts):
-    """Vectors of both, float32 [num_texts, dimension], each number with mean 0 and variance 1 over the training texts: those of a
-    pretrained encoder all point into about the same direction, so that cosines of them as they are say little."""
+    """Vectors of both, float32 [num_texts, dimension], standardized by the training texts."""
     encoder = open_encoder(args.encoder, **encoder_options(args))
     vectors = cached_vectors(encoder, train_texts + test_texts, args.cache_dir, "all texts")
     train, test = np.split(vectors, [len(train_texts)])
-    mean, spread = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-6)
-    return (train - mean) / spread, (test - mean) / spread
+    return standardize(train, train), standardize(test, train)
 
 
 def hold_out(share, rows, vectors):

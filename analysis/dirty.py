@@ -1,8 +1,9 @@
 """List the training rows whose labels are probably wrong, and like texts with different labels, for a person to read again.
 
     python analysis/dirty.py --dataset_dir data --dirty_num 100                        # seconds, needs no trained model
+    python analysis/dirty.py --dataset_dir data --dirty_num 100 --fold_model vectors --model_name_or_path ernie-3.0-medium-zh
     python analysis/dirty.py --dataset_dir data --dirty_num 100 --fold_model both --model_name_or_path ernie-3.0-medium-zh \\
-        --device gpu --learning_rate 3e-5 --num_train_epochs 5                          # better, fine-tunes five models
+        --device gpu --learning_rate 3e-5 --num_train_epochs 5                          # fine-tunes five models
     python analysis/dirty.py --dataset_dir data --dirty_num 100 --out_of_fold checkpoint/out_of_fold.npz   # has train.py --folds
     python analysis/dirty.py --dataset_dir data --dirty_num 100 --method representer --params_path ./checkpoint
 
@@ -20,7 +21,15 @@ import numpy as np
 
 from textcls.analysis.duplicates import find_conflicts
 from textcls.analysis.features import cached_features
-from textcls.analysis.label_errors import combine, out_of_fold, predict_finetuned, predict_tfidf, rank_suspects, representer_probs
+from textcls.analysis.label_errors import (
+    combine,
+    judge_by_vectors,
+    out_of_fold,
+    predict_finetuned,
+    predict_tfidf,
+    rank_suspects,
+    representer_probs,
+)
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.log import get_logger
 from textcls.common.options import add_model_options, find_label_file, make_parser, positive_int, seed_number
@@ -31,6 +40,7 @@ from textcls.data.folds import check_folds, read_out_of_fold, split_folds
 from textcls.models.device import select_device
 from textcls.models.loading import load_with_data, read_known_labels
 
+NAMES = {"vectors": "the vectors", "both": "the fine-tuned models"}  # of what stands beside TF-IDF
 # what every fold's training sets itself
 FOLD_OPTIONS = {"--data_dir", "--output_dir", "--do_train", "--save_strategy", "--report_to", "--resume_from_checkpoint"}
 
@@ -43,12 +53,14 @@ def parse_arguments():
     parser.add_argument("--method", choices=["confident", "representer"], default="confident",
                         help="confident: models that have not seen the row judge its label; representer: the checkpoint's last "
                              "layer is fitted again, and a row that it needs much force to fit is suspicious")
-    parser.add_argument("--fold_model", choices=["tfidf", "finetune", "both"],
-                        help="what judges with --method confident: TF-IDF + logistic regression, train.py, both together; None: "
-                             "tfidf, with --out_of_fold finetune")
+    parser.add_argument("--fold_model", choices=["tfidf", "vectors", "finetune", "both"],
+                        help="what judges with --method confident: TF-IDF + logistic regression; the same together with logistic "
+                             "regression on the vectors of --model_name_or_path as it is; train.py; TF-IDF and train.py "
+                             "together; None: tfidf, with --out_of_fold finetune")
     parser.add_argument("--out_of_fold", help="out_of_fold.npz of train.py --folds on these rows: nothing is fine-tuned here")
     parser.add_argument("--folds", type=positive_int, default=5, help="parts of the data, each judged by a model of the others")
-    parser.add_argument("--model_name_or_path", help="pretrained model for --fold_model finetune; None: train.py's default")
+    parser.add_argument("--model_name_or_path", help="pretrained model for --fold_model vectors, finetune, both; None: "
+                        "train.py's default")
     parser.add_argument("--seed", type=seed_number, default=3, help="seed of the folds and of the training")
     parser.add_argument("--dirty_num", type=positive_int, default=100, help="rows to list")
     parser.add_argument("--dirty_file", default="train_dirty.txt", help="where the suspicious rows go")
@@ -60,11 +72,13 @@ def parse_arguments():
                         help="cosine from which texts are alike, above 0 up to 1 (1: equal but for punctuation and case)")
     args, args.train_options = parser.parse_known_args()
     args.fold_model = args.fold_model or ("finetune" if args.out_of_fold else "tfidf")
-    if args.out_of_fold and (args.method != "confident" or args.fold_model == "tfidf"):
+    finetunes = args.method == "confident" and args.fold_model in ("finetune", "both")
+    if args.out_of_fold and not finetunes:
         parser.error("--out_of_fold is what fine-tuned models say, expected with it --method confident and --fold_model finetune "
                      "or both")
-    trains = args.method == "confident" and args.fold_model != "tfidf" and not args.out_of_fold
-    if args.train_options and not trains:
+    if args.fold_model == "vectors" and not args.model_name_or_path:
+        parser.error("--fold_model vectors: expected --model_name_or_path, whose vectors they are")
+    if args.train_options and (not finetunes or args.out_of_fold):
         parser.error(f"unknown option {' '.join(args.train_options)} (only --fold_model finetune and both hand options on to "
                      "train.py)")
     fixed = FOLD_OPTIONS & {option.split("=")[0] for option in args.train_options}
@@ -110,16 +124,18 @@ def judge_by_folds(args, device, labels, texts, label_ids, fold_of, finetuned):
     """Probabilities float [num_rows, num_classes] of every row by models that have not seen it. finetuned: those of
     --out_of_fold, or None."""
     num_classes = len(labels)
-    if args.fold_model != "tfidf" and finetuned is None:
+    if args.fold_model in ("finetune", "both") and finetuned is None:
         finetuned = out_of_fold(predict_finetuned(args, labels, device), texts, label_ids, num_classes, fold_of, bar=False)
-    if args.fold_model != "tfidf":
-        if args.fold_model == "finetune":
-            return finetuned
+    if args.fold_model == "finetune":
+        return finetuned
+    other = finetuned
+    if args.fold_model == "vectors":
+        other = judge_by_vectors(args, device, texts, label_ids, num_classes, fold_of)
     tfidf = out_of_fold(predict_tfidf(num_classes), texts, label_ids, num_classes, fold_of)
     if args.fold_model == "tfidf":
         return tfidf
-    probs, weight = combine(tfidf, finetuned, label_ids)
-    get_logger().info(f"Weight of the fine-tuned models beside TF-IDF: {weight:.1f}")
+    probs, weight = combine(tfidf, other, label_ids)
+    get_logger().info(f"Weight of {NAMES[args.fold_model]} beside TF-IDF: {weight:.1f}")
     return probs
 
 

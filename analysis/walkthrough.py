@@ -45,7 +45,7 @@ def parse_arguments():
     parser.add_argument("--output_dir", default="build/walkthrough", help="folder of all data and results")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[1, 2, 3])
     parser.add_argument("--noise", type=float, default=0.2, help="share of the labels of train replaced at random")
-    parser.add_argument("--fold_model", choices=["tfidf", "finetune", "both"], default="tfidf", help="as of dirty.py")
+    parser.add_argument("--fold_model", choices=["tfidf", "vectors", "finetune", "both"], default="tfidf", help="as of dirty.py")
     parser.add_argument("--learning_rate", default="5e-4")
     parser.add_argument("--num_train_epochs", type=positive_int, default=4)
     parser.add_argument("--device", help="as for train.py; None: the GPU if there is one")
@@ -93,11 +93,12 @@ def list_suspects(args, seed, folder, count):
     rows that are listed, counted from 0."""
     dirty, rest = (os.path.join(folder, name) for name in ("train_dirty.txt", "train_dirty_rest.txt"))
     if not os.path.isfile(dirty):
-        training = [] if args.fold_model == "tfidf" else [
-            "--model_name_or_path", args.model_name_or_path, "--learning_rate", args.learning_rate, "--num_train_epochs",
-            args.num_train_epochs, "--per_device_train_batch_size", 32]
+        model = [] if args.fold_model == "tfidf" else ["--model_name_or_path", args.model_name_or_path]
+        training = [] if args.fold_model in ("tfidf", "vectors") else [
+            "--learning_rate", args.learning_rate, "--num_train_epochs", args.num_train_epochs,
+            "--per_device_train_batch_size", 32]
         run("analysis/dirty.py", "--dataset_dir", folder, "--dirty_num", count, "--dirty_file", "train_dirty.txt", "--rest_file",
-            "train_dirty_rest.txt", "--seed", seed, "--fold_model", args.fold_model, *training)
+            "train_dirty_rest.txt", "--seed", seed, "--fold_model", args.fold_model, *model, *training)
     with open(os.path.join(folder, "train_dirty_report.tsv"), encoding="utf-8", newline="\n") as file:
         lines = [int(row.split("\t")[1]) for row in list(file)[1:]]
     return read_rows(dirty), read_rows(rest), np.array(lines) - 1

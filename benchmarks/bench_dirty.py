@@ -18,6 +18,7 @@ import numpy as np
 from textcls.analysis.features import extract_features
 from textcls.analysis.label_errors import (
     combine,
+    judge_by_vectors,
     out_of_fold,
     plant,
     predict_finetuned,
@@ -34,12 +35,13 @@ from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels
 
-METHODS = ("tfidf", "finetune", "both", "representer")
+METHODS = ("tfidf", "vectors", "finetune", "both", "representer")
+PARTS = {"tfidf": {"tfidf", "vectors", "both"}, "finetune": {"finetune", "both"}}  # the methods that each of these is a part of
 
 
 def parse_arguments():
     parser = make_parser(__doc__, epilog="Options not listed here go to train.py.")
-    add_model_options(parser, train_file=True)
+    add_model_options(parser, train_file=True, cache_dir=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["tfidf"],
                         help="representer here trains a model on all rows, wrong labels included")
     parser.add_argument("--ranking", nargs="+", choices=["self_confidence", "normalized_margin"], default=["self_confidence"],
@@ -50,7 +52,7 @@ def parse_arguments():
     parser.add_argument("--model_name_or_path", help="as of dirty.py")
     parser.add_argument("--seed", type=seed_number, default=3, help="as of dirty.py")
     args, args.train_options = parser.parse_known_args()
-    if args.train_options and set(args.methods) == {"tfidf"}:
+    if args.train_options and not set(args.methods) & {*PARTS["finetune"], "representer"}:
         parser.error(f"unknown option {' '.join(args.train_options)}")
     if args.folds < 2 or not all(0 < noise < 1 for noise in args.noise):
         parser.error("expected --folds of 2 or more and every --noise above 0, below 1")
@@ -61,10 +63,13 @@ def judge(args, device, labels, texts, label_ids):
     """Yield (method, probabilities float [num_rows, num_classes]) of the methods asked for."""
     fold_of, parts = split_folds(texts, label_ids, args.folds, args.seed), {}
     for method, predict in (("tfidf", predict_tfidf(len(labels))), ("finetune", predict_finetuned(args, labels, device))):
-        if {method, "both"} & set(args.methods):
+        if PARTS[method] & set(args.methods):
             parts[method] = out_of_fold(predict, texts, label_ids, len(labels), fold_of, bar=method == "tfidf")
             if method in args.methods:
                 yield method, parts[method]
+    if "vectors" in args.methods:
+        vectors = judge_by_vectors(args, device, texts, label_ids, len(labels), fold_of)
+        yield "vectors", combine(parts["tfidf"], vectors, label_ids)[0]
     if "both" in args.methods:
         yield "both", combine(parts["tfidf"], parts["finetune"], label_ids)[0]
     if "representer" in args.methods:

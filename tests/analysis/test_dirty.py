@@ -97,6 +97,21 @@ def test_representer_with_a_checkpoint(noisy, checkpoint, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_vectors_of_a_model_beside_tfidf(noisy, encoder_export, tmp_path):
+    source, rows, planted = noisy
+    folder = shutil.copytree(source, tmp_path / "data")
+    command = [dirty.main, "--dataset_dir", folder, "--dirty_num", PLANTED, "--fold_model", "vectors"]
+    assert_user_error(run_here(*command), "--fold_model vectors: expected --model_name_or_path")
+    command += ["--model_name_or_path", encoder_export, "--cache_dir", tmp_path / "cache"]
+    assert_user_error(run_here(*command, "--max_steps", 2), "unknown option --max_steps 2")
+    process = run_here(*command)
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"Weight of the vectors beside TF-IDF: (0\.\d|1\.0)\n", process.stderr)
+    report = check_outputs(folder, rows, PLANTED)
+    assert sum(int(row[1]) in planted for row in report) / PLANTED > 0.6
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_finetuned_folds_with_options_for_train(noisy, tiny_model, tmp_path):
     source, rows, _ = noisy
     folder = tmp_path / "data"

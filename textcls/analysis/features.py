@@ -67,6 +67,14 @@ def cached_vectors(encoder: TextEncoder, texts: list[str], cache_dir: Optional[s
     return cached_arrays(path, {"vectors": (len(texts), encoder.dimension)}, encode, description)["vectors"]
 
 
+def standardize(vectors: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Measure each number of vectors by the mean and deviation that it has in the reference. Both: float32 [any, dimension].
+
+    The vectors of a pretrained encoder all point into about the same direction, so that cosines of them as they are say little.
+    """
+    return (vectors - reference.mean(axis=0)) / np.maximum(reference.std(axis=0), 1e-6)
+
+
 def cached_arrays(path: str, shapes: Mapping[str, tuple[int, ...]], compute: Callable[[], dict[str, np.ndarray]],
                   description: str) -> dict[str, np.ndarray]:
     """Read float32 arrays of these names and shapes from a file, or compute them and keep them there."""

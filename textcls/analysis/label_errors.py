@@ -10,6 +10,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
+from textcls.analysis.features import cached_vectors, standardize
 from textcls.analysis.influence import fit_representer
 from textcls.common.errors import UserError
 from textcls.common.log import get_logger, progress_bar
@@ -19,12 +20,14 @@ from textcls.data.folds import split_folds
 from textcls.data.tokens import tokenize
 from textcls.models.checkpoints import load_checkpoint
 from textcls.models.inference import predict_probs
-from textcls.training.baseline import baseline_probs
+from textcls.retrieval.encoder import open_encoder
+from textcls.training.baseline import baseline_probs, fit_logistic
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE_C = 3.0  # less than evaluate.py's 10: the labels are noisy
 BASELINE_MIN_DF = 2  # an n-gram of one row says nothing about others
 Predict = Callable[[str, list[str], np.ndarray, list[str]], np.ndarray]  # description, training texts, training label ids, texts
+VECTOR_STRENGTHS = (0.001, 0.003, 0.01)  # of logistic regression on standardized vectors, small: the labels are noisy
 REPRESENTER_L2 = 0.1  # strong, so that the layer cannot learn wrong labels by heart
 
 
@@ -61,6 +64,32 @@ def predict_tfidf(num_classes: int) -> Predict:
     def predict(description: str, train_texts: list[str], train_ids: np.ndarray, texts: list[str]) -> np.ndarray:
         return baseline_probs(train_texts, train_ids, texts, num_classes, BASELINE_C, BASELINE_MIN_DF)
     return predict
+
+
+def predict_vectors(texts: list[str], vectors: np.ndarray, num_classes: int, strength: float) -> Predict:
+    """Return the `predict` of `out_of_fold` that knows texts by their vectors. vectors: float32 [num_texts, dimension],
+    standardized; strength: C of the logistic regression."""
+    vector_of = dict(zip(texts, vectors))
+
+    def predict(description: str, train_texts: list[str], train_ids: np.ndarray, others: list[str]) -> np.ndarray:
+        known, asked = (np.stack([vector_of[text] for text in part]) for part in (train_texts, others))
+        return fit_logistic(known, train_ids, num_classes, strength)(asked)
+    return predict
+
+
+def judge_by_vectors(args: argparse.Namespace, device: str, texts: list[str], label_ids: np.ndarray, num_classes: int,
+                     fold_of: np.ndarray) -> np.ndarray:
+    """Judge every row by the vectors of the other folds' rows: float32 [num_rows, num_classes], as of `out_of_fold`.
+
+    Of VECTOR_STRENGTHS it is the one that fits the given labels best, wrong ones included: nobody needs to know these. args: of
+    dirty.py, whose model_name_or_path makes the vectors as it is.
+    """
+    encoder = open_encoder(args.model_name_or_path, device=device, batch_size=args.batch_size, max_seq_length=args.max_seq_length)
+    vectors = cached_vectors(encoder, texts, args.cache_dir, "train")
+    vectors = standardize(vectors, vectors)
+    tried = [out_of_fold(predict_vectors(texts, vectors, num_classes, strength), texts, label_ids, num_classes, fold_of)
+             for strength in VECTOR_STRENGTHS]
+    return max(tried, key=lambda probs: np.log(np.maximum(probs[np.arange(len(label_ids)), label_ids], 1e-6)).mean())
 
 
 def predict_finetuned(args: argparse.Namespace, labels: list[str], device: str) -> Predict:
