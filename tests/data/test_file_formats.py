@@ -126,6 +126,7 @@ def test_unsound_rows_of_a_parquet_file_are_all_reported(tmp_path):
 @pytest.mark.parametrize("columns, text_column, message", [
     ({"text": ["a"]}, "txet", "--text_column: {} has no column 'txet' (did you mean 'text'?), expected one of 'text'"),
     ({"text": [1], "b": ["a"]}, "text", "--text_column: column 'text' of {} is int64, expected a column of strings"),
+    ({"text": [b"a"], "label": ["a"]}, None, "--text_column: column 'text' of {} is binary, expected a column of strings"),
     ({"a": ["a"], "b": ["a"]}, None, "{}: 2 columns of strings, none of them called 'text', expected --text_column; the columns"),
     ({"a": [1]}, None, "{}: 0 columns of strings, none of them called 'text'"),
     (None, None, "{}: damaged, or no Parquet file"),

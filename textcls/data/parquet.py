@@ -88,7 +88,8 @@ def find_column(path: str, schema: "Schema", option: str, name: Optional[str], u
     """
     if name is None:
         strings = [field.name for field in schema if is_string(field.type) and field.name != taken]
-        name = usual if usual in strings else strings[0] if len(strings) == 1 else None
+        # one of the usual name that holds no strings is refused below: another column would not be what was meant
+        name = usual if usual in schema.names and usual != taken else strings[0] if len(strings) == 1 else None
         if name is None:
             raise UserError(f"{path}: {len(strings)} columns of strings, none of them called {usual!r}, expected {option}; the "
                             f"columns are {', '.join(map(repr, schema.names))}")
