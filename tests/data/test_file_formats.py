@@ -1,6 +1,8 @@
 """Compressed and Parquet files: read and written like text files, and refused where they are damaged."""
 
+import decimal
 import gzip
+import math
 import os
 import re
 import sys
@@ -184,6 +186,13 @@ def test_a_parquet_table_gives_what_csv_gives(tmp_path):
         assert process.returncode == 0, process.stderr
         for output in ("train.txt", "label.txt"):
             assert read_lines(tmp_path / f"{file}.out" / output) == read_lines(tmp_path / "a.csv.out" / output)
+    numbers = {"1": pyarrow.array([decimal.Decimal("10.00"), None, decimal.Decimal("0.50"), None]), "2": [10.0, math.nan, 0.5, None],
+               "3": pyarrow.array([["10"], [], ["0.5"], None], pyarrow.large_list(pyarrow.large_string()))}
+    for name, label in numbers.items():
+        write_parquet(tmp_path / f"{name}.parquet", {"text": texts, "label": label, "key": [b"a"] * 4})
+        process = run_here(table.main, "--table_file", f"{name}.parquet", "--save_dir", name, "--splits", 1, cwd=tmp_path)
+        assert process.returncode == 0 and "left out: 'key' (binary)" in process.stdout, process.stderr
+        assert sorted(read_lines(tmp_path / name / "train.txt")) == sorted([f"{texts[0]}\t10", f"{texts[2]}\t0.5"])
     write_parquet(tmp_path / "bad.parquet", {"text": ["好", None, " "], "label": [1.0, 2.5, 3.0]})
     process = run_here(table.main, "--table_file", "bad.parquet", "--save_dir", "bad", cwd=tmp_path)
     assert_user_error(process, "bad.parquet:2: text: empty or blank", "bad.parquet:3: text: empty or blank", "2 problems found")

@@ -4,12 +4,14 @@ import codecs
 import csv
 import io
 import itertools
+import math
 import os
 import re
 import sys
 import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, Callable, NamedTuple, Optional
 
@@ -79,7 +81,7 @@ def find_header(path: str, rows: Iterator[tuple[Place, Sequence]], known: Collec
 
 
 def shown(value: object) -> object:
-    """Return a cell as text, nearly as Excel shows it: 1 for 1.0, 2024-05-01 for a date, TRUE, no text for an empty cell.
+    """Return a cell as text, nearly as Excel shows it: 1 for 1.0, 2024-05-01 for a date, TRUE, no text for an empty cell or NaN.
 
     Lists and objects from JSON stay as they are: check_row judges them; only JSON-MIN's several choices become a list.
     """
@@ -88,7 +90,9 @@ def shown(value: object) -> object:
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, float):
-        return f"{value:.15g}"
+        return "" if math.isnan(value) else f"{value:.15g}"
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}"
     return "" if value is None else re.sub(" 00:00:00$", "", str(value))
 
 
