@@ -74,19 +74,21 @@ def test_compressed_output_is_whole_and_the_same_each_time(tmp_path):
     ("a.csv", "问题,类别\n" + "".join(f"{text},{label}\n" for text, label in ROWS)),
     ("a.tsv", ("问题\t类别\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS)).encode("gb18030")),
     ("a.jsonl", "".join(f'{{"text": "{text}", "label": "{label}"}}\n' for text, label in ROWS)),
+    ("A.CSV", "文本,标签\n" + "".join(f"{text},{label}\n" for text, label in ROWS)),
 ])
 def test_compressed_tables_give_what_plain_ones_give(tmp_path, name, content):
     content = content if isinstance(content, bytes) else content.encode("utf-8")
     (tmp_path / name).write_bytes(content)
-    compress(tmp_path / f"{name}.gz", content)
-    for file in (name, f"{name}.gz"):
+    compressed = f"{name}.GZ" if name.isupper() else f"{name}.gz"
+    compress(tmp_path / compressed, content)
+    for file in (name, compressed):
         process = run_here(table.main, "--table_file", file, "--save_dir", f"{file}.out", "--splits", 1, cwd=tmp_path)
         assert process.returncode == 0, process.stderr
     for output in ("train.txt", "label.txt"):
-        assert read_lines(tmp_path / f"{name}.out" / output) == read_lines(tmp_path / f"{name}.gz.out" / output)
+        assert read_lines(tmp_path / f"{name}.out" / output) == read_lines(tmp_path / f"{compressed}.out" / output)
     assert sorted(read_lines(tmp_path / f"{name}.out/train.txt")) == sorted("\t".join(row) for row in ROWS)
     if name == "a.jsonl":
-        process = run_here(doccano.main, "--doccano_file", f"{name}.gz", "--save_dir", "doccano", "--splits", 1, cwd=tmp_path)
+        process = run_here(doccano.main, "--doccano_file", compressed, "--save_dir", "doccano", "--splits", 1, cwd=tmp_path)
         assert process.returncode == 0 and len(read_lines(tmp_path / "doccano/train.txt")) == len(ROWS), process.stderr
 
 
@@ -186,7 +188,8 @@ def test_a_parquet_table_gives_what_csv_gives(tmp_path):
         assert process.returncode == 0, process.stderr
         for output in ("train.txt", "label.txt"):
             assert read_lines(tmp_path / f"{file}.out" / output) == read_lines(tmp_path / "a.csv.out" / output)
-    numbers = {"1": pyarrow.array([decimal.Decimal("10.00"), None, decimal.Decimal("0.50"), None]), "2": [10.0, math.nan, 0.5, None],
+    numbers = {"1": pyarrow.array([decimal.Decimal("10.00"), None, decimal.Decimal("0.50"), None]),
+               "2": [10.0, math.nan, 0.5, None],
                "3": pyarrow.array([["10"], [], ["0.5"], None], pyarrow.large_list(pyarrow.large_string()))}
     for name, label in numbers.items():
         write_parquet(tmp_path / f"{name}.parquet", {"text": texts, "label": label, "key": [b"a"] * 4})

@@ -18,7 +18,7 @@ from typing import BinaryIO, Callable, NamedTuple, Optional
 import openpyxl
 
 from textcls.common.errors import Problems, UserError, check_name
-from textcls.common.outputs import GZIP
+from textcls.common.outputs import GZIP, is_gzip
 from textcls.common.texts import BREAKS
 from textcls.data.encodings import bom_encoding, guess_encoding
 from textcls.data.files import open_input, read_lines, sound_gzip
@@ -116,7 +116,7 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
         raise UserError(f"{path}: no table by its name, expected one that ends in {', '.join(ENDINGS)}")
     if start.startswith(b"PK\3\4") and not is_workbook:
         raise UserError(f"{path}: an Excel workbook by its content, expected its name to end in .xlsx")
-    if str(path).endswith(GZIP) and (is_workbook or ending == PARQUET):
+    if is_gzip(path) and (is_workbook or ending == PARQUET):
         raise UserError(f"{path}: a {ending} file inside, expected a text file that ends in {GZIP}, or that file as it is")
     if sheet and not is_workbook:
         raise UserError(f"--sheet {sheet}: {path} has no sheets, expected a workbook (.xlsx)")
@@ -125,7 +125,7 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
 
 def plain_ending(path: str) -> str:
     """Return the ending of a file's name in lower case, before .gz if it ends in that."""
-    return Path(str(path).removesuffix(GZIP)).suffix.lower()
+    return Path(str(path)[:-len(GZIP)] if is_gzip(path) else path).suffix.lower()
 
 
 def find_utf8(path: str) -> Callable[[], BinaryIO]:
