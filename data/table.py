@@ -82,6 +82,8 @@ def read_rows(table, text_column, label_column, only_order, problems):
     tidied = 0
     for place, cells in table.rows:
         text, label = shown(cells.get(text_column)), shown(cells.get(label_column))
+        if isinstance(label, list) and len(label) == 1 and isinstance(label[0], str):
+            label = label[0]
         if isinstance(label, str):
             tidy = BREAKS.sub(" ", label).strip()
             tidied += tidy != label

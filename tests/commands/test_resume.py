@@ -18,6 +18,7 @@ from pyarrow import parquet
 import predict
 from helpers import ROOT, assert_user_error, load_script, read_lines, run_here, write_lines
 from textcls.runtime import predictions
+from textcls.runtime.converted import converted_path
 
 infer = load_script("deploy/predictor", "infer")
 TEXTS = [line.split("\t")[0] for line in read_lines(ROOT / "data/train.txt")]
@@ -122,6 +123,10 @@ def test_another_input_model_or_option_is_refused(begun):
 def test_all_parts_whole_need_no_model_and_lost_records_begin_anew(begun, monkeypatch):
     folder, output = begun.folder / "out.csv.parts", begun.folder / "out.csv"
     copy = shutil.copytree(folder, begun.folder / "copy")
+    (begun.folder / "float32.onnx").touch()
+    for dtype in ("int8", "fp16"):  # of another run, and no part of the model
+        shutil.copy(begun.folder / "float32.onnx", begun.model / os.path.basename(
+            converted_path(str(begun.folder / "float32.onnx"), dtype)))
     with monkeypatch.context() as patch:
         patch.setattr(predict, "predict_known", None)  # would be called for the first text
         process = begun("--resume")

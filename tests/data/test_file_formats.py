@@ -1,6 +1,8 @@
 """Compressed and Parquet files: read and written like text files, and refused where they are damaged."""
 
+import decimal
 import gzip
+import math
 import os
 import re
 import sys
@@ -72,19 +74,21 @@ def test_compressed_output_is_whole_and_the_same_each_time(tmp_path):
     ("a.csv", "问题,类别\n" + "".join(f"{text},{label}\n" for text, label in ROWS)),
     ("a.tsv", ("问题\t类别\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS)).encode("gb18030")),
     ("a.jsonl", "".join(f'{{"text": "{text}", "label": "{label}"}}\n' for text, label in ROWS)),
+    ("A.CSV", "文本,标签\n" + "".join(f"{text},{label}\n" for text, label in ROWS)),
 ])
 def test_compressed_tables_give_what_plain_ones_give(tmp_path, name, content):
     content = content if isinstance(content, bytes) else content.encode("utf-8")
     (tmp_path / name).write_bytes(content)
-    compress(tmp_path / f"{name}.gz", content)
-    for file in (name, f"{name}.gz"):
+    compressed = f"{name}.GZ" if name.isupper() else f"{name}.gz"
+    compress(tmp_path / compressed, content)
+    for file in (name, compressed):
         process = run_here(table.main, "--table_file", file, "--save_dir", f"{file}.out", "--splits", 1, cwd=tmp_path)
         assert process.returncode == 0, process.stderr
     for output in ("train.txt", "label.txt"):
-        assert read_lines(tmp_path / f"{name}.out" / output) == read_lines(tmp_path / f"{name}.gz.out" / output)
+        assert read_lines(tmp_path / f"{name}.out" / output) == read_lines(tmp_path / f"{compressed}.out" / output)
     assert sorted(read_lines(tmp_path / f"{name}.out/train.txt")) == sorted("\t".join(row) for row in ROWS)
     if name == "a.jsonl":
-        process = run_here(doccano.main, "--doccano_file", f"{name}.gz", "--save_dir", "doccano", "--splits", 1, cwd=tmp_path)
+        process = run_here(doccano.main, "--doccano_file", compressed, "--save_dir", "doccano", "--splits", 1, cwd=tmp_path)
         assert process.returncode == 0 and len(read_lines(tmp_path / "doccano/train.txt")) == len(ROWS), process.stderr
 
 
@@ -126,6 +130,7 @@ def test_unsound_rows_of_a_parquet_file_are_all_reported(tmp_path):
 @pytest.mark.parametrize("columns, text_column, message", [
     ({"text": ["a"]}, "txet", "--text_column: {} has no column 'txet' (did you mean 'text'?), expected one of 'text'"),
     ({"text": [1], "b": ["a"]}, "text", "--text_column: column 'text' of {} is int64, expected a column of strings"),
+    ({"text": [b"a"], "label": ["a"]}, None, "--text_column: column 'text' of {} is binary, expected a column of strings"),
     ({"a": ["a"], "b": ["a"]}, None, "{}: 2 columns of strings, none of them called 'text', expected --text_column; the columns"),
     ({"a": [1]}, None, "{}: 0 columns of strings, none of them called 'text'"),
     (None, None, "{}: damaged, or no Parquet file"),
@@ -183,6 +188,14 @@ def test_a_parquet_table_gives_what_csv_gives(tmp_path):
         assert process.returncode == 0, process.stderr
         for output in ("train.txt", "label.txt"):
             assert read_lines(tmp_path / f"{file}.out" / output) == read_lines(tmp_path / "a.csv.out" / output)
+    numbers = {"1": pyarrow.array([decimal.Decimal("10.00"), None, decimal.Decimal("0.50"), None]),
+               "2": [10.0, math.nan, 0.5, None],
+               "3": pyarrow.array([["10"], [], ["0.5"], None], pyarrow.large_list(pyarrow.large_string()))}
+    for name, label in numbers.items():
+        write_parquet(tmp_path / f"{name}.parquet", {"text": texts, "label": label, "key": [b"a"] * 4})
+        process = run_here(table.main, "--table_file", f"{name}.parquet", "--save_dir", name, "--splits", 1, cwd=tmp_path)
+        assert process.returncode == 0 and "left out: 'key' (binary)" in process.stdout, process.stderr
+        assert sorted(read_lines(tmp_path / name / "train.txt")) == sorted([f"{texts[0]}\t10", f"{texts[2]}\t0.5"])
     write_parquet(tmp_path / "bad.parquet", {"text": ["好", None, " "], "label": [1.0, 2.5, 3.0]})
     process = run_here(table.main, "--table_file", "bad.parquet", "--save_dir", "bad", cwd=tmp_path)
     assert_user_error(process, "bad.parquet:2: text: empty or blank", "bad.parquet:3: text: empty or blank", "2 problems found")

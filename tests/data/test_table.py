@@ -305,7 +305,7 @@ def test_workbooks_that_cannot_be_read(table):
 
 
 def test_jsonl(table):
-    rows = [{"question": "甲", "kind": "a", "id": 1}, {"question": 7, "kind": ["b"]}, {"question": "无", "kind": None},
+    rows = [{"question": "甲", "kind": "a", "id": 1}, {"question": 7, "kind": [" b"]}, {"question": "无", "kind": None},
             {"question": "缺"}, {"question": "多", "kind": ["a", "b"]}, {"question": "丙", "kind": 1.0}]
     content = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode("gb18030")
     process = table("a.jsonl", content, "--label_column", "kind")

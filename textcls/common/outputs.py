@@ -118,6 +118,11 @@ def locked_folder(folder: str) -> Iterator[None]:
             os.close(handle)
 
 
+def is_gzip(path: str) -> bool:
+    """Tell a compressed file by its name."""
+    return str(path).lower().endswith(GZIP)
+
+
 def is_stream(path: str) -> bool:
     """Return True for a pipe or device, which can be neither replaced nor read twice."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
@@ -148,7 +153,7 @@ def complete_file(path: str, mode: str = "w", newline: Optional[str] = None) -> 
     try:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            output = open_part(part, path.endswith(GZIP), mode, newline)
+            output = open_part(part, is_gzip(path), mode, newline)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}), expected a writable folder") from None
         with named_in_errors(path), output:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Optional
 import numpy as np
 
 from textcls.common.errors import MAX_REPORTED, Problems, UserError, did_you_mean
-from textcls.common.outputs import GZIP, complete_file
+from textcls.common.outputs import GZIP, complete_file, is_gzip
 from textcls.common.stored_texts import StoredTexts, store_texts
 from textcls.common.texts import LABEL, LINE, NUL, TEXT, tidy_text
 from textcls.data.encodings import bom_encoding, guess_encoding
@@ -26,7 +26,7 @@ SAMPLE = 1 << 16  # bytes of a file whose encoding is guessed
 
 def open_input(path: str) -> BinaryIO:
     """Open a file as a binary stream, decompressed where its name ends in .gz; to be read within `sound_gzip`."""
-    return io.BufferedReader(gzip.open(path)) if str(path).endswith(GZIP) else open(path, "rb")
+    return io.BufferedReader(gzip.open(path)) if is_gzip(path) else open(path, "rb")
 
 
 @contextlib.contextmanager

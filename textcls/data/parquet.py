@@ -72,7 +72,8 @@ def is_plain(kind: "DataType") -> bool:
     """Tell whether a column of this type holds strings, numbers, dates, truth values, or lists of strings."""
     from pyarrow import types
 
-    return is_string(kind) or types.is_primitive(kind) or (types.is_list(kind) and is_string(kind.value_type))
+    is_list = types.is_list(kind) or types.is_large_list(kind)
+    return is_string(kind) or types.is_primitive(kind) or types.is_decimal(kind) or (is_list and is_string(kind.value_type))
 
 
 def check_once(path: str, names: Sequence[str], name: str) -> None:
@@ -88,7 +89,8 @@ def find_column(path: str, schema: "Schema", option: str, name: Optional[str], u
     """
     if name is None:
         strings = [field.name for field in schema if is_string(field.type) and field.name != taken]
-        name = usual if usual in strings else strings[0] if len(strings) == 1 else None
+        # one of the usual name that holds no strings is refused below: another column would not be what was meant
+        name = usual if usual in schema.names and usual != taken else strings[0] if len(strings) == 1 else None
         if name is None:
             raise UserError(f"{path}: {len(strings)} columns of strings, none of them called {usual!r}, expected {option}; the "
                             f"columns are {', '.join(map(repr, schema.names))}")
@@ -165,10 +167,13 @@ def values_of(column: "Array") -> list[Any]:
 
 def read_objects(path: str) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
     """Return (names of the plain columns, the rows: number from 1, {name: value}); NOT_UTF8 is the value of a
-    string that is none.
+    string that is none. Prints which columns are left out.
     """
     with open_parquet(path) as file:
         names = [field.name for field in file.schema_arrow if is_plain(field.type)]
+        others = [f"{field.name!r} ({field.type})" for field in file.schema_arrow if not is_plain(field.type)]
+    if others:
+        print(f"{path}: columns that hold neither strings, numbers nor dates, left out: {', '.join(others)}")
     rows = (dict(zip(batch.schema.names, values)) for batch in read_batches(path, names, BATCH)
             for values in zip(*map(values_of, batch.columns)))
     return names, enumerate(rows, 1)

@@ -4,19 +4,21 @@ import codecs
 import csv
 import io
 import itertools
+import math
 import os
 import re
 import sys
 import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, Callable, NamedTuple, Optional
 
 import openpyxl
 
 from textcls.common.errors import Problems, UserError, check_name
-from textcls.common.outputs import GZIP
+from textcls.common.outputs import GZIP, is_gzip
 from textcls.common.texts import BREAKS
 from textcls.data.encodings import bom_encoding, guess_encoding
 from textcls.data.files import open_input, read_lines, sound_gzip
@@ -79,7 +81,7 @@ def find_header(path: str, rows: Iterator[tuple[Place, Sequence]], known: Collec
 
 
 def shown(value: object) -> object:
-    """Return a cell as text, nearly as Excel shows it: 1 for 1.0, 2024-05-01 for a date, TRUE, no text for an empty cell.
+    """Return a cell as text, nearly as Excel shows it: 1 for 1.0, 2024-05-01 for a date, TRUE, no text for an empty cell or NaN.
 
     Lists and objects from JSON stay as they are: check_row judges them; only JSON-MIN's several choices become a list.
     """
@@ -88,7 +90,9 @@ def shown(value: object) -> object:
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, float):
-        return f"{value:.15g}"
+        return "" if math.isnan(value) else f"{value:.15g}"
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}"
     return "" if value is None else re.sub(" 00:00:00$", "", str(value))
 
 
@@ -112,7 +116,7 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
         raise UserError(f"{path}: no table by its name, expected one that ends in {', '.join(ENDINGS)}")
     if start.startswith(b"PK\3\4") and not is_workbook:
         raise UserError(f"{path}: an Excel workbook by its content, expected its name to end in .xlsx")
-    if str(path).endswith(GZIP) and (is_workbook or ending == PARQUET):
+    if is_gzip(path) and (is_workbook or ending == PARQUET):
         raise UserError(f"{path}: a {ending} file inside, expected a text file that ends in {GZIP}, or that file as it is")
     if sheet and not is_workbook:
         raise UserError(f"--sheet {sheet}: {path} has no sheets, expected a workbook (.xlsx)")
@@ -121,7 +125,7 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
 
 def plain_ending(path: str) -> str:
     """Return the ending of a file's name in lower case, before .gz if it ends in that."""
-    return Path(str(path).removesuffix(GZIP)).suffix.lower()
+    return Path(str(path)[:-len(GZIP)] if is_gzip(path) else path).suffix.lower()
 
 
 def find_utf8(path: str) -> Callable[[], BinaryIO]:

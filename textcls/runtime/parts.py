@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from textcls.common.outputs import complete_file, lock_folder, named_in_errors
 from textcls.data.files import read_json
 
 RUN, SUMS = "run.json", "SHA256SUMS"
+CONVERTED = re.compile(r".+\.[a-z]+[0-9]+-v[0-9]+-[0-9a-f]{12}\.onnx")  # of converted_path in textcls/runtime/converted.py
 # options that say where something is, which its content tells better, or how far the work has got
 PLACES = ("dataset_dir", "data_file", "label_file", "output_file", "params_path", "model_path_prefix", "index_dir", "resume")
 
@@ -37,10 +39,13 @@ def describe_run(args: argparse.Namespace, path: str, models: Sequence[str]) -> 
 
 
 def hash_files(folder: str) -> str:
-    """Return 16 digits that tell the files in a folder, but for hidden ones, from others; what is no folder stands for itself."""
+    """Return 16 digits that tell the files in a folder from others; what is no folder stands for itself. Hidden files do not
+    count, nor do converted models, which come of the others and are written by any run that wants one.
+    """
     if not os.path.isdir(folder):
         return folder
-    names = [name for name in sorted(os.listdir(folder)) if name[0] != "." and os.path.isfile(os.path.join(folder, name))]
+    names = [name for name in sorted(os.listdir(folder))
+             if name[0] != "." and not CONVERTED.fullmatch(name) and os.path.isfile(os.path.join(folder, name))]
     lines = "".join(f"{sha256(os.path.join(folder, name))}  {name}\n" for name in names)
     return content_id(lines.encode("utf-8", "surrogateescape"))
 

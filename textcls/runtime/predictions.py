@@ -17,7 +17,7 @@ from textcls.common.errors import Problems, UserError
 from textcls.common.known import HOW_TO_FIT
 from textcls.common.log import Progress, get_logger, progress_bar
 from textcls.common.options import add_column_options, positive_int, probability, probability_or_auto
-from textcls.common.outputs import check_output, check_output_folder, complete_file, is_stream
+from textcls.common.outputs import GZIP, check_output, check_output_folder, complete_file, is_stream
 from textcls.common.probabilities import DECIMALS, UNDECIDED, is_decided, top_labels
 from textcls.data.files import read_texts
 from textcls.data.parquet import Rows, check_columns, check_pyarrow, column_names, find_text_column, is_parquet, new_parquet
@@ -26,6 +26,7 @@ from textcls.runtime.workbook import Sheet, check_row_count, check_workbook, new
 
 # texts and characters of a file in memory at a time; batches by length are formed within a chunk
 CHUNK, CHUNK_CHARACTERS = 8192, 1 << 23
+TABLES = (".csv", ".json", ".jsonl")  # how the names of text files end that hold more than a text per line
 Row = Any  # of jsonl a dict; else a list of str, in which xlsx and parquet have their numbers as float
 RowsOf = Callable[[list[str], Optional[Progress]], Iterable[Row]]
 LINE_BREAKS = re.compile("\r*[\n\t][\r\n\t]*")  # in texts of Parquet files; txt and tsv have a blank instead
@@ -99,6 +100,9 @@ def check_files(args: argparse.Namespace, inputs: list[str]) -> Optional[int]:
     Returns the number of texts; None of standard input, where it is not known. UserError.
     """
     check_columns(args, [input_path(args)])
+    if args.data_file.lower().removesuffix(GZIP).endswith(TABLES):
+        get_logger().warning(f"{input_path(args)}: each of its lines is taken for a text, a header and other columns with it; "
+                             "expected a .parquet file where one column is meant.")
     if args.output_file not in (None, "-"):
         check_output(args.output_file, [input_path(args), *inputs], args.dataset_dir)
     if args.output_format == "xlsx":
