@@ -104,6 +104,7 @@ def test_what_counts_of_several_decisions():
     assert outcome(*last_word, entry(4, "label", "eve", after="A")) == ("conflict", None)
     assert outcome(first, entry(2, "drop", "bob", after=None)) == ("conflict", None)
     assert outcome(first, entry(2, "skip", "bob", after=None)) == ("decided", "A")
+    assert outcome(first, {**second, "who": "bob"}, entry(3, "skip", "bob", after=None)) == ("conflict", None)  # takes none back
     renamed = {"id": 2, "time": "", "action": "rename_label", "who": "bob", "before": "A", "after": "C"}
     assert outcome(first, renamed) == ("decided", "C")
     assert outcome(first, entry(2, "undo", "bob")) == ("decided", "A")  # nobody undoes what others did
@@ -183,6 +184,8 @@ def test_two_persons_disagree_and_one_settles_it(shared):
     assert f"analysis/review.py --dataset_dir {folder} --journal {copy} --params_path checkpoint_reviewed\n" in process.stderr
     status, answer = server.ask("decide", key=dropped["key"], action="keep", seen=0)
     assert (status, answer["stale"]) == (409, True)  # amy has decided on it: an older window cannot overwrite that
+    for _ in range(2):  # putting it off takes no decision back
+        assert server.decide(server.card("bob", "people"), "skip", "bob", kind="people")["people"] == 1
     card = server.card("eve", "people")
     assert card["key"] == dropped["key"] and dict(card["votes"]) == {"amy": LABELS[card["label"]], "bob": None}
     answer = server.decide(card, who="eve", action="label", label=1, final=True)
