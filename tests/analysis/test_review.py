@@ -316,6 +316,10 @@ def test_labelling_from_nothing(tmp_path):
         server.kill()
     reviewed = dict(line.split("\t") for line in read_lines(folder / "train_reviewed.txt"))
     assert len(reviewed) == 50 and all(truth[text] == label for text, label in reviewed.items())
+    assert (folder / "data_reviewed.txt").exists()
+    write_lines(folder / "data.txt", reviewed)  # all that is left has a label
+    process = run_here(review.main, "--dataset_dir", folder, "--apply", "--overwrite")
+    assert process.returncode == 0 and not (folder / "data_reviewed.txt").exists(), process.stderr
 
 
 def test_refusals_at_the_start(tmp_path):
