@@ -259,7 +259,10 @@ def test_apply_renamed_labels_changed_files_and_export(start, tmp_path):
     status, refused = server.ask("apply")
     assert status == 409 and "there from before" in refused["error"]
     assert server.ask("apply", overwrite=True)[0] == 200
-    # another program changes a file underneath; then it is deleted
+    # another program moves or changes a file underneath; then it is deleted
+    (folder / "dev.txt").rename(folder / "moved.txt")
+    assert "dev.txt: file not found, and it was there when" in server.ask("apply", overwrite=True)[1]["error"]
+    (folder / "moved.txt").rename(folder / "dev.txt")
     write_lines(folder / "train.txt", [line for line in old if not line.startswith(first["text"] + "\t")])
     assert server.ask("card")[1]["changed_files"] == [str(folder / "train.txt")]
     assert server.ask("apply", overwrite=True)[1]["unmatched"] == 1
