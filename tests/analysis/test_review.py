@@ -237,7 +237,8 @@ def test_apply_renamed_labels_changed_files_and_export(start, tmp_path):
     second = server.card(kind="duplicates")
     server.decide(second, "drop")
     unlabelled = server.card(kind="data")
-    assert server.ask("label", name="新的 标签")[0] == 200
+    added = server.ask("label", name="新的 标签")[1]["labels"][-1]
+    assert added == {"name": "新的 标签", "pinyin": "xindebiaoqian", "initials": "xdbq"}
     server.decide(unlabelled, "label", label=len(LABELS))
     for name in ("其它", "其他"):  # there and back
         assert server.ask("label", name=name, label=LABELS.index("其他"))[0] == 200

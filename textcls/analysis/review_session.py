@@ -253,11 +253,13 @@ def stamp(path: str) -> Optional[tuple[int, int]]:
 
 
 def describe_label(name: str) -> dict[str, str]:
-    """Return a label's name with what finds it: its pinyin and the initials of that, lower case."""
+    """Return a label's name with what finds it: its pinyin and the initials of that, lower case, letters and digits only."""
     from pypinyin import Style, lazy_pinyin
 
-    return {"name": name, "pinyin": "".join(lazy_pinyin(name)).lower(),
-            "initials": "".join(lazy_pinyin(name, style=Style.FIRST_LETTER)).lower()}
+    def join(parts: list[str]) -> str:
+        return "".join(filter(str.isalnum, "".join(parts).lower()))
+
+    return {"name": name, "pinyin": join(lazy_pinyin(name)), "initials": join(lazy_pinyin(name, style=Style.FIRST_LETTER))}
 
 
 def draw_texts(data: dict[str, Rows]) -> list[str]:
