@@ -72,9 +72,10 @@ def read_rows(args):
     labels = read_labels(os.path.join(args.source_dir, "label.txt"), problems)
     train, test = (read_labelled(os.path.join(args.source_dir, name), labels, problems) for name in FILES[:2])
     problems.report()
-    num_rows = len(train[0]) - (round(args.held_out * len(train[0])) if args.held_out else 0)
-    if not test[0] or num_rows <= args.max_rows:
-        raise UserError(f"{args.source_dir}/train.txt: {num_rows} rows to label, {len(test[0])} in dev.txt, expected more than "
+    held_out = round((args.held_out or 0) * len(train[0]))
+    num_rows, num_tests = len(train[0]) - held_out, held_out if args.held_out else len(test[0])
+    if not num_tests or num_rows <= args.max_rows:
+        raise UserError(f"{args.source_dir}/train.txt: {num_rows} rows to label, {num_tests} to test with, expected more than "
                         f"--max_rows ({args.max_rows}) and at least one")
     return train, test, labels
 

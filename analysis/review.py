@@ -49,7 +49,8 @@ def parse_arguments():
     parser.add_argument("--port", type=int, default=8190, help="of 127.0.0.1; 0: any free one")
     parser.add_argument("--open_browser", action="store_true", help="open the page in this machine's browser")
     parser.add_argument("--apply", action="store_true", help="write the decisions into new files, and end")
-    parser.add_argument("--overwrite", action="store_true", help="with --apply: replace such files from before")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="with --apply: replace such files from before, and remove those of which no row is left")
     parser.add_argument("--export", choices=["doccano", "label_studio"], help="write all rows as decided for this tool, and end")
     parser.add_argument("--export_file", help="where they go; None: reviewed.jsonl, reviewed.json")
     args = parser.parse_args()

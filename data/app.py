@@ -94,9 +94,9 @@ def open_record(args):
     if record is None and any(not name.startswith(".") for name in os.listdir(args.output_dir)):
         raise UserError(f"{args.output_dir}: holds files that are not of such a run, expected another --output_dir (make: OUT=), "
                         "new or empty")
-    if not any(os.path.exists(list_places(args)[name]) for name in ("model", "export")):
+    if not any(os.path.exists(path) for name, path in list_places(args).items() if name not in ("data", "logs")):
         return {"inputs": inputs}  # what there is of earlier is made anew in a second, of other inputs, too
-    changed = [name for name in inputs if record["inputs"].get(name) != inputs[name]]
+    changed = [name for name in inputs if record.get("inputs", {}).get(name) != inputs[name]]
     if changed:
         raise UserError(f"{args.output_dir}: was made with another {', '.join(changed)}, expected the same, another "
                         "--output_dir (make: OUT=), or this folder removed to make it anew")

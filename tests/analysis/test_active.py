@@ -75,7 +75,8 @@ def test_a_diverse_batch_has_unlike_rows_and_random_ones():
 
 def test_wrong_input_is_one_line(tiny_data, encoder, tmp_path):
     words = ["--source_dir", tiny_data, "--encoder", encoder, "--output_dir", tmp_path / "out", "--device", "cpu"]
-    for more, message in (([], "220 rows to label, 55 in dev.txt, expected more than --max_rows (3000)"),
+    for more, message in (([], "220 rows to label, 55 to test with, expected more than --max_rows (3000)"),
+                          (["--max_rows", 200, "--held_out", 0.001], "220 rows to label, 0 to test with, expected"),
                           (["--first_rows", 50, "--max_rows", 40], "--max_rows 40: expected --first_rows (50) or more"),
                           (["--strength", "nan"], "--strength nan: expected a number above 0"),
                           (["--figure", "curve.jpg"], "--figure curve.jpg: expected a name that ends with .png or .svg"),

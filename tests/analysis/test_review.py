@@ -104,6 +104,7 @@ def test_what_counts_of_several_decisions():
     assert outcome(*last_word, entry(4, "label", "eve", after="A")) == ("conflict", None)
     assert outcome(first, entry(2, "drop", "bob", after=None)) == ("conflict", None)
     assert outcome(first, entry(2, "skip", "bob", after=None)) == ("decided", "A")
+    assert outcome(first, {**second, "who": "bob"}, entry(3, "skip", "bob", after=None)) == ("conflict", None)  # takes none back
     renamed = {"id": 2, "time": "", "action": "rename_label", "who": "bob", "before": "A", "after": "C"}
     assert outcome(first, renamed) == ("decided", "C")
     assert outcome(first, entry(2, "undo", "bob")) == ("decided", "A")  # nobody undoes what others did
@@ -183,6 +184,8 @@ def test_two_persons_disagree_and_one_settles_it(shared):
     assert f"analysis/review.py --dataset_dir {folder} --journal {copy} --params_path checkpoint_reviewed\n" in process.stderr
     status, answer = server.ask("decide", key=dropped["key"], action="keep", seen=0)
     assert (status, answer["stale"]) == (409, True)  # amy has decided on it: an older window cannot overwrite that
+    for _ in range(2):  # putting it off takes no decision back
+        assert server.decide(server.card("bob", "people"), "skip", "bob", kind="people")["people"] == 1
     card = server.card("eve", "people")
     assert card["key"] == dropped["key"] and dict(card["votes"]) == {"amy": LABELS[card["label"]], "bob": None}
     answer = server.decide(card, who="eve", action="label", label=1, final=True)
@@ -234,7 +237,8 @@ def test_apply_renamed_labels_changed_files_and_export(start, tmp_path):
     second = server.card(kind="duplicates")
     server.decide(second, "drop")
     unlabelled = server.card(kind="data")
-    assert server.ask("label", name="新的 标签")[0] == 200
+    added = server.ask("label", name="新的 标签")[1]["labels"][-1]
+    assert added == {"name": "新的 标签", "pinyin": "xindebiaoqian", "initials": "xdbq"}
     server.decide(unlabelled, "label", label=len(LABELS))
     for name in ("其它", "其他"):  # there and back
         assert server.ask("label", name=name, label=LABELS.index("其他"))[0] == 200
@@ -256,7 +260,10 @@ def test_apply_renamed_labels_changed_files_and_export(start, tmp_path):
     status, refused = server.ask("apply")
     assert status == 409 and "there from before" in refused["error"]
     assert server.ask("apply", overwrite=True)[0] == 200
-    # another program changes a file underneath; then it is deleted
+    # another program moves or changes a file underneath; then it is deleted
+    (folder / "dev.txt").rename(folder / "moved.txt")
+    assert "dev.txt: file not found, and it was there when" in server.ask("apply", overwrite=True)[1]["error"]
+    (folder / "moved.txt").rename(folder / "dev.txt")
     write_lines(folder / "train.txt", [line for line in old if not line.startswith(first["text"] + "\t")])
     assert server.ask("card")[1]["changed_files"] == [str(folder / "train.txt")]
     assert server.ask("apply", overwrite=True)[1]["unmatched"] == 1
@@ -313,6 +320,10 @@ def test_labelling_from_nothing(tmp_path):
         server.kill()
     reviewed = dict(line.split("\t") for line in read_lines(folder / "train_reviewed.txt"))
     assert len(reviewed) == 50 and all(truth[text] == label for text, label in reviewed.items())
+    assert (folder / "data_reviewed.txt").exists()
+    write_lines(folder / "data.txt", reviewed)  # all that is left has a label
+    process = run_here(review.main, "--dataset_dir", folder, "--apply", "--overwrite")
+    assert process.returncode == 0 and not (folder / "data_reviewed.txt").exists(), process.stderr
 
 
 def test_refusals_at_the_start(tmp_path):

@@ -1,5 +1,6 @@
 """The data files of a review: read, decided rows put into new ones, exported. Needs no Paddle."""
 
+import contextlib
 import json
 import os
 import re
@@ -51,7 +52,7 @@ class Card(NamedTuple):
 class Applied(NamedTuple):
     """What applying the decisions writes."""
 
-    outputs: dict[str, list[str]]  # file name -> lines
+    outputs: dict[str, list[str]]  # file name -> lines; none: no such file is to be there
     changed: int  # texts with another label than before
     dropped: int
     labelled: int  # texts of data.txt
@@ -182,7 +183,7 @@ def apply_decisions(args: Namespace, labels: list[str], data: dict[str, Rows], d
     changes += [(entry["role"], "", entry["text"], entry.get("before") or "", entry.get("after") or "", entry["who"],
                  entry["time"], "not found") for entry in unmatched]
     outputs = {reviewed_name(args.label_file): label_lines(args, labels, decisions)}
-    outputs.update((reviewed_name(getattr(args, f"{role}_file")), lines) for role, lines in rows.items() if lines)
+    outputs.update((reviewed_name(getattr(args, f"{role}_file")), lines) for role, lines in rows.items())
     outputs[CHANGES] = ["\t".join(row) for row in (CHANGES_HEADER, *changes)]
     return Applied(outputs, **counts, unmatched=len(unmatched))
 
@@ -197,15 +198,20 @@ def label_lines(args: Namespace, labels: list[str], decisions: Decisions) -> lis
 
 
 def write_applied(args: Namespace, applied: Applied, overwrite: bool) -> list[str]:
-    """Write the new files and return their paths. UserError where some are there and may not be replaced."""
-    paths = [os.path.join(args.dataset_dir, name) for name in applied.outputs]
-    there = [path for path in paths if os.path.lexists(path)]
+    """Write the new files and return their paths; a file from before of which no row is left is removed. UserError where some
+    are there and may not be replaced."""
+    paths = {name: os.path.join(args.dataset_dir, name) for name in applied.outputs}
+    there = [path for path in paths.values() if os.path.lexists(path)]
     if there and not overwrite:
         raise UserError(f"{', '.join(there)}: there from before, expected --overwrite, or these files moved away")
-    for path in paths:
+    for path in paths.values():
         check_output(path, [data_path(args, role) for role in ROLES] + [args.journal], args.dataset_dir)
-    write_files(args.dataset_dir, applied.outputs)
-    return paths
+    written = {name: lines for name, lines in applied.outputs.items() if lines}
+    write_files(args.dataset_dir, written)
+    for name in applied.outputs.keys() - written.keys():
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(paths[name])
+    return [paths[name] for name in written]
 
 
 def same_options(args: Namespace) -> list[str]:
@@ -220,7 +226,7 @@ def same_options(args: Namespace) -> list[str]:
 def next_commands(args: Namespace, applied: Applied) -> list[list[str]]:
     """Return the commands to train again and to compare, as lists of words; without a dev file, to split the rows first."""
     names = {role: reviewed_name(getattr(args, f"{role}_file")) for role in (*ROLES, "label")}
-    if names["dev"] not in applied.outputs:
+    if not applied.outputs.get(names["dev"]):
         return [["python", "analysis/review.py", *same_options(args), "--export", "doccano", "--export_file", "reviewed.jsonl"],
                 ["python", "data/doccano.py", "--doccano_file", "reviewed.jsonl", "--save_dir", "reviewed_data",
                  "--splits", "0.9", "0.1"],

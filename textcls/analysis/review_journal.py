@@ -204,13 +204,19 @@ class Decisions:
         """Return the latest decision of each person on a card, skipping included."""
         return {who: stack[-1] for who, stack in self.stacks.get(key, {}).items() if stack}
 
+    def votes(self, key: str) -> dict[str, Decision]:
+        """Return the latest decision of each person on a card. Skipping it after that, where persons differ, takes none back."""
+        deciding = {who: [decision for decision in stack if decision.action in DECIDING]
+                    for who, stack in self.stacks.get(key, {}).items()}
+        return {who: own[-1] for who, own in deciding.items() if own}
+
     def outcome(self, key: str) -> Outcome:
         """Return (open, decided or conflict; the decision that counts, None while there is none)."""
         return self.outcomes.get(key, ("open", None))
 
     def judge(self, key: str) -> Outcome:
         """Find the outcome of a card from what persons decided."""
-        deciding = [decision for decision in self.of(key).values() if decision.action in DECIDING]
+        deciding = list(self.votes(key).values())
         if not deciding:
             return "open", None
         last_word = max((decision.number for decision in deciding if decision.is_final), default=0)
@@ -224,8 +230,8 @@ class Decisions:
         return self.done[who][-1] if self.done.get(who) else None
 
     def count(self, who: str) -> int:
-        """Return on how many cards a person's latest action decides."""
-        return sum(self.stacks[key][who][-1].action in DECIDING for key in set(self.done.get(who, ())) if self.stacks[key][who])
+        """Return on how many cards a person has decided."""
+        return sum(any(decision.action in DECIDING for decision in self.stacks[key][who]) for key in set(self.done.get(who, ())))
 
     def texts(self) -> dict[str, Entry]:
         """Return the entry that decides, or leaves undecided, of each card that somebody acted on."""

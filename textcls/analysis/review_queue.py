@@ -90,7 +90,11 @@ class Queue:
     def next_card(self, who: str, kind: str, decisions: Decisions) -> Optional[str]:
         """Return the next card of a kind for a person, None where none is left. kind: one of KINDS, all, people or skipped."""
         if kind == "people":
-            return next((key for key in decisions.conflicts() if key in self.cards), None)
+            def put_off(key: str) -> int:  # what the person has skipped comes last
+                own = decisions.of(key).get(who)
+                return own.number if own and own.action == "skip" else 0
+
+            return min((key for key in decisions.conflicts() if key in self.cards), key=put_off, default=None)
         if kind == "skipped":
             return next(iter(self.skipped(who, decisions)), None)
         if kind in ("all", "train") and self.is_control_turn(who, decisions.count(who)):
@@ -115,7 +119,7 @@ class Queue:
             return True
         holder, since = self.leases.get(key, (who, 0.0))
         is_taken = holder != who and time.monotonic() - since < LEASE_SECONDS
-        return not is_taken and all(decision.action == "skip" for decision in latest.values())
+        return not is_taken and not decisions.votes(key)
 
     def lease(self, key: str, who: str) -> None:
         """Note that a person has a card open, and no other one."""
@@ -135,9 +139,9 @@ class Queue:
         card, row = self.cards[key], self.row_of(self.cards[key])
         candidates = self.candidates(card)
         votes: list[Vote] = []
-        for person, decision in decisions.of(key).items():
-            if decision.action != "skip" and decisions.outcome(key)[0] == "conflict":
-                votes.append((person, None if decision.label is None else decisions.names[decision.label]))
+        if decisions.outcome(key)[0] == "conflict":
+            votes = [(person, None if decision.label is None else decisions.names[decision.label])
+                     for person, decision in decisions.votes(key).items()]
         own = decisions.of(key).get(who)
         reason = {**self.reasons.get(key, {"kind": "train"})}
         if card.label is not None and candidates:

@@ -4,6 +4,7 @@ import os
 import shlex
 import threading
 from argparse import Namespace
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional
 
@@ -14,6 +15,7 @@ from textcls.analysis.review_files import (
     ROLES,
     Rows,
     apply_decisions,
+    data_path,
     find_unmatched,
     make_cards,
     next_commands,
@@ -184,7 +186,7 @@ class Review:
     def apply(self, overwrite: bool) -> dict[str, Any]:
         """Write the new files, from the data files as they are now. UserError."""
         with self.lock:
-            return apply_now(self.args, self.journal, overwrite)
+            return apply_now(self.args, self.journal, overwrite, self.data)
 
     # ---------------------------------------------------------------- learning on the side
 
@@ -251,11 +253,13 @@ def stamp(path: str) -> Optional[tuple[int, int]]:
 
 
 def describe_label(name: str) -> dict[str, str]:
-    """Return a label's name with what finds it: its pinyin and the initials of that, lower case."""
+    """Return a label's name with what finds it: its pinyin and the initials of that, lower case, letters and digits only."""
     from pypinyin import Style, lazy_pinyin
 
-    return {"name": name, "pinyin": "".join(lazy_pinyin(name)).lower(),
-            "initials": "".join(lazy_pinyin(name, style=Style.FIRST_LETTER)).lower()}
+    def join(parts: list[str]) -> str:
+        return "".join(filter(str.isalnum, "".join(parts).lower()))
+
+    return {"name": name, "pinyin": join(lazy_pinyin(name)), "initials": join(lazy_pinyin(name, style=Style.FIRST_LETTER))}
 
 
 def draw_texts(data: dict[str, Rows]) -> list[str]:
@@ -264,14 +268,18 @@ def draw_texts(data: dict[str, Rows]) -> list[str]:
     return [texts[index] for index in np.random.default_rng(SEED).permutation(len(texts))[:STOP_TEXTS]]
 
 
-def apply_now(args: Namespace, journal: Journal, overwrite: bool) -> dict[str, Any]:
-    """Apply a journal to the data files as they are now: returns paths, counts and the next commands. UserError."""
+def apply_now(args: Namespace, journal: Journal, overwrite: bool, known: Iterable[str] = ()) -> dict[str, Any]:
+    """Apply a journal to the data files as they are now: returns paths, counts and the next commands. UserError.
+
+    known: roles of files that were there at the start; without one of them the new files would not be whole.
+    """
     labels, data = read_data(args)
-    missing = [name for name in ROLES if name not in data and any(entry.get("role") == name for entry in journal.entries)]
+    reasons = dict.fromkeys(known, "it was there when review.py was started")
+    reasons.update((entry["role"], "there are decisions on its rows") for entry in journal.entries if "role" in entry)
+    missing = [role for role in ROLES if role in reasons and role not in data]
     if missing:
-        path = os.path.join(args.dataset_dir, getattr(args, f"{missing[0]}_file"))
-        raise UserError(f"{path}: file not found, and there are decisions on its rows, expected it back; the decisions are in "
-                        f"{args.journal}")
+        raise UserError(f"{data_path(args, missing[0])}: file not found, and {reasons[missing[0]]}, expected it back; the "
+                        f"decisions are in {args.journal}")
     applied = apply_decisions(args, labels, data, Decisions(labels, journal.entries))
     paths = write_applied(args, applied, overwrite)
     counts = {name: value for name, value in applied._asdict().items() if name != "outputs"}
