@@ -28,6 +28,7 @@ from textcls.retrieval.pending import DataFiles, no_changes, write_data_files
 from textcls.retrieval.retraining import NAMES, check_train_options, read_data_files, run_retrieval_script
 
 TRAINED = "trainer_state.json"  # the last file of a training
+MOST_SHOWN = 5  # labels in a message
 
 
 def parse_arguments():
@@ -71,7 +72,8 @@ def main():
                       files)
         for number, left in enumerate(parts, 1):
             folder = part_folder(args.output_dir, number)
-            get_logger().info(f"Part {number} of {len(parts)}: an encoder that knows nothing of {', '.join(left)}")
+            shown = ", ".join(left[:MOST_SHOWN]) + (", ..." if len(left) > MOST_SHOWN else "")
+            get_logger().info(f"Part {number} of {len(parts)}: an encoder that knows nothing of {len(left)} labels ({shown})")
             train_part(args, without_labels(data, left), folder)
         write_left_out(args.output_dir, parts)
     say_next("retrieval_based/build_index.py", "--params_path", "ENCODER", "--data_dir", args.data_dir, "--left_out_dir",
