@@ -34,6 +34,7 @@ from textcls.common.log import describe_seconds
 from textcls.common.options import make_parser
 from textcls.common.outputs import complete_file, locked_folder
 from textcls.data.files import read_json, read_labelled, read_labels
+from textcls.data.tables import find_ending
 from textcls.models.built_in import RETRIEVAL_MODELS
 from textcls.models.sentence_folders import MODULES
 from textcls.models.weights import HUGGING_FACE_WEIGHTS
@@ -285,6 +286,7 @@ def serve(args, record, number):
 
 def main():
     args = parse_arguments()
+    find_ending(args.table_file, None)  # refuses what is no table before anything is made
     if not args.no_serve:
         check_service(args)
     with locked_folder(args.output_dir):

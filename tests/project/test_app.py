@@ -123,7 +123,9 @@ def test_bad_tables_are_said_in_the_words_of_their_stage_and_can_be_mended(table
     assert_user_error(run_here(app.main, "--table_file", tmp_path / "one.csv", *options), "only one label")
     write_lines(tmp_path / "few.csv", ["问题,类别", "头疼怎么办,治疗", "拔牙多少钱,费用"])
     assert_user_error(run_here(app.main, "--table_file", tmp_path / "few.csv", *options), "no label has two rows")
-    assert_user_error(run_here(app.main, "--table_file", tmp_path / "none.csv", *options), "none.csv: cannot be read")
+    missing = run_here(app.main, "--table_file", tmp_path / "none.csv", "--output_dir", tmp_path / "new", "--no_serve")
+    assert_user_error(missing, "none.csv: file not found, expected a table")
+    assert not (tmp_path / "new").exists()
     (tmp_path / "out/bad_case.txt").touch()  # a result without its record
     (tmp_path / "out/app.json").write_text("{}")
     assert_user_error(run_here(app.main, "--table_file", table, *options), "out: was made with another table, ")

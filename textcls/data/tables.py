@@ -103,7 +103,8 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
     """Ending of the file's name in lower case. Raises UserError where no reader here can read the file."""
     ending = plain_ending(path)
     if not os.path.isfile(path):
-        raise UserError(f"{path}: file not found, expected a table ({', '.join(ENDINGS)})")
+        what = "is a folder" if os.path.isdir(path) else "file not found"
+        raise UserError(f"{path}: {what}, expected a table ({', '.join(ENDINGS)})")
     with sound_gzip(path), open_input(path) as file:
         start = file.read(8)
         locked = "EncryptedPackage".encode("utf-16-le") in file.read() if start == OLE_START else False
