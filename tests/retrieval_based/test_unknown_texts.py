@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from helpers import ROOT, assert_user_error, load_script, make_model, read_lines, run_here, write_lines
+from helpers import ROOT, assert_user_error, load_script, make_model, read_lines, run, run_here, write_lines
 from textcls.common.errors import UserError
 from textcls.common.known import auroc
 from textcls.retrieval.changes import add_texts
@@ -124,8 +124,9 @@ def test_encoders_are_trained_without_a_part_of_the_labels_each(encoder_export, 
     assert_user_error(run_here(leave_out.main, *options[:4], "--output_dir", ".", cwd=tmp_path), "is the working folder or above")
     (tmp_path / "left out/data").mkdir(parents=True)  # of the user's
     (tmp_path / "left out/options.json").write_text("{}", encoding="utf-8")  # of a run that failed before a part was finished
-    process = run_here(leave_out.main, *options)
+    process = run("retrieval_based/leave_out.py", *options)
     assert process.returncode == 0 and "--left_out_dir" in process.stderr, process.stderr
+    assert process.stderr.count("Next: ") == 1  # train.py says none of its own
     parts = json.loads((tmp_path / "left out/left_out.json").read_text(encoding="utf-8"))["parts"]
     assert sorted(parts[0] + parts[1]) == sorted(SUITE_LABELS)
     for number, part in enumerate(parts, 1):

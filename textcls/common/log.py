@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import shlex
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Optional, Protocol
 
 from textcls.common.errors import is_main_rank
 
+NESTED = "TEXTCLS_NESTED"  # in the environment of a script that another one runs, and goes on from
 LEAST_SILENT, MOST_SILENT = 2, 30  # seconds between two lines of progress
 
 
@@ -89,8 +91,9 @@ def leaving_out(words: str) -> Iterator[None]:
 
 
 def say_next(script: str, *options: str) -> None:
-    """Log the command that a user will want to type next."""
-    get_logger().info(f"Next: python {shlex.join([script, *options])}")
+    """Log the command that a user will want to type next, unless another script has run this one."""
+    if NESTED not in os.environ:
+        get_logger().info(f"Next: python {shlex.join([script, *options])}")
 
 
 def progress_bar(total: Optional[int], description: str, unit: str = "texts", leave: bool = False, disable: bool = False,

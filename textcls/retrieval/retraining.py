@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from textcls.common.errors import Problems, UserError
+from textcls.common.log import NESTED
 from textcls.common.outputs import complete_file
 from textcls.data.files import read_label_words, read_labelled
 from textcls.retrieval.encoder import TextEncoder, for_queries
@@ -64,7 +65,8 @@ def run_retrieval_script(script: str, *options: object, where: str = "") -> None
 
     where: what the message says of where the work stands then.
     """
-    code = subprocess.run([sys.executable, str(ROOT / "retrieval_based" / script), *map(str, options)]).returncode
+    command = [sys.executable, str(ROOT / "retrieval_based" / script), *map(str, options)]
+    code = subprocess.run(command, env={**os.environ, NESTED: "1"}).returncode
     if code:
         raise UserError(f"retrieval_based/{script} ended with code {code}, expected 0: its message is above{where}")
 
