@@ -23,7 +23,7 @@ from textcls.common.errors import run_script
 from textcls.common.log import get_logger, say_next
 from textcls.common.options import make_parser, positive_int
 from textcls.common.outputs import check_output_folder, locked_folder
-from textcls.retrieval.left_out import MARKER, part_folder, split_labels, without_labels, write_left_out
+from textcls.retrieval.left_out import MARKER, drop_labels, part_folder, split_labels, write_left_out
 from textcls.retrieval.pending import DataFiles, no_changes, write_data_files
 from textcls.retrieval.retraining import NAMES, check_train_options, read_data_files, run_retrieval_script
 
@@ -74,7 +74,7 @@ def main():
             folder = part_folder(args.output_dir, number)
             shown = ", ".join(left[:MOST_SHOWN]) + (", ..." if len(left) > MOST_SHOWN else "")
             get_logger().info(f"Part {number} of {len(parts)}: an encoder that knows nothing of {len(left)} labels ({shown})")
-            train_part(args, without_labels(data, left), folder)
+            train_part(args, drop_labels(data, left), folder)
         write_left_out(args.output_dir, parts)
     say_next("retrieval_based/build_index.py", "--params_path", "ENCODER", "--data_dir", args.data_dir, "--left_out_dir",
              args.output_dir, "--precision", "0.95")

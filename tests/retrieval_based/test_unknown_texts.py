@@ -16,7 +16,7 @@ from textcls.retrieval.index import open_index
 from textcls.retrieval.left_out import read_left_out
 from textcls.retrieval.rows import rows_of_texts
 from textcls.retrieval.search import known_features, known_probs, label_probabilities, make_answers, search
-from textcls.retrieval.unknown import LeftOut, UnknownTexts, ask_parts, leave_out_of_index
+from textcls.retrieval.unknown import LeftOut, UnknownTexts, ask_lacking, leave_out_of_index
 from textcls.retrieval.writing import memory_index, new_header, write_index
 from textcls.training.scoring import score_open
 
@@ -86,7 +86,7 @@ def test_left_out_labels_are_unknown_to_rows_centres_and_head():
         asked.append((part.part_index, rows))
         return search(part.part_index, part.vectors[rows], [QUERY_TEXTS[row] for row in rows])
 
-    known, unknown = ask_parts(leave_out_of_index(index, QUERIES), QUERY_IDS, find)
+    known, unknown = ask_lacking(leave_out_of_index(index, QUERIES), QUERY_IDS, find)
     assert sorted(np.concatenate([rows for _, rows in asked])) == sorted(2 * list(range(len(QUERY_IDS))))
     for part_index, rows in asked:
         present = set(part_index.row_labels.tolist()) - {-1}

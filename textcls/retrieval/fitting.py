@@ -16,7 +16,7 @@ from textcls.retrieval.unknown import (
     LeftOut,
     UnknownTexts,
     ask,
-    ask_parts,
+    ask_lacking,
     fit_threshold,
     known_entry,
     leave_out_of_index,
@@ -71,10 +71,11 @@ def fit(index: SearchIndex, vectors: np.ndarray, texts: list[str], label_ids: np
     if unknown.texts:
         own, others = dev, ask(index, find_rows(index, unknown.vectors, unknown.texts, sizes[-1]))
     else:
-        parts = leave_out_of_index(index, vectors)
         if left_out:
-            parts = leave_out_of_training(index, [one._replace(vectors=one.vectors[::step]) for one in left_out])
-        own, others = ask_parts(parts, label_ids, lambda one, rows: find_rows(
+            lacking = leave_out_of_training(index, [one._replace(vectors=one.vectors[::step]) for one in left_out])
+        else:
+            lacking = leave_out_of_index(index, vectors)
+        own, others = ask_lacking(lacking, label_ids, lambda one, rows: find_rows(
             one.part_index, one.vectors[rows], [texts[row] for row in rows], sizes[-1]))
     known, auroc = known_entry(own.features, others.features, unknown.share)
     if unknown.texts or left_out:

@@ -30,7 +30,7 @@ def part_folder(folder: str, number: int) -> str:
     return os.path.join(folder, f"part-{number}")
 
 
-def without_labels(data: DataFiles, left: Iterable[str]) -> DataFiles:
+def drop_labels(data: DataFiles, left: Iterable[str]) -> DataFiles:
     """The data files without some labels and their texts."""
     gone = set(left)
     train, dev = ([row for row in rows if row[1] not in gone] for rows in (data.train, data.dev))

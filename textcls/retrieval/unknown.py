@@ -76,7 +76,7 @@ def ask(index: SearchIndex, found: Found) -> Examples:
     return Examples(np.concatenate(features), np.concatenate(labels), np.concatenate(probs))
 
 
-class Part(NamedTuple):
+class Lacking(NamedTuple):
     """An index that lacks a part of the labels."""
 
     part_index: SearchIndex
@@ -92,20 +92,20 @@ class LeftOut(NamedTuple):
     vectors: np.ndarray  # of the dev texts, float32 [num_texts, dimension]
 
 
-def leave_out_of_index(index: SearchIndex, vectors: np.ndarray) -> list[Part]:
+def leave_out_of_index(index: SearchIndex, vectors: np.ndarray) -> list[Lacking]:
     """Leave each of FOLDS parts of the labels out of an index, whose encoder knows them all. vectors: of the dev texts."""
     num_folds = min(FOLDS, len(index.labels))
     fold_of = np.random.default_rng(0).permutation(len(index.labels)) % num_folds
-    return [Part(without_labels(index, fold_of == fold), fold_of == fold, vectors) for fold in range(num_folds)]
+    return [Lacking(without_labels(index, fold_of == fold), fold_of == fold, vectors) for fold in range(num_folds)]
 
 
-def leave_out_of_training(index: SearchIndex, left_out: Sequence[LeftOut]) -> list[Part]:
+def leave_out_of_training(index: SearchIndex, left_out: Sequence[LeftOut]) -> list[Lacking]:
     """Make indexes with the settings of one, by encoders that have never seen the labels that are left out."""
-    parts = []
+    lacking = []
     for one in left_out:
         other = memory_index({**index.header, "dimension": one.rows.vectors.shape[1]}, one.rows)._replace(head=index.head)
-        parts.append(Part(without_labels(other, one.is_left), one.is_left, one.vectors))
-    return parts
+        lacking.append(Lacking(without_labels(other, one.is_left), one.is_left, one.vectors))
+    return lacking
 
 
 def without_labels(index: SearchIndex, is_left: np.ndarray) -> SearchIndex:
@@ -117,8 +117,8 @@ def without_labels(index: SearchIndex, is_left: np.ndarray) -> SearchIndex:
     return part_index
 
 
-def ask_parts(parts: Sequence[Part], label_ids: np.ndarray, find: Callable[[Part, np.ndarray], Found]
-              ) -> tuple[Examples, Examples]:
+def ask_lacking(lacking: Sequence[Lacking], label_ids: np.ndarray, find: Callable[[Lacking, np.ndarray], Found]
+                ) -> tuple[Examples, Examples]:
     """Ask indexes each of which lacks a part of the labels: (known, unknown) Examples, each dev text once in both, of an index
     that has its label and of one that has not.
 
@@ -126,8 +126,8 @@ def ask_parts(parts: Sequence[Part], label_ids: np.ndarray, find: Callable[[Part
     """
     known: list[Examples] = []
     unknown: list[Examples] = []
-    for number, one in enumerate(parts):
-        its_own = parts[(number + 1) % len(parts)].is_left  # labels that this index has
+    for number, one in enumerate(lacking):
+        its_own = lacking[(number + 1) % len(lacking)].is_left  # labels that this index has
         for examples, is_wanted in ((known, its_own), (unknown, one.is_left)):
             rows = np.flatnonzero(is_wanted[label_ids])
             if len(rows):
