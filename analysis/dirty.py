@@ -22,6 +22,7 @@ import numpy as np
 from textcls.analysis.duplicates import find_conflicts
 from textcls.analysis.features import cached_features
 from textcls.analysis.label_errors import (
+    FOLD_MODELS,
     combine,
     judge_by_vectors,
     out_of_fold,
@@ -53,7 +54,7 @@ def parse_arguments():
     parser.add_argument("--method", choices=["confident", "representer"], default="confident",
                         help="confident: models that have not seen the row judge its label; representer: the checkpoint's last "
                              "layer is fitted again, and a row that it needs much force to fit is suspicious")
-    parser.add_argument("--fold_model", choices=["tfidf", "vectors", "finetune", "both"],
+    parser.add_argument("--fold_model", choices=FOLD_MODELS,
                         help="what judges with --method confident: TF-IDF + logistic regression; the same together with logistic "
                              "regression on the vectors of --model_name_or_path as it is; train.py; TF-IDF and train.py "
                              "together; None: tfidf, with --out_of_fold finetune")

@@ -23,7 +23,7 @@ import shutil
 import numpy as np
 
 from textcls.analysis.experiments import check_options, model_files, run
-from textcls.analysis.label_errors import plant
+from textcls.analysis.label_errors import FOLD_MODELS, plant
 from textcls.common.errors import Problems, UserError, run_script
 from textcls.common.options import make_parser, positive_int, seed_number
 from textcls.common.outputs import check_output_folder, complete_file
@@ -45,7 +45,7 @@ def parse_arguments():
     parser.add_argument("--output_dir", default="build/walkthrough", help="folder of all data and results")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[1, 2, 3])
     parser.add_argument("--noise", type=float, default=0.2, help="share of the labels of train replaced at random")
-    parser.add_argument("--fold_model", choices=["tfidf", "vectors", "finetune", "both"], default="tfidf", help="as of dirty.py")
+    parser.add_argument("--fold_model", choices=FOLD_MODELS, default="tfidf", help="as of dirty.py")
     parser.add_argument("--learning_rate", default="5e-4")
     parser.add_argument("--num_train_epochs", type=positive_int, default=4)
     parser.add_argument("--device", help="as for train.py; None: the GPU if there is one")

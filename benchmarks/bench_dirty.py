@@ -17,6 +17,7 @@ import numpy as np
 
 from textcls.analysis.features import extract_features
 from textcls.analysis.label_errors import (
+    FOLD_MODELS,
     combine,
     judge_by_vectors,
     out_of_fold,
@@ -35,7 +36,7 @@ from textcls.models.checkpoints import load_checkpoint
 from textcls.models.device import select_device
 from textcls.models.loading import read_known_labels
 
-METHODS = ("tfidf", "vectors", "finetune", "both", "representer")
+METHODS = (*FOLD_MODELS, "representer")
 PARTS = {"tfidf": {"tfidf", "vectors", "both"}, "finetune": {"finetune", "both"}}  # the methods that each of these is a part of
 
 
@@ -54,6 +55,8 @@ def parse_arguments():
     args, args.train_options = parser.parse_known_args()
     if args.train_options and not set(args.methods) & {*PARTS["finetune"], "representer"}:
         parser.error(f"unknown option {' '.join(args.train_options)}")
+    if "vectors" in args.methods and not args.model_name_or_path:
+        parser.error("--methods vectors: expected --model_name_or_path, whose vectors they are")
     if args.folds < 2 or not all(0 < noise < 1 for noise in args.noise):
         parser.error("expected --folds of 2 or more and every --noise above 0, below 1")
     return args

@@ -23,6 +23,7 @@ from textcls.models.inference import predict_probs
 from textcls.retrieval.encoder import open_encoder
 from textcls.training.baseline import baseline_probs, fit_logistic
 
+FOLD_MODELS = ("tfidf", "vectors", "finetune", "both")  # of dirty.py
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE_C = 3.0  # less than evaluate.py's 10: the labels are noisy
 BASELINE_MIN_DF = 2  # an n-gram of one row says nothing about others

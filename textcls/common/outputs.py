@@ -123,6 +123,11 @@ def is_gzip(path: str) -> bool:
     return str(path).lower().endswith(GZIP)
 
 
+def plain_ending(path: str) -> str:
+    """Return the ending of a file's name in lower case, before .gz if it ends in that."""
+    return Path(str(path)[:-len(GZIP)] if is_gzip(path) else path).suffix.lower()
+
+
 def is_stream(path: str) -> bool:
     """Return True for a pipe or device, which can be neither replaced nor read twice."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)

@@ -12,13 +12,12 @@ import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import BinaryIO, Callable, NamedTuple, Optional
 
 import openpyxl
 
 from textcls.common.errors import Problems, UserError, check_name
-from textcls.common.outputs import GZIP, is_gzip
+from textcls.common.outputs import GZIP, is_gzip, plain_ending
 from textcls.common.texts import BREAKS
 from textcls.data.encodings import bom_encoding, guess_encoding
 from textcls.data.files import open_input, read_lines, sound_gzip
@@ -122,11 +121,6 @@ def find_ending(path: str, sheet: Optional[str]) -> str:
     if sheet and not is_workbook:
         raise UserError(f"--sheet {sheet}: {path} has no sheets, expected a workbook (.xlsx)")
     return ending
-
-
-def plain_ending(path: str) -> str:
-    """Return the ending of a file's name in lower case, before .gz if it ends in that."""
-    return Path(str(path)[:-len(GZIP)] if is_gzip(path) else path).suffix.lower()
 
 
 def find_utf8(path: str) -> Callable[[], BinaryIO]:

@@ -17,7 +17,7 @@ from textcls.common.errors import Problems, UserError
 from textcls.common.known import HOW_TO_FIT
 from textcls.common.log import Progress, get_logger, progress_bar
 from textcls.common.options import add_column_options, positive_int, probability, probability_or_auto
-from textcls.common.outputs import GZIP, check_output, check_output_folder, complete_file, is_stream
+from textcls.common.outputs import check_output, check_output_folder, complete_file, is_stream, plain_ending
 from textcls.common.probabilities import DECIMALS, UNDECIDED, is_decided, top_labels
 from textcls.data.files import read_texts
 from textcls.data.parquet import Rows, check_columns, check_pyarrow, column_names, find_text_column, is_parquet, new_parquet
@@ -100,7 +100,7 @@ def check_files(args: argparse.Namespace, inputs: list[str]) -> Optional[int]:
     Returns the number of texts; None of standard input, where it is not known. UserError.
     """
     check_columns(args, [input_path(args)])
-    if args.data_file.lower().removesuffix(GZIP).endswith(TABLES):
+    if plain_ending(args.data_file) in TABLES:
         get_logger().warning(f"{input_path(args)}: each of its lines is taken for a text, a header and other columns with it; "
                              "expected a .parquet file where one column is meant.")
     if args.output_file not in (None, "-"):
